@@ -1,0 +1,139 @@
+"""gunicorn's settings: `gunicorn` alone, in this directory, starts the cluster.
+
+Everything here can be overridden on the command line (`gunicorn --help`). What is the service's own is set
+with `FLIP_` variables: see docs/settings.md. Names with an underscore are ours; gunicorn takes every other
+global for a setting.
+"""
+
+import os
+import resource
+import signal
+import sys
+import time
+
+# A reload (HUP) runs this file again in the same process: without this it would go on with the old code.
+for _name in [_name for _name in sys.modules if _name.partition(".")[0] == "server"]:
+    del sys.modules[_name]
+
+from server import logs
+from server.cluster.cpus import usable_cores
+from server.cluster.membership import Membership
+from server.cluster.respawn import Backoff
+from server.cluster.scoreboard import Scoreboard
+from server.cluster.work import WorkSocket
+from server.settings import InvalidSettings, Settings
+
+try:
+    _settings = Settings.from_environ(os.environ)
+except InvalidSettings as _error:
+    sys.exit(f"flipcluster: wrong setting\n{_error}")
+
+# A reload makes these anew too: old workers finish among themselves, whatever changed between versions.
+_scoreboard = Scoreboard()
+_work = WorkSocket()
+_backoff = Backoff()
+_boot_delays_s = []
+_log = logs.get_logger("server.arbiter")
+
+
+def _workers() -> int:
+    given = os.environ.get("WEB_CONCURRENCY", "")
+    if not given:
+        return usable_cores()
+    if not given.isdecimal() or int(given) == 0:
+        sys.exit(f"flipcluster: WEB_CONCURRENCY is {given!r}; give a whole number of workers, 1 or more")
+    return int(given)
+
+
+# --- what runs -----------------------------------------------------------------------------------------
+
+# The worker builds the app itself; gunicorn wants a name all the same, and another worker class uses it.
+wsgi_app = "server.app:get_app()"
+
+worker_class = "server.gateway.Worker"
+
+# One per core that is really ours. Each brings an engine, so more would only make pictures wait on each
+# other; WEB_CONCURRENCY=1 is the single process that the benchmark compares with.
+workers = _workers()
+
+# `bind` is left alone: 127.0.0.1:8000 by default, or -b, or $PORT as gunicorn users expect.
+
+# --- how it behaves ------------------------------------------------------------------------------------
+
+# A worker only moves bytes, so one that gives no sign of life for this long, in seconds, is stuck.
+timeout = 30
+
+# How long a worker may take to finish what it has accepted before it is killed, in seconds.
+graceful_timeout = 30
+
+# Longer than what load balancers in front keep idle connections open for would be better for them;
+# shorter is better for a quick stop. 5 s suits clients that send one picture after the other.
+keepalive = 5
+
+# A client that leaves takes its request with it at once: an engine must not turn a picture for nobody.
+asgi_disconnect_grace_period = 0
+
+# Our app needs its lifespan: the engine starts and ends in it.
+asgi_lifespan = "on"
+
+asgi_loop = "uvloop"
+
+# Everybody who can connect may send a picture; nobody needs a second door (~/.gunicorn/gunicorn.ctl).
+control_socket_disable = True
+
+# Heartbeats go through a file; a disk that stalls must not look like a stuck worker.
+worker_tmp_dir = "/dev/shm"  # noqa: S108 gunicorn unlinks the file as soon as it is open
+
+# One line per request is written by the app; gunicorn's own log has the same form.
+logger_class = logs.gunicorn_logger(_settings.log_format)
+
+
+# --- the life of a worker ------------------------------------------------------------------------------
+
+
+def when_ready(server):
+    """Tell a person at a terminal what to do next."""
+    if sys.stderr.isatty():
+        print(_invitation(server.LISTENERS[0].sock.getsockname()), file=sys.stderr)
+
+
+def pre_fork(_server, worker):
+    """In the arbiter: give the worker to be its place in the cluster."""
+    worker.enlist(Membership(_work, _scoreboard, _scoreboard.claim()), _settings)
+    worker.forked_s = time.monotonic()
+    worker.boot_delay_s = _boot_delays_s.pop() if _boot_delays_s else 0.0
+
+
+def post_fork(_server, worker):
+    """In the worker: let it wait when those before it died young, and hold as many files as it may."""
+    # Each request in flight holds three descriptors: connection, upload, reply.
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if worker.boot_delay_s:
+        _log.warning("worker_respawn_delayed", pid=os.getpid(), delay_s=worker.boot_delay_s)
+        _sleep_or_exit(worker.boot_delay_s)
+
+
+def child_exit(server, worker):
+    """In the arbiter: a worker has ended, and when that leaves too few, it was not meant to."""
+    worker.membership.scoreboard.release(worker.membership.row)
+    if len(server.WORKERS) < server.num_workers:
+        _boot_delays_s.append(_backoff.delay_s(time.monotonic() - worker.forked_s))
+
+
+def _sleep_or_exit(delay_s):
+    # The handlers inherited from the arbiter only take note of a signal; here it must end the wait.
+    stop_signals = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
+    if signal.sigtimedwait(stop_signals, delay_s) is not None:
+        sys.exit(0)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals)
+
+
+def _invitation(address):
+    if not isinstance(address, tuple):  # a Unix socket
+        return f"Try: curl --unix-socket {address} --data-binary @images/landscape.jpg http://localhost/flip -o flipped.jpg"
+    host, port = address[:2]
+    host = {"0.0.0.0": "localhost", "127.0.0.1": "localhost", "::": "localhost"}.get(host, host)
+    host = f"[{host}]" if ":" in host else host
+    return f"Try: curl --data-binary @images/landscape.jpg http://{host}:{port}/flip -o flipped.jpg"

@@ -1,0 +1,75 @@
+"""The composition root: the only place where objects meet."""
+
+import os
+from collections.abc import Mapping
+
+import falcon.asgi
+
+from server import logs
+from server.cluster.dispatch import Dispatcher
+from server.cluster.membership import Membership
+from server.cluster.supervisor import Supervisor
+from server.imaging.operations import Operation
+from server.imaging.pipeline import Limits
+from server.settings import Settings
+from server.web import probes
+from server.web.lifespan import Lifespan
+from server.web.middleware import App, Envelope
+from server.web.problems import add_error_handlers
+from server.web.transforms import Transform
+from server.web.uploads import Uploads
+
+#: Which path does what; a rotation's angle is a parameter.
+OPERATIONS: Mapping[str, Operation | None] = {
+    "/flip": Operation.FLIP,
+    "/flop": Operation.FLOP,
+    "/rotate": None,
+    "/transpose": Operation.TRANSPOSE,
+    "/transverse": Operation.TRANSVERSE,
+    "/orient": Operation.ORIENT,
+}
+
+
+def create_app(settings: Settings, membership: Membership, environ: Mapping[str, str]) -> App:
+    """Put the service of one worker together.
+
+    Args:
+        settings: all limits.
+        membership: what the worker shares with the cluster.
+        environ: the environment its engine is started with.
+    """
+    limits = Limits(
+        max_pixels=settings.max_pixels,
+        max_frames=settings.max_frames,
+        max_total_pixels=settings.max_total_pixels,
+    )
+    row = membership.row
+    supervisor = Supervisor(membership.work, row, nice=settings.engine_nice, environ=environ)
+    dispatcher = Dispatcher(membership.work, row, limits)
+    uploads = Uploads(
+        max_body_bytes=settings.max_body_bytes,
+        timeout_s=settings.upload_timeout_s,
+        sample=settings.sample_picture,
+    )
+    app = falcon.asgi.App(middleware=[Lifespan(supervisor, row)])
+    add_error_handlers(app)
+    for path, operation in OPERATIONS.items():
+        app.add_route(path, Transform(operation, uploads, dispatcher))
+    app.add_route("/", probes.Front())
+    app.add_route("/healthz", probes.Healthz())
+    app.add_route("/readyz", probes.Readyz(membership.scoreboard))
+    app.add_route("/status", probes.Status(membership.scoreboard))
+    app.add_route("/metrics", probes.Metrics(membership.scoreboard))
+    app.add_route("/openapi.json", probes.OpenApi())
+    return Envelope(app, row)
+
+
+def get_app() -> App:
+    """Build the app from the environment, for a server other than our gunicorn: `uvicorn --factory`.
+
+    Raises:
+        InvalidSettings: a `FLIP_` variable is wrong.
+    """
+    settings = Settings.from_environ(os.environ)
+    logs.configure(settings.log_format)
+    return create_app(settings, Membership.alone(), os.environ)

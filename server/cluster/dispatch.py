@@ -1,0 +1,140 @@
+"""Dispatch: hand a picture to whichever engine is free and wait for what comes back."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import FileIO
+
+from server.cluster.scoreboard import Cell, Row
+from server.cluster.work import (
+    Done,
+    Job,
+    Refused,
+    WorkSocket,
+    decode_outcome,
+    now_us,
+    receive,
+    send,
+)
+from server.errors import EngineKiller
+from server.imaging.pipeline import Limits, Recipe
+from server.logs import get_logger
+
+log = get_logger(__name__)
+
+#: An engine that dies costs a request nothing: it is tried once more, on another engine.
+ATTEMPTS = 2
+
+
+class EngineBug(Exception):
+    """An engine answered with a traceback instead of a picture: our fault, not the caller's."""
+
+
+class Dispatcher:
+    """Sends jobs to the engines of the whole cluster on behalf of one worker.
+
+    Args:
+        work: the cluster's work socket.
+        row: the worker's row of the scoreboard.
+        limits: what the engines are told to refuse.
+    """
+
+    def __init__(self, work: WorkSocket, row: Row, limits: Limits) -> None:
+        self._work = work
+        self._row = row
+        self._limits = limits
+        self._queueing = asyncio.Lock()  # an event loop waits for a descriptor once, not once per request
+
+    async def transform(self, upload: FileIO, recipe: Recipe) -> tuple[Done, FileIO]:
+        """Have the upload transformed by an engine.
+
+        Cancelling this skips the job if no engine has started it.
+
+        Returns:
+            What was done, and an open file with the new picture.
+
+        Raises:
+            ImageError: the picture was refused, or ended every engine that tried it.
+            EngineBug: our fault.
+        """
+        for attempt in range(1, ATTEMPTS + 1):
+            with self._counted_in_flight():
+                answer = await self._ask(upload, recipe)
+            if answer is not None:
+                return self._judge(*answer)
+            log.warning("engine_lost_job", attempt=attempt, body_bytes=os.fstat(upload.fileno()).st_size)
+        raise EngineKiller(
+            "The image made our decoder crash twice. Convert it to another format and send that."
+        )
+
+    @contextmanager
+    def _counted_in_flight(self) -> Iterator[None]:
+        self._row[Cell.IN_FLIGHT] += 1
+        try:
+            yield
+        finally:
+            self._row[Cell.IN_FLIGHT] -= 1
+
+    async def _ask(self, upload: FileIO, recipe: Recipe) -> tuple[Done | Refused, FileIO | None] | None:
+        """Send the job and wait; nothing comes back from an engine that died."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours:  # closed early, when the client leaves, it tells the engine to skip the job
+            ours.setblocking(False)
+            with theirs:  # once sent, only the engine holds this end
+                await self._hand_over(Job(recipe, self._limits, now_us()), upload.fileno(), theirs.fileno())
+            await _wait_readable(ours)
+            try:
+                message, files = receive(ours, 1)
+            except ConnectionResetError:  # it died with our job unread
+                return None
+        if not message:
+            return None
+        return decode_outcome(message), FileIO(files[0]) if files else None
+
+    async def _hand_over(self, job: Job, upload: int, reply: int) -> None:
+        message = job.encode()
+        async with self._queueing:
+            while True:
+                try:
+                    send(self._work.worker_end, message, [upload, reply])
+                except BlockingIOError:  # the queue in the kernel is full
+                    await _wait_writable(self._work.worker_end)
+                else:
+                    return
+
+    def _judge(self, outcome: Done | Refused, file: FileIO | None) -> tuple[Done, FileIO]:
+        if isinstance(outcome, Refused):
+            if outcome.error is not None:
+                raise outcome.error
+            raise EngineBug(outcome.traceback)
+        if file is None:
+            raise EngineBug("an engine reported a picture and sent none")
+        self._row.count_job(outcome.spent.service_us)
+        return outcome, file
+
+
+async def _wait_readable(descriptor: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_reader(descriptor, _resolve, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(descriptor)
+
+
+async def _wait_writable(descriptor: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_writer(descriptor, _resolve, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_writer(descriptor)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,26 @@
+"""What a worker shares with the rest of its cluster."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from server.cluster.scoreboard import Row, Scoreboard
+from server.cluster.work import WorkSocket
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """A worker's part in the cluster.
+
+    Attributes:
+        row: the worker's own row of the scoreboard.
+    """
+
+    work: WorkSocket
+    scoreboard: Scoreboard
+    row: Row
+
+    @classmethod
+    def alone(cls) -> Self:
+        """Make everything anew: for a process that no arbiter forked."""
+        scoreboard = Scoreboard()
+        return cls(WorkSocket(), scoreboard, scoreboard.claim())

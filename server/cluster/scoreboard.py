@@ -1,0 +1,162 @@
+"""Shared memory that says what every worker is doing, readable from any process.
+
+The arbiter makes it before it forks. One row per worker, each written by its owner alone; a cell is
+an aligned 64-bit integer, so a reader sees an old value or a new one and never half of each.
+"""
+
+import mmap
+from collections.abc import Iterator
+from enum import IntEnum, auto
+
+from server.metrics import Snapshot
+
+#: Rows for workers. A reload needs twice the workers for a moment, TTIN adds to them.
+ROWS = 512
+
+#: Upper bounds of the response time histogram, in seconds.
+DURATION_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+#: Statuses counted one by one; any other answer counts under its class (1 to 5).
+STATUSES = (200, 400, 404, 405, 408, 413, 415, 422, 499, 500, 503, 1, 2, 3, 4, 5)
+
+
+class State(IntEnum):
+    """What a worker is doing with its life."""
+
+    FREE = 0
+    STARTING = 1
+    ONLINE = 2
+    STOPPING = 3
+
+
+class Cell(IntEnum):
+    """The columns of a row; those from `REQUESTS` on only ever grow."""
+
+    STATE = 0
+    PID = auto()
+    ENGINE_PID = auto()  # 0 while there is none
+    IN_FLIGHT = auto()  # jobs handed to the work socket and not answered yet
+    SERVICE_US = auto()  # moving average of what one job takes an engine, in microseconds
+    REQUESTS = auto()
+    BYTES_IN = auto()
+    BYTES_OUT = auto()
+    DURATION_US = auto()  # summed response time, in microseconds
+    JOBS = auto()
+    JOB_US = auto()  # summed engine time, in microseconds
+    ENGINE_STARTS = auto()
+    ENGINE_DEATHS = auto()
+    FIRST_STATUS = auto()
+    FIRST_DURATION = FIRST_STATUS + len(STATUSES)
+    END = FIRST_DURATION + len(DURATION_BOUNDS_S) + 1  # the last bucket has no bound
+
+
+_STATUS_CELL = {status: Cell.FIRST_STATUS + i for i, status in enumerate(STATUSES)}
+_FIRST_HTTP_STATUS = 100
+_WIDTH = int(Cell.END)
+
+
+class Row:
+    """One worker's cells; `row[Cell.IN_FLIGHT] += 1`."""
+
+    __slots__ = ("_cells", "index")
+
+    def __init__(self, index: int, cells: memoryview) -> None:
+        self.index = index
+        self._cells = cells
+
+    def __getitem__(self, cell: int) -> int:
+        value: int = self._cells[cell]
+        return value
+
+    def __setitem__(self, cell: int, value: int) -> None:
+        self._cells[cell] = value
+
+    def count_request(self, status: int, duration_s: float, bytes_in: int, bytes_out: int) -> None:
+        """Count one answered request."""
+        self[Cell.REQUESTS] += 1
+        self[Cell.BYTES_IN] += bytes_in
+        self[Cell.BYTES_OUT] += bytes_out
+        self[Cell.DURATION_US] += int(duration_s * 1e6)
+        self[_STATUS_CELL.get(status) or _STATUS_CELL[status // 100]] += 1
+        bucket = next(
+            (i for i, bound in enumerate(DURATION_BOUNDS_S) if duration_s <= bound), len(DURATION_BOUNDS_S)
+        )
+        self[Cell.FIRST_DURATION + bucket] += 1
+
+    def count_job(self, service_us: int) -> None:
+        """Count one job an engine finished, and move the average service time by an eighth."""
+        self[Cell.JOBS] += 1
+        self[Cell.JOB_US] += service_us
+        average = self[Cell.SERVICE_US]
+        self[Cell.SERVICE_US] = average + (service_us - average) // 8 if average else service_us
+
+
+class Scoreboard:
+    """All rows; the first one keeps the sums of workers that are gone, so that counters never fall.
+
+    Args:
+        rows: how many workers there can be at once.
+    """
+
+    def __init__(self, rows: int = ROWS) -> None:
+        # Anonymous and shared: every process forked from here sees it, and it is gone with the last.
+        self._memory = memoryview(mmap.mmap(-1, (rows + 1) * _WIDTH * 8)).cast("q")
+        self.past = self._row(0)
+        self._free = list(range(rows, 0, -1))
+
+    def _row(self, index: int) -> Row:
+        return Row(index, self._memory[index * _WIDTH : (index + 1) * _WIDTH])
+
+    def claim(self) -> Row:
+        """Take a free row for a worker about to be forked.
+
+        Raises:
+            RuntimeError: more workers than rows.
+        """
+        if not self._free:
+            raise RuntimeError("the scoreboard has no row left for another worker")
+        row = self._row(self._free.pop())
+        row[Cell.STATE] = State.STARTING
+        return row
+
+    def release(self, row: Row) -> None:
+        """Give back the row of a worker that has died, and keep what it counted."""
+        for cell in range(Cell.REQUESTS, Cell.END):
+            self.past[cell] += row[cell]
+        for cell in range(Cell.END):
+            row[cell] = 0
+        self._free.append(row.index)
+
+    def workers(self) -> Iterator[Row]:
+        """Rows in use, as seen in this moment from any process."""
+        for index in range(1, len(self._memory) // _WIDTH):
+            row = self._row(index)
+            if row[Cell.STATE] != State.FREE:
+                yield row
+
+    def snapshot(self) -> Snapshot:
+        """Add up all rows, those of the past too."""
+        workers = list(self.workers())
+        rows = [self.past, *workers]
+
+        def total(cell: int) -> int:
+            return sum(row[cell] for row in rows)
+
+        return Snapshot(
+            workers=sum(row[Cell.STATE] == State.ONLINE for row in workers),
+            engines=sum(row[Cell.ENGINE_PID] != 0 for row in workers),
+            in_flight=total(Cell.IN_FLIGHT),
+            requests={
+                str(status) if status >= _FIRST_HTTP_STATUS else f"{status}xx": total(cell)
+                for status, cell in _STATUS_CELL.items()
+            },
+            duration_bounds_s=DURATION_BOUNDS_S,
+            durations=[total(cell) for cell in range(Cell.FIRST_DURATION, Cell.END)],
+            duration_s=total(Cell.DURATION_US) / 1e6,
+            bytes_in=total(Cell.BYTES_IN),
+            bytes_out=total(Cell.BYTES_OUT),
+            jobs=total(Cell.JOBS),
+            engine_s=total(Cell.JOB_US) / 1e6,
+            engine_starts=total(Cell.ENGINE_STARTS),
+            engine_deaths=total(Cell.ENGINE_DEATHS),
+        )

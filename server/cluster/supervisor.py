@@ -1,0 +1,115 @@
+"""The supervisor: keeps one engine alive for its worker."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from server.cluster.respawn import Backoff
+from server.cluster.scoreboard import Cell, Row
+from server.cluster.work import WorkSocket, now_us
+from server.logs import get_logger
+
+log = get_logger(__name__)
+
+#: glibc gives large blocks back to the kernel on every free and fetches them anew, zeroed, page by page,
+#: for the next picture. Keeping them saves two fifths of a 20-megapixel flip (mallopt(3); ADR 0002).
+MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
+
+#: The directory that holds the `server` package, so that an engine finds it wherever gunicorn was started.
+_IMPORT_ROOT = str(Path(__file__).parents[2])
+
+
+def describe_exit(returncode: int) -> dict[str, int | str]:
+    """Say how a process ended, from what `subprocess` calls its return code."""
+    if returncode >= 0:
+        return {"exit_code": returncode}
+    try:
+        return {"signal": signal.Signals(-returncode).name}
+    except ValueError:  # a real-time signal has no name
+        return {"signal": f"SIG{-returncode}"}
+
+
+class Supervisor:
+    """Starts an engine, watches it, and starts the next one when it dies.
+
+    Args:
+        work: the work socket whose engines' end is passed on.
+        row: the worker's row of the scoreboard.
+        nice: how much the engine yields to workers, 0 to 19 (nice(2)).
+        environ: the environment of the engine, before the malloc settings.
+    """
+
+    def __init__(self, work: WorkSocket, row: Row, *, nice: int, environ: Mapping[str, str]) -> None:
+        self._work = work
+        self._row = row
+        self._nice = nice
+        self._environ = {**environ, **MALLOC_SETTINGS}
+        self._first_attempt = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start supervising; returns when the first engine is ready, or has failed to start.
+
+        A failure is not raised: a worker without an engine still serves through the others', and its
+        engine is tried again and again.
+        """
+        self._task = asyncio.create_task(self._supervise())
+        await self._first_attempt.wait()
+
+    async def stop(self) -> None:
+        """End the engine after the job it is working on."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _supervise(self) -> None:
+        backoff = Backoff()
+        clock = asyncio.get_running_loop().time
+        while True:
+            started_s = clock()
+            try:
+                event, facts = "engine_died", await self._run_engine()
+            except OSError as error:  # no process or descriptor to be had at the moment
+                event, facts = "engine_spawn_failed", {"error": str(error)}
+            self._row[Cell.ENGINE_DEATHS] += 1
+            lived_s = clock() - started_s
+            delay_s = backoff.delay_s(lived_s)
+            log.error(event, **facts, lived_s=round(lived_s, 3), respawn_in_s=delay_s)
+            self._first_attempt.set()
+            await asyncio.sleep(delay_s)
+
+    async def _run_engine(self) -> dict[str, int | str]:
+        """Run one engine to its end and say how it ended; cancelling this ends it after its job."""
+        started_us = now_us()
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                process = await self._spawn(theirs)
+            self._row[Cell.ENGINE_STARTS] += 1
+            ours.setblocking(False)
+            try:
+                if await asyncio.get_running_loop().sock_recv(ours, 1):
+                    self._row[Cell.ENGINE_PID] = process.pid
+                    log.info("engine_online", pid=process.pid, boot_ms=(now_us() - started_us) // 1000)
+                    self._first_attempt.set()
+                returncode = await process.wait()
+            finally:
+                self._row[Cell.ENGINE_PID] = 0
+                ours.close()  # the engine's sign to go, when it is not gone already
+                await process.wait()
+        return {"pid": process.pid, **describe_exit(returncode)}
+
+    async def _spawn(self, control: socket.socket) -> asyncio.subprocess.Process:
+        work = self._work.engine_end
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "server.cluster.engine", str(work.fileno()), str(control.fileno()), str(self._nice)),
+            cwd=_IMPORT_ROOT,
+            env=self._environ,
+            stdin=asyncio.subprocess.DEVNULL,
+            pass_fds=(work.fileno(), control.fileno()),
+        )

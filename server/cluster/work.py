@@ -1,0 +1,170 @@
+"""The work socket: one socket pair that every worker sends jobs to and every engine takes them from.
+
+A job is one `SOCK_SEQPACKET` message with two descriptors riding along (`SCM_RIGHTS`): the upload and
+one end of a fresh reply socket. No byte of an image passes through a socket. The engine holds the only
+other end of the reply socket, so when it dies the worker reads end of file: that is the crash signal.
+
+Source: unix(7), memfd_create(2).
+"""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from io import FileIO
+from typing import Any, Self
+
+from server import errors
+from server.imaging.codec import Format
+from server.imaging.operations import Operation
+from server.imaging.pipeline import Limits, Recipe, Result
+
+#: A message is a few hundred bytes; one with a traceback may be longer.
+MESSAGE_BYTES = 65536
+
+_PICTURE_ERRORS = {cls.__name__: cls for cls in (errors.UnsupportedImage, errors.DamagedImage,
+                                                  errors.TooManyPixels, errors.TooManyFrames)}  # fmt: skip
+
+
+def memory_file(name: str) -> FileIO:
+    """Open an empty file that exists in memory only and ends with its last descriptor.
+
+    Unbuffered, so that Pillow's encoders write to the descriptor themselves.
+
+    Args:
+        name: shown in `/proc/PID/fd` as `/memfd:NAME (deleted)`.
+    """
+    return FileIO(os.memfd_create(name), "r+b")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What an engine is asked to do with the upload that rides along.
+
+    Attributes:
+        sent_us: when it was handed to the work socket, microseconds of the monotonic clock, which all
+            processes of a machine share.
+    """
+
+    recipe: Recipe
+    limits: Limits
+    sent_us: int
+
+    def encode(self) -> bytes:
+        """Write the job as a message."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, message: bytes) -> Self:
+        """Read a message back."""
+        fields = json.loads(message)
+        recipe = fields["recipe"]
+        return cls(
+            recipe=Recipe(
+                operation=Operation(recipe["operation"]),
+                format=Format(recipe["format"]) if recipe["format"] else None,
+                quality=recipe["quality"],
+                strip=recipe["strip"],
+            ),
+            limits=Limits(**fields["limits"]),
+            sent_us=fields["sent_us"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Where a job's time went, in microseconds: waiting for an engine, then by stage."""
+
+    queue: int
+    decode: int
+    transform: int
+    encode: int
+
+    @property
+    def service_us(self) -> int:
+        """What the engine spent on it."""
+        return self.decode + self.transform + self.encode
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A picture came out; its bytes are in the file that rides along."""
+
+    result: Result
+    spent: Spent
+    engine_pid: int
+
+    def encode(self) -> bytes:
+        """Write the outcome as a message."""
+        return json.dumps({"done": asdict(self)}).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The picture was refused (`error` is set) or the engine has a bug (`traceback` is set)."""
+
+    engine_pid: int
+    error: errors.ImageError | None = None
+    traceback: str | None = None
+
+    def encode(self) -> bytes:
+        """Write the outcome as a message."""
+        fields: dict[str, Any] = {"engine_pid": self.engine_pid, "traceback": self.traceback}
+        if self.error is not None:
+            fields |= {"error": type(self.error).__name__, "detail": self.error.detail}
+        return json.dumps({"refused": fields}).encode()[:MESSAGE_BYTES]
+
+
+def decode_outcome(message: bytes) -> Done | Refused:
+    """Read what an engine answered.
+
+    JSON and a closed list of error names: an engine that a hostile picture has taken over can lie about
+    a picture, and do nothing more to its worker.
+    """
+    fields = json.loads(message)
+    if done := fields.get("done"):
+        result = done["result"] | {"format": Format(done["result"]["format"])}
+        return Done(Result(**result), Spent(**done["spent"]), int(done["engine_pid"]))
+    refused = fields["refused"]
+    error = _PICTURE_ERRORS.get(refused.get("error"))
+    return Refused(
+        engine_pid=int(refused["engine_pid"]),
+        error=error(refused["detail"]) if error else None,
+        traceback=refused["traceback"],
+    )
+
+
+class WorkSocket:
+    """Both ends of the pair. Made in the arbiter; workers inherit it and pass `engine_end` on."""
+
+    def __init__(self) -> None:
+        self.worker_end, self.engine_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # Several processes wait on either end; one that loses the race must not be stuck in the call.
+        self.worker_end.setblocking(False)
+        self.engine_end.setblocking(False)
+
+
+def now_us() -> int:
+    """Microseconds of the monotonic clock (clock_gettime(2): the same for every process)."""
+    return time.monotonic_ns() // 1000
+
+
+def send(to: socket.socket, message: bytes, files: Sequence[int]) -> None:
+    """Send one message with its descriptors.
+
+    Raises:
+        BlockingIOError: the receiver's queue is full.
+    """
+    socket.send_fds(to, [message], files)
+
+
+def receive(from_: socket.socket, max_files: int) -> tuple[bytes, list[int]]:
+    """Take one message with its descriptors; an empty one is end of file.
+
+    Raises:
+        BlockingIOError: nothing is there.
+    """
+    message, files, _, _ = socket.recv_fds(from_, MESSAGE_BYTES, max_files, socket.MSG_CMSG_CLOEXEC)
+    return message, files

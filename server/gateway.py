@@ -1,0 +1,86 @@
+"""The gateway: gunicorn's ASGI worker, given our app and our manners."""
+
+import os
+from http import HTTPStatus
+from typing import Any
+
+from gunicorn.asgi.protocol import ASGIProtocol
+from gunicorn.workers import gasgi
+
+from server.app import create_app
+from server.cluster.membership import Membership
+from server.settings import Settings
+from server.web.middleware import Exchange, common_headers, log_exchange
+from server.web.problems import MEDIA_TYPE, problem
+
+#: How long a connection that we close is still read from, in seconds, while the client takes our answer.
+LINGER_S = 2.0
+
+
+class Protocol(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
+    """One connection: problems instead of plain text, and answers that arrive."""
+
+    _is_lingering = False
+
+    def _send_error_response(
+        self, status: int, message: str, extra_headers: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        """Answer a request that could not even be parsed, or that the app left unanswered."""
+        reason = HTTPStatus(status)
+        exchange = Exchange(status=status)
+        is_ours = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        detail = "This is our fault and has been logged." if is_ours else f"{message}. Send valid HTTP/1.1."
+        slug = reason.phrase.lower().replace(" ", "-")
+        body = problem(reason, slug, reason.phrase, detail, exchange.request_id)
+        head = [
+            (b"content-type", MEDIA_TYPE.encode()),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+            *((name.encode(), value.encode()) for name, value in extra_headers),
+            *common_headers(exchange),
+        ]
+        lines = [b"HTTP/1.1 %d %s" % (status, reason.phrase.encode()), *(b"%s: %s" % field for field in head)]
+        self._safe_write(b"\r\n".join([*lines, b"", body]))
+        exchange.bytes_out = len(body)
+        log_exchange(exchange, method="-", path="-")
+
+    def _close_transport(self) -> None:
+        """Close after an answer, in a way that lets the client read it.
+
+        Closing with unread bytes of a refused upload in the buffer makes the kernel reset the connection,
+        and a reset overtakes the answer. So we end our side only, and read on for a moment
+        (RFC 9112, section 9.6).
+        """
+        receiver = self._body_receiver
+        if self._closed or receiver is None or receiver._complete or not self.transport.can_write_eof():  # noqa: SLF001
+            super()._close_transport()
+            return
+        self._closed = self._is_lingering = True
+        self.transport.write_eof()
+        self._resume_reading()
+        self.worker.loop.call_later(LINGER_S, self.transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes from the client; once the answer is out they are of no use."""
+        if not self._is_lingering:
+            super().data_received(data)
+
+
+# The worker looks the class up by this name and has no setting for it.
+gasgi.ASGIProtocol = Protocol
+
+
+class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
+    """A gunicorn worker that is a member of a cluster."""
+
+    membership: Membership
+    settings: Settings
+
+    def enlist(self, membership: Membership, settings: Settings) -> None:
+        """Give the worker what it will need; called in the arbiter before it forks."""
+        self.membership = membership
+        self.settings = settings
+
+    def load_wsgi(self) -> None:
+        """Build the app of this worker, instead of importing one that knows nothing of the cluster."""
+        self.asgi: Any = create_app(self.settings, self.membership, os.environ)

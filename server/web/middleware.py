@@ -1,0 +1,131 @@
+"""What every answer has in common: its id, its headers, its line in the log, its place in the counts."""
+
+import asyncio
+import os
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from server.cluster.scoreboard import Row
+from server.errors import UploadTooSlow
+from server.logs import get_logger
+
+log = get_logger("server.request")
+
+#: Ids from callers are taken over when they are short and cannot break a header or a log line.
+_VALID_ID = re.compile(rb"[A-Za-z0-9._~+/=-]{1,128}")
+
+#: nginx's number for a client that left before its answer; it is logged and never sent.
+CLIENT_GONE = 499
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request and its answer, as far as they have come."""
+
+    request_id: str = field(default_factory=lambda: secrets.token_hex(16))
+    started_s: float = field(default_factory=time.perf_counter)
+    status: int = CLIENT_GONE
+    is_received: bool = False
+    bytes_in: int = 0
+    bytes_out: int = 0
+    engine_pid: int | None = None
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the headers were read."""
+        return time.perf_counter() - self.started_s
+
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Envelope:
+    """The outermost ASGI layer.
+
+    It is below the framework, so that the framework's own answers pass through it as well, and it sees
+    the last byte of a body leave, which no hook of the framework does.
+
+    Args:
+        app: what is wrapped.
+        row: where requests are counted.
+    """
+
+    def __init__(self, app: App, row: Row) -> None:
+        self._app = app
+        self._row = row
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = scope["exchange"] = Exchange()
+        if given_id := _given_id(scope["headers"]):
+            exchange.request_id = given_id
+
+        async def counted_receive() -> Message:
+            message = await receive()
+            if message["type"] == "http.disconnect" and not exchange.is_received:
+                # The framework takes this for the end of the body: half a body would pass for a whole one.
+                raise UploadTooSlow("The body stopped before its end. Send it again, whole.")
+            exchange.bytes_in += len(message.get("body", b""))
+            exchange.is_received = not message.get("more_body", False)
+            return message
+
+        async def marked_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                message["headers"] = [*message["headers"], *common_headers(exchange)]
+            await send(message)
+            exchange.bytes_out += len(message.get("body", b""))
+
+        try:
+            await self._app(scope, counted_receive, marked_send)
+        except asyncio.CancelledError:  # the server cancels a request whose client has left
+            exchange.status = CLIENT_GONE
+            raise
+        finally:
+            self._row.count_request(
+                exchange.status, exchange.elapsed_s, exchange.bytes_in, exchange.bytes_out
+            )
+            log_exchange(exchange, scope["method"], scope["path"])
+
+
+def common_headers(exchange: Exchange) -> list[tuple[bytes, bytes]]:
+    """Return the headers that every answer carries."""
+    return [
+        (b"x-request-id", exchange.request_id.encode()),
+        (b"x-response-time", b"%.1fms" % (exchange.elapsed_s * 1e3)),
+        (b"x-worker-pid", b"%d" % os.getpid()),
+        (b"x-content-type-options", b"nosniff"),
+    ]
+
+
+def log_exchange(exchange: Exchange, method: str, path: str) -> None:
+    """Write the one line that a request leaves in the log."""
+    log.info(
+        "request",
+        method=method,
+        path=path,
+        status=exchange.status,
+        bytes_in=exchange.bytes_in,
+        bytes_out=exchange.bytes_out,
+        ms=round(exchange.elapsed_s * 1e3, 1),
+        worker=os.getpid(),
+        engine=exchange.engine_pid,
+        request_id=exchange.request_id,
+    )
+
+
+def _given_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    for name, value in headers:
+        if name == b"x-request-id" and _VALID_ID.fullmatch(value):
+            return value.decode()
+    return None

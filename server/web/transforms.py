@@ -1,0 +1,124 @@
+"""The routes that transform a picture: an image comes in, the image turned comes out."""
+
+import os
+from collections.abc import AsyncIterator, Iterable, Mapping, MutableMapping
+from dataclasses import asdict
+from io import FileIO
+from typing import TypeVar
+
+from falcon.uri import parse_query_string
+from falcon.asgi import Request, Response
+
+from server.cluster.dispatch import Dispatcher
+from server.cluster.work import Done, Spent
+from server.errors import BadParameter
+from server.imaging.codec import OUTPUT_FORMATS, Format
+from server.imaging.operations import Operation
+from server.imaging.pipeline import Recipe
+from server.web.uploads import Uploads
+
+T = TypeVar("T")
+
+_ROTATIONS = {
+    "90": Operation.ROTATE_90,
+    "180": Operation.ROTATE_180,
+    "270": Operation.ROTATE_270,
+}
+_BOOLEANS = {"true": True, "false": False}
+_FORMATS = {output.value: output for output in OUTPUT_FORMATS}
+_QUALITIES = {str(quality): quality for quality in range(1, 101)}
+
+#: Callers' words are quoted back up to this many characters.
+_LONGEST_QUOTE = 40
+
+#: How much of a picture is read for one write to the client, in bytes.
+_PIECE_BYTES = 1 << 18
+
+
+class Transform:
+    """`POST` of a picture to one operation.
+
+    Args:
+        operation: what is done; None when the caller chooses with `angle`.
+        uploads: takes the picture out of the request.
+        dispatcher: hands it to an engine.
+    """
+
+    def __init__(self, operation: Operation | None, uploads: Uploads, dispatcher: Dispatcher) -> None:
+        self._operation = operation
+        self._uploads = uploads
+        self._dispatcher = dispatcher
+
+    async def on_post(self, req: Request, resp: Response) -> None:
+        """Answer with the picture, transformed."""
+        recipe = _read_recipe(req, self._operation)
+        with await self._uploads.receive(req) as upload:
+            done, picture = await self._dispatcher.transform(upload, recipe)
+        _answer(req, resp, done, picture)
+
+
+def _read_recipe(req: Request, operation: Operation | None) -> Recipe:
+    given = parse_query_string(req.query_string, keep_blank=True, csv=False)
+    if operation is None:
+        operation = _take(given, "angle", _ROTATIONS, "90, 180 or 270, clockwise")
+        if operation is None:
+            raise BadParameter("The parameter `angle` is missing. Give 90, 180 or 270, clockwise.")
+    recipe = Recipe(
+        operation=operation,
+        format=_take(given, "format", _FORMATS, f"one of {', '.join(_FORMATS)}"),
+        quality=_take(given, "quality", _QUALITIES, "a whole number from 1 to 100"),
+        strip=_take(given, "strip", _BOOLEANS, "true or false") or False,
+    )
+    if given:
+        raise BadParameter(
+            f"There is no parameter {_names(given)} here. Leave it out; /openapi.json lists what there is."
+        )
+    return recipe
+
+
+def _take(
+    given: MutableMapping[str, str | list[str]], name: str, choices: Mapping[str, T], expected: str
+) -> T | None:
+    """Take one parameter out of those given and look its value up; None when it is not there.
+
+    Raises:
+        BadParameter: its value is none of the choices, or it is there twice.
+    """
+    value = given.pop(name, None)
+    if value is None:
+        return None
+    if isinstance(value, list):
+        raise BadParameter(f"The parameter `{name}` is there more than once. Give it once.")
+    if value not in choices:
+        raise BadParameter(f"The parameter `{name}` is {_quoted(value)}. Give {expected}.")
+    return choices[value]
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(_quoted(name) for name in names)
+
+
+def _quoted(text: str) -> str:
+    return f"`{text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + '...'}`"
+
+
+def _answer(req: Request, resp: Response, done: Done, picture: FileIO) -> None:
+    size = os.fstat(picture.fileno()).st_size
+    resp.content_type = done.result.media_type
+    resp.content_length = size
+    resp.set_header("X-Engine-PID", str(done.engine_pid))
+    resp.set_header("X-Image-Path", done.result.path)
+    resp.set_header("Server-Timing", _server_timing(done.spent))
+    resp.stream = _pieces(picture, size)
+    req.scope["exchange"].engine_pid = done.engine_pid
+
+
+def _server_timing(spent: Spent) -> str:
+    """Write where the time went, in milliseconds (W3C Server Timing, section 3)."""
+    return ", ".join(f"{name};dur={microseconds / 1e3:.1f}" for name, microseconds in asdict(spent).items())
+
+
+async def _pieces(picture: FileIO, size: int) -> AsyncIterator[bytes]:
+    with picture:
+        for offset in range(0, size, _PIECE_BYTES):
+            yield os.pread(picture.fileno(), _PIECE_BYTES, offset)

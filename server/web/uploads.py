@@ -1,0 +1,94 @@
+"""Uploads: stream a request's body into a file in memory, within the limits."""
+
+import asyncio
+from collections.abc import AsyncIterable
+from io import FileIO
+from pathlib import Path
+
+import falcon
+from falcon.asgi import Request
+from falcon.asgi.multipart import BodyPart, MultipartForm
+
+from server.cluster.work import memory_file
+from server.errors import MalformedMultipart, UploadTooLarge, UploadTooSlow
+
+_ONE_FILE = "Send one file part named `image`, as `curl -F image=@photo.jpg` does, or the image as the body."
+
+
+class Uploads:
+    """Takes the picture out of a request.
+
+    Args:
+        max_body_bytes: the largest body, in bytes.
+        timeout_s: the longest time that a body may take, in seconds.
+        sample: the picture that stands in for an empty body.
+    """
+
+    def __init__(self, *, max_body_bytes: int, timeout_s: float, sample: Path) -> None:
+        self._max_body_bytes = max_body_bytes
+        self._timeout_s = timeout_s
+        self._sample = sample
+
+    async def receive(self, req: Request) -> FileIO:
+        """Read the whole body and return an open file with the picture; the caller closes it.
+
+        Raises:
+            UploadTooLarge, UploadTooSlow, MalformedMultipart: as their names say.
+        """
+        if (req.content_length or 0) > self._max_body_bytes:
+            raise self._too_large()
+        upload = memory_file("upload")
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                if _is_multipart(req):
+                    await self._read_form(req, upload)
+                else:
+                    await self._copy(req.stream, upload)
+        except TimeoutError:
+            upload.close()
+            raise UploadTooSlow(
+                f"The body did not arrive within {self._timeout_s:g} s. Send it faster, or send a smaller image."
+            ) from None
+        except BaseException:
+            upload.close()
+            raise
+        if upload.tell() == 0:
+            upload.close()
+            return FileIO(self._sample)
+        return upload
+
+    async def _read_form(self, req: Request, upload: FileIO) -> None:
+        parts = 0
+        try:
+            form: MultipartForm = await req.get_media()
+            async for part in form:
+                parts += 1
+                await self._read_part(part, parts, upload)
+        except (falcon.MediaMalformedError, falcon.HTTPInvalidHeader) as error:
+            raise MalformedMultipart(f"{error.description or error.title}. {_ONE_FILE}") from None
+        if parts == 0:
+            raise MalformedMultipart(f"The form has no part. {_ONE_FILE}")
+
+    async def _read_part(self, part: BodyPart, number: int, upload: FileIO) -> None:
+        if part.filename is None:
+            raise MalformedMultipart(
+                f"The form field `{part.name}` is no file. {_ONE_FILE} Parameters go into the query."
+            )
+        if number > 1:
+            raise MalformedMultipart(f"The form has more than one file part. {_ONE_FILE}")
+        await self._copy(part.stream, upload)
+        if upload.tell() == 0:
+            raise MalformedMultipart(f"The file part `{part.name}` is empty. {_ONE_FILE}")
+
+    async def _copy(self, chunks: AsyncIterable[bytes], upload: FileIO) -> None:
+        async for chunk in chunks:
+            upload.write(chunk)
+            if upload.tell() > self._max_body_bytes:  # told by no header, or by one that lied
+                raise self._too_large()
+
+    def _too_large(self) -> UploadTooLarge:
+        return UploadTooLarge(f"The body is larger than {self._max_body_bytes} bytes. Send a smaller image.")
+
+
+def _is_multipart(req: Request) -> bool:
+    return (req.content_type or "").lower().startswith("multipart/form-data")
