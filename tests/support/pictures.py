@@ -1,0 +1,388 @@
+"""Pictures for the tests, made by hand where Pillow would tidy them up; and how to have one processed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from PIL import Image
+from server.imaging.pipeline import Limits, Recipe, Result, process
+
+from server.imaging.operations import Operation
+from support.oracle import CLEAR, Grid, Patch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from server.imaging.codec import Format
+
+
+#: High enough for every picture here that is not about the limits.
+GENEROUS = Limits(max_pixels=4_000_000, max_frames=1_000, max_total_pixels=40_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came back."""
+
+    result: Result
+    data: bytes
+
+    @property
+    def image(self) -> Image.Image:
+        return Image.open(io.BytesIO(self.data))
+
+
+def processed(  # noqa: PLR0913  each is a field of the recipe
+    data: bytes,
+    operation: str = "orient",
+    *,
+    output: Format | None = None,
+    quality: int | None = None,
+    strip: bool = False,
+    limits: Limits = GENEROUS,
+) -> Outcome:
+    """Send a file through the package, from memory to memory."""
+    sink = io.BytesIO()
+    recipe = Recipe(operation=Operation(operation), format=output, quality=quality, strip=strip)
+    result = process(io.BytesIO(data), sink, recipe, limits)
+    return Outcome(result, sink.getvalue())
+
+
+def noise(count: int, seed: object = "") -> bytes:
+    """Return the same random bytes every time."""
+    return hashlib.shake_128(repr(seed).encode()).digest(count)
+
+
+# --- Still pictures, by mode ----------------------------------------------------------------------
+
+PALETTE = tuple(tuple(noise(3, ("palette", index))) for index in range(20))
+PALETTE_SIZE = len(PALETTE)
+
+#: Every kind of still picture the tests know; what follows the mode is how it is transparent.
+KINDS = ("1", "L", "L/key", "LA", "P", "P/index", "P/bytes", "RGB", "RGB/key", "RGBA", "CMYK", "I;16")
+
+
+def picture(kind: str, size: tuple[int, int], seed: object = "") -> Image.Image:
+    """Return a picture of noise: no two corners alike, no symmetry to hide behind."""
+    mode, _, transparency = kind.partition("/")
+    count = size[0] * size[1]
+    if mode == "1":
+        image = Image.new("1", size)
+        image.putdata([255 * (byte & 1) for byte in noise(count, (kind, seed))])
+        return image
+    if mode == "P":
+        image = Image.frombytes("P", size, bytes(byte % PALETTE_SIZE for byte in noise(count, (kind, seed))))
+        image.putpalette([value for colour in PALETTE for value in colour])
+    else:
+        sample_bytes = 2 if mode == "I;16" else Image.getmodebands(mode)
+        image = Image.frombytes(mode, size, noise(count * sample_bytes, (kind, seed)))
+    if transparency == "index":
+        image.info["transparency"] = 3
+    elif transparency == "bytes":
+        image.info["transparency"] = bytes((0, 255, 128, 7, 200))
+    elif transparency == "key":
+        image.info["transparency"] = image.getpixel((0, 0))
+    return image
+
+
+def encoded(image: Image.Image, container: str, **options: object) -> bytes:
+    """Encode with Pillow."""
+    buffer = io.BytesIO()
+    image.save(buffer, container, **options)
+    return buffer.getvalue()
+
+
+def natural(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
+    """Return something a camera might see: smooth gradients, and noise that fades with its frequency."""
+    width, height = size
+    image = Image.merge(
+        "RGB",
+        (
+            Image.linear_gradient("L").resize(size),
+            Image.radial_gradient("L").resize(size),
+            Image.frombytes("L", (256, 1), bytes(range(256))).resize(size),
+        ),
+    )
+    for divisor, weight in ((64, 0.4), (24, 0.2), (8, 0.1), (4, 0.05)):
+        grain_size = max(1, width // divisor), max(1, height // divisor)
+        grain = Image.frombytes("RGB", grain_size, noise(3 * grain_size[0] * grain_size[1], divisor))
+        image = Image.blend(image, grain.resize(size, Image.Resampling.BICUBIC), weight)
+    return image.convert(mode)
+
+
+# --- EXIF, by hand --------------------------------------------------------------------------------
+
+MAKER_NOTE = b"Imaginary\0\1\2\3" + noise(40, "maker note")
+THUMBNAIL = b"\xff\xd8 the thumbnail " + noise(60, "thumbnail") + b"\xff\xd9"
+
+
+@dataclass(frozen=True, slots=True)
+class Exif:
+    """A TIFF block as EXIF uses it, and where its parts are."""
+
+    data: bytes
+    order: str  # of struct: "<" or ">"
+    orientation_at: int
+    link_at: int  # to the directory of the thumbnail
+    thumbnail_directory: slice
+    thumbnail: slice
+
+    def after(self) -> bytes:
+        """Return what must come back: upright, without thumbnail, every other byte where it was."""
+        block = bytearray(self.data)
+        struct.pack_into(self.order + "H", block, self.orientation_at, 1)
+        struct.pack_into(self.order + "I", block, self.link_at, 0)
+        return bytes(block)
+
+
+def exif_block(orientation: int, *, order: str = "<", thumbnail_first: bool = False) -> Exif:
+    """Lay out a main directory, an EXIF directory with a maker note, and a thumbnail before or after it."""
+    make, resolution = b"Imaginary\0", struct.pack(order + "II", 300, 1)
+    main_at, entries = 8, 4
+    link_at = main_at + 2 + 12 * entries
+    make_at = link_at + 4
+    resolution_at = make_at + len(make)
+    body_at = resolution_at + len(resolution)
+    exif_bytes = 2 + 12 * 2 + 4 + len(MAKER_NOTE)
+    small_bytes = 2 + 12 * 3 + 4 + len(THUMBNAIL)
+    small_at = body_at if thumbnail_first else body_at + exif_bytes
+    exif_at = body_at + small_bytes if thumbnail_first else body_at
+
+    def entry(tag: int, kind: int, count: int, value: bytes) -> bytes:
+        return struct.pack(order + "HHI", tag, kind, count) + value.ljust(4, b"\0")
+
+    def long(value: int) -> bytes:
+        return struct.pack(order + "I", value)
+
+    def short(value: int) -> bytes:
+        return struct.pack(order + "H", value)
+
+    main = (
+        short(entries)
+        + entry(0x010F, 2, len(make), long(make_at))
+        + entry(0x0112, 3, 1, short(orientation))
+        + entry(0x011A, 5, 1, long(resolution_at))
+        + entry(0x8769, 4, 1, long(exif_at))
+        + long(small_at)
+    )
+    note_at = exif_at + 2 + 12 * 2 + 4
+    details = (
+        short(2)
+        + entry(0x9000, 7, 4, b"0232")
+        + entry(0x927C, 7, len(MAKER_NOTE), long(note_at))
+        + long(0)
+        + MAKER_NOTE
+    )
+    small_directory_bytes = 2 + 12 * 3 + 4
+    small = (
+        short(3)
+        + entry(0x0103, 3, 1, short(6))
+        + entry(0x0201, 4, 1, long(small_at + small_directory_bytes))
+        + entry(0x0202, 4, 1, long(len(THUMBNAIL)))
+        + long(0)
+        + THUMBNAIL
+    )
+    head = (b"II*\0" if order == "<" else b"MM\0*") + long(main_at)
+    body = small + details if thumbnail_first else details + small
+    return Exif(
+        data=head + main + make + resolution + body,
+        order=order,
+        orientation_at=main_at + 2 + 12 + 8,
+        link_at=link_at,
+        thumbnail_directory=slice(small_at, small_at + small_directory_bytes),
+        thumbnail=slice(small_at + small_directory_bytes, small_at + small_bytes),
+    )
+
+
+def orientation_only(orientation: int) -> bytes:
+    """Return the smallest EXIF block there is."""
+    return struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+
+
+# --- JPEG -----------------------------------------------------------------------------------------
+
+
+def with_segment(jpeg: bytes, marker: int, payload: bytes) -> bytes:
+    """Insert a marker segment after SOI and, where there is one, JFIF."""
+    position = 4 + int.from_bytes(jpeg[4:6], "big") if jpeg[2:4] == b"\xff\xe0" else 2
+    segment = struct.pack(">BBH", 0xFF, marker, len(payload) + 2) + payload
+    return jpeg[:position] + segment + jpeg[position:]
+
+
+def with_exif(jpeg: bytes, block: bytes) -> bytes:
+    return with_segment(jpeg, 0xE1, b"Exif\0\0" + block)
+
+
+# --- PNG and APNG ---------------------------------------------------------------------------------
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def header_chunk(size: tuple[int, int], depth: int, colour_type: int) -> bytes:
+    return chunk(b"IHDR", struct.pack(">IIBBBBB", *size, depth, colour_type, 0, 0, 0))
+
+
+def png(
+    size: tuple[int, int], depth: int, colour_type: int, rows: Sequence[bytes], extra: bytes = b""
+) -> bytes:
+    """Encode unfiltered rows of packed samples; `extra` is whole chunks to stand before the pixels."""
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header_chunk(size, depth, colour_type)
+        + extra
+        + chunk(b"IDAT", pixels)
+        + chunk(b"IEND", b"")
+    )
+
+
+def with_chunk(data: bytes, kind: bytes, body: bytes) -> bytes:
+    """Insert a chunk after the header of a PNG file."""
+    return data[:33] + chunk(kind, body) + data[33:]
+
+
+def apng(
+    size: tuple[int, int],
+    patches: Sequence[Patch],
+    *,
+    loops: int = 0,
+    default_image: Grid | None = None,
+) -> bytes:
+    """Encode an animation in RGBA, every frame as it is given; `default_image` is for old viewers only."""
+    sequence = iter(range(2 * len(patches) + 1))
+    parts = [
+        b"\x89PNG\r\n\x1a\n",
+        header_chunk(size, 8, 6),
+        chunk(b"acTL", struct.pack(">II", len(patches), loops)),
+    ]
+    if default_image is not None:
+        parts.append(chunk(b"IDAT", _packed(default_image)))
+    for index, patch in enumerate(patches):
+        control = struct.pack(
+            ">IIIIIHHBB",
+            next(sequence),
+            *patch.grid.size,
+            patch.left,
+            patch.top,
+            patch.duration_ms,
+            1000,
+            ("keep", "background", "previous").index(patch.dispose),
+            int(patch.is_laid_over),
+        )
+        parts.append(chunk(b"fcTL", control))
+        if index == 0 and default_image is None:
+            parts.append(chunk(b"IDAT", _packed(patch.grid)))
+        else:
+            parts.append(chunk(b"fdAT", struct.pack(">I", next(sequence)) + _packed(patch.grid)))
+    return b"".join([*parts, chunk(b"IEND", b"")])
+
+
+def _packed(grid: Grid) -> bytes:
+    rows = (grid.pixels[y * grid.width : (y + 1) * grid.width] for y in range(grid.height))
+    return zlib.compress(b"".join(b"\0" + b"".join(bytes(pixel) for pixel in row) for row in rows))
+
+
+# --- GIF ------------------------------------------------------------------------------------------
+
+GIF_COLOURS = 16
+
+
+def gif_palette(seed: object) -> tuple[tuple[int, int, int], ...]:
+    return tuple(tuple(noise(3, ("gif", seed, index))) for index in range(GIF_COLOURS))
+
+
+@dataclass(frozen=True, slots=True)
+class GifFrame:
+    """One frame as it is stored: indices into its own palette or, without one, the global palette."""
+
+    indices: Grid
+    left: int = 0
+    top: int = 0
+    palette: tuple[tuple[int, int, int], ...] | None = None
+    transparent: int | None = None
+    disposal: int = 0
+    delay_cs: int = 10
+
+    def patch(self, global_palette: tuple[tuple[int, int, int], ...]) -> Patch:
+        """Return what this frame means."""
+        colours = self.palette or global_palette
+        return Patch(
+            self.indices.map(lambda index: CLEAR if index == self.transparent else (*colours[index], 255)),
+            self.left,
+            self.top,
+            {0: "keep", 1: "keep", 2: "background", 3: "previous"}[self.disposal],
+            duration_ms=10 * self.delay_cs,
+        )
+
+
+def gif(
+    size: tuple[int, int],
+    palette: tuple[tuple[int, int, int], ...],
+    frames: Sequence[GifFrame],
+    *,
+    loops: int | None = None,
+) -> bytes:
+    """Encode an animation, every frame stored as it is given; palettes have 16 colours."""
+    parts = [b"GIF89a", struct.pack("<HHBBB", *size, 0xF3, 0, 0), *(bytes(colour) for colour in palette)]
+    if loops is not None:
+        parts.append(b"\x21\xff\x0bNETSCAPE2.0\x03\x01" + struct.pack("<H", loops) + b"\0")
+    for frame in frames:
+        flags = frame.disposal << 2 | (frame.transparent is not None)
+        parts.append(
+            b"\x21\xf9\x04" + struct.pack("<BHB", flags, frame.delay_cs, frame.transparent or 0) + b"\0"
+        )
+        has_palette = 0x83 if frame.palette else 0
+        parts.append(b"\x2c" + struct.pack("<HHHHB", frame.left, frame.top, *frame.indices.size, has_palette))
+        parts.extend(bytes(colour) for colour in frame.palette or ())
+        parts.append(_lzw(frame.indices.pixels))
+    return b"".join([*parts, b"\x3b"])
+
+
+def _lzw(indices: Sequence[int]) -> bytes:
+    """Write literals only, with a clear code before codes would grow to six bits."""
+    clear, end, run = 16, 17, 14
+    codes = []
+    for start in range(0, len(indices), run):
+        codes += [clear, *indices[start : start + run]]
+    bits = sum(code << 5 * place for place, code in enumerate([*codes, end]))
+    body = bits.to_bytes((5 * (len(codes) + 1) + 7) // 8, "little")
+    blocks = (body[start : start + 255] for start in range(0, len(body), 255))
+    return b"\x04" + b"".join(bytes((len(block),)) + block for block in blocks) + b"\0"
+
+
+# --- WebP -----------------------------------------------------------------------------------------
+
+
+def riff_chunk(kind: bytes, body: bytes) -> bytes:
+    return kind + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2)
+
+
+def webp_animation(size: tuple[int, int], patches: Sequence[Patch], *, loops: int = 0) -> bytes:
+    """Encode an animation without loss, every frame stored as it is given; offsets must be even."""
+    parts = [
+        riff_chunk(b"VP8X", bytes((0x12, 0, 0, 0)) + _u24(size[0] - 1) + _u24(size[1] - 1)),
+        riff_chunk(b"ANIM", struct.pack("<IH", 0, loops)),
+    ]
+    for patch in patches:
+        assert patch.left % 2 == patch.top % 2 == 0
+        image = Image.new("RGBA", patch.grid.size)
+        image.putdata(patch.grid.pixels)
+        pixels = encoded(image, "WEBP", lossless=True, exact=True)[12:]
+        assert pixels[:4] == b"VP8L"
+        flags = (not patch.is_laid_over) << 1 | (patch.dispose == "background")
+        place = _u24(patch.left // 2) + _u24(patch.top // 2)
+        shape = _u24(patch.grid.width - 1) + _u24(patch.grid.height - 1)
+        parts.append(riff_chunk(b"ANMF", place + shape + _u24(patch.duration_ms) + bytes((flags,)) + pixels))
+    body = b"WEBP" + b"".join(parts)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def _u24(value: int) -> bytes:
+    return value.to_bytes(3, "little")

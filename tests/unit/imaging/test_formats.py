@@ -1,0 +1,241 @@
+"""Every format in, every format out; and every kind of source and sink."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import mmap
+import os
+
+import pytest
+from PIL import Image
+from server.imaging.codec import OUTPUT_FORMATS, Format
+from server.imaging.pipeline import Recipe, process
+from support import pictures
+from support.oracle import OPERATIONS, expected, grid_of, psnr
+from support.pictures import GENEROUS, encoded, natural, picture, processed
+
+from server.errors import ImageError
+from server.imaging.operations import Operation
+
+SIZE = (48, 32)
+OPTIONS = {"WEBP": {"lossless": True}, "JPEG2000": {"irreversible": False}, "JPEG": {"quality": 95}}
+SOURCES = {
+    Format.JPEG: "JPEG",
+    Format.PNG: "PNG",
+    Format.WEBP: "WEBP",
+    Format.GIF: "GIF",
+    Format.TIFF: "TIFF",
+    Format.BMP: "BMP",
+    Format.AVIF: "AVIF",
+    Format.PPM: "PPM",
+    Format.QOI: "QOI",
+    Format.JPEG2000: "JPEG2000",
+}
+MEDIA_TYPES = {
+    Format.JPEG: "image/jpeg",
+    Format.PNG: "image/png",
+    Format.WEBP: "image/webp",
+    Format.GIF: "image/gif",
+    Format.TIFF: "image/tiff",
+    Format.BMP: "image/bmp",
+    Format.AVIF: "image/avif",
+}
+STAGES = {"decode", "transform", "encode"}
+
+
+def source(container: str) -> bytes:
+    return encoded(natural(SIZE), container, **OPTIONS.get(container, {}))
+
+
+def opened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))
+
+
+def test_every_format_is_among_these() -> None:
+    assert SOURCES.keys() == set(Format)
+    assert MEDIA_TYPES.keys() == set(OUTPUT_FORMATS)
+
+
+@pytest.mark.parametrize("given", SOURCES)
+@pytest.mark.parametrize("wanted", MEDIA_TYPES)
+def test_every_format_becomes_every_other(given: Format, wanted: Format) -> None:
+    data = source(SOURCES[given])
+    before = grid_of(opened(data).convert("RGB"))
+    for operation, (sides_swap, _) in OPERATIONS.items():
+        case = given, wanted, operation
+        ours = processed(data, operation, output=wanted)
+        assert ours.image.format == SOURCES[wanted], case
+        assert ours.result.format is wanted, case
+        assert ours.result.media_type == MEDIA_TYPES[wanted], case
+        assert (ours.result.width, ours.result.height) == ours.image.size, case
+        assert ours.image.size == (SIZE[::-1] if sides_swap else SIZE), case
+        assert ours.result.frames == 1, case
+        assert ours.result.path in {"lossless", "pixels"}, case
+        seen = grid_of(ours.image.convert("RGB"))
+        # A palette of 256 colours or a lossy encoder, at its default quality, still shows the picture.
+        assert psnr(seen, expected(before, operation)) > 24, case
+
+
+@pytest.mark.parametrize("given", SOURCES)
+def test_the_format_stays_unless_another_is_asked_for(given: Format) -> None:
+    data = source(SOURCES[given])
+    for operation in OPERATIONS:
+        ours = processed(data, operation)
+        assert ours.result.format is given, (given, operation)
+        assert ours.image.format == SOURCES[given], (given, operation)
+        assert ours.result.media_type.startswith("image/"), (given, operation)
+
+
+@pytest.mark.parametrize("wanted", MEDIA_TYPES)
+def test_quality_is_accepted_for_every_output(wanted: Format) -> None:
+    data = source("PNG")
+    for quality in (1, 50, 100):
+        ours = processed(data, "flip", output=wanted, quality=quality)
+        assert ours.image.size == SIZE, (wanted, quality)
+        ours.image.load()
+
+
+@pytest.mark.parametrize("wanted", [Format.JPEG, Format.WEBP, Format.AVIF])
+def test_a_higher_quality_is_a_larger_file(wanted: Format) -> None:
+    data = source("PNG")
+    sizes = [len(processed(data, "flip", output=wanted, quality=quality).data) for quality in (5, 40, 90)]
+    assert sizes == sorted(set(sizes))
+
+
+def three_blocks(mode: str, blocks: list[object], transparency: object = None) -> bytes:
+    """Return a PNG of three squares in a row, large and flat enough for any encoder."""
+    small = Image.new(mode, (3, 1))
+    if mode == "P":
+        small.putpalette([200, 0, 0, 100, 100, 100, 30, 60, 90])
+    small.putdata(blocks)
+    options = {} if transparency is None else {"transparency": transparency}
+    return encoded(small.resize((96, 32), Image.Resampling.NEAREST), "PNG", **options)
+
+
+CLEAR_RED, HALF_GRAY, BLUE = (200, 0, 0, 0), (100, 100, 100, 128), (30, 60, 90, 255)
+SEEN_CLEAR, SEEN_HALF, SEEN_GRAY, SEEN_DARK = ((value, value, value) for value in (255, 177, 100, 60))
+SEEN_BLUE = BLUE[:3]
+
+
+@pytest.mark.parametrize(
+    ("data", "wanted"),
+    [
+        pytest.param(data, wanted, id=name)
+        for name, data, wanted in (
+            ("RGBA", three_blocks("RGBA", [CLEAR_RED, HALF_GRAY, BLUE]), (SEEN_CLEAR, SEEN_HALF, SEEN_BLUE)),
+            ("LA", three_blocks("LA", [(20, 0), (100, 128), (60, 255)]), (SEEN_CLEAR, SEEN_HALF, SEEN_DARK)),
+            ("P/index", three_blocks("P", [0, 1, 2], 0), (SEEN_CLEAR, SEEN_GRAY, SEEN_BLUE)),
+            (
+                "P/bytes",
+                three_blocks("P", [0, 1, 2], bytes((0, 128, 255))),
+                (SEEN_CLEAR, SEEN_HALF, SEEN_BLUE),
+            ),
+            (
+                "RGB/key",
+                three_blocks("RGB", [CLEAR_RED[:3], HALF_GRAY[:3], BLUE[:3]], CLEAR_RED[:3]),
+                (SEEN_CLEAR, SEEN_GRAY, SEEN_BLUE),
+            ),
+            ("L/key", three_blocks("L", [200, 100, 60], 200), (SEEN_CLEAR, SEEN_GRAY, SEEN_DARK)),
+        )
+    ],
+)
+def test_jpeg_shows_what_was_transparent_on_white(data: bytes, wanted: tuple[tuple[int, ...], ...]) -> None:
+    for operation in ("orient", "flip"):
+        ours = processed(data, operation, output=Format.JPEG).image.convert("RGB")
+        for block, colour in enumerate(wanted):
+            seen = ours.getpixel((16 + 32 * block, 16))
+            assert max(abs(a - b) for a, b in zip(seen, colour, strict=True)) <= 6, (operation, block)
+
+
+def test_transparency_survives_where_it_can() -> None:
+    stored = picture("RGBA", (8, 6))
+    before = grid_of(stored).map(lambda pixel: (*pixel[:3], 255 * (pixel[3] > 127)))
+    stored.putdata(before.pixels)
+    for output in (Format.PNG, Format.TIFF, Format.GIF, Format.WEBP, Format.AVIF):
+        ours = grid_of(processed(encoded(stored, "QOI"), "flip", output=output).image.convert("RGBA"))
+        alpha = ours.map(lambda pixel: 255 * (pixel[3] > 127))
+        assert alpha == expected(before.map(lambda pixel: pixel[3]), "flip"), output
+
+
+def test_cmyk_becomes_rgb_where_there_is_no_cmyk() -> None:
+    data = encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "TIFF")
+    for output in (Format.PNG, Format.WEBP, Format.BMP, Format.AVIF):
+        ours = processed(data, "flip", output=output).image
+        assert ours.mode == "RGB", output
+        assert max(abs(a - b) for a, b in zip(ours.getpixel((8, 8)), (255, 0, 0), strict=True)) < 12, output
+
+
+@pytest.mark.parametrize("output", [Format.JPEG, Format.WEBP, Format.BMP, Format.GIF, Format.AVIF])
+def test_sixteen_bits_become_eight_without_clipping(output: Format) -> None:
+    rows = [b"\x80\0" * 16 + b"\x20\0" * 16] * 16
+    deep_colour = pictures.png((16, 16), 16, 2, [b"\x80\0" * 48] * 16)
+    for data in (pictures.png((32, 16), 16, 0, rows), b"P5\n32 16\n65535\n" + b"".join(rows), deep_colour):
+        ours = processed(data, "flip", output=output).image.convert("L")
+        assert abs(ours.getpixel((8, 8)) - 128) <= 3, output
+        if ours.width == 32:
+            assert abs(ours.getpixel((24, 8)) - 32) <= 3, output
+
+
+@pytest.mark.parametrize("kind", ["I", "F"])
+def test_modes_of_science_never_cause_anything_but_a_picture_or_a_refusal(kind: str) -> None:
+    data = encoded(picture("L", (5, 4)).convert(kind), "TIFF")
+    stored = grid_of(opened(data))
+    for operation in OPERATIONS:
+        assert grid_of(processed(data, operation).image) == expected(stored, operation), (kind, operation)
+    for output in OUTPUT_FORMATS:
+        with contextlib.suppress(ImageError):
+            assert processed(data, "flip", output=output).image.size == (5, 4), (kind, output)
+
+
+@pytest.mark.parametrize("given", SOURCES)
+def test_memory_and_files_give_the_same_bytes(given: Format) -> None:
+    data = source(SOURCES[given])
+    for output in (None, *OUTPUT_FORMATS):
+        recipe = Recipe(operation=Operation.ROTATE_90, format=output)
+        in_memory = processed(data, "rotate-90", output=output)
+        with (
+            open(os.memfd_create("source"), "w+b", buffering=0) as upload,  # noqa: PTH123  a descriptor
+            open(os.memfd_create("sink"), "w+b", buffering=0) as answer,  # noqa: PTH123
+        ):
+            upload.write(data)
+            with mmap.mmap(upload.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+                result = process(mapped, answer, recipe, GENEROUS)
+            assert result == in_memory.result, (given, output)
+            length = os.fstat(answer.fileno()).st_size
+            assert os.pread(answer.fileno(), length, 0) == in_memory.data, (given, output)
+
+
+def test_an_animation_goes_into_a_raw_file_too() -> None:
+    images = [Image.new("RGB", SIZE, colour) for colour in ("red", "lime", "blue")]
+    for container in ("GIF", "WEBP", "PNG", "TIFF", "AVIF"):
+        data = encoded(images[0], container, save_all=True, append_images=images[1:])
+        with open(os.memfd_create("sink"), "w+b", buffering=0) as answer:  # noqa: PTH123
+            result = process(io.BytesIO(data), answer, Recipe(operation=Operation.FLIP), GENEROUS)
+            written = os.pread(answer.fileno(), os.fstat(answer.fileno()).st_size, 0)
+        assert result.frames == 3, container
+        assert written == processed(data, "flip").data, container
+
+
+@pytest.mark.parametrize("given", SOURCES)
+def test_each_stage_is_told_when_it_ends(given: Format) -> None:
+    for output in (None, Format.PNG):
+        laps: list[str] = []
+        recipe = Recipe(operation=Operation.FLIP, format=output)
+        process(io.BytesIO(source(SOURCES[given])), io.BytesIO(), recipe, GENEROUS, lap=laps.append)
+        assert set(laps) == STAGES, (given, output)
+        assert list(dict.fromkeys(laps)) == ["decode", "transform", "encode"], (given, output)
+
+
+def test_the_source_is_left_as_it_was() -> None:
+    for container in SOURCES.values():
+        data = source(container)
+        stream = io.BytesIO(data)
+        process(stream, io.BytesIO(), Recipe(operation=Operation.FLIP), GENEROUS)
+        assert stream.getvalue() == data, container
+
+
+def test_the_content_counts_and_no_name() -> None:
+    """A PNG is a PNG whatever was asked of it before: formats come from the first bytes alone."""
+    for given, container in SOURCES.items():
+        assert processed(source(container), "flip").result.format is given

@@ -1,0 +1,295 @@
+"""JPEG comes back as it was but for the turn: tables, sampling, scans, size, metadata; and never in half."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from PIL import Image, JpegImagePlugin
+from server.imaging.codec import Format
+from support import pictures
+from support.oracle import OPERATIONS, ORIENTATIONS, Grid, expected, grid_of, jpeg_segments, psnr
+from support.pictures import encoded, exif_block, natural, processed, with_exif, with_segment
+
+from server.errors import DamagedImage, UnsupportedImage
+
+SIZE = (128, 96)
+CROOKED = (123, 93)  # no multiple of any MCU
+SAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
+TURNS = tuple(operation for operation in OPERATIONS if operation != "orient")
+GOOD_ENOUGH_DB = 48
+SOF_BASELINE, SOF_PROGRESSIVE = 0xC0, 0xC2
+PROFILE = b"profile " * 9
+XMP = b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta xmlns:x='adobe:ns:meta/'/>"
+
+
+def opened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))
+
+
+def sampling_factors(data: bytes) -> bytes:
+    """Return the horizontal and vertical factors of every component, from the frame header."""
+    frame = next(body for marker, body in jpeg_segments(data) if marker in {SOF_BASELINE, SOF_PROGRESSIVE})
+    return frame[7::3]
+
+
+def payloads(data: bytes, marker: int, prefix: bytes = b"") -> list[bytes]:
+    return [body for kind, body in jpeg_segments(data) if kind == marker and body.startswith(prefix)]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("is_progressive", [False, True])
+def test_tables_sampling_and_scans_are_kept(sampling: str, is_progressive: bool) -> None:  # noqa: FBT001
+    for size in (SIZE, CROOKED):
+        for quality in (35, 90):
+            data = encoded(
+                natural(size), "JPEG", quality=quality, subsampling=sampling, progressive=is_progressive
+            )
+            for operation, (sides_swap, _) in OPERATIONS.items():
+                ours = processed(data, operation)
+                case = sampling, is_progressive, size, quality, operation
+                assert ours.image.format == "JPEG", case
+                assert bool(ours.image.info.get("progressive")) == is_progressive, case
+                # A transposing coder may turn the tables, a re-encoding one keeps them as they are.
+                tables = opened(data).quantization
+                turned = {
+                    key: [table[x * 8 + y] for y in range(8) for x in range(8)]
+                    for key, table in tables.items()
+                }
+                assert ours.image.quantization in ((tables, turned) if sides_swap else (tables,)), case
+                if sampling != "4:2:2" or not sides_swap:
+                    assert sampling_factors(ours.data) == sampling_factors(data), case
+
+
+def best_possible_db(before: Image.Image, wanted: Grid) -> float:
+    """Return what a plain encode with the same tables leaves of the right answer, 48 dB at most."""
+    right = Image.new(before.mode, wanted.size)
+    right.putdata(wanted.pixels)
+    sampling = {} if before.mode == "L" else {"subsampling": JpegImagePlugin.get_sampling(before)}
+    again = encoded(right, "JPEG", qtables=before.quantization, **sampling)
+    return min(GOOD_ENOUGH_DB, psnr(grid_of(opened(again)), wanted) - 0.5)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("size", [(512, 384), (501, 379)])
+def test_a_turn_costs_no_visible_quality(sampling: str, size: tuple[int, int]) -> None:
+    """At least 48 dB, or what a plain encode costs where the blocks of the answer fall elsewhere."""
+    before = opened(encoded(natural(size), "JPEG", quality=90, subsampling=sampling))
+    stored = grid_of(before)
+    for operation in ("flip", "rotate-90", "transverse"):
+        wanted = expected(stored, operation)
+        ours = grid_of(processed(before.fp.getvalue(), operation).image)
+        assert psnr(ours, wanted) >= best_possible_db(before, wanted), (sampling, size, operation)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_every_turn_of_every_orientation_keeps_the_quality(mode: str) -> None:
+    for size in ((64, 48), (37, 29)):
+        plain = encoded(natural(size, mode), "JPEG", quality=90, subsampling=0)
+        before = opened(plain)
+        stored = grid_of(before)
+        for operation in OPERATIONS:
+            for orientation in ORIENTATIONS:
+                case = mode, size, orientation, operation
+                ours = processed(with_exif(plain, exif_block(orientation).data), operation).image
+                assert ours.mode == mode, case
+                wanted = expected(stored, operation, orientation)
+                assert ours.size == wanted.size, case
+                assert psnr(grid_of(ours), wanted) >= best_possible_db(before, wanted), case
+
+
+@pytest.mark.parametrize("options", [{}, {"optimize": True}, {"progressive": True}])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_the_file_keeps_its_size(sampling: str, options: dict[str, bool]) -> None:
+    data = encoded(natural((512, 384)), "JPEG", quality=90, subsampling=sampling, **options)
+    for operation in ("flip", "flop", "rotate-180"):
+        assert abs(len(processed(data, operation).data) - len(data)) <= len(data) / 100, (sampling, operation)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("thumbnail_first", [False, True])
+def test_exif_comes_back_byte_for_byte_but_for_orientation_and_thumbnail(
+    order: str,
+    thumbnail_first: bool,  # noqa: FBT001
+) -> None:
+    plain = encoded(natural(SIZE), "JPEG")
+    for orientation in ORIENTATIONS:
+        block = exif_block(orientation, order=order, thumbnail_first=thumbnail_first)
+        for operation in OPERATIONS:
+            case = order, thumbnail_first, orientation, operation
+            found = payloads(processed(with_exif(plain, block.data), operation).data, 0xE1, b"Exif\0\0")
+            assert len(found) == 1, case
+            ours, wanted = found[0][6:], block.after()
+            assert pictures.THUMBNAIL not in ours, case
+            dropped = range(block.thumbnail_directory.start, block.thumbnail.stop)
+            ours = ours.ljust(len(wanted), b"\0")
+            different = [at for at in range(len(wanted)) if at not in dropped and ours[at] != wanted[at]]
+            assert not different, case
+            assert len(ours) == len(wanted), case
+
+
+def test_exif_without_an_orientation_comes_back_as_it_is() -> None:
+    block = b"MM\0*\0\0\0\x08\0\x01\x01\x0f\0\x02\0\0\0\x03Me\0\0\0\0\0\0"
+    data = with_exif(encoded(natural(SIZE), "JPEG"), block)
+    for operation in OPERATIONS:
+        assert payloads(processed(data, operation).data, 0xE1) == [b"Exif\0\0" + block], operation
+
+
+@pytest.mark.parametrize(
+    "block", [b"", b"II", b"II*\0\xff\xff\xff\xff", b"nonsense", b"MM\0*\0\0\0\x08\xff\xff"]
+)
+def test_broken_exif_does_not_spoil_the_picture(block: bytes) -> None:
+    plain = encoded(natural(SIZE), "JPEG")
+    data = with_exif(plain, block)
+    for operation in OPERATIONS:
+        ours = processed(data, operation).image
+        assert psnr(grid_of(ours), expected(grid_of(opened(plain)), operation)) > 40, operation
+        assert ours.getexif().get(0x0112, 1) == 1, operation
+
+
+def test_profile_xmp_and_comment_come_back_unless_they_are_stripped() -> None:
+    data = encoded(natural(SIZE), "JPEG", icc_profile=PROFILE, comment=b"on the left")
+    data = with_exif(with_segment(data, 0xE1, XMP), exif_block(6).data)
+    for operation in OPERATIONS:
+        ours = processed(data, operation)
+        assert ours.image.info["icc_profile"] == PROFILE, operation
+        assert payloads(ours.data, 0xE1, b"http:") == [XMP], operation
+        assert payloads(ours.data, 0xFE) == [b"on the left"], operation
+        stripped = processed(data, operation, strip=True)
+        assert "icc_profile" not in stripped.image.info, operation
+        assert not payloads(stripped.data, 0xE1), operation
+        assert not payloads(stripped.data, 0xFE), operation
+        assert pictures.THUMBNAIL not in stripped.data, operation
+        wanted = expected(grid_of(opened(data)), operation, 6)
+        assert psnr(grid_of(stripped.image), wanted) > 40, operation
+
+
+def test_a_profile_longer_than_one_segment_comes_back() -> None:
+    profile = pictures.noise(150_000, "profile")
+    data = encoded(natural(SIZE), "JPEG", icc_profile=profile)
+    for operation in OPERATIONS:
+        assert processed(data, operation).image.info["icc_profile"] == profile, operation
+
+
+def test_the_density_turns_with_the_picture() -> None:
+    plain = encoded(natural(SIZE), "JPEG", dpi=(300, 72))
+    for orientation in (1, 3, 6):
+        data = with_exif(plain, pictures.orientation_only(orientation))
+        for operation, (sides_swap, _) in OPERATIONS.items():
+            wanted = (72, 300) if sides_swap != (orientation == 6) else (300, 72)
+            ours = processed(data, operation).image.info["dpi"]
+            assert tuple(round(dots) for dots in ours) == wanted, (orientation, operation)
+
+
+def test_quality_is_taken_over() -> None:
+    data = encoded(natural(SIZE), "JPEG", quality=90)
+    for quality in (1, 40, 75, 100):
+        reference = opened(encoded(natural(SIZE), "JPEG", quality=quality)).quantization
+        assert processed(data, "flip", quality=quality).image.quantization == reference, quality
+    sizes = [len(processed(data, "flip", quality=quality).data) for quality in (10, 50, 95)]
+    assert sizes == sorted(set(sizes))
+
+
+def test_orienting_an_upright_jpeg_changes_no_pixel() -> None:
+    data = encoded(natural(CROOKED), "JPEG", quality=90, subsampling=2)
+    assert psnr(grid_of(processed(data, "orient").image), grid_of(opened(data))) >= GOOD_ENOUGH_DB
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 17), (17, 1), (8, 8), (16, 16), (15, 33)])
+def test_jpegs_of_any_size_are_seen_turned(size: tuple[int, int]) -> None:
+    for sampling in SAMPLINGS:
+        data = encoded(natural(size), "JPEG", quality=95, subsampling=sampling)
+        stored = grid_of(opened(data))
+        for operation in OPERATIONS:
+            ours = grid_of(processed(data, operation).image)
+            wanted = expected(stored, operation)
+            assert ours.size == wanted.size, (size, sampling, operation)
+            assert psnr(ours, wanted) >= 30, (size, sampling, operation)
+
+
+def test_the_middle_colour_of_cmyk_is_not_inverted() -> None:
+    data = encoded(Image.new("CMYK", (16, 16), (200, 20, 60, 10)), "JPEG", quality=95)
+    for operation in OPERATIONS:
+        seen = processed(data, operation).image.getpixel((8, 8))
+        assert max(abs(a - b) for a, b in zip(seen, (200, 20, 60, 10), strict=True)) <= 3, operation
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"optimize": True}, {"restart_marker_blocks": 4}], ids=str
+)
+def test_a_truncated_jpeg_is_never_answered(options: dict[str, object]) -> None:
+    data = with_exif(encoded(natural(SIZE), "JPEG", quality=90, **options), exif_block(6).data)
+    cuts = {len(data) * percent // 100 for percent in range(0, 100, 2)} | {
+        len(data) - n for n in range(1, 17)
+    }
+    for cut in sorted(cuts):
+        for operation in ("flip", "transpose"):
+            with pytest.raises((DamagedImage, UnsupportedImage)):
+                pytest.fail(f"{cut} of {len(data)} bytes gave {processed(data[:cut], operation).result}")
+
+
+def test_a_jpeg_truncated_behind_a_whole_thumbnail_is_not_answered() -> None:
+    """The end of image marker of the thumbnail is not the picture's."""
+    small = encoded(natural((16, 12)), "JPEG")
+    data = with_segment(encoded(natural(SIZE), "JPEG", quality=90), 0xE2, b"thumb" + small)
+    with pytest.raises(DamagedImage):
+        processed(data[: len(data) // 2], "flip")
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\0", b"\n", b"\0" * 4096, b"trailing " * 100, b"\xff\xd8\xff\xe0 another"]
+)
+def test_garbage_behind_the_end_is_accepted(garbage: bytes) -> None:
+    data = encoded(natural(SIZE), "JPEG", quality=90)
+    wanted = grid_of(opened(data))
+    for operation in ("flip", "rotate-90"):
+        ours = grid_of(processed(data + garbage, operation).image)
+        assert psnr(ours, expected(wanted, operation)) >= 40, operation
+
+
+def test_a_phone_s_multi_picture_file_is_a_jpeg() -> None:
+    first, second = natural(SIZE), natural((32, 24))
+    data = encoded(first, "MPO", save_all=True, append_images=[second], quality=90)
+    assert opened(data).format == "MPO"
+    stored = grid_of(opened(data))
+    for operation in OPERATIONS:
+        ours = processed(data, operation)
+        assert ours.result.format is Format.JPEG, operation
+        assert ours.image.format == "JPEG", operation
+        assert psnr(grid_of(ours.image), expected(stored, operation)) > 40, operation
+
+
+def test_sampling_4_2_2_is_still_4_2_2_or_turned_with_the_picture() -> None:
+    data = encoded(natural(SIZE), "JPEG", subsampling="4:2:2")
+    for operation in TURNS:
+        factors = sampling_factors(processed(data, operation).data)
+        assert factors in (
+            (b"\x21\x11\x11", b"\x12\x11\x11") if OPERATIONS[operation][0] else (b"\x21\x11\x11",)
+        )
+
+
+def test_a_gray_jpeg_stays_gray() -> None:
+    data = encoded(natural(SIZE, "L"), "JPEG")
+    for operation in OPERATIONS:
+        ours = processed(data, operation)
+        assert ours.image.mode == "L", operation
+        assert len(sampling_factors(ours.data)) == 1, operation
+
+
+def test_the_answer_is_a_fresh_file_that_can_be_sent_again() -> None:
+    """Three more passes through the package cost next to nothing: tables are kept, not stacked."""
+    data = encoded(natural(SIZE), "JPEG", quality=90, subsampling=0)
+    stored = grid_of(opened(data))
+    turned = data
+    for _ in range(4):
+        turned = processed(turned, "rotate-90").data
+    assert psnr(grid_of(opened(turned)), stored) >= GOOD_ENOUGH_DB
+    assert JpegImagePlugin.get_sampling(opened(turned)) == 0
+
+
+def test_the_oracle_tells_a_wrong_turn_from_a_right_one() -> None:
+    """The bounds above mean something: any other turn of this picture is far below them."""
+    stored: Grid = grid_of(natural((64, 64)))
+    for right in OPERATIONS:
+        for wrong in OPERATIONS.keys() - {right}:
+            assert psnr(expected(stored, right), expected(stored, wrong)) < 20, (right, wrong)
