@@ -10,6 +10,12 @@ import resource
 import signal
 import sys
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gunicorn.arbiter import Arbiter
+
+    from server.gateway import Worker
 
 # A reload (HUP) runs this file again in the same process: without this it would go on with the old code.
 for _name in [_name for _name in sys.modules if _name.partition(".")[0] == "server"]:
@@ -32,7 +38,7 @@ except InvalidSettings as _error:
 _scoreboard = Scoreboard()
 _work = WorkSocket()
 _backoff = Backoff()
-_boot_delays_s = []
+_boot_delays_s: list[float] = []
 _log = logs.get_logger("server.arbiter")
 
 
@@ -91,20 +97,20 @@ logger_class = logs.gunicorn_logger(_settings.log_format)
 # --- the life of a worker ------------------------------------------------------------------------------
 
 
-def when_ready(server):
+def when_ready(server: "Arbiter") -> None:
     """Tell a person at a terminal what to do next."""
     if sys.stderr.isatty():
-        print(_invitation(server.LISTENERS[0].sock.getsockname()), file=sys.stderr)
+        sys.stderr.write(_invitation(server.LISTENERS[0].sock.getsockname()))
 
 
-def pre_fork(_server, worker):
+def pre_fork(_server: "Arbiter", worker: "Worker") -> None:
     """In the arbiter: give the worker to be its place in the cluster."""
     worker.enlist(Membership(_work, _scoreboard, _scoreboard.claim()), _settings)
     worker.forked_s = time.monotonic()
     worker.boot_delay_s = _boot_delays_s.pop() if _boot_delays_s else 0.0
 
 
-def post_fork(_server, worker):
+def post_fork(_server: "Arbiter", worker: "Worker") -> None:
     """In the worker: let it wait when those before it died young, and hold as many files as it may."""
     # Each request in flight holds three descriptors: connection, upload, reply.
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -114,14 +120,14 @@ def post_fork(_server, worker):
         _sleep_or_exit(worker.boot_delay_s)
 
 
-def child_exit(server, worker):
+def child_exit(server: "Arbiter", worker: "Worker") -> None:
     """In the arbiter: a worker has ended, and when that leaves too few, it was not meant to."""
     worker.membership.scoreboard.release(worker.membership.row)
     if len(server.WORKERS) < server.num_workers:
         _boot_delays_s.append(_backoff.delay_s(time.monotonic() - worker.forked_s))
 
 
-def _sleep_or_exit(delay_s):
+def _sleep_or_exit(delay_s: float) -> None:
     # The handlers inherited from the arbiter only take note of a signal; here it must end the wait.
     stop_signals = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
     signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
@@ -130,10 +136,11 @@ def _sleep_or_exit(delay_s):
     signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals)
 
 
-def _invitation(address):
-    if not isinstance(address, tuple):  # a Unix socket
-        return f"Try: curl --unix-socket {address} --data-binary @images/landscape.jpg http://localhost/flip -o flipped.jpg"
-    host, port = address[:2]
-    host = {"0.0.0.0": "localhost", "127.0.0.1": "localhost", "::": "localhost"}.get(host, host)
-    host = f"[{host}]" if ":" in host else host
-    return f"Try: curl --data-binary @images/landscape.jpg http://{host}:{port}/flip -o flipped.jpg"
+def _invitation(address: tuple[str, int] | str) -> str:
+    if isinstance(address, str):
+        where = f"--unix-socket {address} http://localhost"
+    else:
+        host, port = address[:2]
+        any_host = host in {"0.0.0.0", "127.0.0.1", "::", "::1"}  # noqa: S104 read, not bound
+        where = f"http://{'localhost' if any_host else host}:{port}"
+    return f"\nTry: curl --data-binary @images/landscape.jpg {where}/flip -o flipped.jpg\n\n"

@@ -51,7 +51,8 @@ def create_app(settings: Settings, membership: Membership, environ: Mapping[str,
         timeout_s=settings.upload_timeout_s,
         sample=settings.sample_picture,
     )
-    app = falcon.asgi.App(middleware=[Lifespan(supervisor, row)])
+    app = falcon.asgi.App()
+    app.add_middleware(Lifespan(supervisor, row))
     add_error_handlers(app)
     for path, operation in OPERATIONS.items():
         app.add_route(path, Transform(operation, uploads, dispatcher))

@@ -11,7 +11,7 @@ from server.app import create_app
 from server.cluster.membership import Membership
 from server.settings import Settings
 from server.web.middleware import Exchange, common_headers, log_exchange
-from server.web.problems import MEDIA_TYPE, problem
+from server.web.problems import MEDIA_TYPE, OUR_FAULT, Problem
 
 #: How long a connection that we close is still read from, in seconds, while the client takes our answer.
 LINGER_S = 2.0
@@ -20,18 +20,18 @@ LINGER_S = 2.0
 class Protocol(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
     """One connection: problems instead of plain text, and answers that arrive."""
 
+    _closed: bool
     _is_lingering = False
 
     def _send_error_response(
         self, status: int, message: str, extra_headers: tuple[tuple[str, str], ...] = ()
     ) -> None:
         """Answer a request that could not even be parsed, or that the app left unanswered."""
-        reason = HTTPStatus(status)
         exchange = Exchange(status=status)
         is_ours = status >= HTTPStatus.INTERNAL_SERVER_ERROR
-        detail = "This is our fault and has been logged." if is_ours else f"{message}. Send valid HTTP/1.1."
-        slug = reason.phrase.lower().replace(" ", "-")
-        body = problem(reason, slug, reason.phrase, detail, exchange.request_id)
+        detail = OUR_FAULT if is_ours else f"{message}. Send a valid HTTP/1.1 request."
+        problem = Problem.of_status(HTTPStatus(status), detail)
+        body = problem.render(exchange.request_id)
         head = [
             (b"content-type", MEDIA_TYPE.encode()),
             (b"content-length", b"%d" % len(body)),
@@ -39,8 +39,11 @@ class Protocol(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
             *((name.encode(), value.encode()) for name, value in extra_headers),
             *common_headers(exchange),
         ]
-        lines = [b"HTTP/1.1 %d %s" % (status, reason.phrase.encode()), *(b"%s: %s" % field for field in head)]
-        self._safe_write(b"\r\n".join([*lines, b"", body]))
+        lines = [
+            b"HTTP/1.1 %d %s" % (status, problem.title.encode()),
+            *(b"%s: %s" % field for field in head),
+        ]
+        self._safe_write(b"\r\n".join([*lines, b"", b""]) + body)
         exchange.bytes_out = len(body)
         log_exchange(exchange, method="-", path="-")
 

@@ -7,7 +7,7 @@ gunicorn's own sentences about the life of its workers become such events too.
 import io
 import logging
 import sys
-from typing import Any, Literal, TextIO
+from typing import Literal, TextIO
 
 import structlog
 from gunicorn.config import Config
@@ -102,7 +102,11 @@ def gunicorn_logger(log_format: LogFormat) -> type[Logger]:
             _take_over(self.error_log.handlers, self.loglevel)
 
         def _set_handler(
-            self, log: logging.Logger, output: str | None, fmt: logging.Formatter, stream: Any = None
+            self,
+            log: logging.Logger,
+            output: str | None,
+            fmt: logging.Formatter,
+            stream: TextIO | None = None,
         ) -> None:
             if log is self.error_log:
                 fmt = formatter(log_format, sys.stderr if output == "-" else io.StringIO())

@@ -81,7 +81,7 @@ class Dispatcher:
         """Send the job and wait; nothing comes back from an engine that died."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:  # closed early, when the client leaves, it tells the engine to skip the job
-            ours.setblocking(False)
+            ours.setblocking(False)  # noqa: FBT003 the standard library has no other way
             with theirs:  # once sent, only the engine holds this end
                 await self._hand_over(Job(recipe, self._limits, now_us()), upload.fileno(), theirs.fileno())
             await _wait_readable(ours)

@@ -45,14 +45,13 @@ class Cell(IntEnum):
     JOB_US = auto()  # summed engine time, in microseconds
     ENGINE_STARTS = auto()
     ENGINE_DEATHS = auto()
-    FIRST_STATUS = auto()
-    FIRST_DURATION = FIRST_STATUS + len(STATUSES)
-    END = FIRST_DURATION + len(DURATION_BOUNDS_S) + 1  # the last bucket has no bound
+    FIRST_STATUS = auto()  # then one for each of STATUSES, and the buckets of response times
 
 
 _STATUS_CELL = {status: Cell.FIRST_STATUS + i for i, status in enumerate(STATUSES)}
+_FIRST_DURATION = Cell.FIRST_STATUS + len(STATUSES)
+_WIDTH = _FIRST_DURATION + len(DURATION_BOUNDS_S) + 1  # the last bucket has no bound
 _FIRST_HTTP_STATUS = 100
-_WIDTH = int(Cell.END)
 
 
 class Row:
@@ -81,7 +80,7 @@ class Row:
         bucket = next(
             (i for i, bound in enumerate(DURATION_BOUNDS_S) if duration_s <= bound), len(DURATION_BOUNDS_S)
         )
-        self[Cell.FIRST_DURATION + bucket] += 1
+        self[_FIRST_DURATION + bucket] += 1
 
     def count_job(self, service_us: int) -> None:
         """Count one job an engine finished, and move the average service time by an eighth."""
@@ -121,9 +120,9 @@ class Scoreboard:
 
     def release(self, row: Row) -> None:
         """Give back the row of a worker that has died, and keep what it counted."""
-        for cell in range(Cell.REQUESTS, Cell.END):
+        for cell in range(Cell.REQUESTS, _WIDTH):
             self.past[cell] += row[cell]
-        for cell in range(Cell.END):
+        for cell in range(_WIDTH):
             row[cell] = 0
         self._free.append(row.index)
 
@@ -151,7 +150,7 @@ class Scoreboard:
                 for status, cell in _STATUS_CELL.items()
             },
             duration_bounds_s=DURATION_BOUNDS_S,
-            durations=[total(cell) for cell in range(Cell.FIRST_DURATION, Cell.END)],
+            durations=[total(cell) for cell in range(_FIRST_DURATION, _WIDTH)],
             duration_s=total(Cell.DURATION_US) / 1e6,
             bytes_in=total(Cell.BYTES_IN),
             bytes_out=total(Cell.BYTES_OUT),

@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+
 from server.cluster.respawn import Backoff
 from server.cluster.scoreboard import Cell, Row
 from server.cluster.work import WorkSocket, now_us
@@ -90,7 +91,7 @@ class Supervisor:
             with theirs:
                 process = await self._spawn(theirs)
             self._row[Cell.ENGINE_STARTS] += 1
-            ours.setblocking(False)
+            ours.setblocking(False)  # noqa: FBT003 the standard library has no other way
             try:
                 if await asyncio.get_running_loop().sock_recv(ours, 1):
                     self._row[Cell.ENGINE_PID] = process.pid

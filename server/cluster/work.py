@@ -142,8 +142,8 @@ class WorkSocket:
     def __init__(self) -> None:
         self.worker_end, self.engine_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # Several processes wait on either end; one that loses the race must not be stuck in the call.
-        self.worker_end.setblocking(False)
-        self.engine_end.setblocking(False)
+        for end in (self.worker_end, self.engine_end):
+            end.setblocking(False)  # noqa: FBT003 the standard library has no other way
 
 
 def now_us() -> int:

@@ -1,6 +1,7 @@
 """The life of a worker: its engine is there before the first request and gone after the last."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from server.cluster.scoreboard import Cell, Row, State
@@ -22,14 +23,14 @@ class Lifespan:
         self._supervisor = supervisor
         self._row = row
 
-    async def process_startup(self, _scope: dict[str, Any], _event: dict[str, Any]) -> None:
+    async def process_startup(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:  # noqa: ARG002 ASGI's names
         """Start the engine, then count as online."""
         self._row[Cell.PID] = os.getpid()
         await self._supervisor.start()
         self._row[Cell.STATE] = State.ONLINE
         log.info("worker_online", pid=os.getpid(), engine_pid=self._row[Cell.ENGINE_PID] or None)
 
-    async def process_shutdown(self, _scope: dict[str, Any], _event: dict[str, Any]) -> None:
+    async def process_shutdown(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:  # noqa: ARG002 ASGI's names
         """End the engine."""
         self._row[Cell.STATE] = State.STOPPING
         await self._supervisor.stop()

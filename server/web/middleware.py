@@ -5,7 +5,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,8 +40,8 @@ class Exchange:
         return time.perf_counter() - self.started_s
 
 
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
+Message = dict[str, Any]
+Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -63,6 +63,7 @@ class Envelope:
         self._row = row
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (the ASGI specification's application callable)."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -2,8 +2,10 @@
 
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Self
 
 import falcon
 from falcon.asgi import Request, Response
@@ -28,44 +30,57 @@ STATUS_OF: dict[type[errors.ServiceError], HTTPStatus] = {
     errors.ServiceUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
+OUR_FAULT = "This is our fault and has been logged. If it happens again, report the request_id."
+
 #: What to do next, for the failures that the framework finds before our code runs.
 _FRAMEWORK_DETAILS = {
     HTTPStatus.NOT_FOUND: "There is nothing here. GET /openapi.json lists what there is.",
     HTTPStatus.METHOD_NOT_ALLOWED: "This path does not answer to {method}. Use one of: {allow}.",
-    HTTPStatus.INTERNAL_SERVER_ERROR: "This is our fault and has been logged. "
-    "If it happens again, report the request_id.",
+    HTTPStatus.INTERNAL_SERVER_ERROR: OUR_FAULT,
 }
 
 
-def problem(status: HTTPStatus, slug: str, title: str, detail: str, request_id: str) -> bytes:
-    """Write a problem document.
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A failure as a client sees it (RFC 9457, section 3.1).
 
-    Args:
-        status: the status of the answer it goes with.
+    Attributes:
         slug: the last word of the problem's type; docs/problems.md has a section for each.
         title: the same for every occurrence.
         detail: this occurrence, and what to do next.
-        request_id: by which the log can be searched.
-
-    Source: RFC 9457, section 3.1.
     """
-    return json.dumps(
-        {
-            "type": f"urn:flipcluster:problem:{slug}",
-            "title": title,
-            "status": status,
-            "detail": detail,
-            "request_id": request_id,
-        }
-    ).encode()
+
+    status: HTTPStatus
+    slug: str
+    title: str
+    detail: str
+
+    @classmethod
+    def of_error(cls, error: errors.ServiceError) -> Self:
+        """Translate one of our own errors."""
+        kind = type(error)
+        slug = re.sub(r"(?<!^)(?=[A-Z])", "-", kind.__name__).lower()  # TooManyPixels: too-many-pixels
+        return cls(STATUS_OF[kind], slug, error.title, error.detail)
+
+    @classmethod
+    def of_status(cls, status: HTTPStatus, detail: str) -> Self:
+        """Make a problem of a bare status, for failures that the framework or the server finds."""
+        return cls(status, status.phrase.lower().replace(" ", "-"), status.phrase, detail)
+
+    def render(self, request_id: str) -> bytes:
+        """Write the document; the log can be searched by `request_id`."""
+        return json.dumps(
+            {
+                "type": f"urn:flipcluster:problem:{self.slug}",
+                "title": self.title,
+                "status": self.status,
+                "detail": self.detail,
+                "request_id": request_id,
+            }
+        ).encode()
 
 
-def slug_of(error: type[errors.ServiceError]) -> str:
-    """Spell an error's name as a problem type: TooManyPixels is `too-many-pixels`."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "-", error.__name__).lower()
-
-
-def add_error_handlers(app: falcon.asgi.App[Any, Any]) -> None:
+def add_error_handlers(app: falcon.asgi.App[Request, Response]) -> None:
     """Make every failure of the app a problem, the framework's own too."""
     app.add_error_handler(Exception, _answer_our_fault)
     app.add_error_handler(falcon.HTTPError, _answer_framework_error)
@@ -73,33 +88,35 @@ def add_error_handlers(app: falcon.asgi.App[Any, Any]) -> None:
 
 
 async def _answer_service_error(
-    req: Request, resp: Response, error: errors.ServiceError, _params: dict[str, Any], **_: object
+    req: Request, resp: Response | None, error: errors.ServiceError, _params: dict[str, Any], **_: object
 ) -> None:
-    _write(req, resp, STATUS_OF[type(error)], slug_of(type(error)), error.title, error.detail)
+    _write(req, resp, Problem.of_error(error))
 
 
 async def _answer_framework_error(
-    req: Request, resp: Response, error: falcon.HTTPError, _params: dict[str, Any], **_: object
+    req: Request, resp: Response | None, error: falcon.HTTPError, _params: dict[str, Any], **_: object
 ) -> None:
     status = HTTPStatus(error.status_code)
     headers = dict(error.headers or {})
-    resp.set_headers(headers)
-    allow = headers.get("Allow", "")
-    detail = _FRAMEWORK_DETAILS.get(status, error.description or "Correct the request and send it again.")
-    slug = status.phrase.lower().replace(" ", "-")
-    _write(req, resp, status, slug, status.phrase, detail.format(method=req.method, allow=allow))
+    template = _FRAMEWORK_DETAILS.get(status, error.description or "Correct the request and send it again.")
+    detail = template.format(method=req.method, allow=headers.get("Allow", ""))
+    _write(req, resp, Problem.of_status(status, detail), headers)
 
 
 async def _answer_our_fault(
-    req: Request, resp: Response, error: Exception, _params: dict[str, Any], **_: object
+    req: Request, resp: Response | None, error: Exception, _params: dict[str, Any], **_: object
 ) -> None:
     log.error("request_failed", exc_info=error, request_id=req.scope["exchange"].request_id)
-    status = HTTPStatus.INTERNAL_SERVER_ERROR
-    _write(req, resp, status, "internal-server-error", status.phrase, _FRAMEWORK_DETAILS[status])
+    _write(req, resp, Problem.of_status(HTTPStatus.INTERNAL_SERVER_ERROR, OUR_FAULT))
 
 
-def _write(req: Request, resp: Response, status: HTTPStatus, slug: str, title: str, detail: str) -> None:
-    resp.status = status
+def _write(
+    req: Request, resp: Response | None, problem: Problem, headers: Mapping[str, str] | None = None
+) -> None:
+    if resp is None:  # a WebSocket, which we do not speak
+        return
+    resp.set_headers(dict(headers or {}))
+    resp.status = problem.status
     resp.content_type = MEDIA_TYPE
     resp.stream = None
-    resp.data = problem(status, slug, title, detail, req.scope["exchange"].request_id)
+    resp.data = problem.render(req.scope["exchange"].request_id)

@@ -6,13 +6,13 @@ from dataclasses import asdict
 from io import FileIO
 from typing import TypeVar
 
-from falcon.uri import parse_query_string
 from falcon.asgi import Request, Response
+from falcon.uri import parse_query_string
 
 from server.cluster.dispatch import Dispatcher
 from server.cluster.work import Done, Spent
 from server.errors import BadParameter
-from server.imaging.codec import OUTPUT_FORMATS, Format
+from server.imaging.codec import OUTPUT_FORMATS
 from server.imaging.operations import Operation
 from server.imaging.pipeline import Recipe
 from server.web.uploads import Uploads

@@ -47,7 +47,7 @@ class Uploads:
         except TimeoutError:
             upload.close()
             raise UploadTooSlow(
-                f"The body did not arrive within {self._timeout_s:g} s. Send it faster, or send a smaller image."
+                f"The body did not arrive within {self._timeout_s:g} s. Send a smaller one, or faster."
             ) from None
         except BaseException:
             upload.close()

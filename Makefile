@@ -1,0 +1,48 @@
+# flipcluster: `make serve` and `make test` need nothing but Python >= 3.11, git and make.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test lint check format ratios lock clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+install: $(INSTALLED) ## install everything into .venv
+
+$(INSTALLED): requirements/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "flipcluster needs Python 3.11 or newer; this is $$($(PYTHON) --version). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+serve: install ## start the cluster on 127.0.0.1:8000
+	@exec $(BIN)/gunicorn
+
+test: install ## run the tests
+	$(BIN)/pytest
+
+lint: install ## format, lint, types, import contracts
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+check: lint test ## what CI runs
+
+format: install ## write the code in the project's format
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+ratios: install ## measure what the service costs over the bare function (about 5 minutes)
+	$(BIN)/python -m benchmarks.ratios
+
+lock: ## write the pinned requirements anew, with hashes (needs uv)
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock" requirements/serve.in -o requirements/serve.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock" requirements/dev.in -o requirements/dev.txt
+
+clean: ## remove everything that was installed or generated
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache images/benchmark-*.jpg
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

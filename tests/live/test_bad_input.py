@@ -1,0 +1,235 @@
+"""Bad input: the right status, a problem that says what to do next, and a service that is as before."""
+
+import socket
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from support.live_server import DEADLINE_S, LiveServer, curl
+
+
+@pytest.fixture(autouse=True)
+def _service_is_as_before(server: LiveServer) -> Iterator[None]:
+    before = [(worker["pid"], worker["engine_pid"]) for worker in server.workers()]
+    yield
+    after = server.workers()
+    assert [(worker["pid"], worker["engine_pid"]) for worker in after] == before
+    assert [worker["in_flight"] for worker in after] == [0] * len(after)
+    assert httpx.post(f"{server.url}/flip").status_code == 200
+
+
+def is_problem(response: httpx.Response, status: int, kind: str) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    assert response.headers["Content-Type"] == "application/problem+json"
+    body: dict[str, Any] = response.json()
+    assert set(body) == {"type", "title", "status", "detail", "request_id"}
+    assert body["type"] == f"urn:flipcluster:problem:{kind}"
+    assert body["status"] == status
+    assert body["request_id"] == response.headers["X-Request-ID"]
+    assert body["detail"].endswith(".")
+    assert {"X-Worker-PID", "X-Response-Time"} <= {name.title().replace("Pid", "PID") for name in response.headers}
+    return body
+
+
+def bomb_png() -> bytes:
+    header = struct.pack(">IIBBBBB", 65535, 65535, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(100_000))), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
+
+
+def endless_gif(frames: int) -> bytes:
+    screen = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
+    frame = b"\x21\xf9\x04\0\x0a\0\0\0" + b"\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\0"
+    return screen + frame * frames + b"\x3b"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind"),
+    [
+        (b"This is a letter and no picture.", 415, "unsupported-image"),
+        (b"\0", 415, "unsupported-image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", 415, "unsupported-image"),
+        (b"%PDF-1.7\n", 415, "unsupported-image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "unsupported-image"),
+        (bomb_png(), 422, "too-many-pixels"),
+        (endless_gif(30_000), 422, "too-many-frames"),
+    ],
+    ids=["text", "one byte", "EPS", "PDF", "SVG", "bomb", "30000 frames"],
+)
+def test_a_bad_picture_is_refused(server: LiveServer, body: bytes, status: int, kind: str) -> None:
+    is_problem(httpx.post(f"{server.url}/flip", content=body), status, kind)
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
+def test_half_a_jpeg_is_never_half_a_picture(server: LiveServer, landscape: Path, part: float) -> None:
+    whole = landscape.read_bytes()
+    response = httpx.post(f"{server.url}/flip", content=whole[: int(len(whole) * part)])
+    is_problem(response, 422, "damaged-image")
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ("colour=red", "colour"),
+        ("format=eps", "format"),
+        ("format=", "format"),
+        ("quality=0", "quality"),
+        ("quality=101", "quality"),
+        ("quality=high", "quality"),
+        ("quality=%2B5", "quality"),
+        ("strip=maybe", "strip"),
+        ("format=png&format=gif", "format"),
+        ("angle=90", "angle"),
+        ("a=1&b=2", "b"),
+    ],
+)
+def test_a_wrong_parameter_is_named(server: LiveServer, query: str, names: str) -> None:
+    body = is_problem(httpx.post(f"{server.url}/flip?{query}"), 400, "bad-parameter")
+    assert f"`{names}`" in body["detail"]
+
+
+@pytest.mark.parametrize("query", ["", "?angle=45", "?angle=", "?angle=90&angle=90"])
+def test_a_rotation_needs_an_angle_that_is_a_quarter(server: LiveServer, query: str) -> None:
+    body = is_problem(httpx.post(f"{server.url}/rotate{query}"), 400, "bad-parameter")
+    assert "`angle`" in body["detail"]
+
+
+@pytest.mark.parametrize(
+    ("form", "says"),
+    [
+        (b"--x\r\nContent-Disposition: form-data; name=image; filename=a\r\n\r\n\r\n--x--\r\n", "empty"),
+        (b"--x--\r\n", "no part"),
+        (b"--x\r\nContent-Disposition: form-data; name=format\r\n\r\npng\r\n--x--\r\n", "no file"),
+        (b"--x\r\nContent-Disposition: form-data; name=image; filename=a\r\n\r\nabc\r\n", ""),
+        (b"no boundary in here", ""),
+        (
+            b"--x\r\nContent-Disposition: form-data; name=image; filename=a\r\n\r\nabc\r\n"
+            b"--x\r\nContent-Disposition: form-data; name=image; filename=b\r\n\r\nabc\r\n--x--\r\n",
+            "more than one",
+        ),
+    ],
+    ids=["empty file", "no part", "field", "unfinished", "no boundary", "two files"],
+)
+def test_a_broken_form_is_refused(server: LiveServer, form: bytes, says: str) -> None:
+    response = httpx.post(
+        f"{server.url}/flip", content=form, headers={"Content-Type": "multipart/form-data; boundary=x"}
+    )
+    body = is_problem(response, 400, "malformed-multipart")
+    assert says in body["detail"]
+    assert "curl -F image=@" in body["detail"]
+
+
+@pytest.mark.parametrize("content_type", ["multipart/form-data", f"multipart/form-data; boundary={'x' * 71}"])
+def test_a_form_needs_a_boundary(server: LiveServer, content_type: str) -> None:
+    response = httpx.post(f"{server.url}/flip", content=b"abc", headers={"Content-Type": content_type})
+    is_problem(response, 400, "malformed-multipart")
+
+
+def test_an_empty_file_chosen_with_curl_is_refused(server: LiveServer, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jpg"
+    empty.touch()
+    answer = curl(f"{server.url}/flip", "-F", f"image=@{empty}", "-w", "%{http_code}")
+    assert answer.stdout.endswith(b"400")
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH"])
+def test_a_wrong_method_is_told_the_right_one(server: LiveServer, method: str) -> None:
+    response = httpx.request(method, f"{server.url}/flip")
+    body = is_problem(response, 405, "method-not-allowed")
+    assert "POST" in response.headers["Allow"]
+    assert "POST" in body["detail"]
+
+
+@pytest.mark.parametrize("path", ["/nope", "/flip/", "/flip/again", "/%00", "//flip"])
+def test_an_unknown_path_is_told_where_to_look(server: LiveServer, path: str) -> None:
+    body = is_problem(httpx.post(server.url + path), 404, "not-found")
+    assert "/openapi.json" in body["detail"]
+
+
+def test_an_upload_over_the_limit_is_refused_and_the_refusal_arrives() -> None:
+    with LiveServer(environ={"WEB_CONCURRENCY": "1", "FLIP_MAX_BODY_BYTES": "1000000"}) as server:
+        too_much = bytes(30_000_000)
+        told = curl(f"{server.url}/flip", "--data-binary", "@-", "-w", "%{http_code}", "-H", "Expect:", stdin=too_much)
+        untold = curl(
+            *(f"{server.url}/flip", "--data-binary", "@-", "-w", "%{http_code}"),
+            *("-H", "Transfer-Encoding: chunked", "-H", "Expect:"),
+            stdin=too_much,
+        )
+        exact = httpx.post(f"{server.url}/flip", content=bytes(1_000_000))
+        over = httpx.post(f"{server.url}/flip", content=bytes(1_000_001))
+    assert told.stdout.endswith(b"413"), told
+    assert untold.stdout.endswith(b"413"), untold
+    assert exact.status_code == 415
+    is_problem(over, 413, "upload-too-large")
+
+
+def test_an_upload_over_the_time_limit_is_told_so() -> None:
+    with LiveServer(environ={"WEB_CONCURRENCY": "1", "FLIP_UPLOAD_TIMEOUT_S": "0.2"}) as server:
+        answer = exchange(server, b"POST /flip HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc")
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"urn:flipcluster:problem:upload-too-slow" in answer
+
+
+@pytest.mark.parametrize(
+    ("request_text", "status"),
+    [
+        (b"POST /flip HTTP/1.1\r\nHost: a\r\nContent-Length: ten\r\n\r\n", 400),
+        (b"POST /flip HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"POST /flip HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", 400),
+        (b"POST /flip HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST /flip HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+        (b"POST /flip HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+        (b"GET /" + b"a" * 5000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 9000 + b"\r\n\r\n", 431),
+        (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03" + bytes(200) + b"\r\n\r\n", 400),
+    ],
+    ids=[
+        "length is a word", "length is negative", "two lengths", "length and chunks", "bad chunk",
+        "unknown coding", "long path", "long header", "TLS",
+    ],
+)  # fmt: skip
+def test_what_is_not_http_gets_a_problem_too(server: LiveServer, request_text: bytes, status: int) -> None:
+    answer = exchange(server, request_text)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status), answer
+    assert b"content-type: application/problem+json" in head
+    assert b"x-request-id: " in head
+    assert b'"type": "urn:flipcluster:problem:' in body
+
+
+def test_a_body_longer_than_its_length_is_no_second_request(server: LiveServer) -> None:
+    answer = exchange(
+        server, b"POST /flip HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabcdefghijklmnopqrstuvwxyz\r\n\r\n"
+    )
+    assert answer.startswith(b"HTTP/1.1 415 ")
+    assert answer.count(b"HTTP/1.1 ") == 2  # the rest is no request, and is told so
+    assert b"HTTP/1.1 400 " in answer
+
+
+def test_a_body_shorter_than_its_length_gets_no_picture(server: LiveServer, landscape: Path) -> None:
+    picture = landscape.read_bytes()
+    before = len(server.events)
+    with closing(socket.create_connection(("127.0.0.1", server.port), DEADLINE_S)) as connection:
+        head = b"POST /flip HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (len(picture) + 1)
+        connection.sendall(head + picture)
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(100) == b""
+    assert server.wait_for("request", after=before, path="/flip")["status"] == 499
+
+
+def exchange(server: LiveServer, request_text: bytes) -> bytes:
+    """Send bytes and return all that comes back until the server closes."""
+    with closing(socket.create_connection(("127.0.0.1", server.port), DEADLINE_S)) as connection:
+        connection.sendall(request_text)
+        answer = bytearray()
+        while piece := connection.recv(65536):
+            answer += piece
+    return bytes(answer)
