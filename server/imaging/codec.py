@@ -1,0 +1,244 @@
+"""The picture formats we know: how each is told from its bytes, opened, and what it can hold."""
+
+import mmap
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from io import BytesIO
+from typing import BinaryIO, Protocol
+
+# Imported one by one: these plugins are the allow-list. Nothing here ever calls Image.init(), which would
+# load every decoder Pillow has.
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    QoiImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from server.errors import DamagedImage, ServiceError, TooManyPixels, UnsupportedImage
+
+# We check the pixels ourselves, from the header and against the caller's limits.
+Image.MAX_IMAGE_PIXELS = None
+
+#: A whole file in memory, sliceable and searchable without copying it.
+Data = bytes | mmap.mmap
+
+
+class Source(Protocol):
+    """A readable, seekable binary file: an `mmap.mmap` in production, a `BytesIO` in tests."""
+
+    def read(self, size: int = ..., /) -> bytes:
+        """Up to `size` bytes from the current position."""
+
+    def seek(self, position: int, whence: int = ..., /) -> object:
+        """Move the current position."""
+
+    def tell(self) -> int:
+        """The current position."""
+
+
+#: An empty, writable, seekable binary file.
+Sink = BinaryIO
+
+
+class Format(StrEnum):
+    """Every format that may come in. What may be asked for is `OUTPUT_FORMATS`."""
+
+    JPEG = "jpeg"
+    PNG = "png"
+    WEBP = "webp"
+    GIF = "gif"
+    TIFF = "tiff"
+    BMP = "bmp"
+    AVIF = "avif"
+    PPM = "ppm"
+    QOI = "qoi"
+    JPEG2000 = "jp2"
+
+
+#: What a caller may ask for. The others come out as themselves when nothing is asked for.
+OUTPUT_FORMATS = frozenset(
+    {Format.JPEG, Format.PNG, Format.WEBP, Format.GIF, Format.TIFF, Format.BMP, Format.AVIF},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """One row of the table of formats.
+
+    Args:
+        name: for sentences.
+        pillow: Pillow's name, for saving.
+        media_type: what goes into `Content-Type`.
+        plugin: Pillow's reader. It is called directly, so that nothing but it can open the file; for a JPEG
+            that also means that an MPO opens as what its first picture is, a JPEG.
+        modes: the pixel modes its writer takes as they are, best first.
+        max_side: the largest width or height its writer takes, in pixels.
+    """
+
+    name: str
+    pillow: str
+    media_type: str
+    plugin: type[ImageFile.ImageFile]
+    modes: tuple[str, ...]
+    max_side: int = 2**31 - 1
+
+
+CODECS: dict[Format, Codec] = {
+    Format.JPEG: Codec(
+        "JPEG",
+        "JPEG",
+        "image/jpeg",
+        JpegImagePlugin.JpegImageFile,
+        ("RGB", "L", "CMYK"),
+        65500,
+    ),
+    Format.PNG: Codec(
+        "PNG",
+        "PNG",
+        "image/png",
+        PngImagePlugin.PngImageFile,
+        ("RGBA", "RGB", "LA", "L", "I;16", "P", "1"),
+    ),
+    Format.WEBP: Codec("WebP", "WEBP", "image/webp", WebPImagePlugin.WebPImageFile, ("RGBA", "RGB"), 16383),
+    Format.GIF: Codec("GIF", "GIF", "image/gif", GifImagePlugin.GifImageFile, ("P",), 65535),
+    Format.TIFF: Codec(
+        "TIFF",
+        "TIFF",
+        "image/tiff",
+        TiffImagePlugin.TiffImageFile,
+        ("RGBA", "RGB", "LA", "L", "CMYK", "P", "PA", "I;16", "I;16B", "I", "F", "1", "YCbCr", "LAB"),
+    ),
+    Format.BMP: Codec("BMP", "BMP", "image/bmp", BmpImagePlugin.BmpImageFile, ("RGB", "L", "P", "1")),
+    Format.AVIF: Codec(
+        "AVIF", "AVIF", "image/avif", AvifImagePlugin.AvifImageFile, ("RGBA", "RGB", "L"), 16384
+    ),
+    Format.PPM: Codec(
+        "PPM",
+        "PPM",
+        "image/x-portable-anymap",
+        PpmImagePlugin.PpmImageFile,
+        ("RGB", "L", "I;16", "I", "F", "1"),
+    ),
+    Format.QOI: Codec("QOI", "QOI", "image/qoi", QoiImagePlugin.QoiImageFile, ("RGBA", "RGB")),
+    Format.JPEG2000: Codec(
+        "JPEG 2000",
+        "JPEG2000",
+        "image/jp2",
+        Jpeg2KImagePlugin.Jpeg2KImageFile,
+        ("RGBA", "RGB", "LA", "L", "I;16", "CMYK"),
+    ),
+}
+
+_SIGNATURES: tuple[tuple[bytes, Format], ...] = (
+    (b"\xff\xd8\xff", Format.JPEG),
+    (b"\x89PNG\r\n\x1a\n", Format.PNG),
+    (b"GIF87a", Format.GIF),
+    (b"GIF89a", Format.GIF),
+    *((prefix, Format.TIFF) for prefix in TiffImagePlugin.PREFIXES),
+    (b"BM", Format.BMP),
+    (b"qoif", Format.QOI),
+    (b"\xff\x4f\xff\x51", Format.JPEG2000),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", Format.JPEG2000),
+    *((b"P" + kind, Format.PPM) for kind in (b"1", b"2", b"3", b"4", b"5", b"6", b"f")),
+)
+
+_ACCEPTED = "JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, PPM, QOI or JPEG 2000"
+
+#: What Pillow says of a sound file that it cannot decode, as opposed to a damaged one.
+_UNSUPPORTED_PHRASES = ("cannot handle", "unsupported", "not yet supported", "unknown pixel mode")
+
+
+def as_data(source: Source) -> Data:
+    """The whole file as one buffer, without a copy where that is possible."""
+    if isinstance(source, mmap.mmap):
+        return source
+    if isinstance(source, BytesIO):
+        return source.getvalue()  # shares its memory with the file
+    source.seek(0)
+    return source.read()
+
+
+def sniff(data: Data) -> Format:
+    """Tell the format from the first bytes; names and headers are never looked at.
+
+    Raises:
+        UnsupportedImage: not an image, or outside the allow-list.
+    """
+    head = bytes(data[:4096])
+    for signature, form in _SIGNATURES:
+        if head.startswith(signature):
+            return form
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return Format.WEBP
+    if head[4:8] == b"ftyp":
+        brands = head[8 : max(16, int.from_bytes(head[:4], "big"))]
+        if b"avif" in brands or b"avis" in brands:
+            return Format.AVIF
+    what = "The body is empty" if not head else "This is not an image in a format we accept"
+    raise UnsupportedImage(f"{what}. Send a {_ACCEPTED} file.")
+
+
+def open_image(form: Format, source: Source) -> ImageFile.ImageFile:
+    """Read the header with the one plugin of this format; decodes nothing. Call it inside `decoding`.
+
+    Raises:
+        UnsupportedImage: a sound file of a kind that Pillow cannot decode.
+    """
+    codec = CODECS[form]
+    source.seek(0)
+    try:
+        return codec.plugin(source)  # type: ignore[arg-type]  # an mmap is a file in all that Pillow uses
+    except (SyntaxError, OSError, ValueError) as error:
+        if any(phrase in str(error).lower() for phrase in _UNSUPPORTED_PHRASES):
+            raise UnsupportedImage(
+                f"This kind of {codec.name} cannot be decoded ({error}). Convert it to 8 bits per channel, "
+                "without rare compression, and send that.",
+            ) from error
+        raise
+
+
+def damaged(form: Format, what: str) -> DamagedImage:
+    """The refusal of a broken file, to be raised.
+
+    Args:
+        form: what it claims to be.
+        what: the finding, as a clause.
+    """
+    return DamagedImage(f"The {CODECS[form].name} file is damaged: {what}. Send an intact copy.")
+
+
+@contextmanager
+def decoding(form: Format) -> Iterator[None]:
+    """The one place where what decoders raise becomes an error of ours.
+
+    Decoders meet hostile bytes with any exception there is, and with warnings for what they put up with; we
+    refuse the first and have our own checks for the second. Nothing that encodes belongs in this block, or a
+    bug of ours would look like a damaged picture.
+
+    Raises:
+        DamagedImage: the decoder failed.
+        TooManyPixels: the decoder found no memory.
+        ServiceError: whatever the block raised in our own words.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except ServiceError:
+        raise
+    except MemoryError as error:
+        raise TooManyPixels("The image needs more memory than there is. Send a smaller one.") from error
+    except Exception as error:
+        raise damaged(form, "it cannot be decoded to the end") from error

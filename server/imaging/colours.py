@@ -1,0 +1,203 @@
+"""Pixels of one mode in the mode another format can hold, with as little lost as that format allows."""
+
+from io import BytesIO
+
+from PIL import Image
+
+from server.errors import UnsupportedImage
+from server.imaging.codec import CODECS, Format
+
+_WHITE: dict[str, int | tuple[int, ...]] = {"L": 255, "RGB": (255, 255, 255)}
+_PALETTE_SIZE = 256
+_OPAQUE_ABOVE = 127
+_16_BITS = 0xFFFF
+
+#: What to try for a mode that a format cannot hold, in this order.
+_NEXT_MODES: dict[str, tuple[str, ...]] = {
+    "1": ("L", "RGB"),
+    "L": ("RGB", "RGBA"),
+    "I;16": ("L", "RGB"),
+    "I;16B": ("I;16", "L", "RGB"),
+    "I": ("L", "RGB"),
+    "RGB": ("RGBA",),
+    "RGBX": ("RGB",),
+    "CMYK": ("RGB",),
+    "YCbCr": ("RGB",),
+    "LA": ("RGBA",),
+    "La": ("LA", "RGBA"),
+    "PA": ("RGBA",),
+    "RGBa": ("RGBA",),
+}
+
+
+def fit(image: Image.Image, form: Format) -> Image.Image:
+    """The same picture in a mode that the format holds.
+
+    Alpha is flattened on white where the format has none. Sixteen bits become eight by dropping the low byte,
+    which Pillow's own conversion does not do: it clips at 255. CMYK goes through its own profile to sRGB when
+    it has one; the result then carries no profile.
+
+    Raises:
+        UnsupportedImage: there is no honest way (32-bit samples have no known white).
+    """
+    modes = CODECS[form].modes
+    if (
+        image.has_transparency_data
+        and image.mode != "RGBA"
+        and (form is not Format.PNG or image.mode == "PA")
+    ):
+        image = _with_alpha(image)
+    if image.has_transparency_data and not {"RGBA", "LA"} & set(modes) and form is not Format.GIF:
+        image = _flattened(image)
+    if form is Format.GIF:
+        return image
+    if image.mode in modes:
+        return image
+    if image.mode == "P":
+        return image.convert("RGB")
+    for mode in _NEXT_MODES.get(image.mode, ()):
+        if mode in modes:
+            return _converted(image, mode)
+    raise UnsupportedImage(
+        f"Samples of this kind ({image.mode}) do not fit into {CODECS[form].name}. "
+        "Convert the image to 8 bits per channel and send that.",
+    )
+
+
+def _with_alpha(image: Image.Image) -> Image.Image:
+    """Transparency by palette index or key colour as an alpha channel."""
+    if image.mode == "I;16":
+        return _high_bytes(image)  # its key is a 16-bit number; no other format has the like
+    return image if image.mode == "LA" else image.convert("RGBA")
+
+
+def _flattened(image: Image.Image) -> Image.Image:
+    """What shows on white paper."""
+    mode = "L" if image.mode == "LA" else "RGB"
+    paper = Image.new(mode, image.size, _WHITE[mode])
+    paper.paste(image.convert(mode), mask=image.getchannel("A"))
+    return _with_info_of(image, paper)
+
+
+def _with_info_of(image: Image.Image, result: Image.Image) -> Image.Image:
+    result.info = {key: value for key, value in image.info.items() if key != "transparency"}
+    return result
+
+
+def _high_bytes(image: Image.Image) -> Image.Image:
+    samples = image.tobytes()
+    start = 0 if image.mode == "I;16B" else 1
+    return _with_info_of(image, Image.frombytes("L", image.size, samples[start::2]))
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        gray = _high_bytes(image)
+        return gray if mode == "L" else gray.convert(mode)
+    if image.mode == "I":
+        return _from_wide(image, mode)
+    if image.mode == "CMYK":
+        return _from_cmyk(image)
+    return image.convert(mode)
+
+
+def _from_wide(image: Image.Image, mode: str) -> Image.Image:
+    """Samples in 32 bits that fit into 16, as Pillow gives them for a 16-bit PGM."""
+    lowest, highest = image.getextrema()
+    if lowest < 0 or highest > _16_BITS:  # type: ignore[operator]
+        raise UnsupportedImage(
+            "The image has 32-bit samples, whose range is unknown. "
+            "Convert it to 8 bits per channel and send that.",
+        )
+    gray = _with_info_of(image, Image.frombytes("L", image.size, image.tobytes("raw", "I;16B")[0::2]))
+    return gray if mode == "L" else gray.convert(mode)
+
+
+def _from_cmyk(image: Image.Image) -> Image.Image:
+    """CMYK in sRGB: through the embedded profile, else by the plain formula."""
+    icc = image.info.get("icc_profile")
+    if icc:
+        # Loaded only when needed: an engine starts without it.
+        from PIL import ImageCms  # noqa: PLC0415
+
+        try:
+            result = ImageCms.profileToProfile(
+                image,
+                BytesIO(icc),
+                ImageCms.createProfile("sRGB"),
+                renderingIntent=ImageCms.Intent.PERCEPTUAL,
+                outputMode="RGB",
+            )
+        except (ImageCms.PyCMSError, OSError, ValueError):
+            result = None  # a broken profile is no reason to refuse the picture
+        if result is not None:
+            result = _with_info_of(image, result)
+            result.info.pop("icc_profile", None)
+            return result
+    result = _with_info_of(image, image.convert("RGB"))
+    result.info.pop("icc_profile", None)  # it describes inks, which are gone
+    return result
+
+
+def indexed(image: Image.Image) -> tuple[Image.Image, bytes, int | None]:
+    """The picture in palette indices, exactly so when it has no more than 256 colours.
+
+    Args:
+        image: any mode that `fit` returns for GIF.
+
+    Returns:
+        The indices in mode P, the palette as RGB bytes, and the index that is transparent, or None.
+    """
+    if image.mode in ("1", "L") and not image.has_transparency_data:
+        gray = image.convert("L")
+        indices = Image.frombytes("P", gray.size, gray.tobytes())
+        return indices, bytes(value for level in range(_PALETTE_SIZE) for value in (level,) * 3), None
+    if image.mode == "P" and not image.has_transparency_data:
+        return image, bytes(image.getpalette() or b"\0\0\0"), None
+    if not image.has_transparency_data:
+        return *_quantized(_plain(image, "RGB"), _PALETTE_SIZE), None
+    return _indexed_with_alpha(_plain(image, "RGBA"))
+
+
+def _plain(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode == mode:
+        return image
+    return image.convert(mode) if image.mode in ("P", "L", "LA", "RGB", "RGBA") else _converted(image, mode)
+
+
+def _indexed_with_alpha(image: Image.Image) -> tuple[Image.Image, bytes, int | None]:
+    """GIF knows opaque and transparent only: half and less of alpha is transparent."""
+    opaque = image.getchannel("A").point(lambda alpha: 255 if alpha > _OPAQUE_ABOVE else 0)
+    colours = image.convert("RGB")
+    lowest, _ = opaque.getextrema()
+    if lowest:
+        return *_quantized(colours, _PALETTE_SIZE), None
+    # Transparent pixels must not use up colours: give them one that is there already.
+    visible = Image.new("RGB", image.size, _first_visible(colours, opaque))
+    visible.paste(colours, mask=opaque)
+    indices, palette = _quantized(visible, _PALETTE_SIZE - 1)
+    transparent = len(palette) // 3
+    indices.paste(transparent, mask=opaque.point(lambda value: 255 - value))
+    return indices, palette + bytes(3), transparent
+
+
+def _first_visible(colours: Image.Image, opaque: Image.Image) -> tuple[int, ...]:
+    box = opaque.getbbox()
+    if box is None:
+        return (0, 0, 0)
+    row = opaque.crop((0, box[1], opaque.width, box[1] + 1)).getbbox()
+    assert row is not None  # noqa: S101 - the first row of the box has a visible pixel
+    return colours.getpixel((row[0], box[1]))  # type: ignore[return-value]
+
+
+def _quantized(image: Image.Image, size: int) -> tuple[Image.Image, bytes]:
+    colours = image.getcolors(size)
+    if colours is None:
+        indices = image.quantize(size, method=Image.Quantize.MEDIANCUT)
+        return indices, bytes(indices.getpalette() or b"")[: size * 3]
+    ordered = sorted(colour for _, colour in colours)
+    palette = bytes(value for colour in ordered for value in colour)  # type: ignore[union-attr]
+    pattern = Image.new("P", (1, 1))
+    pattern.putpalette(palette)
+    # Without dithering the nearest entry is the colour itself.
+    return image.quantize(palette=pattern, dither=Image.Dither.NONE), palette

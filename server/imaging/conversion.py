@@ -1,0 +1,315 @@
+"""Turned frames into another format: one picture, or every frame with its duration."""
+
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from PIL.TiffImagePlugin import AppendingTiffWriter
+
+from server.errors import UnsupportedImage
+from server.imaging import gif, jpeg, png, stills, tiff, webp
+from server.imaging.codec import CODECS, Format, Sink
+from server.imaging.colours import fit, indexed
+from server.imaging.metadata import kept_icc, without_orientation
+from server.imaging.operations import Rect
+
+#: What a caller who names a format but no quality gets.
+_QUALITY = {Format.JPEG: 90, Format.WEBP: 90, Format.AVIF: 80}
+
+#: Formats that can hold several frames. The others get the first one.
+MANY_FRAMES = frozenset({Format.PNG, Format.WEBP, Format.GIF, Format.TIFF, Format.AVIF})
+
+#: Modes whose pictures are drawings rather than photos: WebP keeps them exactly, and small.
+_DRAWN_MODES = frozenset({"1", "P"})
+
+_NO_BLEND = 0x02
+_16_BITS = 0xFFFF
+_ICC_SPACES = {
+    b"GRAY": ("1", "L", "LA", "I;16", "I;16B", "I", "F"),
+    b"CMYK": ("CMYK",),
+    b"RGB ": ("RGB", "RGBA", "P", "PA"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame as it is seen, already turned.
+
+    Args:
+        image: the whole canvas.
+        duration_ms: how long it shows; 0 in a still.
+    """
+
+    image: Image.Image
+    duration_ms: float = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Attachments:
+    """What goes beside the pixels.
+
+    Args:
+        exif: the TIFF structure, its orientation reset; empty for none.
+        xmp: the packet, its orientation reset; empty for none.
+        dpi: horizontal and vertical, already turned; None for unknown.
+        strip: drop all of it, and the colour profile where that changes nothing.
+    """
+
+    exif: bytes = b""
+    xmp: bytes = b""
+    dpi: tuple[float, float] | None = None
+    strip: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What to make.
+
+    Args:
+        form: the format.
+        quality: 1 to 100, None for a good default.
+        attachments: what goes beside the pixels.
+        source: the format the frames come from.
+        frames: how many there will be.
+        plays: how often an animation runs, 0 for ever.
+    """
+
+    form: Format
+    quality: int | None
+    attachments: Attachments
+    source: Format
+    frames: int = 1
+    plays: int = 0
+
+
+def _profile(image: Image.Image, *, strip: bool) -> bytes:
+    """The colour profile if it still describes these pixels (ICC.1:2022, 7.2.6)."""
+    icc = image.info.get("icc_profile") or b""
+    fits = image.mode in _ICC_SPACES.get(icc[16:20], ())
+    return kept_icc(icc, strip=strip) if fits else b""
+
+
+def check_side(form: Format, size: tuple[int, int]) -> None:
+    """Refuse what the format cannot hold.
+
+    Raises:
+        UnsupportedImage: a side is too long.
+    """
+    codec = CODECS[form]
+    if max(size) > codec.max_side:
+        raise UnsupportedImage(
+            f"The image is {size[0]} x {size[1]} pixels; {codec.name} holds at most {codec.max_side} "
+            "to a side. Ask for another format, such as png.",
+        )
+
+
+def encode(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
+    """Write the frames; they are taken one by one, so that few of them are in memory at once.
+
+    Raises:
+        UnsupportedImage: the format cannot hold them.
+    """
+    _WRITERS[target.form](sink, frames, target)
+
+
+def _to_jpeg(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
+    image = fit(next(frames).image, Format.JPEG)
+    beside = target.attachments
+    icc = _profile(image, strip=beside.strip)
+    image.save(
+        sink,
+        "JPEG",
+        quality=target.quality or _QUALITY[Format.JPEG],
+        dpi=_rounded(beside.dpi),
+        comment=b"",
+        extra=jpeg.segments_for(exif=beside.exif, icc=icc, xmp=beside.xmp),
+    )
+
+
+def _rounded(dpi: tuple[float, float] | None) -> tuple[int, int]:
+    """Dots per inch in the sixteen bits that JPEG has for them; zero for unknown."""
+    if dpi is None:
+        return (0, 0)
+    return (min(65535, max(0, round(dpi[0]))), min(65535, max(0, round(dpi[1]))))
+
+
+def _to_bmp(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
+    image = next(frames).image
+    if image.mode == "RGBA" and target.source is Format.BMP:
+        stills.write_bmp_with_alpha(sink, image)
+        return
+    image = fit(image, Format.BMP)
+    image.save(sink, "BMP", dpi=target.attachments.dpi or (96, 96))
+
+
+def _to_png(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
+    if target.frames > 1:
+        _to_apng(sink, frames, target)
+        return
+    image = fit(next(frames).image, Format.PNG)
+    beside = target.attachments
+    text = PngInfo()
+    if beside.xmp:
+        text.add_itxt("XML:com.adobe.xmp", beside.xmp)
+    settings: dict[str, Any] = {"pnginfo": text, "icc_profile": _profile(image, strip=beside.strip)}
+    if beside.exif:
+        settings["exif"] = beside.exif
+    if beside.dpi:
+        settings["dpi"] = beside.dpi
+    image.save(sink, "PNG", **settings)
+
+
+def _to_apng(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
+    """Whole canvases that replace each other. Pillow's writer would merge equal ones."""
+    done: list[png.PngFrame] = []
+    size = (1, 1)
+    for frame in frames:
+        size = frame.image.size
+        pixels = fit(frame.image, Format.PNG)
+        stream = png.pack(png.RGBA_PATTERN, (pixels.convert("RGBA"),))
+        done.append(png.PngFrame(Rect(0, 0, *size), _apng_control(frame.duration_ms), stream))
+    before = [png.Chunk(b"eXIf", target.attachments.exif)] if target.attachments.exif else []
+    png.write_png(sink, png.animation(size, tuple(before), tuple(done), target.plays))
+
+
+def _apng_control(duration_ms: float) -> bytes:
+    """Delay, and replace rather than blend (PNG 3rd edition, 11.3.6.2)."""
+    for ticks_per_second in (1000, 100, 10, 1):
+        delay = min(_16_BITS, round(duration_ms * ticks_per_second / 1000))
+        if delay < _16_BITS:
+            break
+    return struct.pack(">HHBB", delay, ticks_per_second, 0, 0)
+
+
+def _to_webp(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
+    done: list[webp.WebpFrame] = []
+    icc, size = b"", (1, 1)
+    for frame in frames:
+        size = frame.image.size
+        is_drawn = frame.image.mode in _DRAWN_MODES or (target.frames > 1 and not target.quality)
+        pixels = fit(frame.image, Format.WEBP)
+        icc = _profile(pixels, strip=target.attachments.strip)
+        quality = target.quality or (None if is_drawn else _QUALITY[Format.WEBP])
+        bits = webp.pack(pixels, quality=quality)
+        duration = min(0xFFFFFF, round(frame.duration_ms))
+        done.append(webp.WebpFrame(Rect(0, 0, *size), duration, _NO_BLEND, bits))
+    loops = min(0xFFFF, target.plays) if target.frames > 1 else None
+    beside = target.attachments
+    webp.write_webp(
+        sink,
+        webp.Webp(size, tuple(done), loops=loops, icc=icc, exif=beside.exif, xmp=beside.xmp),
+    )
+
+
+def _to_gif(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
+    blocks: list[gif.GifFrame | bytes] = []
+    if target.frames > 1 and target.plays != 1:
+        blocks.append(gif.loop(max(0, target.plays - 1)))  # it counts the repetitions
+    size = (1, 1)
+    for frame in frames:
+        size = frame.image.size
+        image = fit(frame.image, Format.GIF)
+        indices, palette, transparent = indexed(image)
+        if target.frames > 1 or transparent is not None:
+            disposal = 2 if transparent is not None else 1  # what shows through must not be the last frame
+            blocks.append(
+                gif.control(duration_ms=frame.duration_ms, disposal=disposal, transparent=transparent)
+            )
+        blocks.append(gif.whole_frame(indices, palette))
+    gif.write_gif(sink, gif.Gif(b"GIF89a", size, 0x70, 0, 0, b"", tuple(blocks)))
+
+
+def _to_tiff(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
+    beside = target.attachments
+    pages: list[tuple[Image.Image, dict[str, Any]]] = []
+    for frame in frames:
+        image = fit(frame.image, Format.TIFF)
+        settings: dict[str, Any] = {"compression": "tiff_adobe_deflate"}
+        settings["icc_profile"] = _profile(image, strip=beside.strip)
+        if beside.dpi:
+            settings["dpi"] = beside.dpi
+        with suppress(Exception):  # EXIF that cannot be read again must not cost the picture
+            settings["tiffinfo"] = tiff.described(beside.exif, beside.xmp)
+        pages.append((image, settings))
+    write_pages(sink, pages)
+
+
+def write_pages(sink: Sink, pages: list[tuple[Image.Image, dict[str, Any]]]) -> None:
+    """Write a TIFF of one or more pages.
+
+    Args:
+        sink: where to.
+        pages: each picture with what to pass to `save`; its `tiffinfo` is given up, but for the predictor,
+            when the fields cannot be written, which depends on more of their content than can be foreseen.
+    """
+    whole = BytesIO()
+    with AppendingTiffWriter(whole) as writer:
+        for image, settings in pages:
+            image.info = {}
+            try:
+                page = _page(image, settings)
+            except Exception:  # noqa: BLE001 - see above; if it was not the fields, the next line raises it
+                page = _page(image, {key: value for key, value in settings.items() if key != "tiffinfo"})
+            writer.write(page)
+            writer.newFrame()
+    sink.write(whole.getvalue())
+
+
+def _page(image: Image.Image, settings: dict[str, Any]) -> bytes:
+    alone = BytesIO()
+    image.save(alone, "TIFF", **settings)
+    return alone.getvalue()
+
+
+def _to_avif(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
+    beside = target.attachments
+    images: list[Image.Image] = []
+    durations: list[int] = []
+    for frame in frames:
+        images.append(fit(frame.image, Format.AVIF))
+        durations.append(round(frame.duration_ms))
+    first = images[0]
+    first.save(
+        sink,
+        "AVIF",
+        save_all=len(images) > 1,
+        append_images=images[1:],
+        duration=durations,
+        quality=target.quality or _QUALITY[Format.AVIF],
+        max_threads=1,  # the other cores are for others
+        icc_profile=_profile(first, strip=beside.strip),
+        xmp=beside.xmp,
+        exif=without_orientation(beside.exif) if beside.exif else b"",
+    )
+
+
+def _as_it_is(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
+    """The formats that only come out as they came in."""
+    image = fit(next(frames).image, target.form)
+    settings: dict[str, Any] = {}
+    if target.form is Format.QOI and image.info.get("colorspace") == "sRGB":
+        settings["colorspace"] = "sRGB"
+    if target.form is Format.JPEG2000:
+        settings |= {"irreversible": False, "mct": int(image.mode in ("RGB", "RGBA"))}
+        if comment := image.info.get("comment"):
+            settings["comment"] = comment
+    image.save(sink, CODECS[target.form].pillow, **settings)
+
+
+_WRITERS = {
+    Format.JPEG: _to_jpeg,
+    Format.PNG: _to_png,
+    Format.WEBP: _to_webp,
+    Format.GIF: _to_gif,
+    Format.TIFF: _to_tiff,
+    Format.BMP: _to_bmp,
+    Format.AVIF: _to_avif,
+    Format.PPM: _as_it_is,
+    Format.QOI: _as_it_is,
+    Format.JPEG2000: _as_it_is,
+}

@@ -1,0 +1,401 @@
+"""JPEG as stored: what its markers say, and how to encode new pixels the way the source was encoded."""
+
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+from typing import Any, NamedTuple
+
+from PIL import Image, ImageChops
+from PIL.Image import Transpose
+from PIL.JpegImagePlugin import JpegImageFile
+
+from server.imaging.codec import Data, Format, Sink, damaged
+from server.imaging.metadata import EXIF_PREFIX, kept_icc, orientation_of, upright_exif, upright_xmp
+from server.imaging.operations import swaps_axes
+
+_SOI, _EOI, _SOS, _DHT, _DRI, _COM = 0xD8, 0xD9, 0xDA, 0xC4, 0xDD, 0xFE
+_APP0, _APP1, _APP2, _APP14, _APP15 = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF
+_TEM, _RST0, _RST7 = 0x01, 0xD0, 0xD7
+_FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {_DHT, 0xC8, 0xCC}  # ITU-T T.81, table B.1
+_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+_LOSSLESS = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
+_STAND_ALONE = frozenset({_TEM, *range(_RST0, _RST7 + 1), _SOI})
+
+#: The first marker that is no stuffed byte, no fill byte and no restart marker ends a scan (B.1.1.5).
+_END_OF_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_MARKER = re.compile(rb"\xff[^\x00\xff]")
+_RESTART = re.compile(rb"\xff([\xd0-\xd7])")
+
+_JFIF, _ICC, _XMP, _MPF = b"JFIF\0", b"ICC_PROFILE\0", b"http://ns.adobe.com/xap/1.0/\0", b"MPF\0"
+
+#: Where unit and densities lie in what libjpeg writes: SOI, APP0, length, identifier, version (JFIF 1.02).
+_DENSITY_POSITION = 13
+_MAX_SEGMENT_BYTES = 65533
+
+#: Sampling that Pillow can be told to write, by how much wider and higher the luma planes are than chroma.
+_SUBSAMPLING = {(1, 1): 0, (2, 1): 1, (2, 2): 2}
+_FULL_CHROMA = 0
+
+_CELL = 8
+_MID_GRAY: dict[str, list[Any]] = {
+    "L": [128],
+    "RGB": [(128, 128, 128)],
+    "CMYK": [(127,) * 4, (127, 127, 127, 128)],
+}
+_UNLIKELY: dict[str, Any] = {"L": 1, "RGB": (1, 2, 3), "CMYK": (1, 2, 3, 4)}
+
+
+class Segment(NamedTuple):
+    """One marker segment; `start` and `end` enclose its parameters (B.1.1.4)."""
+
+    marker: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Jpeg:
+    """What the markers of a file say.
+
+    Args:
+        size: width and height in pixels, before the EXIF orientation.
+        process: the marker of its frame header.
+        exif: the TIFF structure of the first EXIF segment, empty for none.
+        icc: the colour profile, empty for none.
+        jfif: the parameters of its JFIF segment, empty for none.
+        texts: the APPn and COM segments that can go beside new pixels, marker and parameters.
+        adobe_transform: the colour transform of its Adobe segment, None for no such segment.
+        has_own_huffman_tables: False when all are the typical ones of K.3.
+        last_scan: where the entropy-coded data of the last scan ends: the position of its EOI.
+    """
+
+    size: tuple[int, int]
+    process: int
+    exif: bytes
+    icc: bytes
+    jfif: bytes
+    texts: tuple[tuple[int, bytes], ...]
+    adobe_transform: int | None
+    has_own_huffman_tables: bool
+    last_scan: int
+
+    @property
+    def is_progressive(self) -> bool:
+        """Whether it is refined scan by scan."""
+        return self.process in _PROGRESSIVE
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether it has no quantization at all, which Pillow cannot write."""
+        return self.process in _LOSSLESS
+
+    @property
+    def orientation(self) -> int:
+        """The EXIF orientation, 1 to 8."""
+        return orientation_of(self.exif)
+
+
+def _damage(what: str) -> Exception:
+    return damaged(Format.JPEG, what)
+
+
+def _segments(data: Data) -> Iterator[Segment]:
+    """All segments up to EOI, which comes as an empty one. Entropy-coded data is skipped at C speed.
+
+    A decoder fills what is missing with gray and says nothing, so the end is looked for here: a file that was
+    cut anywhere has no EOI behind its last scan.
+    """
+    position, size = 2, len(data)
+    interval = scans = 0
+    while True:
+        position = _next_marker(data, position)
+        marker = data[position + 1]
+        if marker == _EOI:
+            if not scans:
+                raise _damage("it has no pixels")
+            yield Segment(_EOI, position, position)
+            return
+        if marker in _STAND_ALONE:
+            position += 2
+            continue
+        start = position + 4
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        if position < start or position > size:
+            raise _damage("it is cut off")
+        yield Segment(marker, start, position)
+        if marker == _DRI:
+            interval = int.from_bytes(data[start : start + 2], "big")
+        elif marker == _SOS:
+            scans += 1
+            scan, position = position, _end_of_scan(data, position)
+            if interval:
+                _check_restarts(data, scan, position)
+
+
+def _next_marker(data: Data, start: int) -> int:
+    """Where the next marker is, past fill bytes (B.1.1.2) and past what libjpeg skips as extraneous."""
+    found = _MARKER.search(data, start)
+    if found is None:
+        raise _damage("it is cut off")
+    return found.start()
+
+
+def _end_of_scan(data: Data, start: int) -> int:
+    found = _END_OF_SCAN.search(data, start)
+    if found is None:
+        raise _damage("it is cut off")
+    return found.start()
+
+
+def _check_restarts(data: Data, start: int, end: int) -> None:
+    """Restart markers count from 0 to 7 and round again (B.2.1); a gap means that data is missing."""
+    numbers = b"".join(_RESTART.findall(data[start:end]))
+    cycle = bytes(range(_RST0, _RST7 + 1))
+    if numbers != (cycle * (len(numbers) // len(cycle) + 1))[: len(numbers)]:
+        raise _damage("a part of its pixels is missing")
+
+
+def _huffman_tables(dht: bytes) -> set[bytes]:
+    """The tables of one DHT segment, each with its class and number in front (B.2.4.2)."""
+    tables = set()
+    while len(dht) >= 17:  # noqa: PLR2004 - class and number, and sixteen counts
+        length = 17 + sum(dht[1:17])
+        tables.add(dht[:length])
+        dht = dht[length:]
+    return tables
+
+
+@cache
+def _typical_huffman_tables() -> frozenset[bytes]:
+    """The tables of K.3, as libjpeg writes them when it is not told to optimise."""
+    plain = BytesIO()
+    Image.new("RGB", (_CELL, _CELL)).save(plain, "JPEG")
+    data = plain.getvalue()
+    segments = (segment for segment in _segments(data) if segment.marker == _DHT)
+    return frozenset().union(*(_huffman_tables(data[start:end]) for _, start, end in segments))
+
+
+def _joined_profile(parts: list[bytes]) -> bytes:
+    """The profile from its numbered parts (ICC.1:2022, B.4); empty when one is missing."""
+    numbered = sorted((part[12], part[14:]) for part in parts if len(part) > 14)  # noqa: PLR2004
+    complete = [number for number, _ in numbered] == list(range(1, len(parts) + 1))
+    return b"".join(part for _, part in numbered) if complete else b""
+
+
+def read_jpeg(data: Data) -> Jpeg:
+    """Read the markers to the end of the picture and check that it is there; decodes no pixels.
+
+    What follows the first EOI (other pictures of an MPO, a gain map) is not looked at.
+
+    Raises:
+        DamagedImage: cut off, or restart markers out of order.
+    """
+    found: dict[int, bytes] = {}
+    texts: list[tuple[int, bytes]] = []
+    tables: set[bytes] = set()
+    process, frame, end = 0, b"", 0
+    for marker, start, stop in _segments(data):
+        if marker in _FRAME_HEADERS and not frame:
+            process, frame = marker, data[start:stop]
+        elif marker == _DHT:
+            tables |= _huffman_tables(data[start:stop])
+        elif marker in (_APP0, _APP14):
+            found.setdefault(marker, data[start:stop])
+        elif _APP1 <= marker <= _APP15 or marker == _COM:
+            texts.append((marker, data[start:stop]))
+        elif marker == _EOI:
+            end = start
+    if len(frame) < 6:  # noqa: PLR2004 - precision, height, width, number of components
+        raise _damage("it has no frame header")
+    height, width = struct.unpack_from(">HH", frame, 1)
+    jfif, adobe = found.get(_APP0, b""), found.get(_APP14, b"")
+    exif = next((text for marker, text in texts if marker == _APP1 and text.startswith(EXIF_PREFIX)), b"")
+    icc = [text for marker, text in texts if marker == _APP2 and text.startswith(_ICC)]
+    return Jpeg(
+        size=(width, height),
+        process=process,
+        exif=exif.removeprefix(EXIF_PREFIX),
+        icc=_joined_profile(icc),
+        jfif=jfif if jfif.startswith(_JFIF) else b"",
+        texts=tuple(texts),
+        adobe_transform=adobe[11] if adobe.startswith(b"Adobe") and len(adobe) > 11 else None,  # noqa: PLR2004
+        has_own_huffman_tables=not tables <= _typical_huffman_tables(),
+        last_scan=end,
+    )
+
+
+def check_complete(jpeg: Jpeg, image: Image.Image, data: Data) -> None:
+    """Refuse pixels that libjpeg made up.
+
+    When a scan ends early, for instance where somebody put an EOI behind a torn file, libjpeg fills the rest
+    with zero coefficients: the last pixel is then exactly mid-gray. Honest pictures may end in that gray too,
+    so for them alone we decode again, without the EOI, and see whether the decoder runs dry early.
+
+    Raises:
+        DamagedImage: the scan ends before the picture does.
+    """
+    if (
+        jpeg.is_progressive
+        or image.getpixel((image.width - 1, image.height - 1)) not in _MID_GRAY[image.mode]
+    ):
+        return
+    if _rows_before(data[: jpeg.last_scan], image) < image.height - 6 * _CELL:  # rows libjpeg may hold back
+        raise _damage("its pixels end early")
+
+
+def _rows_before(torn: bytes, like: Image.Image) -> int:
+    """How many rows come out of data without an EOI, for a picture of the mode and size of another."""
+    image = JpegImageFile(BytesIO(torn))
+    blank = Image.new(like.mode, like.size, _UNLIKELY[like.mode])
+    image.im = blank.copy().im
+    with suppress(OSError):  # it always runs dry: the question is where
+        image.load()
+    image.tile = []
+    box = ImageChops.difference(image, blank).getbbox(alpha_only=False)
+    return box[3] if box else 0
+
+
+def _component_tables(image: JpegImageFile, *, is_turned: bool) -> list[list[int]]:
+    """One quantization table per component, in component order, the repeated tail left off.
+
+    Pillow gives the first component the first table and so on, and the last table to all that are left; the
+    source may number its tables in any way. A table is a square: turning the picture on its side turns it as
+    well.
+    """
+    tables = [list(image.quantization[number]) for *_, number in image.layer]
+    while len(tables) > 1 and tables[-1] == tables[-2]:
+        tables.pop()
+    if is_turned:
+        return [
+            [table[column * _CELL + row] for row in range(_CELL) for column in range(_CELL)]
+            for table in tables
+        ]
+    return tables
+
+
+def _subsampling(image: JpegImageFile, *, is_turned: bool) -> int:
+    """The source's chroma sampling if Pillow can write it for the turned picture, else full chroma."""
+    if image.layers != 3:  # noqa: PLR2004 - only colour has chroma
+        return -1
+    (_, luma_h, luma_v, _), (_, *first), (_, *second) = image.layer
+    chroma_h, chroma_v = first[:2]
+    if second[:2] != first[:2] or luma_h % chroma_h or luma_v % chroma_v:
+        return _FULL_CHROMA
+    ratio = (luma_h // chroma_h, luma_v // chroma_v)
+    return _SUBSAMPLING.get(ratio[::-1] if is_turned else ratio, _FULL_CHROMA)
+
+
+def _is_rgb(jpeg: Jpeg, image: JpegImageFile) -> bool:
+    """Whether the components are red, green and blue themselves, by libjpeg's rules."""
+    if image.layers != 3 or jpeg.jfif:  # noqa: PLR2004 - colours
+        return False
+    if jpeg.adobe_transform is not None:
+        return jpeg.adobe_transform == 0
+    return bytes(layer[0] for layer in image.layer) == b"RGB"
+
+
+def encoder_settings(
+    jpeg: Jpeg, image: JpegImageFile, transpose: Transpose | None, quality: int | None
+) -> dict[str, Any]:
+    """What to pass to `save` so that the result is coded as the source was.
+
+    Quality, size and errors then stay where they are: on its own grid a picture loses next to nothing.
+    Huffman tables are optimised only where the source has its own, so its size stays as well.
+
+    Args:
+        jpeg: the source's markers.
+        image: the source as Pillow opened it.
+        transpose: the turn between the two.
+        quality: 1 to 100 to leave the source's tables for plain ones; None to keep them.
+    """
+    is_turned = swaps_axes(transpose)
+    settings: dict[str, Any] = {
+        "progressive": jpeg.is_progressive,
+        "optimize": jpeg.has_own_huffman_tables and not jpeg.is_progressive,
+        "keep_rgb": _is_rgb(jpeg, image),
+    }
+    if quality is not None:
+        return settings | {"quality": quality, "keep_rgb": False}
+    return settings | {
+        "qtables": _component_tables(image, is_turned=is_turned),
+        "subsampling": _subsampling(image, is_turned=is_turned),
+    }
+
+
+def _segment(marker: int, parameters: bytes) -> bytes:
+    return bytes([0xFF, marker]) + (len(parameters) + 2).to_bytes(2, "big") + parameters
+
+
+def kept_segments(jpeg: Jpeg, *, strip: bool) -> bytes:
+    """The source's segments for the result, ready to be written, EXIF first as its specification wants.
+
+    The index of an MPO is left out, for its other pictures are; a colour profile may outlive `strip`.
+    """
+    if strip:
+        if not kept_icc(jpeg.icc, strip=True):
+            return b""
+        return b"".join(_segment(marker, text) for marker, text in jpeg.texts if text.startswith(_ICC))
+    kept: list[bytes] = []
+    has_exif = False
+    for marker, text in jpeg.texts:
+        if marker == _APP1 and text.startswith(EXIF_PREFIX):
+            exif = text if has_exif else EXIF_PREFIX + upright_exif(text)
+            if exif != EXIF_PREFIX:
+                kept.insert(0 if not has_exif else len(kept), _segment(marker, exif))
+            has_exif = True
+        elif marker == _APP1 and text.startswith(_XMP):
+            kept.append(_segment(marker, upright_xmp(text)))
+        elif not (marker == _APP2 and text.startswith(_MPF)):
+            kept.append(_segment(marker, text))
+    return b"".join(kept)
+
+
+def segments_for(*, exif: bytes, icc: bytes, xmp: bytes) -> bytes:
+    """Segments for metadata from another format. What does not fit into segments is left out."""
+    parts: list[bytes] = []
+    if exif and len(EXIF_PREFIX + exif) <= _MAX_SEGMENT_BYTES:
+        parts.append(_segment(_APP1, EXIF_PREFIX + exif))
+    if xmp and len(_XMP + xmp) <= _MAX_SEGMENT_BYTES:
+        parts.append(_segment(_APP1, _XMP + xmp))
+    room = _MAX_SEGMENT_BYTES - len(_ICC) - 2
+    pieces = [icc[start : start + room] for start in range(0, len(icc), room)]
+    if len(pieces) <= 255:  # noqa: PLR2004 - the number is one byte
+        for number, piece in enumerate(pieces, 1):
+            parts.append(_segment(_APP2, _ICC + bytes([number, len(pieces)]) + piece))
+    return b"".join(parts)
+
+
+def write_density(sink: Sink, jfif: bytes, transpose: Transpose | None) -> None:
+    """Put the source's unit and densities into the JFIF segment libjpeg wrote, its axes turned.
+
+    Pillow can only write dots per inch, but the unit may be centimetres or a mere aspect ratio.
+    """
+    unit, horizontal, vertical = jfif[7:8], jfif[8:10], jfif[10:12]
+    if len(vertical) < 2:  # noqa: PLR2004 - a cut-off segment
+        return
+    sink.seek(_DENSITY_POSITION)
+    sink.write(unit + (vertical + horizontal if swaps_axes(transpose) else horizontal + vertical))
+    sink.seek(0, 2)
+
+
+@cache
+def _typical_tables(quality: int) -> tuple[int, ...]:
+    """The luminance table libjpeg uses for a quality (K.1, scaled), sorted."""
+    plain = BytesIO()
+    Image.new("L", (_CELL, _CELL)).save(plain, "JPEG", quality=quality)
+    plain.seek(0)
+    return tuple(sorted(JpegImageFile(plain).quantization[0]))
+
+
+def estimated_quality(table: Sequence[int]) -> int:
+    """The quality, 1 to 100, whose luminance table is nearest to this one, in any order of its entries."""
+    return min(
+        range(1, 101),
+        key=lambda quality: sum(
+            abs(a - b) for a, b in zip(sorted(table), _typical_tables(quality), strict=True)
+        ),
+    )

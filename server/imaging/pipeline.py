@@ -1,0 +1,471 @@
+"""One picture through decode, transform and encode, under limits, with nothing lost that need not be."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+from PIL import Image
+from PIL.Image import Transpose
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+
+from server.errors import UnsupportedImage
+from server.imaging import gif, jpeg, png, stills, tiff, webp
+from server.imaging.codec import (
+    CODECS,
+    OUTPUT_FORMATS,
+    Data,
+    Format,
+    Sink,
+    Source,
+    as_data,
+    decoding,
+    open_image,
+    sniff,
+)
+from server.imaging.conversion import MANY_FRAMES, Attachments, Frame, Target, check_side, encode, write_pages
+from server.imaging.limits import Limits
+from server.imaging.metadata import kept_icc, orientation_of, upright_exif, upright_xmp
+from server.imaging.operations import Operation, Rect, compose, swaps_axes, turned_rect, turned_size
+
+__all__ = ["OUTPUT_FORMATS", "Format", "Limits", "Operation", "Recipe", "Result", "Stage", "process"]
+
+#: What `lap` is told has just ended.
+Stage = Literal["decode", "transform", "encode"]
+
+_NO_BLEND = 0x02
+_LOSSY_WEBP_QUALITY = 90
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What to make of a picture.
+
+    Args:
+        operation: applied to what a person sees.
+        format: of the result; None for the source's own.
+        quality: 1 to 100; None keeps a JPEG's own tables, and elsewhere means a good default.
+        strip: drop EXIF, XMP, texts, comments and resolution. The colour profile goes too if it is sRGB;
+            any other one stays, because without it the colours would change.
+    """
+
+    operation: Operation
+    format: Format | None = None
+    quality: int | None = None
+    strip: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came out.
+
+    Args:
+        format: of the bytes in the sink.
+        media_type: for `Content-Type`.
+        width, height: of the canvas, in pixels.
+        frames: how many there are; pages, for a TIFF.
+        path: how it was made; "pixels" is decoded and encoded again.
+    """
+
+    format: Format
+    media_type: str
+    width: int
+    height: int
+    frames: int
+    path: str
+
+
+def _no_lap(_stage: Stage, /) -> None:
+    """Nobody measures."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Everything about one call of `process`."""
+
+    source: Source
+    data: Data
+    form: Format
+    sink: Sink
+    recipe: Recipe
+    limits: Limits
+    lap: Callable[[Stage], None]
+
+    @property
+    def target(self) -> Format:
+        return self.recipe.format or self.form
+
+    def check(self, size: tuple[int, int], frames: int = 1) -> None:
+        """Hold a header against the limits."""
+        self.limits.check_size(*size)
+        self.limits.check_frames(frames)
+        self.limits.check_total(size[0] * size[1] * frames)
+
+    def result(self, size: tuple[int, int], frames: int = 1) -> Result:
+        """The answer, once everything is written."""
+        return Result(self.target, CODECS[self.target].media_type, *size, frames, "pixels")
+
+    def turn(self, image: Image.Image, transpose: Transpose | None) -> Image.Image:
+        """The turned picture; tells the lap."""
+        turned = image if transpose is None else image.transpose(transpose)
+        self.lap("transform")
+        return turned
+
+
+def process(
+    source: Source,
+    sink: Sink,
+    recipe: Recipe,
+    limits: Limits,
+    lap: Callable[[Stage], None] = _no_lap,
+) -> Result:
+    """Turn the picture in `source` and write it to `sink`.
+
+    The format stays unless another is asked for, and so do mode, depth, palette, transparency, metadata,
+    frames, durations and loop count; a JPEG keeps its quantization tables and sampling. JPEG and BMP hold
+    one frame: an animation gives its first. A multi-page TIFF keeps its pages as a TIFF and gives its first
+    page to any other format. Of an MPO only the primary picture comes out.
+
+    Args:
+        source: readable from position 0: an `mmap.mmap`, a `BytesIO`, or a file, which is read whole.
+        sink: empty. A raw file over a descriptor lets the encoders write to it directly.
+        recipe: what to do.
+        limits: checked against headers, before anything is decoded.
+        lap: told each time a stage ends, for an animation once per frame and stage.
+
+    Raises:
+        UnsupportedImage: not an image, outside the allow-list, or not expressible in the wanted format.
+        DamagedImage: cut off or corrupt.
+        TooManyPixels, TooManyFrames: outside the limits.
+    """
+    data = as_data(source)
+    form = sniff(data)
+    job = _Job(source, data, form, sink, recipe, limits, lap)
+    route = _SAME_FORMAT.get(form, _redraw) if job.target is form else _redraw
+    return route(job)
+
+
+def _jpeg(job: _Job) -> Result:
+    """JPEG to JPEG, coded as the source was."""
+    with decoding(Format.JPEG):
+        markers = jpeg.read_jpeg(job.data)
+        job.check(markers.size)
+        image = cast("JpegImageFile", open_image(Format.JPEG, job.source))
+        if not image.quantization and job.recipe.quality is None:
+            raise UnsupportedImage(
+                "This JPEG is lossless, which cannot be written again. Ask for format=png, or for a quality.",
+            )
+        transpose = compose(markers.orientation, job.recipe.operation)
+        settings = jpeg.encoder_settings(markers, image, transpose, job.recipe.quality)
+        kept = jpeg.kept_segments(markers, strip=job.recipe.strip)
+        image.load()
+        jpeg.check_complete(markers, image, job.data)
+    job.lap("decode")
+    turned = job.turn(image, transpose)
+    turned.save(job.sink, "JPEG", comment=b"", extra=kept, **settings)
+    if markers.jfif and turned.mode != "CMYK" and not (job.recipe.strip or settings["keep_rgb"]):
+        jpeg.write_density(job.sink, markers.jfif, transpose)
+    job.lap("encode")
+    return job.result(turned.size)
+
+
+def _png(job: _Job) -> Result:
+    """PNG to PNG and APNG to APNG, chunk by chunk."""
+    with decoding(Format.PNG):
+        stored = png.read_png(job.data, job.limits)
+    transpose = compose(orientation_of(stored.find(b"eXIf")), job.recipe.operation)
+
+    def turn(stream: bytes, size: tuple[int, int]) -> bytes:
+        with decoding(Format.PNG):
+            planes = png.unpack(stored, stream, size)
+        job.lap("decode")
+        turned = tuple(plane if transpose is None else plane.transpose(transpose) for plane in planes)
+        job.lap("transform")
+        packed = png.pack(stored, turned)
+        job.lap("encode")
+        return packed
+
+    result = png.turned(stored, transpose, strip=job.recipe.strip)
+    frames = tuple(
+        replace(new, stream=turn(old.stream, (old.rect.width, old.rect.height)))
+        for old, new in zip(stored.frames, result.frames, strict=True)
+    )
+    still = None if stored.still is None else turn(stored.still, stored.size)
+    png.write_png(job.sink, replace(result, still=still, frames=frames))
+    job.lap("encode")
+    return job.result(result.size, max(1, len(frames)))
+
+
+def _gif(job: _Job) -> Result:
+    """GIF to GIF, block by block."""
+    with decoding(Format.GIF):
+        stored = gif.read_gif(job.data, job.limits)
+    transpose = compose(1, job.recipe.operation)
+
+    def turn(frame: gif.GifFrame, place: gif.GifFrame) -> gif.GifFrame:
+        with decoding(Format.GIF):
+            indices = gif.unpack(frame)
+        job.lap("decode")
+        turned = job.turn(indices, transpose)
+        code_size, lzw = gif.pack(turned, is_interlaced=frame.is_interlaced, code_size=frame.code_size)
+        job.lap("encode")
+        return replace(place, code_size=code_size, lzw=lzw)
+
+    result = gif.turned(stored, transpose, strip=job.recipe.strip)
+    fresh = iter([turn(old, new) for old, new in zip(stored.frames, result.frames, strict=True)])
+    blocks = tuple(next(fresh) if isinstance(block, gif.GifFrame) else block for block in result.blocks)
+    gif.write_gif(job.sink, replace(result, blocks=blocks))
+    job.lap("encode")
+    return job.result(result.size, len(result.frames))
+
+
+def _webp(job: _Job) -> Result:
+    """WebP to WebP, frame by frame."""
+    with decoding(Format.WEBP):
+        stored = webp.read_webp(job.data, job.limits)
+    transpose = compose(orientation_of(stored.exif), job.recipe.operation)
+    rects = [turned_rect(transpose, frame.rect, stored.size) for frame in stored.frames]
+    if any(rect.x % 2 or rect.y % 2 for rect in rects):
+        frames = _whole_webp_frames(job, stored, transpose)
+    else:
+        frames = webp.turned_frames(
+            stored, rects, [_turned_bitstream(job, frame.pixels, transpose) for frame in stored.frames]
+        )
+    strip = job.recipe.strip
+    size = turned_size(transpose, stored.size)
+    result = replace(
+        stored,
+        size=size,
+        frames=frames,
+        icc=kept_icc(stored.icc, strip=strip),
+        exif=b"" if strip else upright_exif(stored.exif),
+        xmp=b"" if strip else upright_xmp(stored.xmp),
+    )
+    webp.write_webp(job.sink, result)
+    job.lap("encode")
+    return job.result(size, len(frames))
+
+
+def _webp_quality(job: _Job, pixels: webp.Bitstream) -> int | None:
+    if job.recipe.quality is not None:
+        return job.recipe.quality
+    return None if pixels.is_lossless else _LOSSY_WEBP_QUALITY
+
+
+def _turned_bitstream(job: _Job, pixels: webp.Bitstream, transpose: Transpose | None) -> webp.Bitstream:
+    with decoding(Format.WEBP):
+        image = webp.unpack(pixels)
+    job.lap("decode")
+    turned = job.turn(image, transpose)
+    packed = webp.pack(turned, quality=_webp_quality(job, pixels))
+    job.lap("encode")
+    return packed
+
+
+def _whole_webp_frames(
+    job: _Job, stored: webp.Webp, transpose: Transpose | None
+) -> tuple[webp.WebpFrame, ...]:
+    """Frames drawn on whole canvases: a mirrored place can be odd, which the format cannot say."""
+    frames: list[webp.WebpFrame] = []
+    for frame, drawn in zip(stored.frames, _drawn(job, len(stored.frames)), strict=True):
+        turned = job.turn(drawn.image, transpose)
+        bits = webp.pack(turned, quality=_webp_quality(job, frame.pixels))
+        frames.append(webp.WebpFrame(Rect(0, 0, *turned.size), frame.duration_ms, _NO_BLEND, bits))
+        job.lap("encode")
+    return tuple(frames)
+
+
+def _tiff(job: _Job) -> Result:
+    """TIFF to TIFF, page by page, each with its own orientation and compression."""
+    pages: list[tuple[Image.Image, dict[str, Any]]] = []
+    transpose = compose(1, job.recipe.operation)  # Pillow has already turned each page upright
+    with decoding(Format.TIFF):
+        count = tiff.check_tiff(job.data, job.limits)
+        image = cast("TiffImageFile", open_image(Format.TIFF, job.source))
+    for index in range(count):
+        with decoding(Format.TIFF):
+            image.seek(index)
+            _load_page(image)
+            if tiff.is_deep(image) and job.recipe.format is None:
+                raise _too_deep(Format.TIFF)
+        job.lap("decode")
+        turned = job.turn(image, transpose)
+        with decoding(Format.TIFF):
+            settings = tiff.page_settings(
+                image, turned, transpose, strip=job.recipe.strip, quality=job.recipe.quality
+            )
+        pages.append((turned.copy() if turned is image else turned, settings))
+    write_pages(job.sink, pages)
+    job.lap("encode")
+    return job.result(pages[0][0].size, count)
+
+
+def _load_page(image: TiffImageFile) -> None:
+    """Decode a page, turned by its orientation tag alone: Pillow would also believe the XMP."""
+    xmp = image.info.pop("xmp", None)
+    image.load()
+    if xmp is not None:
+        image.info["xmp"] = xmp
+
+
+def _too_deep(form: Format) -> UnsupportedImage:
+    return UnsupportedImage(
+        f"This {CODECS[form].name} has more than 8 bits per channel, which would be lost. "
+        f"Convert it to 8 bits, or ask for them with format={form if form in OUTPUT_FORMATS else 'png'}.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What a header tells before decoding.
+
+    Args:
+        frames: how many frames can be drawn.
+        orientation: of the stored pixels, 1 where Pillow or the container has dealt with it.
+        exif, xmp: as stored.
+        plays: how often an animation runs, 0 for ever; None for ask Pillow.
+        hidden: 1 when Pillow counts a still that is no frame of the animation.
+        is_deep: True when decoding halves the depth.
+    """
+
+    frames: int = 1
+    orientation: int = 1
+    exif: bytes = b""
+    xmp: bytes = b""
+    plays: int | None = 0
+    hidden: int = 0
+    is_deep: bool = False
+
+
+def _jpeg_head(job: _Job) -> _Head:
+    markers = jpeg.read_jpeg(job.data)
+    job.check(markers.size)
+    return _Head(orientation=markers.orientation, exif=markers.exif)
+
+
+def _png_head(job: _Job) -> _Head:
+    stored = png.read_png(job.data, job.limits)
+    exif = stored.find(b"eXIf")
+    frames = max(1, len(stored.frames))
+    hidden = int(bool(stored.frames) and stored.still is not None)
+    return _Head(frames, orientation_of(exif), exif, plays=stored.plays, hidden=hidden)
+
+
+def _gif_head(job: _Job) -> _Head:
+    return _Head(len(gif.read_gif(job.data, job.limits).frames), plays=None)
+
+
+def _webp_head(job: _Job) -> _Head:
+    stored = webp.read_webp(job.data, job.limits)
+    return _Head(len(stored.frames), orientation_of(stored.exif), stored.exif, stored.xmp, stored.loops or 0)
+
+
+def _tiff_head(job: _Job) -> _Head:
+    tiff.check_tiff(job.data, job.limits)
+    return _Head()
+
+
+def _other_head(job: _Job) -> _Head:
+    stills.check_end(job.form, job.data)
+    image = open_image(job.form, job.source)
+    frames = getattr(image, "n_frames", 1)
+    job.check(image.size, frames)
+    exif = image.info.get("exif", b"")
+    is_deep = stills.is_deep(job.form, image, job.data)
+    return _Head(frames, orientation_of(exif), exif, is_deep=is_deep)
+
+
+_HEADS: dict[Format, Callable[[_Job], _Head]] = {
+    Format.JPEG: _jpeg_head,
+    Format.PNG: _png_head,
+    Format.GIF: _gif_head,
+    Format.WEBP: _webp_head,
+    Format.TIFF: _tiff_head,
+}
+
+
+def _drawn(job: _Job, count: int, first: int = 0) -> Iterator[Frame]:
+    """Frames as Pillow composes them, upright or not; tells the lap."""
+    with decoding(job.form):
+        image = open_image(job.form, job.source)
+    for index in range(first, first + count):
+        with decoding(job.form):
+            if index:
+                image.seek(index)
+            if isinstance(image, TiffImageFile):
+                _load_page(image)
+            else:
+                image.load()
+            if isinstance(image, JpegImageFile):
+                jpeg.check_complete(jpeg.read_jpeg(job.data), image, job.data)
+        job.lap("decode")
+        yield Frame(image, float(image.info.get("duration") or 0))
+
+
+def _redraw(job: _Job) -> Result:
+    """Any format to any other, and the simple formats to themselves."""
+    with decoding(job.form):
+        head = _HEADS.get(job.form, _other_head)(job)
+    if head.is_deep and job.recipe.format is None:
+        raise _too_deep(job.form)
+    transpose = compose(head.orientation, job.recipe.operation)
+    count = head.frames if job.target in MANY_FRAMES else 1
+    drawn = _drawn(job, count, head.hidden)
+    first = next(drawn)
+    size = turned_size(transpose, first.image.size)
+    check_side(job.target, size)
+
+    def turned() -> Iterator[Frame]:
+        for frame in _chained(first, drawn):
+            image = job.turn(frame.image, transpose)
+            # An image that is still a file would be written with all its frames, or change under us.
+            yield replace(frame, image=image.copy() if image is frame.image else image)
+            job.lap("encode")
+
+    target = Target(
+        form=job.target,
+        quality=job.recipe.quality,
+        attachments=_attachments(job, head, first.image, transpose),
+        source=job.form,
+        frames=count,
+        plays=_plays(first.image, head),
+    )
+    encode(job.sink, turned(), target)
+    job.lap("encode")
+    return job.result(size, count)
+
+
+def _chained(first: Frame, others: Iterator[Frame]) -> Iterator[Frame]:
+    yield first
+    yield from others
+
+
+def _plays(image: Image.Image, head: _Head) -> int:
+    """How often an animation runs. A GIF counts repetitions, and without a loop block it runs once."""
+    if head.plays is not None:
+        return head.plays
+    repetitions = image.info.get("loop")
+    return 1 if repetitions is None else repetitions and repetitions + 1
+
+
+def _attachments(job: _Job, head: _Head, image: Image.Image, transpose: Transpose | None) -> Attachments:
+    """What the result carries beside its pixels."""
+    if job.recipe.strip:
+        return Attachments(strip=True)
+    exif, xmp = head.exif, head.xmp or image.info.get("xmp") or b""
+    if isinstance(image, TiffImageFile):
+        with decoding(job.form):
+            exif = tiff.exif_of(image)
+    dpi = image.info.get("dpi")
+    if dpi is not None and swaps_axes(transpose):
+        dpi = (dpi[1], dpi[0])
+    return Attachments(exif=upright_exif(exif), xmp=upright_xmp(xmp), dpi=dpi)
+
+
+_SAME_FORMAT: dict[Format, Callable[[_Job], Result]] = {
+    Format.JPEG: _jpeg,
+    Format.PNG: _png,
+    Format.GIF: _gif,
+    Format.WEBP: _webp,
+    Format.TIFF: _tiff,
+}

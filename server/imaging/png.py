@@ -1,0 +1,405 @@
+"""PNG and APNG as stored: every chunk kept, only the pixel streams and what depends on the axes replaced."""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from PIL import Image, ImageChops
+from PIL.Image import Transpose
+
+from server.imaging.codec import Data, Format, Sink, damaged
+from server.imaging.limits import Limits
+from server.imaging.metadata import is_srgb, upright_exif, upright_xmp
+from server.imaging.operations import Rect, swaps_axes, turned_rect, turned_size
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+_CHUNK_OVERHEAD = 12  # length, type and checksum (PNG 3rd edition, 5.3)
+_MAX_PROFILE_BYTES = 1 << 24
+_XMP_KEYWORD = b"XML:com.adobe.xmp\0"
+
+#: Depth and colour type to the Pillow mode and raw mode whose bits lie the same way. Samples pass through as
+#: numbers, so a palette index serves for 1 to 4 bits of gray, LA for 16 bits of gray, RGBA for 16 bits of LA.
+_LAYOUTS: dict[tuple[int, int], tuple[str, str]] = {
+    (1, 0): ("P", "P;1"),
+    (2, 0): ("P", "P;2"),
+    (4, 0): ("P", "P;4"),
+    (8, 0): ("L", "L"),
+    (16, 0): ("LA", "LA"),
+    (8, 2): ("RGB", "RGB"),
+    (1, 3): ("P", "P;1"),
+    (2, 3): ("P", "P;2"),
+    (4, 3): ("P", "P;4"),
+    (8, 3): ("P", "P"),
+    (8, 4): ("LA", "LA"),
+    (16, 4): ("RGBA", "RGBA"),
+    (8, 6): ("RGBA", "RGBA"),
+}
+
+#: Pixels wider than four bytes fit no Pillow mode: the stream is unpacked twice, once for the high byte of
+#: each sample and once for the low one ("L" reads the big-endian samples the wrong way round).
+_DEEP_LAYOUTS: dict[tuple[int, int], tuple[str, tuple[str, str]]] = {
+    (16, 2): ("RGB", ("RGB;16B", "RGB;16L")),
+    (16, 6): ("RGBA", ("RGBA;16B", "RGBA;16L")),
+}
+
+#: Ancillary chunks that say how the samples look: they stay even when metadata is dropped.
+_COLOUR_CHUNKS = frozenset(
+    {
+        b"tRNS",
+        b"gAMA",
+        b"cHRM",
+        b"sRGB",
+        b"sBIT",
+        b"cICP",
+        b"mDCV",
+        b"cLLI",
+        b"iCCP",
+        b"bKGD",
+        b"hIST",
+        b"sPLT",
+    },
+)
+_METADATA_CHUNKS = frozenset({b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"tIME", b"pHYs"})
+
+
+class Chunk(NamedTuple):
+    """One chunk without length and checksum (PNG 3rd edition, 5.3)."""
+
+    kind: bytes
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PngFrame:
+    """One frame of an animation (PNG 3rd edition, 11.3.6.2).
+
+    Args:
+        rect: where it lies on the canvas.
+        control: delay numerator and denominator, dispose and blend operation, as stored: six bytes.
+        stream: the zlib stream of its pixels.
+    """
+
+    rect: Rect
+    control: bytes
+    stream: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Png:
+    """A whole file.
+
+    Args:
+        size: of the canvas, in pixels.
+        depth: bits per sample.
+        colour_type: 0 gray, 2 RGB, 3 palette, 4 gray and alpha, 6 RGBA (11.2.1).
+        is_interlaced: whether the pixel streams are in Adam7 order.
+        before, after: the chunks on either side of the pixels, in order; PLTE is among them.
+        still: the pixels that are no frame of an animation, as a zlib stream; None in an animation whose
+            first frame serves as the still.
+        frames: of the animation; empty for a still.
+        plays: how often the animation runs, 0 for ever.
+    """
+
+    size: tuple[int, int]
+    depth: int
+    colour_type: int
+    is_interlaced: bool
+    before: tuple[Chunk, ...]
+    after: tuple[Chunk, ...]
+    still: bytes | None
+    frames: tuple[PngFrame, ...] = ()
+    plays: int = 0
+
+    @property
+    def has_16_bit_colour(self) -> bool:
+        """True when Pillow's own reader would halve the depth."""
+        return self.depth == 16 and self.colour_type != 0  # noqa: PLR2004 - bits, as in the specification
+
+    def find(self, kind: bytes) -> bytes:
+        """The data of the first chunk of a kind; empty when there is none."""
+        return next((chunk.data for chunk in self.before + self.after if chunk.kind == kind), b"")
+
+
+def _damage(what: str) -> Exception:
+    return damaged(Format.PNG, what)
+
+
+def _chunks(data: Data) -> Iterator[Chunk]:
+    """All chunks after the signature, up to and without IEND; every checksum is verified."""
+    position = len(SIGNATURE)
+    while True:
+        head = data[position : position + 8]
+        if len(head) < 8:  # noqa: PLR2004 - length and type
+            raise _damage("it ends before its IEND chunk")
+        length, kind = struct.unpack(">I4s", head)
+        end = position + length + _CHUNK_OVERHEAD
+        if end > len(data):
+            raise _damage("its last chunk is cut off")
+        body = data[position + 8 : end - 4]
+        if zlib.crc32(body, zlib.crc32(kind)) != int.from_bytes(data[end - 4 : end], "big"):
+            raise _damage("a chunk has a wrong checksum")
+        if kind == b"IEND":
+            return
+        yield Chunk(kind, body)
+        position = end
+
+
+class _Reader:
+    """Collects chunks into a `Png`; one method per chunk type that matters."""
+
+    def __init__(self, header: bytes, limits: Limits) -> None:
+        if len(header) != 13:  # noqa: PLR2004 - the size of IHDR
+            raise _damage("its header has a wrong length")
+        width, height, depth, colour_type, compression, filtering, interlace = struct.unpack(
+            ">IIBBBBB", header
+        )
+        layout = (depth, colour_type)
+        if not width or not height or compression or filtering or interlace > 1:
+            raise _damage("its header makes no sense")
+        if layout not in _LAYOUTS and layout not in _DEEP_LAYOUTS:
+            raise _damage("its header has an impossible colour type")
+        limits.check_size(width, height)
+        self._limits = limits
+        self._size = (width, height)
+        self._depth, self._colour_type, self._interlace = depth, colour_type, interlace
+        self._before: list[Chunk] = []
+        self._after: list[Chunk] = []
+        self._still: list[bytes] = []
+        self._frames: list[tuple[Rect, bytes, list[bytes]]] = []
+        self._has_pixels = False
+        self._animation: tuple[int, int] | None = None
+        self._sequence = 0
+
+    def add(self, chunk: Chunk) -> None:
+        """Take the next chunk."""
+        if chunk.kind == b"IDAT":
+            self._has_pixels = True
+            (self._frames[0][2] if self._frames else self._still).append(chunk.data)
+        elif chunk.kind == b"acTL":
+            if self._animation is None and not self._has_pixels and len(chunk.data) == 8:  # noqa: PLR2004
+                self._animation = struct.unpack(">II", chunk.data)
+        elif chunk.kind in (b"fcTL", b"fdAT"):
+            if self._animation is not None:  # else they belong to no animation and mean nothing
+                self._take_sequence(chunk.data)
+                (self._add_control if chunk.kind == b"fcTL" else self._add_frame_data)(chunk.data)
+        elif chunk.kind[0] & 0x20 or chunk.kind == b"PLTE":
+            (self._after if self._has_pixels else self._before).append(chunk)
+        else:
+            raise _damage("it has an unknown critical chunk")
+
+    def _take_sequence(self, data: bytes) -> None:
+        if data[:4] != self._sequence.to_bytes(4, "big"):
+            raise _damage("its frames are out of sequence")
+        self._sequence += 1
+
+    def _add_control(self, data: bytes) -> None:
+        self._limits.check_frames(len(self._frames) + 1)
+        if len(data) != 26:  # noqa: PLR2004 - the size of fcTL
+            raise _damage("a frame header has a wrong length")
+        width, height, x, y = struct.unpack_from(">4I", data, 4)
+        if not width or not height or x + width > self._size[0] or y + height > self._size[1]:
+            raise _damage("a frame lies outside the canvas")
+        if not self._has_pixels and (self._frames or (width, height) != self._size):
+            raise _damage("its first frame does not fill the canvas")
+        self._frames.append((Rect(x, y, width, height), data[20:], []))
+
+    def _add_frame_data(self, data: bytes) -> None:
+        if not self._frames or not self._has_pixels:
+            raise _damage("it has frame data without a frame header")
+        self._frames[-1][2].append(data[4:])
+
+    def finish(self) -> Png:
+        """The whole file, once every chunk was added."""
+        frames = tuple(PngFrame(rect, control, b"".join(parts)) for rect, control, parts in self._frames)
+        declared, plays = self._animation or (0, 0)
+        if not self._has_pixels or not all(frame.stream for frame in frames):
+            raise _damage("it has no pixels")
+        if len(frames) != declared:
+            raise _damage(f"it has {len(frames)} of its {declared} frames")
+        if self._colour_type == 3 and not any(chunk.kind == b"PLTE" for chunk in self._before):  # noqa: PLR2004
+            raise _damage("it has no palette")
+        width, height = self._size
+        self._limits.check_total(width * height * max(1, len(frames)))
+        return Png(
+            size=self._size,
+            depth=self._depth,
+            colour_type=self._colour_type,
+            is_interlaced=bool(self._interlace),
+            before=tuple(self._before),
+            after=tuple(self._after),
+            still=b"".join(self._still) or None,
+            frames=frames,
+            plays=plays,
+        )
+
+
+def read_png(data: Data, limits: Limits) -> Png:
+    """Read the structure and check it to the last byte; decodes no pixels (PNG 3rd edition, 5 and 11).
+
+    Raises:
+        DamagedImage: cut off, a wrong checksum, or frames that do not fit together.
+        TooManyPixels, TooManyFrames: outside the limits.
+    """
+    chunks = _chunks(data)
+    first = next(chunks, Chunk(b"", b""))
+    if first.kind != b"IHDR":
+        raise _damage("it does not begin with a header")
+    reader = _Reader(first.data, limits)
+    for chunk in chunks:
+        reader.add(chunk)
+    return reader.finish()
+
+
+def unpack(png: Png, stream: bytes, size: tuple[int, int]) -> tuple[Image.Image, ...]:
+    """Decode one pixel stream into one plane, or into two (high and low bytes) for deep colour.
+
+    Raises:
+        ValueError: the stream is damaged or too short; call it inside `decoding`.
+    """
+    layout = (png.depth, png.colour_type)
+    if layout in _DEEP_LAYOUTS:
+        mode, raw_modes = _DEEP_LAYOUTS[layout]
+    else:
+        mode, raw_mode = _LAYOUTS[layout]
+        raw_modes = (raw_mode,)  # type: ignore[assignment]
+    return tuple(
+        Image.frombytes(mode, size, stream, "zip", (raw, int(png.is_interlaced))) for raw in raw_modes
+    )
+
+
+def pack(png: Png, planes: tuple[Image.Image, ...]) -> bytes:
+    """Encode the planes of `unpack` into a pixel stream, not interlaced."""
+    if len(planes) > 1:
+        return _pack_deep(*planes)
+    _, raw_mode = _LAYOUTS[png.depth, png.colour_type]
+    return planes[0].tobytes("zip", (raw_mode,))
+
+
+def _pack_deep(high: Image.Image, low: Image.Image) -> bytes:
+    """Interleave the bytes of two planes and filter each row by the one above (filter type 2, 9.2)."""
+    width, height = high.width * len(high.getbands()) * 2, high.height
+    samples = bytearray(width * height)
+    samples[0::2] = high.tobytes()
+    samples[1::2] = low.tobytes()
+    rows = Image.frombytes("L", (width, height), bytes(samples))
+    above = Image.new("L", rows.size)
+    above.paste(rows, (0, 1))
+    filtered = Image.new("L", (width + 1, height), 2)
+    filtered.paste(ImageChops.subtract_modulo(rows, above), (1, 0))
+    return zlib.compress(filtered.tobytes())
+
+
+def _turned_chunk(chunk: Chunk, transpose: Transpose | None) -> Chunk:
+    """A chunk as it must be beside the turned pixels."""
+    if chunk.kind == b"pHYs" and swaps_axes(transpose):
+        return Chunk(b"pHYs", chunk.data[4:8] + chunk.data[:4] + chunk.data[8:])  # 11.3.4.3
+    if chunk.kind == b"eXIf":
+        return Chunk(b"eXIf", upright_exif(chunk.data))
+    if chunk.kind == b"iTXt" and chunk.data.startswith(_XMP_KEYWORD):
+        return Chunk(b"iTXt", _upright_text(chunk.data))
+    return chunk
+
+
+def _upright_text(data: bytes) -> bytes:
+    """An XMP text chunk with its orientation reset, compressed or not (11.3.3.4)."""
+    start = len(_XMP_KEYWORD)
+    if data[start : start + 1] != b"\1":
+        return upright_xmp(data)
+    head, language, keyword, text = data[: start + 2], *data[start + 2 :].split(b"\0", 2)
+    inflater = zlib.decompressobj()
+    try:
+        xmp = inflater.decompress(text, _MAX_PROFILE_BYTES)
+    except zlib.error:
+        return data
+    if not inflater.eof:
+        return data
+    return b"\0".join((head + language, keyword, zlib.compress(upright_xmp(xmp))))
+
+
+def profile_in(data: bytes) -> bytes:
+    """The ICC profile of an iCCP chunk; empty when it cannot be read (11.3.2.3)."""
+    _, _, compressed = data.partition(b"\0")
+    try:
+        return zlib.decompressobj().decompress(compressed[1:], _MAX_PROFILE_BYTES)
+    except zlib.error:
+        return b""
+
+
+def _stays(chunk: Chunk, *, strip: bool) -> bool:
+    """Whether a chunk goes into the result.
+
+    A chunk we do not know stays when its name says that it may be copied beside changed pixels (14.2).
+    """
+    if chunk.kind == b"PLTE" or chunk.kind in _COLOUR_CHUNKS:
+        return not (strip and chunk.kind == b"iCCP" and is_srgb(profile_in(chunk.data)))
+    is_safe = chunk.kind in _METADATA_CHUNKS or bool(chunk.kind[3] & 0x20)
+    return is_safe and not strip
+
+
+def turned(png: Png, transpose: Transpose | None, *, strip: bool) -> Png:
+    """The structure for the turned canvas; its pixel streams are still the old ones."""
+
+    def turn(chunks: tuple[Chunk, ...]) -> tuple[Chunk, ...]:
+        fresh = (_turned_chunk(chunk, transpose) for chunk in chunks if _stays(chunk, strip=strip))
+        return tuple(chunk for chunk in fresh if chunk.kind != b"eXIf" or chunk.data)
+
+    return replace(
+        png,
+        size=turned_size(transpose, png.size),
+        is_interlaced=False,
+        before=turn(png.before),
+        after=turn(png.after),
+        frames=tuple(
+            replace(frame, rect=turned_rect(transpose, frame.rect, png.size)) for frame in png.frames
+        ),
+    )
+
+
+def _write_chunk(sink: Sink, kind: bytes, *parts: bytes) -> None:
+    checksum = zlib.crc32(kind)
+    for part in parts:
+        checksum = zlib.crc32(part, checksum)
+    sink.write(sum(map(len, parts)).to_bytes(4, "big") + kind)
+    for part in parts:
+        sink.write(part)
+    sink.write(checksum.to_bytes(4, "big"))
+
+
+def write_png(sink: Sink, png: Png) -> None:
+    """Write a whole file; the opposite of `read_png`, except that it never interlaces."""
+    sink.write(SIGNATURE)
+    header = struct.pack(">IIBBBBB", *png.size, png.depth, png.colour_type, 0, 0, 0)
+    _write_chunk(sink, b"IHDR", header)
+    for chunk in png.before:
+        _write_chunk(sink, *chunk)
+    if png.frames:
+        _write_chunk(sink, b"acTL", struct.pack(">II", len(png.frames), png.plays))
+    if png.still is not None:
+        _write_chunk(sink, b"IDAT", png.still)
+    sequence = 0
+    for index, frame in enumerate(png.frames):
+        x, y, width, height = frame.rect
+        _write_chunk(sink, b"fcTL", struct.pack(">5I", sequence, width, height, x, y), frame.control)
+        sequence += 1
+        if index == 0 and png.still is None:
+            _write_chunk(sink, b"IDAT", frame.stream)
+        else:
+            _write_chunk(sink, b"fdAT", sequence.to_bytes(4, "big"), frame.stream)
+            sequence += 1
+    for chunk in png.after:
+        _write_chunk(sink, *chunk)
+    _write_chunk(sink, b"IEND")
+
+
+def animation(
+    size: tuple[int, int], before: tuple[Chunk, ...], frames: tuple[PngFrame, ...], plays: int
+) -> Png:
+    """An RGBA animation of frames that were packed with `RGBA_PATTERN`."""
+    return replace(RGBA_PATTERN, size=size, before=before, frames=frames, plays=plays)
+
+
+#: What `pack` needs to know for frames of an RGBA animation.
+RGBA_PATTERN = Png((1, 1), 8, 6, is_interlaced=False, before=(), after=(), still=None)

@@ -1,0 +1,118 @@
+"""Formats that are read and written whole, by Pillow: what must be checked before it may decode them."""
+
+import struct
+from collections.abc import Callable
+
+from PIL import Image, ImageFile
+
+from server.imaging.codec import Data, Format, Sink, damaged
+
+_QOI_END = b"\0\0\0\0\0\0\0\1"
+_J2K_END = b"\xff\xd9"
+_J2K_START = b"\xff\x4f\xff\x51"
+_HIGH_BIT_DEPTH = 0x40
+_BYTE = 8
+
+_BMP_HEADER = struct.Struct("<2sIHHI")
+_BMP_V4_INFO = struct.Struct("<IiiHHIIiiII4I4s36s3I")
+_BITFIELDS = 3
+
+
+def _check_avif(data: Data) -> None:
+    """Every top-level box must end inside the file (ISO/IEC 14496-12, 4.2)."""
+    position = 0
+    while position < len(data):
+        size = int.from_bytes(data[position : position + 4], "big")
+        if size == 1:
+            size = int.from_bytes(data[position + 8 : position + 16], "big")
+        if size == 0:
+            return  # the last box reaches to the end, wherever that is
+        position += size
+        if size < _BYTE or position > len(data):
+            raise damaged(Format.AVIF, "it is cut off")
+
+
+def _check_qoi(data: Data) -> None:
+    """The end marker must be there (QOI 1.0)."""
+    if data[-len(_QOI_END) :] != _QOI_END:
+        raise damaged(Format.QOI, "it is cut off")
+
+
+def _check_jpeg2000(data: Data) -> None:
+    """The codestream must have its end; openjpeg decodes what there is and says nothing (T.800, A.4.4)."""
+    start = data.find(_J2K_START)
+    end = len(data)
+    if start >= _BYTE and data[start - 4 : start] == b"jp2c":
+        length = int.from_bytes(data[start - 8 : start - 4], "big")
+        end = start - 8 + length if length else end
+    if start < 0 or end > len(data) or data[end - 2 : end] != _J2K_END:
+        raise damaged(Format.JPEG2000, "it is cut off")
+
+
+_CHECKS: dict[Format, Callable[[Data], None]] = {
+    Format.AVIF: _check_avif,
+    Format.QOI: _check_qoi,
+    Format.JPEG2000: _check_jpeg2000,
+}
+
+
+def check_end(form: Format, data: Data) -> None:
+    """Refuse a file whose end is missing, where its decoder would not.
+
+    Raises:
+        DamagedImage: it is cut off.
+    """
+    if form in _CHECKS:
+        _CHECKS[form](data)
+
+
+def is_deep(form: Format, image: ImageFile.ImageFile, data: Data) -> bool:
+    """Whether Pillow would decode more than 8 bits per channel to 8, without a word."""
+    if form is Format.AVIF:
+        box = data.find(b"av1C")  # AV1 in ISO BMFF, 2.3.3: seq_tier_0, high_bitdepth, ...
+        return box >= 0 and bool(data[box + 6] & _HIGH_BIT_DEPTH)
+    if form is Format.PPM:
+        arguments = image.tile[0].args
+        return image.mode == "RGB" and isinstance(arguments, tuple) and arguments[-1] > 255  # noqa: PLR2004
+    if form is Format.JPEG2000:
+        start = data.find(_J2K_START) + 4  # T.800, A.5.1: Ssiz, XRsiz and YRsiz of each component
+        count = int.from_bytes(data[start + 36 : start + 38], "big")
+        depths = (
+            data[start + 38 : start + 38 + 3 * count : 3]
+            if isinstance(data, bytes)
+            else bytes(data[start + 38 : start + 38 + 3 * count])[::3]
+        )
+        return count > 1 and any((depth & 0x7F) + 1 > _BYTE for depth in depths)
+    return False
+
+
+def write_bmp_with_alpha(sink: Sink, image: Image.Image) -> None:
+    """A BMP whose alpha readers see: with a version 4 header and bit fields (Windows, BITMAPV4HEADER).
+
+    Pillow's own writer puts alpha into a field that every reader must ignore.
+    """
+    pixels = image.tobytes("raw", ("BGRA", 0, -1))
+    per_metre = [round(dpi / 0.0254) for dpi in image.info.get("dpi", (96, 96))]
+    offset = _BMP_HEADER.size + _BMP_V4_INFO.size
+    sink.write(_BMP_HEADER.pack(b"BM", offset + len(pixels), 0, 0, offset))
+    masks = (0x00FF0000, 0x0000FF00, 0x000000FF, 0xFF000000)
+    sink.write(
+        _BMP_V4_INFO.pack(
+            _BMP_V4_INFO.size,
+            *image.size,
+            1,
+            32,
+            _BITFIELDS,
+            len(pixels),
+            *per_metre,
+            0,
+            0,
+            *masks,
+            b"BGRs",
+            bytes(36),
+            0,
+            0,
+            0,
+        ),
+    )
+    sink.write(pixels)

@@ -1,0 +1,279 @@
+"""WebP as stored: a RIFF file of one picture or of the frames of an animation (RFC 9649)."""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from io import BytesIO
+
+from PIL import Image, WebPImagePlugin
+
+from server.imaging.codec import Data, Format, Sink, damaged
+from server.imaging.limits import Limits
+from server.imaging.operations import Rect
+
+_HAS_ICC, _HAS_ALPHA, _HAS_EXIF, _HAS_XMP, _IS_ANIMATED = 0x20, 0x10, 0x08, 0x04, 0x02
+_NO_BLEND, _DISPOSE = 0x02, 0x01
+_LOSSY, _LOSSLESS = b"VP8 ", b"VP8L"
+
+#: Enough to stay near the size of the source; more costs seconds per megapixel and gains about 2%.
+_LOSSLESS_EFFORT = 4
+_LOSSLESS_DEPTH = 75
+
+
+@dataclass(frozen=True, slots=True)
+class Bitstream:
+    """The pixels of one frame (RFC 9649, 2.5 and 3).
+
+    Args:
+        kind: the chunk type, lossy or lossless.
+        data: the chunk's payload.
+        alpha: the payload of the ALPH chunk of a lossy frame; empty for none.
+    """
+
+    kind: bytes
+    data: bytes
+    alpha: bytes = b""
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether decoding gives back exactly what was encoded."""
+        return self.kind == _LOSSLESS
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, from the frame header (RFC 6386, 9.1; RFC 9649, 3.4).
+
+        Raises:
+            DamagedImage: the header is cut off or has no signature.
+        """
+        if self.is_lossless and self.data[:1] == b"\x2f" and len(self.data) >= 5:  # noqa: PLR2004
+            bits = int.from_bytes(self.data[1:5], "little")
+            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        if not self.is_lossless and self.data[3:6] == b"\x9d\x01\x2a" and len(self.data) >= 10:  # noqa: PLR2004
+            width, height = struct.unpack_from("<HH", self.data, 6)
+            return width & 0x3FFF, height & 0x3FFF
+        raise _damage("a frame has no valid header")
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether any pixel may be transparent."""
+        return bool(self.alpha) or (self.is_lossless and bool(self.data[4] & 0x10))
+
+
+@dataclass(frozen=True, slots=True)
+class WebpFrame:
+    """One frame (RFC 9649, 2.7.1.1).
+
+    Args:
+        rect: where it lies on the canvas; both offsets are even.
+        duration_ms: how long it shows.
+        flags: blending and disposal as stored.
+        pixels: what it shows.
+    """
+
+    rect: Rect
+    duration_ms: int
+    flags: int
+    pixels: Bitstream
+
+
+@dataclass(frozen=True, slots=True)
+class Webp:
+    """A whole file.
+
+    Args:
+        size: of the canvas, in pixels.
+        frames: one for a still.
+        loops: how often an animation runs, 0 for ever; None for a still.
+        background: the canvas colour as stored, four bytes.
+        icc, exif, xmp: the metadata chunks, empty for none.
+    """
+
+    size: tuple[int, int]
+    frames: tuple[WebpFrame, ...]
+    loops: int | None = None
+    background: bytes = bytes(4)
+    icc: bytes = b""
+    exif: bytes = b""
+    xmp: bytes = b""
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether every frame is."""
+        return all(frame.pixels.is_lossless for frame in self.frames)
+
+
+def _damage(what: str) -> Exception:
+    return damaged(Format.WEBP, what)
+
+
+def _chunks(data: Data, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Type, start and end of each chunk in a range (RFC 9649, 2.3)."""
+    while start + 8 <= end:
+        kind, length = struct.unpack_from("<4sI", data, start)
+        start += 8
+        if start + length > end:
+            raise _damage("a chunk is cut off")
+        yield kind, start, start + length
+        start += length + length % 2
+
+
+def _read_bitstream(data: Data, start: int, end: int) -> Bitstream:
+    """The first picture in a range of chunks."""
+    alpha = b""
+    for kind, begin, stop in _chunks(data, start, end):
+        if kind == b"ALPH":
+            alpha = data[begin:stop]
+        elif kind in (_LOSSY, _LOSSLESS):
+            return Bitstream(kind, data[begin:stop], alpha if kind == _LOSSY else b"")
+    raise _damage("a frame has no pixels")
+
+
+def _uint24(data: bytes, position: int) -> int:
+    return int.from_bytes(data[position : position + 3], "little")
+
+
+def _read_frame(data: Data, start: int, end: int, canvas: tuple[int, int]) -> WebpFrame:
+    head = data[start : start + 16]
+    if end - start < 16:  # noqa: PLR2004 - the frame header
+        raise _damage("a frame header is cut off")
+    rect = Rect(_uint24(head, 0) * 2, _uint24(head, 3) * 2, _uint24(head, 6) + 1, _uint24(head, 9) + 1)
+    if rect.x + rect.width > canvas[0] or rect.y + rect.height > canvas[1]:
+        raise _damage("a frame lies outside the canvas")
+    pixels = _read_bitstream(data, start + 16, end)
+    if pixels.size != (rect.width, rect.height):
+        raise _damage("a frame contradicts its header")
+    return WebpFrame(rect, _uint24(head, 12), head[15] & 3, pixels)
+
+
+def _read_extended(data: Data, end: int, limits: Limits) -> Webp:
+    """A file that begins with a VP8X chunk."""
+    head = data[20:30]
+    size = (_uint24(head, 4) + 1, _uint24(head, 7) + 1)
+    limits.check_size(*size)
+    is_animated = bool(head[0] & _IS_ANIMATED)
+    found: dict[bytes, bytes] = {}
+    frames: list[WebpFrame] = []
+    for kind, begin, stop in _chunks(data, 12, end):
+        if kind == b"ANMF" and is_animated:
+            limits.check_frames(len(frames) + 1)
+            limits.check_total((len(frames) + 1) * size[0] * size[1])
+            frames.append(_read_frame(data, begin, stop, size))
+        elif kind in (b"ICCP", b"EXIF", b"XMP ", b"ANIM"):
+            found.setdefault(kind, data[begin:stop])
+    if not is_animated:
+        pixels = _read_bitstream(data, 12, end)
+        if pixels.size != size:
+            raise _damage("its picture contradicts its header")
+        frames = [WebpFrame(Rect(0, 0, *size), 0, 0, pixels)]
+    animation = found.get(b"ANIM", bytes(6))
+    if not frames or len(animation) < 6:  # noqa: PLR2004 - the ANIM chunk
+        raise _damage("it has no frames")
+    return Webp(
+        size=size,
+        frames=tuple(frames),
+        loops=int.from_bytes(animation[4:6], "little") if is_animated else None,
+        background=animation[:4],
+        icc=found.get(b"ICCP", b""),
+        exif=found.get(b"EXIF", b""),
+        xmp=found.get(b"XMP ", b""),
+    )
+
+
+def read_webp(data: Data, limits: Limits) -> Webp:
+    """Read the structure and check it to its declared end; decodes no pixels.
+
+    Raises:
+        DamagedImage: cut off, or sizes that contradict each other.
+        TooManyPixels, TooManyFrames: outside the limits.
+    """
+    end = 8 + int.from_bytes(data[4:8], "little")
+    if end > len(data) or end < 30:  # noqa: PLR2004 - no picture is shorter
+        raise _damage("it is cut off")
+    if data[12:16] == b"VP8X":
+        return _read_extended(data, end, limits)
+    pixels = _read_bitstream(data, 12, end)
+    limits.check_size(*pixels.size)
+    limits.check_total(pixels.size[0] * pixels.size[1])
+    return Webp(size=pixels.size, frames=(WebpFrame(Rect(0, 0, *pixels.size), 0, 0, pixels),))
+
+
+def _chunk(kind: bytes, payload: bytes) -> bytes:
+    return kind + len(payload).to_bytes(4, "little") + payload + bytes(len(payload) % 2)
+
+
+def _picture(pixels: Bitstream) -> bytes:
+    alpha = _chunk(b"ALPH", pixels.alpha) if pixels.alpha else b""
+    return alpha + _chunk(pixels.kind, pixels.data)
+
+
+def _header(size: tuple[int, int], flags: int) -> bytes:
+    extent = b"".join((side - 1).to_bytes(3, "little") for side in size)
+    return _chunk(b"VP8X", bytes([flags, 0, 0, 0]) + extent)
+
+
+def _animated_frame(frame: WebpFrame) -> bytes:
+    x, y, width, height = frame.rect
+    numbers = (x // 2, y // 2, width - 1, height - 1, frame.duration_ms)
+    head = b"".join(number.to_bytes(3, "little") for number in numbers)
+    return _chunk(b"ANMF", head + bytes([frame.flags]) + _picture(frame.pixels))
+
+
+def write_webp(sink: Sink, webp: Webp) -> None:
+    """Write a whole file; the opposite of `read_webp`. Plain stills get the short form."""
+    has_alpha = any(frame.pixels.has_alpha for frame in webp.frames)
+    flags = (
+        _HAS_ICC * bool(webp.icc)
+        | _HAS_ALPHA * has_alpha
+        | _HAS_EXIF * bool(webp.exif)
+        | _HAS_XMP * bool(webp.xmp)
+        | _IS_ANIMATED * (webp.loops is not None)
+    )
+    parts: list[bytes] = []
+    if flags & ~_HAS_ALPHA or webp.frames[0].pixels.alpha:
+        parts.append(_header(webp.size, flags))
+    if webp.icc:
+        parts.append(_chunk(b"ICCP", webp.icc))
+    if webp.loops is None:
+        parts.append(_picture(webp.frames[0].pixels))
+    else:
+        parts.append(_chunk(b"ANIM", webp.background + webp.loops.to_bytes(2, "little")))
+        parts.extend(map(_animated_frame, webp.frames))
+    parts.extend(_chunk(kind, data) for kind, data in ((b"EXIF", webp.exif), (b"XMP ", webp.xmp)) if data)
+    sink.write(b"RIFF" + (4 + sum(map(len, parts))).to_bytes(4, "little") + b"WEBP")
+    for part in parts:
+        sink.write(part)
+
+
+def unpack(pixels: Bitstream) -> Image.Image:
+    """Decode one frame, with alpha when it has any; call it inside `decoding`."""
+    alone = BytesIO()
+    write_webp(alone, Webp(pixels.size, (WebpFrame(Rect(0, 0, *pixels.size), 0, 0, pixels),)))
+    alone.seek(0)
+    image = WebPImagePlugin.WebPImageFile(alone)
+    image.load()
+    return image
+
+
+def pack(image: Image.Image, *, quality: int | None) -> Bitstream:
+    """Encode one frame.
+
+    Args:
+        image: in mode RGB or RGBA.
+        quality: 1 to 100; None for lossless, which keeps the colour of transparent pixels too.
+    """
+    alone = BytesIO()
+    if quality is None:
+        image.save(alone, "WEBP", lossless=True, exact=True, method=_LOSSLESS_EFFORT, quality=_LOSSLESS_DEPTH)
+    else:
+        image.save(alone, "WEBP", quality=quality)
+    data = alone.getvalue()
+    return _read_bitstream(data, 12, len(data))
+
+
+def turned_frames(webp: Webp, rects: list[Rect], pixels: list[Bitstream]) -> tuple[WebpFrame, ...]:
+    """The frames with new places and new pixels, and with everything else as it was."""
+    return tuple(
+        replace(frame, rect=rect, pixels=new)
+        for frame, rect, new in zip(webp.frames, rects, pixels, strict=True)
+    )
