@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from PIL import Image
-from server.imaging.pipeline import Limits, Recipe, Result, process
 
 from server.imaging.operations import Operation
+from server.imaging.pipeline import Limits, Recipe, Result, process
 from support.oracle import CLEAR, Grid, Patch
 
 if TYPE_CHECKING:

@@ -9,14 +9,14 @@ import os
 
 import pytest
 from PIL import Image
-from server.imaging.codec import OUTPUT_FORMATS, Format
-from server.imaging.pipeline import Recipe, process
 from support import pictures
 from support.oracle import OPERATIONS, expected, grid_of, psnr
 from support.pictures import GENEROUS, encoded, natural, picture, processed
 
 from server.errors import ImageError
+from server.imaging.codec import OUTPUT_FORMATS, Format
 from server.imaging.operations import Operation
+from server.imaging.pipeline import Recipe, process
 
 SIZE = (48, 32)
 OPTIONS = {"WEBP": {"lossless": True}, "JPEG2000": {"irreversible": False}, "JPEG": {"quality": 95}}

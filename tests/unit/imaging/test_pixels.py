@@ -8,12 +8,13 @@ import zlib
 from typing import TYPE_CHECKING
 
 import pytest
-from PIL import Image, TiffImagePlugin
-from server.imaging.codec import Format
+from PIL import Image, ImageCms, TiffImagePlugin
 from support import pictures
 from support.oracle import OPERATIONS, ORIENTATIONS, Grid, Png, expected, grid_of, read_png
 from support.pictures import encoded, orientation_only, picture, processed
 
+from server.errors import UnsupportedImage
+from server.imaging.codec import Format
 from server.imaging.operations import Operation
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ SIZES = ((1, 1), (2, 3), (5, 4), (7, 7), (8, 16))
 #: Pillow's PNG writes CMYK as something else.
 PNG_KINDS = tuple(kind for kind in pictures.KINDS if kind != "CMYK")
 UPRIGHT = {None, 1}
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 TIFF_CASES = (
     *((kind, None) for kind in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16")),
@@ -330,16 +332,21 @@ def test_an_interlaced_png_is_turned_exactly(depth_bytes: int) -> None:
         assert grid_of(processed(data, operation).image) == expected(stored, operation), operation
 
 
-@pytest.mark.parametrize("magic", [b"P5", b"P6"])
-def test_a_ppm_of_16_bits_is_turned_exactly(magic: bytes) -> None:
-    per_pixel = 3 if magic == b"P6" else 1
-    raw = pictures.noise(2 * per_pixel * 20, magic)
-    before = magic + b"\n5 4\n65535\n" + raw
-    stored = grid_of(Image.open(io.BytesIO(before)))
+def test_a_gray_ppm_of_16_bits_is_turned_exactly() -> None:
+    raw = pictures.noise(40, "gray")
+    data = b"P5\n5 4\n65535\n" + raw
+    stored = Grid(5, 4, struct.unpack(">20H", raw))
     for operation in OPERATIONS:
-        outcome = processed(before, operation)
+        outcome = processed(data, operation)
         assert grid_of(outcome.image) == expected(stored, operation), operation
         assert outcome.result.format is Format.PPM
+
+
+def test_a_colour_ppm_of_16_bits_is_refused_rather_than_cut_to_8() -> None:
+    """Pillow reads only the upper half of each sample: to hand that back as a PPM would be a loss."""
+    for operation in OPERATIONS:
+        with pytest.raises(UnsupportedImage):
+            processed(b"P6\n5 4\n65535\n" + pictures.noise(120), operation)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
@@ -355,24 +362,24 @@ def test_metadata_of_a_png_comes_back() -> None:
     block = pictures.exif_block(6)
     text = pictures.chunk(b"tEXt", b"Comment\0on the left") + pictures.chunk(b"tEXt", b"Author\0nobody")
     text += pictures.chunk(b"iTXt", b"Title\0\0\0de\0Titel\0\xc3\x9cberschrift")
-    data = encoded(source, "PNG", exif=block.data, icc_profile=b"profile " * 9)
+    data = encoded(source, "PNG", exif=block.data, icc_profile=PROFILE)
     data = data[:33] + text + pictures.chunk(b"pHYs", struct.pack(">IIB", 3780, 11811, 1)) + data[33:]
     ours = processed(data, "flip").image
     assert dict(ours.text) == {"Comment": "on the left", "Author": "nobody", "Title": "Überschrift"}
-    assert ours.info["icc_profile"] == b"profile " * 9
+    assert ours.info["icc_profile"] == PROFILE
     assert ours.getexif()[0x010F] == "Imaginary"
     assert ours.getexif().get_ifd(0x8769)[0x927C] == pictures.MAKER_NOTE
     assert pictures.THUMBNAIL not in processed(data, "flip").data
     assert [round(dots) for dots in ours.info["dpi"]] == [300, 96], "flip on orientation 6 swaps the sides"
     stripped = processed(data, "flip", strip=True).image
-    assert not {"icc_profile", "exif", "Comment", "Author", "Title"} & stripped.info.keys()
+    assert not {"exif", "Comment", "Author", "Title"} & stripped.info.keys()
     assert grid_of(stripped) == expected(grid_of(source), "flip", 6)
 
 
 @pytest.mark.parametrize("container", ["PNG", "WEBP", "TIFF", "AVIF"])
 def test_profile_and_xmp_come_back_unless_they_are_stripped(container: str) -> None:
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF/></x:xmpmeta>'
-    options: dict[str, object] = {"icc_profile": b"profile " * 9}
+    options: dict[str, object] = {"icc_profile": PROFILE}
     if container in {"WEBP", "AVIF"}:
         options["xmp"] = xmp
     elif container == "TIFF":
@@ -382,11 +389,40 @@ def test_profile_and_xmp_come_back_unless_they_are_stripped(container: str) -> N
         data = pictures.with_chunk(data, b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
     for operation in OPERATIONS:
         ours = processed(data, operation)
-        assert ours.image.info["icc_profile"] == b"profile " * 9, (container, operation)
+        assert ours.image.info["icc_profile"] == PROFILE, (container, operation)
         assert xmp in ours.data, (container, operation)
         stripped = processed(data, operation, strip=True)
-        assert "icc_profile" not in stripped.image.info, (container, operation)
         assert xmp not in stripped.data, (container, operation)
+
+
+@pytest.mark.parametrize("container", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_stripping_drops_a_profile_that_says_what_is_assumed_anyway(container: str) -> None:
+    data = encoded(picture("RGB", (16, 8)), container, icc_profile=PROFILE)
+    assert "icc_profile" in Image.open(io.BytesIO(data)).info
+    for operation in OPERATIONS:
+        assert "icc_profile" not in processed(data, operation, strip=True).image.info, (container, operation)
+
+
+def managed(image: Image.Image) -> tuple[int, ...]:
+    """Return the colour that a viewer shows in the middle, profile applied."""
+    if "icc_profile" in image.info:
+        profile = io.BytesIO(image.info["icc_profile"])
+        image = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"))
+    return image.getpixel((8, 8))
+
+
+@pytest.mark.parametrize("container", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("strip", [False, True])
+def test_a_profile_of_other_colours_never_changes_what_is_seen(container: str, strip: bool) -> None:  # noqa: FBT001
+    """In this profile red and blue have changed places: it is not there to be ignored."""
+    swapped = PROFILE.replace(b"rXYZ", b"____").replace(b"bXYZ", b"rXYZ").replace(b"____", b"bXYZ")
+    swapped = swapped.replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))  # its description
+    data = encoded(Image.new("RGB", (16, 16), (200, 40, 40)), container, quality=95, icc_profile=swapped)
+    before = managed(Image.open(io.BytesIO(data)))
+    assert before[2] > before[0] + 100
+    for operation in OPERATIONS:
+        ours = managed(processed(data, operation, strip=strip).image)
+        assert max(abs(a - b) for a, b in zip(ours, before, strict=True)) < 12, (container, operation)
 
 
 def test_the_density_of_a_tiff_and_a_bmp_turns_with_the_picture() -> None:

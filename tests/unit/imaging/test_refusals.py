@@ -10,7 +10,6 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from server.imaging.codec import Format
 from support import pictures
 from support.oracle import OPERATIONS, Grid, Patch, seen_frames
 from support.pictures import (
@@ -26,6 +25,7 @@ from support.pictures import (
 )
 
 from server.errors import DamagedImage, ImageError, TooManyFrames, TooManyPixels, UnsupportedImage
+from server.imaging.codec import Format
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -351,7 +351,7 @@ def test_a_later_page_of_a_tiff_is_measured_too() -> None:
 
 def test_frames_are_counted_before_pixels_are_decoded() -> None:
     """The pixels are garbage: were they decoded first, the answer would be that they are damaged."""
-    frame = b"\x21\xf9\x04\0\x05\0\0\0" + b"\x2c\0\0\0\0\x01\0\x01\0\0" + b"\x0c\x01\xff\0"
+    frame = b"\x21\xf9\x04\0\x05\0\0\0" + b"\x2c\0\0\0\0\x01\0\x01\0\0" + b"\x02\x01\xff\0"
     data = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff" + frame * 2_000 + b"\x3b"
     error = refusal(data)
     assert isinstance(error, TooManyFrames)
