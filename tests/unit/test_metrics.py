@@ -1,0 +1,93 @@
+"""What we write is what Prometheus reads."""
+
+from math import inf
+
+import pytest
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from server.metrics import MEDIA_TYPE, Snapshot, render
+
+SNAPSHOT = Snapshot(
+    workers=2,
+    engines=1,
+    in_flight=3,
+    requests={"200": 40, "422": 2, "5xx": 0},
+    duration_bounds_s=(0.1, 1.0, 10.0),
+    durations=(30, 10, 0, 2),
+    duration_s=12.5,
+    bytes_in=2**40 + 1,
+    bytes_out=5,
+    jobs=38,
+    engine_s=9.75,
+    engine_starts=4,
+    engine_deaths=3,
+)
+
+
+@pytest.fixture
+def families() -> dict[str, Metric]:
+    text = render(SNAPSHOT).decode()
+    return {family.name: family for family in text_string_to_metric_families(text)}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "value"),
+    [
+        ("flip_workers", "gauge", 2),
+        ("flip_engines", "gauge", 1),
+        ("flip_jobs_in_flight", "gauge", 3),
+        ("flip_received_bytes", "counter", 2**40 + 1),
+        ("flip_sent_bytes", "counter", 5),
+        ("flip_jobs", "counter", 38),
+        ("flip_engine_seconds", "counter", 9.75),
+        ("flip_engine_starts", "counter", 4),
+        ("flip_engine_deaths", "counter", 3),
+    ],
+)
+def test_a_figure_arrives_with_its_name_kind_and_value(
+    families: dict[str, Metric], name: str, kind: str, value: float
+) -> None:
+    family = families[name]
+    assert family.type == kind
+    assert [(sample.name, sample.value) for sample in family.samples] == [
+        (f"{name}_total" if kind == "counter" else name, value)
+    ]
+
+
+def test_requests_arrive_by_status_those_that_never_came_too(families: dict[str, Metric]) -> None:
+    samples = families["flip_requests"].samples
+    assert {sample.labels["status"]: sample.value for sample in samples} == {"200": 40, "422": 2, "5xx": 0}
+    assert {sample.name for sample in samples} == {"flip_requests_total"}
+
+
+def test_the_buckets_of_the_histogram_are_cumulated_and_the_last_one_holds_all(
+    families: dict[str, Metric],
+) -> None:
+    family = families["flip_response_time_seconds"]
+    samples = [(s.name.removeprefix(family.name), s.labels.get("le"), s.value) for s in family.samples]
+    assert family.type == "histogram"
+    assert [(float(le), value) for name, le, value in samples if name == "_bucket" and le] == [
+        (0.1, 30),
+        (1.0, 40),
+        (10.0, 40),
+        (inf, 42),
+    ]
+    assert ("_count", None, 42) in samples
+    assert ("_sum", None, 12.5) in samples
+
+
+def test_every_figure_says_what_it_is(families: dict[str, Metric]) -> None:
+    assert all(family.documentation.endswith(".") for family in families.values())
+    assert len(families) == 11
+
+
+def test_the_media_type_is_that_of_the_format() -> None:
+    assert MEDIA_TYPE == "text/plain; version=0.0.4; charset=utf-8"
+
+
+def test_rendering_again_gives_the_same_text_and_no_figure_of_the_process_itself() -> None:
+    text = render(SNAPSHOT)
+    assert render(SNAPSHOT) == text
+    assert b"python_info" not in text
+    assert b"_created" not in text

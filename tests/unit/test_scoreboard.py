@@ -1,0 +1,211 @@
+"""The scoreboard tells the whole cluster's story: across processes, and past the death of a worker."""
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from http import HTTPStatus
+
+import pytest
+
+from server.cluster.scoreboard import DURATION_BOUNDS_S, STATUSES, Cell, Row, Scoreboard, State
+from server.web.problems import STATUS_OF
+
+
+@pytest.fixture
+def scoreboard() -> Scoreboard:
+    return Scoreboard(rows=3)
+
+
+def in_a_fork(act: Callable[[], object]) -> None:
+    """Run a function in a forked process, to its end."""
+    process = multiprocessing.get_context("fork").Process(target=act)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def answer(row: Row, status: int = 200, duration_s: float = 0.1) -> None:
+    row.count_request(status, duration_s, bytes_in=1000, bytes_out=10)
+
+
+def test_an_empty_scoreboard_counts_nothing(scoreboard: Scoreboard) -> None:
+    assert list(scoreboard.workers()) == []
+    snapshot = scoreboard.snapshot()
+    assert set(snapshot.requests.values()) == set(snapshot.durations) == {0}
+    assert {value for value in asdict(snapshot).values() if isinstance(value, int | float)} == {0}
+
+
+def test_a_claimed_row_is_a_worker_that_starts(scoreboard: Scoreboard) -> None:
+    row = scoreboard.claim()
+    assert [(worker.index, worker[Cell.STATE]) for worker in scoreboard.workers()] == [
+        (row.index, State.STARTING)
+    ]
+    assert scoreboard.snapshot().workers == 0
+
+
+def test_a_worker_counts_once_it_is_online_and_until_it_stops(scoreboard: Scoreboard) -> None:
+    row = scoreboard.claim()
+    counts = []
+    for state in (State.STARTING, State.ONLINE, State.STOPPING):
+        row[Cell.STATE] = state
+        counts.append(scoreboard.snapshot().workers)
+    assert counts == [0, 1, 0]
+
+
+def test_every_worker_has_a_row_to_itself(scoreboard: Scoreboard) -> None:
+    first, second = scoreboard.claim(), scoreboard.claim()
+    for cell in range(Cell.PID, Cell.FIRST_STATUS):
+        first[cell] = 7
+    answer(first, status=599, duration_s=1e9)
+    assert [second[cell] for cell in range(Cell.PID, Cell.FIRST_STATUS)] == [0] * (Cell.FIRST_STATUS - 1)
+
+
+def test_what_all_workers_count_is_added_up(scoreboard: Scoreboard) -> None:
+    for pid in (70, 71):
+        row = scoreboard.claim()
+        row[Cell.ENGINE_PID] = pid
+        row[Cell.IN_FLIGHT] = 2
+        row[Cell.ENGINE_STARTS] += 1
+        answer(row, duration_s=0.5)
+        row.count_job(service_us=250_000)
+    snapshot = scoreboard.snapshot()
+    assert (snapshot.engines, snapshot.in_flight, snapshot.engine_starts) == (2, 4, 2)
+    assert (snapshot.requests["200"], snapshot.bytes_in, snapshot.bytes_out) == (2, 2000, 20)
+    assert (snapshot.jobs, snapshot.engine_s, snapshot.duration_s) == (2, 0.5, 1.0)
+
+
+def test_no_counter_falls_when_a_worker_dies(scoreboard: Scoreboard) -> None:
+    row = scoreboard.claim()
+    row[Cell.STATE] = State.ONLINE
+    row[Cell.ENGINE_PID] = 70
+    row[Cell.IN_FLIGHT] = 5
+    row[Cell.ENGINE_STARTS] += 2
+    row[Cell.ENGINE_DEATHS] += 1
+    for status in (200, 422, 503, 418):
+        answer(row, status)
+    row.count_job(service_us=1000)
+    before = asdict(scoreboard.snapshot())
+    scoreboard.release(row)
+    after = asdict(scoreboard.snapshot())
+    assert after == before | {"workers": 0, "engines": 0, "in_flight": 0}
+
+
+def test_the_next_owner_of_a_row_starts_from_nothing(scoreboard: Scoreboard) -> None:
+    row = scoreboard.claim()
+    row[Cell.ENGINE_PID] = 70
+    answer(row)
+    row.count_job(service_us=1000)
+    scoreboard.release(row)
+    heir = scoreboard.claim()
+    assert heir.index == row.index
+    assert [heir[cell] for cell in range(Cell.PID, Cell.FIRST_STATUS)] == [0] * (Cell.FIRST_STATUS - 1)
+    answer(heir)
+    assert scoreboard.snapshot().requests["200"] == 2
+
+
+def test_rows_come_back_for_as_many_workers_as_there_will_be(scoreboard: Scoreboard) -> None:
+    for _ in range(20):
+        rows = [scoreboard.claim() for _ in range(3)]
+        assert len({row.index for row in rows}) == 3
+        for row in rows:
+            answer(row)
+            scoreboard.release(row)
+    assert scoreboard.snapshot().requests["200"] == 60
+
+
+def test_more_workers_than_rows_is_an_error(scoreboard: Scoreboard) -> None:
+    rows = [scoreboard.claim() for _ in range(3)]
+    with pytest.raises(RuntimeError, match="no row left"):
+        scoreboard.claim()
+    scoreboard.release(rows[1])
+    assert scoreboard.claim().index == rows[1].index
+
+
+def test_what_a_forked_worker_writes_is_seen_here_and_outlives_it(scoreboard: Scoreboard) -> None:
+    row = scoreboard.claim()
+
+    def work() -> None:
+        row[Cell.STATE] = State.ONLINE
+        row[Cell.PID] = os.getpid()
+        answer(row)
+
+    in_a_fork(work)
+    assert row[Cell.PID] not in {0, os.getpid()}
+    snapshot = scoreboard.snapshot()
+    assert (snapshot.workers, snapshot.requests["200"]) == (1, 1)
+
+
+def test_a_forked_worker_sees_what_others_write_after_the_fork(scoreboard: Scoreboard) -> None:
+    row = scoreboard.claim()
+    reader, writer = multiprocessing.Pipe(duplex=False)
+
+    def wait_and_look() -> None:
+        reader.recv()
+        os._exit(scoreboard.snapshot().requests["200"])
+
+    process = multiprocessing.get_context("fork").Process(target=wait_and_look)
+    process.start()
+    for _ in range(3):
+        answer(row)
+    writer.send("look now")
+    process.join()
+    reader.close()
+    writer.close()
+    assert process.exitcode == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "counted_as"),
+    [(200, "200"), (499, "499"), (204, "2xx"), (101, "1xx"), (302, "3xx"), (418, "4xx"), (507, "5xx")],
+)
+def test_a_status_counts_by_itself_or_under_its_class(
+    scoreboard: Scoreboard, status: int, counted_as: str
+) -> None:
+    answer(scoreboard.claim(), status)
+    assert {name for name, count in scoreboard.snapshot().requests.items() if count} == {counted_as}
+
+
+def test_every_status_that_we_answer_with_counts_by_itself() -> None:
+    framework = {HTTPStatus.OK, HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, 500}
+    assert {*STATUS_OF.values(), *framework} <= set(STATUSES)
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "bucket"),
+    [
+        (0.0, 0),
+        *((bound, i) for i, bound in enumerate(DURATION_BOUNDS_S)),
+        *((bound + 1e-9, i + 1) for i, bound in enumerate(DURATION_BOUNDS_S)),
+    ],
+)
+def test_a_response_time_counts_in_the_first_bucket_that_is_not_below_it(
+    scoreboard: Scoreboard, duration_s: float, bucket: int
+) -> None:
+    answer(scoreboard.claim(), duration_s=duration_s)
+    durations = scoreboard.snapshot().durations
+    assert [i for i, count in enumerate(durations) if count] == [bucket]
+
+
+def test_there_is_a_bucket_for_each_bound_and_one_more(scoreboard: Scoreboard) -> None:
+    snapshot = scoreboard.snapshot()
+    assert snapshot.duration_bounds_s == tuple(sorted(DURATION_BOUNDS_S))
+    assert len(snapshot.durations) == len(DURATION_BOUNDS_S) + 1
+
+
+def test_the_first_job_sets_the_service_time_and_the_next_ones_move_it_by_an_eighth(
+    scoreboard: Scoreboard,
+) -> None:
+    row = scoreboard.claim()
+    averages = []
+    for service_us in (8000, 16000, 1000):
+        row.count_job(service_us)
+        averages.append(row[Cell.SERVICE_US])
+    assert averages == [8000, 9000, 8000]
+
+
+def test_figures_of_years_fit_into_a_cell(scoreboard: Scoreboard) -> None:
+    row = scoreboard.claim()
+    row[Cell.BYTES_IN] = 2**62
+    scoreboard.release(row)
+    assert scoreboard.snapshot().bytes_in == 2**62
