@@ -64,7 +64,13 @@ class UploadTooSlow(RequestError):
 
 
 class ImageError(ServiceError):
-    """The request is fine, the picture is not."""
+    """The request is fine, the picture is not.
+
+    Attributes:
+        engine_pid: the engine that found out, for the log.
+    """
+
+    engine_pid: int | None = None
 
 
 class UnsupportedImage(ImageError):

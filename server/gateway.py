@@ -23,10 +23,18 @@ class Protocol(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
     _closed: bool
     _is_lingering = False
 
+    def _build_http_scope(self, *request: object) -> dict[str, Any]:
+        """Let the app tell a client that is gone from one that is silent; ASGI has one event for both."""
+        scope: dict[str, Any] = super()._build_http_scope(*request)
+        scope["is_closed"] = lambda: self._closed
+        return scope
+
     def _send_error_response(
         self, status: int, message: str, extra_headers: tuple[tuple[str, str], ...] = ()
     ) -> None:
         """Answer a request that could not even be parsed, or that the app left unanswered."""
+        if self._closed:  # the client left, and the app took the hint and answered nothing
+            return
         exchange = Exchange(status=status)
         is_ours = status >= HTTPStatus.INTERNAL_SERVER_ERROR
         detail = OUR_FAULT if is_ours else f"{message}. Send a valid HTTP/1.1 request."

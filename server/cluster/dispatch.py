@@ -82,8 +82,9 @@ class Dispatcher:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:  # closed early, when the client leaves, it tells the engine to skip the job
             ours.setblocking(False)  # noqa: FBT003 the standard library has no other way
+            job = Job(recipe, self._limits, now_us())
             with theirs:  # once sent, only the engine holds this end
-                await self._hand_over(Job(recipe, self._limits, now_us()), upload.fileno(), theirs.fileno())
+                await self._hand_over(job, upload.fileno(), theirs.fileno())
             await _wait_readable(ours)
             try:
                 message, files = receive(ours, 1)
@@ -91,7 +92,18 @@ class Dispatcher:
                 return None
         if not message:
             return None
-        return decode_outcome(message), FileIO(files[0]) if files else None
+        file = FileIO(files[0]) if files else None
+        outcome = decode_outcome(message)
+        if isinstance(outcome, Done):
+            started_us = job.sent_us + outcome.spent.queue
+            log.debug(
+                "job_done",
+                engine=outcome.engine_pid,
+                sent_us=job.sent_us,
+                started_us=started_us,
+                ended_us=started_us + outcome.spent.service_us,
+            )
+        return outcome, file
 
     async def _hand_over(self, job: Job, upload: int, reply: int) -> None:
         message = job.encode()
@@ -107,6 +119,7 @@ class Dispatcher:
     def _judge(self, outcome: Done | Refused, file: FileIO | None) -> tuple[Done, FileIO]:
         if isinstance(outcome, Refused):
             if outcome.error is not None:
+                outcome.error.engine_pid = outcome.engine_pid
                 raise outcome.error
             raise EngineBug(outcome.traceback)
         if file is None:

@@ -90,6 +90,8 @@ def add_error_handlers(app: falcon.asgi.App[Request, Response]) -> None:
 async def _answer_service_error(
     req: Request, resp: Response | None, error: errors.ServiceError, _params: dict[str, Any], **_: object
 ) -> None:
+    if isinstance(error, errors.ImageError):
+        req.scope["exchange"].engine_pid = error.engine_pid
     _write(req, resp, Problem.of_error(error))
 
 

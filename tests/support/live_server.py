@@ -98,9 +98,12 @@ class LiveServer:
             ]
 
         with self._news:
-            if not self._news.wait_for(
-                lambda: len(found()) >= count or not self._reader.is_alive(), DEADLINE_S
-            ) or len(found()) < count:
+            if (
+                not self._news.wait_for(
+                    lambda: len(found()) >= count or not self._reader.is_alive(), DEADLINE_S
+                )
+                or len(found()) < count
+            ):
                 raise AssertionError(f"no {event} {facts} in the log:\n{self.log}")
             return found()[count - 1]
 

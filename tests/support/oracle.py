@@ -8,6 +8,7 @@ itself here.
 from __future__ import annotations
 
 import math
+import struct
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -224,17 +225,50 @@ def read_png(data: bytes) -> Png:
     width, height = int.from_bytes(header[:4], "big"), int.from_bytes(header[4:8], "big")
     depth, colour_type, interlaced = header[8], header[9], header[12]
     assert not interlaced
-    bits_per_pixel = depth * SAMPLES_PER_PIXEL[colour_type]
-    raw = zlib.decompress(b"".join(body for kind, body in chunks if kind == b"IDAT"))
-    rows = _unfiltered(raw, height, (width * bits_per_pixel + 7) // 8, max(1, bits_per_pixel // 8))
+    packed = b"".join(body for kind, body in chunks if kind == b"IDAT")
+    return Png(depth, colour_type, _decoded(packed, (width, height), depth, colour_type), chunks)
+
+
+def read_apng(data: bytes) -> list[Patch]:
+    """Decode the frames of an animated PNG file as they are stored; Pillow shows some of them wrongly."""
+    chunks = png_chunks(data)
+    depth, colour_type = chunks[0][1][8:10]
+    controls: list[bytes] = []
+    packed: list[bytes] = []
+    for kind, body in chunks:
+        if kind == b"fcTL":
+            controls.append(body)
+            packed.append(b"")
+        elif kind == b"IDAT" and packed:
+            packed[-1] += body
+        elif kind == b"fdAT":
+            packed[-1] += body[4:]
+    patches = []
+    for control, body in zip(controls, packed, strict=True):
+        _, width, height, left, top, numerator, denominator, dispose, blend = struct.unpack(
+            ">IIIIIHHBB", control
+        )
+        grid = _decoded(body, (width, height), depth, colour_type)
+        duration_ms = 1000 * numerator // (denominator or 100)
+        disposal = ("keep", "background", "previous")[dispose]
+        patches.append(Patch(grid, left, top, disposal, is_laid_over=blend == 1, duration_ms=duration_ms))
+    return patches
+
+
+def _decoded(packed: bytes, size: tuple[int, int], depth: int, colour_type: int) -> Grid:
+    width, height = size
+    per_pixel = SAMPLES_PER_PIXEL[colour_type]
+    bits_per_pixel = depth * per_pixel
+    rows = _unfiltered(
+        zlib.decompress(packed), height, (width * bits_per_pixel + 7) // 8, max(1, bits_per_pixel // 8)
+    )
     pixels: list[Hashable] = []
     for row in rows:
         samples = _samples(row, depth)
-        per_pixel = SAMPLES_PER_PIXEL[colour_type]
         for x in range(width):
             pixel = samples[x * per_pixel : (x + 1) * per_pixel]
             pixels.append(pixel[0] if per_pixel == 1 else pixel)
-    return Png(depth, colour_type, Grid(width, height, tuple(pixels)), chunks)
+    return Grid(width, height, tuple(pixels))
 
 
 def _unfiltered(raw: bytes, height: int, row_bytes: int, step: int) -> list[bytearray]:

@@ -248,22 +248,29 @@ def with_chunk(data: bytes, kind: bytes, body: bytes) -> bytes:
     return data[:33] + chunk(kind, body) + data[33:]
 
 
-def apng(
+def apng(  # noqa: PLR0913  each is a part of the file
     size: tuple[int, int],
     patches: Sequence[Patch],
     *,
     loops: int = 0,
     default_image: Grid | None = None,
+    depth: int = 8,
+    colour_type: int = 6,
+    extra: bytes = b"",
 ) -> bytes:
-    """Encode an animation in RGBA, every frame as it is given; `default_image` is for old viewers only."""
+    """Encode an animation, every frame as it is given.
+
+    `default_image` is for old viewers only; `extra` is whole chunks to stand before the pixels.
+    """
     sequence = iter(range(2 * len(patches) + 1))
     parts = [
         b"\x89PNG\r\n\x1a\n",
-        header_chunk(size, 8, 6),
+        header_chunk(size, depth, colour_type),
         chunk(b"acTL", struct.pack(">II", len(patches), loops)),
+        extra,
     ]
     if default_image is not None:
-        parts.append(chunk(b"IDAT", _packed(default_image)))
+        parts.append(chunk(b"IDAT", _packed(default_image, depth)))
     for index, patch in enumerate(patches):
         control = struct.pack(
             ">IIIIIHHBB",
@@ -278,15 +285,19 @@ def apng(
         )
         parts.append(chunk(b"fcTL", control))
         if index == 0 and default_image is None:
-            parts.append(chunk(b"IDAT", _packed(patch.grid)))
+            parts.append(chunk(b"IDAT", _packed(patch.grid, depth)))
         else:
-            parts.append(chunk(b"fdAT", struct.pack(">I", next(sequence)) + _packed(patch.grid)))
+            parts.append(chunk(b"fdAT", struct.pack(">I", next(sequence)) + _packed(patch.grid, depth)))
     return b"".join([*parts, chunk(b"IEND", b"")])
 
 
-def _packed(grid: Grid) -> bytes:
+def _packed(grid: Grid, depth: int) -> bytes:
     rows = (grid.pixels[y * grid.width : (y + 1) * grid.width] for y in range(grid.height))
-    return zlib.compress(b"".join(b"\0" + b"".join(bytes(pixel) for pixel in row) for row in rows))
+    samples = ((pixel if isinstance(pixel, tuple) else (pixel,) for pixel in row) for row in rows)
+    lines = (
+        b"".join(sample.to_bytes(depth // 8, "big") for pixel in row for sample in pixel) for row in samples
+    )
+    return zlib.compress(b"".join(b"\0" + line for line in lines))
 
 
 # --- GIF ------------------------------------------------------------------------------------------

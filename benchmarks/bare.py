@@ -1,0 +1,86 @@
+"""The bare function: what one writes with Pillow in five lines, run in as many processes as there are cores.
+
+It is the yardstick: nothing that a service adds can make a picture cheaper than this.
+"""
+
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image, JpegImagePlugin
+
+
+def flip(picture: bytes) -> bytes:
+    """Turn a JPEG upside down, at the quality it has."""
+    image = Image.open(BytesIO(picture))
+    turned = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    assert isinstance(image, JpegImagePlugin.JpegImageFile)
+    with BytesIO() as file:
+        sampling = JpegImagePlugin.get_sampling(image)
+        turned.save(file, "JPEG", qtables=image.quantization, subsampling=sampling)
+        return file.getvalue()
+
+
+@dataclass(frozen=True, slots=True)
+class Bare:
+    """What a round of the bare function took, over all processes.
+
+    Attributes:
+        wall_s: from the common start to the last process's end, in seconds.
+        cpu_s: user and system time together, in seconds.
+    """
+
+    wall_s: float
+    cpu_s: float
+
+
+def run(picture: Path, *, processes: int, pictures_each: int, environ: Mapping[str, str]) -> Bare:
+    """Flip a picture again and again in several processes at once.
+
+    Args:
+        picture: a JPEG file.
+        processes: how many at once.
+        pictures_each: how many times each process flips it.
+        environ: the environment of the processes, where the malloc settings are.
+    """
+    command = [sys.executable, "-m", "benchmarks.bare", str(picture), str(pictures_each)]
+    children = [
+        subprocess.Popen(command, env=dict(environ), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(processes)
+    ]
+    for child in children:  # each says when it is warm
+        assert child.stdout is not None
+        child.stdout.readline()
+    started = time.perf_counter()
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.close()
+    cpu_s = 0.0
+    for child in children:
+        assert child.stdout is not None
+        cpu_s += float(child.stdout.readline())
+    wall_s = time.perf_counter() - started
+    for child in children:
+        child.wait()
+    return Bare(wall_s, cpu_s)
+
+
+def _main() -> None:
+    picture, pictures = Path(sys.argv[1]).read_bytes(), int(sys.argv[2])
+    flip(picture)
+    print("warm", flush=True)
+    sys.stdin.read()
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    for _ in range(pictures):
+        flip(picture)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    print(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, flush=True)
+
+
+if __name__ == "__main__":
+    _main()

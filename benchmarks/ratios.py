@@ -1,0 +1,206 @@
+"""What the service costs over the bare function, and what the cluster gains over one process.
+
+All contenders alternate in one run, so that what else the machine does hits them alike; each ratio is
+taken within a round, and the median over the rounds is the result.
+Run it with `python -m benchmarks.ratios`, on a machine that does nothing else.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from benchmarks import bare, load, processes
+from images.render import benchmark_picture, small_picture
+from server.cluster.cpus import usable_cores
+from server.cluster.supervisor import MALLOC_SETTINGS
+
+_ROOT = Path(__file__).parents[1]
+_AT_ONCE = 10
+_DEADLINE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A gunicorn under test."""
+
+    pid: int
+    address: tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One contender in one round.
+
+    Attributes:
+        pictures_per_s: throughput.
+        cpu_ms: CPU time of all its processes per picture, in milliseconds.
+        workers_ms: the part of `cpu_ms` that the arbiter and the workers spent.
+    """
+
+    pictures_per_s: float
+    cpu_ms: float
+    workers_ms: float = 0.0
+
+
+@contextmanager
+def service(workers: int, arguments: Sequence[str] = ()) -> Iterator[Service]:
+    """Run the service with a number of workers on a free port of the loopback address."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0", "-w", str(workers), *arguments],
+        cwd=_ROOT,
+        env=os.environ | {"FLIP_LOG_FORMAT": "json"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield Service(process.pid, _address(process, workers))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(_DEADLINE_S)
+
+
+def _address(process: subprocess.Popen[str], workers: int) -> tuple[str, int]:
+    assert process.stderr is not None
+    log = process.stderr
+    port = 0
+    online = 0
+    for line in log:
+        if '"arbiter_listening"' in line:
+            port = int(line.partition("http://127.0.0.1:")[2].partition('"')[0])
+        online += '"worker_online"' in line
+        if online == workers:
+            # Somebody has to go on reading, or the service would wait for room in the pipe.
+            threading.Thread(target=lambda: [None for _ in log], daemon=True).start()
+            return "127.0.0.1", port
+    sys.exit("the service did not start; run `gunicorn` to see why")
+
+
+def measure_service(under_test: Service, picture: bytes, requests: int) -> Measured:
+    """Load the service and charge it for every process it consists of."""
+    pids = list(processes.tree(under_test.pid))
+    engines = {pid for pid in pids if "server.cluster.engine" in processes.command(pid)}
+    before = {pid: processes.cpu_s(pid) for pid in pids}
+    done = load.run(under_test.address, picture, requests=requests, at_once=_AT_ONCE)
+    spent = {pid: processes.cpu_s(pid) - before[pid] for pid in pids}
+    return Measured(
+        pictures_per_s=requests / done.wall_s,
+        cpu_ms=sum(spent.values()) / requests * 1e3,
+        workers_ms=sum(cpu for pid, cpu in spent.items() if pid not in engines) / requests * 1e3,
+    )
+
+
+def measure_bare(picture: Path, cores: int, pictures_each: int) -> Measured:
+    """Run the bare function in as many processes as there are cores."""
+    environ = os.environ | MALLOC_SETTINGS
+    done = bare.run(picture, processes=cores, pictures_each=pictures_each, environ=environ)
+    pictures = cores * pictures_each
+    return Measured(pictures / done.wall_s, done.cpu_s / pictures * 1e3)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """All contenders, one after the other."""
+
+    bare: Measured
+    cluster: Measured
+    single: Measured
+
+
+def run_rounds(
+    picture: Path, *, rounds: int, pictures: int, cores: int, arguments: Sequence[str]
+) -> list[Round]:
+    """Alternate the contenders; each gets `pictures` pictures a round, a single process its share."""
+    body = picture.read_bytes()
+    share = pictures // cores
+    results = []
+    with ExitStack() as stack:
+        cluster = stack.enter_context(service(cores, arguments))
+        single = stack.enter_context(service(1, arguments))
+        measure_service(cluster, body, 4 * _AT_ONCE)  # warm-up
+        measure_service(single, body, 2 * _AT_ONCE)
+        for number in range(rounds):
+            results.append(
+                Round(
+                    bare=measure_bare(picture, cores, share),
+                    cluster=measure_service(cluster, body, pictures),
+                    single=measure_service(single, body, share),
+                )
+            )
+            print(f"  round {number + 1} of {rounds}", file=sys.stderr)
+        print_memory(cluster)
+    return results
+
+
+def print_memory(under_test: Service) -> None:
+    """Print the peak memory of the largest worker and the largest engine."""
+    peaks = {"worker": 0.0, "engine": 0.0}
+    for pid in processes.tree(under_test.pid):
+        if pid != under_test.pid:
+            kind = "engine" if "server.cluster.engine" in processes.command(pid) else "worker"
+            peaks[kind] = max(peaks[kind], processes.peak_memory_mb(pid))
+    print(f"  peak memory: worker {peaks['worker']:.0f} MB, engine {peaks['engine']:.0f} MB")
+
+
+def print_ratio(name: str, values: Sequence[float], target: str) -> None:
+    """Print the median over the rounds, the spread, and what it should be."""
+    print(f"  {name:<58} {median(values):6.2f}  ({min(values):.2f} to {max(values):.2f})  {target}")
+
+
+def report(title: str, rounds: Sequence[Round], cores: int, *, is_big: bool) -> None:
+    """Print all ratios of one picture."""
+    print(f"\n{title}, {_AT_ONCE} at once, {cores} cores, {len(rounds)} rounds: median (least to most)")
+    if is_big:
+        print_ratio(
+            "CPU of the whole service / bare function",
+            [r.cluster.cpu_ms / r.bare.cpu_ms for r in rounds],
+            "at most 1.15",
+        )
+    print_ratio(
+        "throughput of the cluster / bare function in as many processes",
+        [r.cluster.pictures_per_s / r.bare.pictures_per_s for r in rounds],
+        "at least 0.80" if is_big else "at least 0.50",
+    )
+    print_ratio(
+        "throughput of the cluster / single process",
+        [r.cluster.pictures_per_s / r.single.pictures_per_s for r in rounds],
+        f"at least {0.9 * cores:.1f}" if is_big else "",
+    )
+    for name, contender in (("bare", "bare"), ("cluster", "cluster"), ("single", "single")):
+        measured = [getattr(r, contender) for r in rounds]
+        print(
+            f"  {name:<8} {median(m.pictures_per_s for m in measured):8.1f} pictures/s"
+            f"  {median(m.cpu_ms for m in measured):8.2f} ms CPU per picture"
+            f"  of which arbiter and workers {median(m.workers_ms for m in measured):5.2f}"
+        )
+
+
+def main() -> None:
+    """Measure both pictures and print what came out."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--big", type=int, default=40, help="20-megapixel pictures a round")
+    options.add_argument("--small", type=int, default=3000, help="640x427 pictures a round")
+    options.add_argument("gunicorn", nargs="*", help="arguments for gunicorn, after --")
+    given = options.parse_args()
+    cores = usable_cores()
+    for title, picture, pictures, is_big in (
+        ("20 megapixels", benchmark_picture(), given.big, True),
+        ("640x427", small_picture(), given.small, False),
+    ):
+        if pictures:
+            rounds = run_rounds(
+                picture, rounds=given.rounds, pictures=pictures, cores=cores, arguments=given.gunicorn
+            )
+            report(title, rounds, cores, is_big=is_big)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Work conservation: no engine is idle while a job waits."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from statistics import median
+from threading import Barrier
+
+import httpx
+import pytest
+from support.live_server import DEADLINE_S, Event, LiveServer
+
+ROUNDS = 30
+
+
+@pytest.fixture(scope="module")
+def tracing_server() -> Iterator[LiveServer]:
+    """At this log level each job tells when it was sent, started and done, on one clock for all."""
+    with LiveServer("--log-level", "debug", environ={"WEB_CONCURRENCY": "2"}) as server:
+        yield server
+
+
+@pytest.mark.parametrize("at_once", [2, 3, 4])
+def test_no_engine_is_idle_while_a_job_waits(tracing_server: LiveServer, at_once: int) -> None:
+    engines = {worker["engine_pid"] for worker in tracing_server.workers()}
+    with ThreadPoolExecutor(at_once) as threads:
+        for round_number in range(ROUNDS):
+            jobs = run_round(tracing_server, threads, at_once)
+            # A process needs a moment to wake up; half a job is longer than any such moment and shorter
+            # than any wait behind another job.
+            tolerance_us = median(job["ended_us"] - job["started_us"] for job in jobs) / 2
+            for engine in engines:
+                for job in jobs:
+                    idle_us = idle_time_us(engine, jobs, job["sent_us"], job["started_us"])
+                    assert idle_us < tolerance_us, f"round {round_number}: {engine} idle, {job} waits, {jobs}"
+
+
+def run_round(server: LiveServer, threads: ThreadPoolExecutor, at_once: int) -> list[Event]:
+    before = len(server.events)
+    line_up = Barrier(at_once)
+
+    def post() -> int:
+        # A connection of its own, so that the kernel may give it to either worker.
+        with httpx.Client(base_url=server.url, timeout=DEADLINE_S) as client:
+            client.get("/healthz")
+            line_up.wait(DEADLINE_S)
+            return client.post("/flip").status_code
+
+    answers = [threads.submit(post) for _ in range(at_once)]
+    assert [answer.result() for answer in answers] == [200] * at_once
+    server.wait_for("job_done", after=before, count=at_once)
+    return [event for event in server.events[before:] if event["event"] == "job_done"]
+
+
+def idle_time_us(engine: int, jobs: list[Event], start_us: int, end_us: int) -> int:
+    """How long an engine did nothing between two moments."""
+    busy_us = sum(
+        max(0, min(job["ended_us"], end_us) - max(job["started_us"], start_us))
+        for job in jobs
+        if job["engine"] == engine
+    )
+    return end_us - start_us - busy_us
+
+
+def test_a_small_picture_does_not_wait_for_a_big_one(tracing_server: LiveServer) -> None:
+    """One engine is long at work; all others' pictures pass through the other, and none waits for it."""
+    big = {"format": "avif"}  # the slowest encoder we have
+    with ThreadPoolExecutor(1) as threads:
+        before = len(tracing_server.events)
+        slow = threads.submit(httpx.post, f"{tracing_server.url}/flip", params=big, timeout=DEADLINE_S)
+        while not slow.done() and not any(worker["in_flight"] for worker in tracing_server.workers()):
+            pass  # bounded by the request's own time-out
+        quick = [httpx.post(f"{tracing_server.url}/orient") for _ in range(6)]
+        assert not slow.done()
+        assert len({answer.headers["X-Engine-PID"] for answer in quick}) == 1
+        assert slow.result().headers["X-Engine-PID"] != quick[0].headers["X-Engine-PID"]
+        assert tracing_server.wait_for("job_done", after=before, count=7)
