@@ -1,9 +1,9 @@
 """Turned frames into another format: one picture, or every frame with its duration."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
@@ -15,7 +15,8 @@ from server.errors import UnsupportedImage
 from server.imaging import gif, jpeg, png, stills, tiff, webp
 from server.imaging.codec import CODECS, Format, Sink
 from server.imaging.colours import fit, indexed
-from server.imaging.metadata import kept_icc, without_orientation
+from server.imaging.icc import kept_icc
+from server.imaging.metadata import without_orientation
 from server.imaging.operations import Rect
 
 #: What a caller who names a format but no quality gets.
@@ -77,6 +78,7 @@ class Target:
         source: the format the frames come from.
         frames: how many there will be.
         plays: how often an animation runs, 0 for ever.
+        settings: more for `save`, of a format that comes out as it came in.
     """
 
     form: Format
@@ -85,6 +87,7 @@ class Target:
     source: Format
     frames: int = 1
     plays: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _profile(image: Image.Image, *, strip: bool) -> bytes:
@@ -291,13 +294,9 @@ def _to_avif(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
 def _as_it_is(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
     """The formats that only come out as they came in."""
     image = fit(next(frames).image, target.form)
-    settings: dict[str, Any] = {}
-    if target.form is Format.QOI and image.info.get("colorspace") == "sRGB":
-        settings["colorspace"] = "sRGB"
-    if target.form is Format.JPEG2000:
-        settings |= {"irreversible": False, "mct": int(image.mode in ("RGB", "RGBA"))}
-        if comment := image.info.get("comment"):
-            settings["comment"] = comment
+    settings = dict(target.settings)
+    if comment := image.info.get("comment"):
+        settings["comment"] = comment
     image.save(sink, CODECS[target.form].pillow, **settings)
 
 

@@ -14,7 +14,8 @@ from PIL.Image import Transpose
 from PIL.JpegImagePlugin import JpegImageFile
 
 from server.imaging.codec import Data, Format, Sink, damaged
-from server.imaging.metadata import EXIF_PREFIX, kept_icc, orientation_of, upright_exif, upright_xmp
+from server.imaging.icc import kept_icc
+from server.imaging.metadata import EXIF_PREFIX, orientation_of, upright_exif, upright_xmp
 from server.imaging.operations import swaps_axes
 
 _SOI, _EOI, _SOS, _DHT, _DRI, _COM = 0xD8, 0xD9, 0xDA, 0xC4, 0xDD, 0xFE

@@ -1,4 +1,4 @@
-"""EXIF, XMP and ICC: kept byte for byte, except where turning the picture makes them wrong."""
+"""EXIF and XMP: kept byte for byte, except where turning the picture makes them wrong."""
 
 import re
 import struct
@@ -190,28 +190,3 @@ def without_orientation(exif: bytes) -> bytes:
 def upright_xmp(xmp: bytes) -> bytes:
     """XMP with `tiff:Orientation` reset to 1; its length never changes (XMP part 2, 3.6)."""
     return _XMP_ORIENTATION.sub(rb"\g<1>1", xmp)
-
-
-def is_srgb(icc: bytes) -> bool:
-    """True when dropping this profile changes nothing a person sees (ICC.1:2022, 7.3 and 9.2.41).
-
-    The profile's own description decides, as it does in cameras and editors.
-    """
-    try:
-        (count,) = struct.unpack_from(">L", icc, 128)
-        for index in range(min(count, 100)):
-            signature, offset, length = struct.unpack_from(">4sLL", icc, 132 + 12 * index)
-            if signature == b"desc":
-                text = icc[offset : offset + length]
-                return b"sRGB" in text or "sRGB".encode("utf-16-be") in text
-    except struct.error:
-        pass
-    return False
-
-
-def kept_icc(icc: bytes, *, strip: bool) -> bytes:
-    """The profile that goes into the result: always when metadata is kept, else unless it is sRGB.
-
-    Dropping any other profile would change the colours, which is more than dropping metadata.
-    """
-    return b"" if strip and is_srgb(icc) else icc

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import Any, Literal, cast
 
 from PIL import Image
@@ -24,8 +25,9 @@ from server.imaging.codec import (
     sniff,
 )
 from server.imaging.conversion import MANY_FRAMES, Attachments, Frame, Target, check_side, encode, write_pages
+from server.imaging.icc import kept_icc
 from server.imaging.limits import Limits
-from server.imaging.metadata import kept_icc, orientation_of, upright_exif, upright_xmp
+from server.imaging.metadata import orientation_of, upright_exif, upright_xmp
 from server.imaging.operations import Operation, Rect, compose, swaps_axes, turned_rect, turned_size
 
 __all__ = ["OUTPUT_FORMATS", "Format", "Limits", "Operation", "Recipe", "Result", "Stage", "process"]
@@ -324,7 +326,7 @@ class _Head:
         orientation: of the stored pixels, 1 where Pillow or the container has dealt with it.
         exif, xmp: as stored.
         plays: how often an animation runs, 0 for ever; None for ask Pillow.
-        hidden: 1 when Pillow counts a still that is no frame of the animation.
+        animation: what Pillow would show wrongly, to be shown by us.
         is_deep: True when decoding halves the depth.
     """
 
@@ -333,7 +335,7 @@ class _Head:
     exif: bytes = b""
     xmp: bytes = b""
     plays: int | None = 0
-    hidden: int = 0
+    animation: png.Png | None = None
     is_deep: bool = False
 
 
@@ -346,9 +348,9 @@ def _jpeg_head(job: _Job) -> _Head:
 def _png_head(job: _Job) -> _Head:
     stored = png.read_png(job.data, job.limits)
     exif = stored.find(b"eXIf")
+    animation = stored if stored.frames else None
     frames = max(1, len(stored.frames))
-    hidden = int(bool(stored.frames) and stored.still is not None)
-    return _Head(frames, orientation_of(exif), exif, plays=stored.plays, hidden=hidden)
+    return _Head(frames, orientation_of(exif), exif, plays=stored.plays, animation=animation)
 
 
 def _gif_head(job: _Job) -> _Head:
@@ -366,11 +368,12 @@ def _tiff_head(job: _Job) -> _Head:
 
 
 def _other_head(job: _Job) -> _Head:
-    stills.check_end(job.form, job.data)
     image = open_image(job.form, job.source)
     frames = getattr(image, "n_frames", 1)
     job.check(image.size, frames)
+    stills.check_end(job.form, job.data)
     exif = image.info.get("exif", b"")
+    stills.check_rows(job.form, image, job.data)
     is_deep = stills.is_deep(job.form, image, job.data)
     return _Head(frames, orientation_of(exif), exif, is_deep=is_deep)
 
@@ -384,11 +387,11 @@ _HEADS: dict[Format, Callable[[_Job], _Head]] = {
 }
 
 
-def _drawn(job: _Job, count: int, first: int = 0) -> Iterator[Frame]:
+def _drawn(job: _Job, count: int) -> Iterator[Frame]:
     """Frames as Pillow composes them, upright or not; tells the lap."""
     with decoding(job.form):
         image = open_image(job.form, job.source)
-    for index in range(first, first + count):
+    for index in range(count):
         with decoding(job.form):
             if index:
                 image.seek(index)
@@ -402,6 +405,19 @@ def _drawn(job: _Job, count: int, first: int = 0) -> Iterator[Frame]:
         yield Frame(image, float(image.info.get("duration") or 0))
 
 
+def _shown(job: _Job, animation: png.Png) -> Iterator[Frame]:
+    """Frames of an APNG as we compose them, with what lies beside the pixels; tells the lap."""
+    with decoding(Format.PNG):
+        info = open_image(Format.PNG, job.source).info
+    frames = png.shown(animation)
+    for _ in animation.frames:
+        with decoding(Format.PNG):
+            image, duration_ms = next(frames)
+        image.info = {key: info[key] for key in ("icc_profile", "dpi", "xmp") if key in info}
+        job.lap("decode")
+        yield Frame(image, duration_ms)
+
+
 def _redraw(job: _Job) -> Result:
     """Any format to any other, and the simple formats to themselves."""
     with decoding(job.form):
@@ -410,13 +426,13 @@ def _redraw(job: _Job) -> Result:
         raise _too_deep(job.form)
     transpose = compose(head.orientation, job.recipe.operation)
     count = head.frames if job.target in MANY_FRAMES else 1
-    drawn = _drawn(job, count, head.hidden)
+    drawn = _drawn(job, count) if head.animation is None else _shown(job, head.animation)
     first = next(drawn)
     size = turned_size(transpose, first.image.size)
     check_side(job.target, size)
 
     def turned() -> Iterator[Frame]:
-        for frame in _chained(first, drawn):
+        for frame in islice(chain([first], drawn), count):
             image = job.turn(frame.image, transpose)
             # An image that is still a file would be written with all its frames, or change under us.
             yield replace(frame, image=image.copy() if image is frame.image else image)
@@ -429,15 +445,11 @@ def _redraw(job: _Job) -> Result:
         source=job.form,
         frames=count,
         plays=_plays(first.image, head),
+        settings=stills.kept_settings(job.form, job.data) if job.target is job.form else {},
     )
     encode(job.sink, turned(), target)
     job.lap("encode")
     return job.result(size, count)
-
-
-def _chained(first: Frame, others: Iterator[Frame]) -> Iterator[Frame]:
-    yield first
-    yield from others
 
 
 def _plays(image: Image.Image, head: _Head) -> int:

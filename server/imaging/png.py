@@ -4,14 +4,16 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from io import BytesIO
 from typing import NamedTuple
 
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, PngImagePlugin
 from PIL.Image import Transpose
 
 from server.imaging.codec import Data, Format, Sink, damaged
+from server.imaging.icc import is_srgb
 from server.imaging.limits import Limits
-from server.imaging.metadata import is_srgb, upright_exif, upright_xmp
+from server.imaging.metadata import upright_exif, upright_xmp
 from server.imaging.operations import Rect, swaps_axes, turned_rect, turned_size
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -369,9 +371,9 @@ def _write_chunk(sink: Sink, kind: bytes, *parts: bytes) -> None:
 
 
 def write_png(sink: Sink, png: Png) -> None:
-    """Write a whole file; the opposite of `read_png`, except that it never interlaces."""
+    """Write a whole file; the opposite of `read_png`."""
     sink.write(SIGNATURE)
-    header = struct.pack(">IIBBBBB", *png.size, png.depth, png.colour_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", *png.size, png.depth, png.colour_type, 0, 0, png.is_interlaced)
     _write_chunk(sink, b"IHDR", header)
     for chunk in png.before:
         _write_chunk(sink, *chunk)
@@ -403,3 +405,43 @@ def animation(
 
 #: What `pack` needs to know for frames of an RGBA animation.
 RGBA_PATTERN = Png((1, 1), 8, 6, is_interlaced=False, before=(), after=(), still=None)
+
+
+_CLEAR_AFTER, _RESTORE_AFTER = 1, 2
+_LAY_OVER = 1
+
+
+def shown(png: Png) -> Iterator[tuple[Image.Image, float]]:
+    """Every frame of an animation as a person sees it (PNG 3rd edition, 11.3.6.2); call it inside `decoding`.
+
+    Pillow's own reader forgets to take back a frame that was laid over others.
+
+    Yields:
+        The whole canvas in mode RGBA, and how long it shows, in milliseconds.
+    """
+    canvas = Image.new("RGBA", png.size)
+    for frame in png.frames:
+        numerator, denominator, disposal, blending = struct.unpack(">HHBB", frame.control)
+        x, y, width, height = frame.rect
+        patch = _alone(png, frame)
+        before = canvas.copy()
+        if blending == _LAY_OVER:
+            canvas.alpha_composite(patch, (x, y))
+        else:
+            canvas.paste(patch, (x, y))
+        yield canvas.copy(), 1000 * numerator / (denominator or 100)
+        if disposal == _RESTORE_AFTER:
+            canvas = before
+        elif disposal == _CLEAR_AFTER:
+            canvas.paste((0, 0, 0, 0), (x, y, x + width, y + height))
+
+
+def _alone(png: Png, frame: PngFrame) -> Image.Image:
+    """One frame in mode RGBA."""
+    file = BytesIO()
+    looks = tuple(chunk for chunk in png.before if chunk.kind in (b"PLTE", b"tRNS"))
+    size = (frame.rect.width, frame.rect.height)
+    write_png(file, replace(png, size=size, before=looks, after=(), still=frame.stream, frames=()))
+    file.seek(0)
+    image = PngImagePlugin.PngImageFile(file)
+    return image.convert("RGBA")

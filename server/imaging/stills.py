@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Callable
+from typing import Any
 
 from PIL import Image, ImageFile
 
@@ -40,7 +41,7 @@ def _check_qoi(data: Data) -> None:
 
 def _check_jpeg2000(data: Data) -> None:
     """The codestream must have its end; openjpeg decodes what there is and says nothing (T.800, A.4.4)."""
-    start = data.find(_J2K_START)
+    start = data.find(_J2K_START, 0)  # an mmap would begin at its current position
     end = len(data)
     if start >= _BYTE and data[start - 4 : start] == b"jp2c":
         length = int.from_bytes(data[start - 8 : start - 4], "big")
@@ -49,10 +50,17 @@ def _check_jpeg2000(data: Data) -> None:
         raise damaged(Format.JPEG2000, "it is cut off")
 
 
+def _check_ppm(data: Data) -> None:
+    """The last number of a plain file must be followed by a blank, or it may be the half of a number."""
+    if data[:2] in (b"P2", b"P3") and data[-1:].isdigit():
+        raise damaged(Format.PPM, "it is cut off")
+
+
 _CHECKS: dict[Format, Callable[[Data], None]] = {
     Format.AVIF: _check_avif,
     Format.QOI: _check_qoi,
     Format.JPEG2000: _check_jpeg2000,
+    Format.PPM: _check_ppm,
 }
 
 
@@ -66,22 +74,42 @@ def check_end(form: Format, data: Data) -> None:
         _CHECKS[form](data)
 
 
+def kept_settings(form: Format, data: Data) -> dict[str, Any]:
+    """What to pass to `save` of a format that comes out as it came in: Pillow does not carry it over."""
+    if form is Format.QOI:
+        return {"colorspace": "sRGB"} if data[13] == 0 else {}  # the only name the writer knows
+    if form is Format.JPEG2000:
+        # T.800, A.6.1: Lcod, Scod, progression, layers, multiple component transform
+        coding = data.find(b"\xff\x52", data.find(_J2K_START, 0))
+        return {"irreversible": False, "mct": data[coding + 8]}
+    return {}
+
+
+def check_rows(form: Format, image: ImageFile.ImageFile, data: Data) -> None:
+    """Refuse a BMP whose last row is cut, if only in its padding.
+
+    Raises:
+        DamagedImage: it is cut off.
+    """
+    tile = image.tile[0]
+    if form is Format.BMP and tile.codec_name == "raw" and isinstance(tile.args, tuple):
+        stride = tile.args[1]
+        if tile.offset + stride * image.height > len(data):
+            raise damaged(form, "it is cut off")
+
+
 def is_deep(form: Format, image: ImageFile.ImageFile, data: Data) -> bool:
     """Whether Pillow would decode more than 8 bits per channel to 8, without a word."""
     if form is Format.AVIF:
-        box = data.find(b"av1C")  # AV1 in ISO BMFF, 2.3.3: seq_tier_0, high_bitdepth, ...
+        box = data.find(b"av1C", 0)  # AV1 in ISO BMFF, 2.3.3: seq_tier_0, high_bitdepth, ...
         return box >= 0 and bool(data[box + 6] & _HIGH_BIT_DEPTH)
     if form is Format.PPM:
         arguments = image.tile[0].args
         return image.mode == "RGB" and isinstance(arguments, tuple) and arguments[-1] > 255  # noqa: PLR2004
     if form is Format.JPEG2000:
-        start = data.find(_J2K_START) + 4  # T.800, A.5.1: Ssiz, XRsiz and YRsiz of each component
+        start = data.find(_J2K_START, 0) + 4  # T.800, A.5.1: Ssiz, XRsiz and YRsiz of each component
         count = int.from_bytes(data[start + 36 : start + 38], "big")
-        depths = (
-            data[start + 38 : start + 38 + 3 * count : 3]
-            if isinstance(data, bytes)
-            else bytes(data[start + 38 : start + 38 + 3 * count])[::3]
-        )
+        depths = bytes(data[start + 38 : start + 38 + 3 * count])[::3]
         return count > 1 and any((depth & 0x7F) + 1 > _BYTE for depth in depths)
     return False
 

@@ -10,9 +10,10 @@ from PIL.Image import Transpose
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from server.imaging.codec import Data, Format, damaged
+from server.imaging.icc import kept_icc
 from server.imaging.jpeg import estimated_quality
 from server.imaging.limits import Limits
-from server.imaging.metadata import kept_icc, upright_xmp
+from server.imaging.metadata import upright_xmp
 from server.imaging.operations import swaps_axes
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
