@@ -18,7 +18,7 @@ _NEXT_MODES: dict[str, tuple[str, ...]] = {
     "L": ("RGB", "RGBA"),
     "I;16": ("L", "RGB"),
     "I;16B": ("I;16", "L", "RGB"),
-    "I": ("L", "RGB"),
+    "I": ("I;16", "L", "RGB"),
     "RGB": ("RGBA",),
     "RGBX": ("RGB",),
     "CMYK": ("RGB",),
@@ -109,7 +109,10 @@ def _from_wide(image: Image.Image, mode: str) -> Image.Image:
             "The image has 32-bit samples, whose range is unknown. "
             "Convert it to 8 bits per channel and send that.",
         )
-    gray = _with_info_of(image, Image.frombytes("L", image.size, image.tobytes("raw", "I;16B")[0::2]))
+    samples = image.tobytes("raw", "I;16B")
+    if mode == "I;16":
+        return _with_info_of(image, Image.frombytes("I;16", image.size, samples, "raw", "I;16B"))
+    gray = _with_info_of(image, Image.frombytes("L", image.size, samples[0::2]))
     return gray if mode == "L" else gray.convert(mode)
 
 

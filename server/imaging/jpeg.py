@@ -47,6 +47,9 @@ _MID_GRAY: dict[str, list[Any]] = {
     "RGB": [(128, 128, 128)],
     "CMYK": [(127,) * 4, (127, 127, 127, 128)],
 }
+
+#: Long Huffman codes, so that few blocks can be made of them; enough for what libjpeg reads ahead.
+_NONSENSE = b"\xfe" * 16
 _UNLIKELY: dict[str, Any] = {"L": 1, "RGB": (1, 2, 3), "CMYK": (1, 2, 3, 4)}
 
 
@@ -71,6 +74,7 @@ class Jpeg:
         texts: the APPn and COM segments that can go beside new pixels, marker and parameters.
         adobe_transform: the colour transform of its Adobe segment, None for no such segment.
         has_own_huffman_tables: False when all are the typical ones of K.3.
+        scans: how many it has.
         last_scan: where the entropy-coded data of the last scan ends: the position of its EOI.
     """
 
@@ -82,6 +86,7 @@ class Jpeg:
     texts: tuple[tuple[int, bytes], ...]
     adobe_transform: int | None
     has_own_huffman_tables: bool
+    scans: int
     last_scan: int
 
     @property
@@ -198,7 +203,7 @@ def read_jpeg(data: Data) -> Jpeg:
     found: dict[int, bytes] = {}
     texts: list[tuple[int, bytes]] = []
     tables: set[bytes] = set()
-    process, frame, end = 0, b"", 0
+    process, frame, scans, end = 0, b"", 0, 0
     for marker, start, stop in _segments(data):
         if marker in _FRAME_HEADERS and not frame:
             process, frame = marker, data[start:stop]
@@ -208,6 +213,8 @@ def read_jpeg(data: Data) -> Jpeg:
             found.setdefault(marker, data[start:stop])
         elif _APP1 <= marker <= _APP15 or marker == _COM:
             texts.append((marker, data[start:stop]))
+        elif marker == _SOS:
+            scans += 1
         elif marker == _EOI:
             end = start
     if len(frame) < 6:  # noqa: PLR2004 - precision, height, width, number of components
@@ -225,6 +232,7 @@ def read_jpeg(data: Data) -> Jpeg:
         texts=tuple(texts),
         adobe_transform=adobe[11] if adobe.startswith(b"Adobe") and len(adobe) > 11 else None,  # noqa: PLR2004
         has_own_huffman_tables=not tables <= _typical_huffman_tables(),
+        scans=scans,
         last_scan=end,
     )
 
@@ -234,22 +242,28 @@ def check_complete(jpeg: Jpeg, image: Image.Image, data: Data) -> None:
 
     When a scan ends early, for instance where somebody put an EOI behind a torn file, libjpeg fills the rest
     with zero coefficients: the last pixel is then exactly mid-gray. Honest pictures may end in that gray too,
-    so for them alone we decode again, without the EOI, and see whether the decoder runs dry early.
+    so for them alone we decode again, with a little nonsense in place of the EOI, and see whether the last
+    row comes out before the nonsense is used up.
+
+    A picture of several scans has no such last row; of one that is torn a coarse version comes out.
+
+    Args:
+        jpeg: its markers.
+        image: its pixels.
+        data: the file.
 
     Raises:
         DamagedImage: the scan ends before the picture does.
     """
-    if (
-        jpeg.is_progressive
-        or image.getpixel((image.width - 1, image.height - 1)) not in _MID_GRAY[image.mode]
-    ):
+    corner = image.getpixel((image.width - 1, image.height - 1))
+    if jpeg.scans > 1 or jpeg.is_progressive or corner not in _MID_GRAY[image.mode]:
         return
-    if _rows_before(data[: jpeg.last_scan], image) < image.height - 6 * _CELL:  # rows libjpeg may hold back
+    if not _has_last_row(data[: jpeg.last_scan] + _NONSENSE, image):
         raise _damage("its pixels end early")
 
 
-def _rows_before(torn: bytes, like: Image.Image) -> int:
-    """How many rows come out of data without an EOI, for a picture of the mode and size of another."""
+def _has_last_row(torn: bytes, like: Image.Image) -> bool:
+    """Whether the last row comes out of data without an EOI, of a picture like another."""
     image = JpegImageFile(BytesIO(torn))
     blank = Image.new(like.mode, like.size, _UNLIKELY[like.mode])
     image.im = blank.copy().im
@@ -257,7 +271,7 @@ def _rows_before(torn: bytes, like: Image.Image) -> int:
         image.load()
     image.tile = []
     box = ImageChops.difference(image, blank).getbbox(alpha_only=False)
-    return box[3] if box else 0
+    return box is not None and box[3] == image.height
 
 
 def _component_tables(image: JpegImageFile, *, is_turned: bool) -> list[list[int]]:
