@@ -1,0 +1,213 @@
+"""What docs/ says about problems and settings is what the code does."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from server.cluster.cpus import usable_cores
+from server.settings import Settings
+from server.web.problems import STATUS_OF, Problem
+
+ROOT = Path(__file__).parents[2]
+PROBLEMS = (ROOT / "docs" / "problems.md").read_text()
+SETTINGS = (ROOT / "docs" / "settings.md").read_text()
+
+
+class Section(NamedTuple):
+    """What docs/problems.md says of a problem."""
+
+    type: str
+    status: int
+    title: str
+    prose: str
+
+
+def sections() -> dict[str, Section]:
+    found = re.findall(
+        r"^## (\S+)\n\n- Type: `(\S+)`\n- Status: (\d+)\n- Title: ([^\n]+)\n\n(.+?)(?=\n#|\Z)",
+        PROBLEMS,
+        flags=re.MULTILINE | re.DOTALL,
+    )
+    return {slug: Section(type_, int(status), title, prose) for slug, type_, status, title, prose in found}
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The cells of all rows of a table whose header begins with a word, without the marks for code."""
+    tables = re.findall(rf"^\| {heading} \|.*\n\|[-|]+\n((?:\|.*\n)+)", SETTINGS, flags=re.MULTILINE)
+    assert tables
+    return [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for table in tables
+        for line in table.splitlines()
+    ]
+
+
+def code(cell: str) -> str:
+    """What stands between the marks for code, in a cell that holds nothing else."""
+    assert re.fullmatch(r"`[^`]+`", cell), cell
+    return cell.strip("`")
+
+
+def problems_of_the_service() -> dict[str, Problem]:
+    problems = [Problem.of_error(cls("What to do next.")) for cls in STATUS_OF]
+    return {problem.slug: problem for problem in problems}
+
+
+def gunicorn(*arguments: str, environ: Mapping[str, str] | None = None) -> str:
+    """Run gunicorn as a user does, in an environment that sets nothing of what we ask about."""
+    clean = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TMPDIR"}}
+    return subprocess.check_output(
+        [sys.executable, "-m", "gunicorn", *arguments], cwd=ROOT, env={**clean, **(environ or {})}, text=True
+    )
+
+
+def configuration(*arguments: str, environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    printed = gunicorn("--print-config", *arguments, environ=environ)
+    return dict(re.findall(r"^(\w+) += (.*)$", printed, flags=re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def as_configured() -> dict[str, str]:
+    return configuration()
+
+
+# --- problems.md ------------------------------------------------------------------------------------------
+
+
+def test_every_heading_of_a_problem_has_a_section_of_the_right_form() -> None:
+    assert list(sections()) == re.findall(r"^## (.+)$", PROBLEMS, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("slug", problems_of_the_service())
+def test_every_failure_of_the_service_has_its_section(slug: str) -> None:
+    problem, section = problems_of_the_service()[slug], sections()[slug]
+    assert (section.status, section.title) == (problem.status, problem.title)
+
+
+def test_every_section_carries_the_type_that_is_sent() -> None:
+    for slug, section in sections().items():
+        problem = Problem(HTTPStatus(section.status), slug, section.title, "What to do next.")
+        assert json.loads(problem.render("id"))["type"] == section.type
+
+
+@pytest.mark.parametrize(
+    "slug",
+    [
+        pytest.param(
+            slug,
+            marks=pytest.mark.xfail(
+                slug == "uri-too-long" and sys.version_info < (3, 13),
+                reason="the type of a bare status is taken from the phrase, which changed in Python 3.13",
+                strict=True,
+            ),
+        )
+        for slug in sorted(sections().keys() - problems_of_the_service().keys())
+    ],
+)
+def test_a_section_of_the_framework_s_or_the_server_s_own_problems_is_what_they_send(slug: str) -> None:
+    section = sections()[slug]
+    problem = Problem.of_status(HTTPStatus(section.status), "What to do next.")
+    assert (problem.slug, problem.title) == (slug, section.title)
+
+
+def test_the_framework_s_and_the_server_s_own_problems_are_there() -> None:
+    assert {
+        section.status for slug, section in sections().items() if slug not in problems_of_the_service()
+    } == {
+        400,
+        404,
+        405,
+        414,
+        431,
+        500,
+        501,
+    }
+
+
+def test_every_section_says_when_and_what_to_do() -> None:
+    for slug, section in sections().items():
+        assert re.fullmatch(r"\*\*When\.\*\*\n.+?\n\n\*\*What to do\.\*\*\n.+", section.prose, re.DOTALL), (
+            slug
+        )
+
+
+def test_every_problem_of_the_openapi_document_has_its_section() -> None:
+    document = json.loads((ROOT / "server" / "web" / "openapi.json").read_text())
+    examples = [
+        example["value"]
+        for response in document["components"]["responses"].values()
+        for media in response.get("content", {}).values()
+        for example in media.get("examples", {}).values()
+    ]
+    assert len(examples) > 10
+    for example in examples:
+        section = sections()[example["type"].rpartition(":")[2]]
+        assert (example["type"], example["status"], example["title"]) == section[:3]
+
+
+def test_the_settings_that_problems_name_exist() -> None:
+    named = set(re.findall(r"FLIP_\w+", PROBLEMS))
+    assert named
+    assert {name.removeprefix("FLIP_").lower() for name in named} <= Settings.model_fields.keys()
+
+
+# --- settings.md ------------------------------------------------------------------------------------------
+
+
+def test_every_setting_has_a_row_and_every_row_a_setting() -> None:
+    documented = [code(name) for name, *_ in rows("variable") if "FLIP_" in name]
+    assert documented == [f"FLIP_{field.upper()}" for field in Settings.model_fields]
+
+
+@pytest.mark.parametrize("field", Settings.model_fields)
+def test_a_setting_is_described_as_in_the_code(field: str) -> None:
+    (row,) = [row for row in rows("variable") if row[0] == f"`FLIP_{field.upper()}`"]
+    assert row[2] == Settings.model_fields[field].description
+
+
+@pytest.mark.parametrize("field", Settings.model_fields)
+def test_giving_a_setting_its_documented_default_changes_nothing(field: str) -> None:
+    name = f"FLIP_{field.upper()}"
+    (default,) = [code(row[1]) for row in rows("variable") if row[0] == f"`{name}`"]
+    if isinstance(getattr(Settings(), field), Path):
+        default = str(ROOT / default)
+    assert Settings.from_environ({name: default}) == Settings()
+
+
+def test_gunicorn_is_set_as_documented(as_configured: dict[str, Any]) -> None:
+    documented = {code(name): value for name, _, value, _ in rows("setting")}
+    assert documented.pop("workers") == "one per usable core"
+    assert as_configured["workers"] == str(usable_cores())
+    assert as_configured["bind"] == repr([code(documented.pop("bind"))])
+    assert {name: as_configured[name] for name in documented} == {
+        name: code(value) for name, value in documented.items()
+    }
+
+
+def test_every_setting_that_gunicorn_conf_sets_is_documented_or_nobody_s_business_but_ours() -> None:
+    text = (ROOT / "gunicorn.conf.py").read_text()
+    ours = {"wsgi_app", "logger_class", "asgi_disconnect_grace_period", "asgi_lifespan", "asgi_loop"}
+    documented = {code(name) for name, *_ in rows("setting")}
+    assert set(re.findall(r"^([a-z]\w*) = ", text, flags=re.MULTILINE)) <= documented | ours
+
+
+def test_gunicorn_has_every_option_that_is_documented() -> None:
+    options = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", gunicorn("--help")))
+    assert {code(option) for _, option, _, _ in rows("setting")} <= options
+
+
+def test_the_environment_variables_of_gunicorn_work_as_documented() -> None:
+    environ = {"WEB_CONCURRENCY": "3", "PORT": "1234", "GUNICORN_CMD_ARGS": "--timeout 7"}
+    assert {code(row[0]) for row in rows("variable") if "FLIP_" not in row[0]} == environ.keys()
+    set_ = configuration(environ=environ)
+    assert (set_["workers"], set_["bind"], set_["timeout"]) == ("3", "['0.0.0.0:1234']", "7")
+    set_ = configuration("-w", "4", "-b", "127.0.0.1:5", "--timeout", "8", environ=environ)
+    assert (set_["workers"], set_["bind"], set_["timeout"]) == ("4", "['127.0.0.1:5']", "8")

@@ -1,0 +1,463 @@
+"""server/web/openapi.json promises what the service keeps: every route, every answer, and none besides."""
+
+import asyncio
+import json
+import re
+import tomllib
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import falcon.inspect
+import httpx
+import pytest
+from PIL import Image
+
+import server.web
+from server.app import OPERATIONS, create_app
+from server.cluster.membership import Membership
+from server.imaging.codec import CODECS, OUTPUT_FORMATS
+from server.settings import Settings
+from server.web.middleware import App
+from server.web.problems import STATUS_OF, Problem
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT: dict[str, Any] = json.loads((Path(server.web.__path__[0]) / "openapi.json").read_text())
+
+#: Methods of the document, in the words of the document.
+METHODS = {"get", "head", "post"}
+
+Ask = Callable[..., httpx.Response]
+
+
+def walk(node: object) -> Iterator[dict[str, Any]]:
+    """Every object of the document."""
+    if isinstance(node, dict):
+        yield node
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from walk(child)
+
+
+def resolved(node: dict[str, Any]) -> dict[str, Any]:
+    """Follow a reference inside the document."""
+    while "$ref" in node:
+        target: Any = DOCUMENT
+        for step in node["$ref"].removeprefix("#/").split("/"):
+            target = target[step]
+        node = target
+    return node
+
+
+def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, item in DOCUMENT["paths"].items():
+        for method, operation in item.items():
+            yield method, path, operation
+
+
+def answer_of(method: str, path: str, status: int) -> dict[str, Any]:
+    """What the document says of an answer."""
+    responses = DOCUMENT["paths"][path][method.lower()]["responses"]
+    return resolved(responses[str(status)])
+
+
+def parameters_of(path: str) -> dict[str, dict[str, Any]]:
+    return {
+        parameter["name"]: parameter
+        for parameter in map(resolved, DOCUMENT["paths"][path]["post"]["parameters"])
+    }
+
+
+# --- the part of JSON Schema that the document uses -------------------------------------------------------
+
+TYPES: dict[str, tuple[type, ...]] = {
+    "object": (dict,),
+    "array": (list,),
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "null": (type(None),),
+}
+
+CHECKS: dict[str, Callable[[Any, Any], bool]] = {
+    "enum": lambda value, choices: value in choices,
+    "const": lambda value, constant: value == constant,
+    "pattern": lambda value, pattern: re.search(pattern, value) is not None,
+    "minimum": lambda value, least: value is None or value >= least,
+    "maximum": lambda value, most: value is None or value <= most,
+    "required": lambda value, names: set(names) <= set(value),
+}
+
+#: Words that constrain nothing, or constrain together with another.
+OTHER_KEYWORDS = {"type", "properties", "additionalProperties", "items", "description", "default", "$ref"}
+
+
+def is_valid(value: Any, schema: dict[str, Any]) -> bool:  # noqa: ANN401 that is what JSON is
+    """Hold a value against a schema; a keyword that is not known here is an error, not a pass."""
+    schema = resolved(schema)
+    assert set(schema) <= {*CHECKS, *OTHER_KEYWORDS, "contentMediaType"}
+    types = schema.get("type", list(TYPES))
+    types = [types] if isinstance(types, str) else types
+    if not any(type(value) in TYPES[name] for name in types):
+        return False
+    if not all(check(value, schema[word]) for word, check in CHECKS.items() if word in schema):
+        return False
+    if isinstance(value, dict):
+        properties = schema.get("properties", {})
+        is_closed = schema.get("additionalProperties") is False
+        return not (is_closed and set(value) - set(properties)) and all(
+            is_valid(value[name], properties[name]) for name in set(value) & set(properties)
+        )
+    if isinstance(value, list):
+        return all(is_valid(item, schema.get("items", {})) for item in value)
+    return True
+
+
+def parsed(text: str, schema: dict[str, Any]) -> int | str:
+    """Read a header or a parameter as the type that its schema gives it."""
+    return int(text) if schema.get("type") == "integer" else text
+
+
+# --- the service, for real: app and engine in an event loop, no socket between us -------------------------
+
+
+@pytest.fixture(scope="module")
+def membership() -> Iterator[Membership]:
+    alone = Membership.alone()
+    with alone.work.worker_end, alone.work.engine_end:
+        yield alone
+
+
+@pytest.fixture(scope="module")
+def app(membership: Membership) -> App:
+    settings = Settings(max_body_bytes=100_000, max_pixels=10_000_000, max_frames=2)
+    return create_app(settings, membership, {})
+
+
+@asynccontextmanager
+async def living(app: App) -> AsyncIterator[None]:
+    """Take an app through the start and the end of its life (the lifespan protocol of ASGI)."""
+    orders: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    reports: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}}
+    life = asyncio.ensure_future(app(scope, orders.get, reports.put))
+    for order in ("startup", "shutdown"):
+        await orders.put({"type": f"lifespan.{order}"})
+        assert await reports.get() == {"type": f"lifespan.{order}.complete"}
+        if order == "startup":
+            yield
+    await life
+
+
+@pytest.fixture(scope="module")
+def ask(app: App) -> Iterator[Ask]:
+    """Send a request and get the answer."""
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://localhost")
+    life = living(app)
+
+    async def request(method: str, url: str, **content: Any) -> httpx.Response:  # noqa: ANN401 httpx's own
+        return await client.request(method, url, **content)
+
+    with asyncio.Runner() as runner:
+        runner.run(life.__aenter__())
+        yield lambda *args, **content: runner.run(request(*args, **content))
+        runner.run(client.aclose())
+        runner.run(life.__aexit__(None, None, None))
+
+
+def picture(form: str = "PNG", frames: int = 1) -> bytes:
+    file = BytesIO()
+    first, *others = [Image.new("RGB", (8, 6), (number * 40, 90, 200)) for number in range(frames)]
+    first.save(file, form, **({"save_all": True, "append_images": others} if others else {}))
+    return file.getvalue()
+
+
+def check_answer(answer: httpx.Response, path: str) -> None:
+    """Hold a real answer against what the document says of it."""
+    method = answer.request.method
+    promised = answer_of(method, path, answer.status_code)
+    for name, header in promised["headers"].items():
+        schema = resolved(header)["schema"]
+        assert is_valid(parsed(answer.headers[name], schema), schema), (name, answer.headers[name])
+    if method == "HEAD":
+        assert "content" not in promised
+        assert answer.content == b""
+        return
+    media = promised["content"][answer.headers["Content-Type"]]
+    if answer.headers["Content-Type"].endswith("json"):
+        assert is_valid(answer.json(), media["schema"]), answer.text
+
+
+# --- the document in itself -------------------------------------------------------------------------------
+
+
+def test_it_is_an_openapi_document_of_this_version_of_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    info = DOCUMENT["info"]
+    assert DOCUMENT["openapi"] == "3.1.0"
+    assert (info["title"], info["version"]) == (project["name"], project["version"])
+    assert info["license"]["identifier"] == project["license"]
+
+
+def test_every_reference_leads_somewhere_and_every_component_is_used() -> None:
+    used = {node["$ref"] for node in walk(DOCUMENT) if "$ref" in node}
+    there = {f"#/components/{kind}/{name}" for kind, all_ in DOCUMENT["components"].items() for name in all_}
+    assert used == there
+
+
+def test_every_operation_has_an_id_of_its_own_a_summary_and_a_known_tag() -> None:
+    tags = {tag["name"] for tag in DOCUMENT["tags"]}
+    ids = [operation["operationId"] for _, _, operation in operations()]
+    assert len(set(ids)) == len(ids)
+    for _, _, operation in operations():
+        assert operation["summary"]
+        assert set(operation["tags"]) <= tags
+
+
+def test_every_answer_is_described_and_has_the_common_headers() -> None:
+    for _, _, operation in operations():
+        for status, response in operation["responses"].items():
+            assert status == "default" or 200 <= int(status) < 600
+            assert resolved(response)["description"]
+            assert {"X-Request-ID", "X-Response-Time", "X-Worker-PID"} <= resolved(response)["headers"].keys()
+
+
+def test_every_failure_with_a_body_is_a_problem() -> None:
+    for method, _, operation in operations():
+        for status, response in operation["responses"].items():
+            if status != "200" and method != "head":
+                (media_type,) = resolved(response)["content"]
+                assert media_type == "application/problem+json"
+
+
+def test_an_object_requires_only_what_it_describes_and_a_closed_one_all_of_it() -> None:
+    for schema in DOCUMENT["components"]["schemas"].values():
+        assert schema["additionalProperties"] is False
+        assert schema["required"] == list(schema["properties"])
+
+
+def test_every_example_keeps_to_its_schema() -> None:
+    examples = [
+        (example["value"], media["schema"])
+        for media in walk(DOCUMENT)
+        for example in media.get("examples", {}).values()
+    ]
+    examples += [(node["example"], node["schema"]) for node in walk(DOCUMENT) if "example" in node]
+    assert len(examples) > 20
+    for example, schema in examples:
+        assert is_valid(example, schema), example
+
+
+def test_the_schemas_refuse_what_they_should() -> None:
+    problem = {"$ref": "#/components/schemas/Problem"}
+    (example, *_) = answer_of("post", "/flip", 400)["content"]["application/problem+json"][
+        "examples"
+    ].values()
+    sound = example["value"]
+    assert is_valid(sound, problem)
+    assert not is_valid(sound | {"instance": "/flip"}, problem)
+    assert not is_valid(sound | {"status": "400"}, problem)
+    assert not is_valid(sound | {"status": 200}, problem)
+    assert not is_valid(sound | {"type": "about:blank"}, problem)
+    assert not is_valid({name: sound[name] for name in ("type", "title", "status")}, problem)
+
+
+def test_the_file_is_printed_for_people() -> None:
+    text = (Path(server.web.__path__[0]) / "openapi.json").read_text()
+    assert text == json.dumps(DOCUMENT, indent=2, ensure_ascii=False) + "\n"
+
+
+# --- the document and the code ----------------------------------------------------------------------------
+
+
+def test_the_document_has_every_route_with_its_methods_and_none_besides(app: App) -> None:
+    routes = {
+        route.path: {method.method for method in route.methods if not method.internal}
+        for route in falcon.inspect.inspect_routes(app._app)  # type: ignore[attr-defined]  # noqa: SLF001
+    }
+    assert {path: {method.upper() for method in item} for path, item in DOCUMENT["paths"].items()} == routes
+    assert {method for method, _, _ in operations()} <= METHODS
+
+
+def test_a_picture_can_be_posted_to_every_operation_and_nowhere_else() -> None:
+    assert {path for method, path, _ in operations() if method == "post"} == OPERATIONS.keys()
+
+
+@pytest.mark.parametrize("path", OPERATIONS)
+def test_every_way_to_fail_is_documented_with_an_example(path: str) -> None:
+    for cls, status in STATUS_OF.items():
+        problem = Problem.of_error(cls("What to do next."))
+        content = answer_of("post", path, status)["content"]["application/problem+json"]
+        example = content["examples"][problem.slug]["value"]
+        assert (example["title"], example["status"]) == (problem.title, status)
+        assert example["type"] == f"urn:flipcluster:problem:{problem.slug}"
+
+
+@pytest.mark.parametrize("path", OPERATIONS)
+def test_every_operation_takes_the_same_parameters_and_a_rotation_an_angle(path: str) -> None:
+    extra = {"angle"} if path == "/rotate" else set()
+    assert parameters_of(path).keys() == {"format", "quality", "strip"} | extra
+
+
+def test_the_formats_that_can_be_asked_for_are_those_that_we_write() -> None:
+    formats = DOCUMENT["components"]["parameters"]["format"]["schema"]["enum"]
+    assert len(formats) == len(set(formats))
+    assert set(formats) == OUTPUT_FORMATS
+
+
+def test_every_format_that_we_read_can_be_sent_and_can_come_back() -> None:
+    media_types = {codec.media_type for codec in CODECS.values()}
+    body = DOCUMENT["components"]["requestBodies"]["Picture"]
+    assert set(body["content"]) == media_types | {"application/octet-stream", "multipart/form-data"}
+    assert set(answer_of("post", "/flip", 200)["content"]) == media_types
+    assert body["required"] is False
+
+
+def test_retry_after_is_promised_nowhere_because_nothing_sends_it_yet() -> None:
+    sources = "".join(file.read_text() for file in (ROOT / "server").rglob("*.py"))
+    promised = {"Retry-After" in node for node in walk(DOCUMENT)}
+    assert (True in promised) == ("retry-after" in sources.lower())
+
+
+# --- the document and what is really answered -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "method"), [(path, method) for method, path, _ in operations() if method != "post"]
+)
+def test_a_probe_answers_as_documented(ask: Ask, path: str, method: str) -> None:
+    answer = ask(method.upper(), path)
+    assert answer.status_code == 200
+    check_answer(answer, path)
+
+
+def test_the_document_that_is_served_is_this_one(ask: Ask) -> None:
+    assert ask("GET", "/openapi.json").json() == DOCUMENT
+
+
+@pytest.mark.parametrize("path", OPERATIONS)
+def test_a_picture_comes_back_as_documented(ask: Ask, path: str) -> None:
+    answer = ask("POST", path, params={"angle": "90"} if path == "/rotate" else {}, content=picture())
+    assert answer.status_code == 200, answer.text
+    check_answer(answer, path)
+
+
+def test_a_form_with_one_file_and_no_body_at_all_are_taken_as_documented(ask: Ask) -> None:
+    for content in ({"files": {"image": picture()}}, {}):
+        answer = ask("POST", "/flip", **content)
+        assert answer.status_code == 200, answer.text
+        check_answer(answer, "/flip")
+
+
+@pytest.mark.parametrize("form", sorted(OUTPUT_FORMATS))
+def test_a_format_that_is_asked_for_comes_back(ask: Ask, form: str) -> None:
+    answer = ask("POST", "/flip", params={"format": form}, content=picture())
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["Content-Type"] == f"image/{form}"
+    check_answer(answer, "/flip")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"quality": str(DOCUMENT["components"]["parameters"]["quality"]["schema"]["minimum"])},
+        {"quality": str(DOCUMENT["components"]["parameters"]["quality"]["schema"]["maximum"])},
+        {"strip": "true"},
+        {"strip": "false"},
+        *({"angle": str(angle)} for angle in DOCUMENT["components"]["parameters"]["angle"]["schema"]["enum"]),
+    ],
+)
+def test_every_documented_value_of_a_parameter_is_taken(ask: Ask, query: dict[str, str]) -> None:
+    answer = ask("POST", "/rotate", params={"angle": "90"} | query, content=picture("JPEG"))
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize(
+    ("status", "path", "content"),
+    [
+        (400, "/flip?quality=0", {}),
+        (400, "/flip?quality=101", {}),
+        (400, "/flip?format=ppm", {}),
+        (400, "/flip?strip=1", {}),
+        (400, "/flip?angle=90", {}),
+        (400, "/rotate", {}),
+        (400, "/rotate?angle=45", {}),
+        (400, "/flip?size=10", {}),
+        (400, "/flip", {"files": {"image": picture(), "more": picture()}}),
+        (413, "/flip", {"content": bytes(100_001)}),
+        (415, "/flip", {"content": b"a letter"}),
+        (422, "/flip", {"content": picture("JPEG")[:-20]}),
+        (422, "/flip", {"content": picture("GIF", frames=3)}),
+    ],
+)
+def test_a_refusal_is_answered_as_documented(
+    ask: Ask, status: int, path: str, content: dict[str, Any]
+) -> None:
+    answer = ask("POST", path, **content)
+    assert answer.status_code == status, answer.text
+    assert answer.json()["status"] == status
+    assert answer.json()["request_id"] == answer.headers["X-Request-ID"]
+    check_answer(answer, path.partition("?")[0])
+
+
+strict = pytest.mark.xfail(
+    strict=True, reason="Content-Type is compared by its first letters, as they are written"
+)
+undecoded = pytest.mark.xfail(
+    strict=True, reason="the name of a part or its file is decoded as UTF-8 or not at all"
+)
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "image/png",
+        "application/octet-stream",
+        "application/x-www-form-urlencoded",
+        "nonsense",
+        "",
+        pytest.param("multipart/form-data-not", marks=strict),
+        pytest.param("multipart/form-data{braces}", marks=strict),
+    ],
+)
+def test_any_other_content_type_is_taken_for_the_image_itself(ask: Ask, content_type: str) -> None:
+    answer = ask("POST", "/flip", content=picture(), headers={"Content-Type": content_type})
+    assert answer.status_code == 200, answer.text
+    check_answer(answer, "/flip")
+
+
+@pytest.mark.parametrize(
+    ("media_type", "disposition"),
+    [
+        ("multipart/form-data", b'form-data; name="image"; filename="a.png"'),
+        ("multipart/form-data", b'form-data; name="anything"; filename="a.png"'),
+        pytest.param("Multipart/Form-Data", b'form-data; name="image"; filename="a.png"', marks=strict),
+        pytest.param(
+            "multipart/form-data", b'form-data; name="image"; filename="gr\xfcn.png"', marks=undecoded
+        ),
+        pytest.param("multipart/form-data", b'form-data; name="gr\xfcn"; filename="a.png"', marks=undecoded),
+    ],
+)
+def test_a_form_is_a_form_however_it_is_written(ask: Ask, media_type: str, disposition: bytes) -> None:
+    body = b"--cut\r\nContent-Disposition: " + disposition + b"\r\n\r\n" + picture() + b"\r\n--cut--\r\n"
+    headers = {"Content-Type": f"{media_type}; boundary=cut"}
+    answer = ask("POST", "/flip", content=body, headers=headers)
+    assert answer.status_code in ({200} if disposition.isascii() else {200, 400}), answer.text
+    check_answer(answer, "/flip")
+
+
+def test_a_service_without_an_engine_is_not_ready_as_documented() -> None:
+    alone = Membership.alone()
+    with alone.work.worker_end, alone.work.engine_end:
+        lifeless = httpx.ASGITransport(app=create_app(Settings(), alone, {}))
+
+        async def request(method: str) -> httpx.Response:
+            async with httpx.AsyncClient(transport=lifeless, base_url="http://localhost") as client:
+                return await client.request(method, "/readyz")
+
+        for method in ("GET", "HEAD"):
+            answer = asyncio.run(request(method))
+            assert answer.status_code == 503
+            check_answer(answer, "/readyz")
