@@ -80,6 +80,17 @@ def run(address: tuple[str, int], picture: bytes, *, requests: int, at_once: int
     return Load(time.perf_counter() - started, response_s, bodies)
 
 
+def ask_health(address: tuple[str, int]) -> None:
+    """Ask for `/healthz` once.
+
+    Raises:
+        WrongAnswer: it is not well.
+    """
+    with socket.create_connection(address, timeout=60) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        _read_answer(connection, bytearray(_BUFFER_BYTES))
+
+
 def _read_answer(connection: socket.socket, buffer: bytearray) -> int:
     """Read one answer and return the size of its body."""
     view = memoryview(buffer)

@@ -11,11 +11,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 
 from benchmarks import bare, load, processes
 from images.render import benchmark_picture, small_picture
@@ -25,6 +26,7 @@ from server.cluster.supervisor import MALLOC_SETTINGS
 _ROOT = Path(__file__).parents[1]
 _AT_ONCE = 10
 _DEADLINE_S = 30.0
+_PROBE_EVERY_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +99,36 @@ def measure_service(under_test: Service, picture: bytes, requests: int) -> Measu
     )
 
 
-def measure_bare(picture: Path, cores: int, pictures_each: int) -> Measured:
+@contextmanager
+def probe(under_test: Service) -> Iterator[list[float]]:
+    """Ask for the service's health all the while, each time on a new connection.
+
+    Yields:
+        How long each answer took, in milliseconds; it grows until the block ends.
+    """
+    taken_ms: list[float] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.wait(_PROBE_EVERY_S):
+            started = time.perf_counter()
+            load.ask_health(under_test.address)
+            taken_ms.append((time.perf_counter() - started) * 1e3)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield taken_ms
+    finally:
+        stop.set()
+        thread.join()
+
+
+def measure_bare(
+    picture: Path, cores: int, pictures_each: int, malloc_settings: Mapping[str, str]
+) -> Measured:
     """Run the bare function in as many processes as there are cores."""
-    environ = os.environ | MALLOC_SETTINGS
+    environ = os.environ | malloc_settings
     done = bare.run(picture, processes=cores, pictures_each=pictures_each, environ=environ)
     pictures = cores * pictures_each
     return Measured(pictures / done.wall_s, done.cpu_s / pictures * 1e3)
@@ -107,9 +136,10 @@ def measure_bare(picture: Path, cores: int, pictures_each: int) -> Measured:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """All contenders, one after the other."""
+    """All contenders, one after the other; `plain` is the bare function without the malloc settings."""
 
     bare: Measured
+    plain: Measured
     cluster: Measured
     single: Measured
 
@@ -121,22 +151,33 @@ def run_rounds(
     body = picture.read_bytes()
     share = pictures // cores
     results = []
+    health_ms: list[float] = []
     with ExitStack() as stack:
         cluster = stack.enter_context(service(cores, arguments))
         single = stack.enter_context(service(1, arguments))
         measure_service(cluster, body, 4 * _AT_ONCE)  # warm-up
         measure_service(single, body, 2 * _AT_ONCE)
         for number in range(rounds):
-            results.append(
-                Round(
-                    bare=measure_bare(picture, cores, share),
-                    cluster=measure_service(cluster, body, pictures),
-                    single=measure_service(single, body, share),
-                )
-            )
+            bare_one = measure_bare(picture, cores, share, MALLOC_SETTINGS)
+            with probe(cluster) as taken_ms:
+                cluster_one = measure_service(cluster, body, pictures)
+            health_ms += taken_ms
+            single_one = measure_service(single, body, share)
+            plain_one = measure_bare(picture, cores, share, {})
+            results.append(Round(bare_one, plain_one, cluster_one, single_one))
             print(f"  round {number + 1} of {rounds}", file=sys.stderr)
+        print_health(health_ms)
         print_memory(cluster)
     return results
+
+
+def print_health(taken_ms: Sequence[float]) -> None:
+    """Print how long the health check took beside the load."""
+    p50, p99 = (quantiles(taken_ms, n=100)[n - 1] for n in (50, 99))
+    print(
+        f"  health check beside the load: median {p50:.1f} ms, p99 {p99:.1f} ms,"
+        f" maximum {max(taken_ms):.1f} ms, {len(taken_ms)} asked"
+    )
 
 
 def print_memory(under_test: Service) -> None:
@@ -173,8 +214,13 @@ def report(title: str, rounds: Sequence[Round], cores: int, *, is_big: bool) -> 
         [r.cluster.pictures_per_s / r.single.pictures_per_s for r in rounds],
         f"at least {0.9 * cores:.1f}" if is_big else "",
     )
-    for name, contender in (("bare", "bare"), ("cluster", "cluster"), ("single", "single")):
-        measured = [getattr(r, contender) for r in rounds]
+    print_ratio(
+        "CPU of the bare function / the same without the malloc settings",
+        [r.bare.cpu_ms / r.plain.cpu_ms for r in rounds],
+        "",
+    )
+    for name in ("bare", "plain", "cluster", "single"):
+        measured = [getattr(r, name) for r in rounds]
         print(
             f"  {name:<8} {median(m.pictures_per_s for m in measured):8.1f} pictures/s"
             f"  {median(m.cpu_ms for m in measured):8.2f} ms CPU per picture"

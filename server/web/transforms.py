@@ -12,7 +12,7 @@ from falcon.uri import parse_query_string
 from server.cluster.dispatch import Dispatcher
 from server.cluster.work import Done, Spent
 from server.errors import BadParameter
-from server.imaging.codec import OUTPUT_FORMATS
+from server.imaging.codec import OUTPUT_FORMATS, Format
 from server.imaging.operations import Operation
 from server.imaging.pipeline import Recipe
 from server.web.uploads import Uploads
@@ -25,7 +25,7 @@ _ROTATIONS = {
     "270": Operation.ROTATE_270,
 }
 _BOOLEANS = {"true": True, "false": False}
-_FORMATS = {output.value: output for output in OUTPUT_FORMATS}
+_FORMATS = {form.value: form for form in Format if form in OUTPUT_FORMATS}
 _QUALITIES = {str(quality): quality for quality in range(1, 101)}
 
 #: Callers' words are quoted back up to this many characters.

@@ -1,0 +1,60 @@
+"""The README is true: its commands are run, its links lead somewhere."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from support.live_server import ROOT, LiveServer, run
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()
+]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def test_the_first_screen_has_the_two_commands_and_the_curl_line() -> None:
+    first_screen = "\n".join(README.splitlines()[:24])
+    assert [command for command in COMMANDS if command in first_screen] == [
+        "make serve",
+        "curl --data-binary @images/landscape.jpg http://localhost:8000/flip -o flipped.jpg",
+        "make test",
+    ]
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("curl")])
+def test_a_curl_line_gives_a_picture(server: LiveServer, tmp_path: Path, command: str) -> None:
+    (tmp_path / "images").symlink_to(ROOT / "images")
+    arguments = shlex.split(command.replace("http://localhost:8000", server.url))
+    result = subprocess.run(
+        [*arguments, "--silent", "--show-error", "--fail"], cwd=tmp_path, check=False, capture_output=True
+    )
+    assert (result.returncode, result.stderr) == (0, b"")
+    (output,) = (path for path in tmp_path.iterdir() if path.is_file())
+    with Image.open(output) as image:
+        image.load()
+
+
+@pytest.mark.parametrize(
+    "target", re.findall(r"`?make ([a-z]+)", README + (ROOT / "CONTRIBUTING.md").read_text())
+)
+def test_a_make_target_that_is_named_exists(target: str) -> None:
+    assert run(["make", "--dry-run", target]).returncode == 0
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if "gunicorn" in line])
+def test_a_gunicorn_line_is_a_valid_configuration(command: str) -> None:
+    result = run(
+        ["sh", "-c", command.replace(".venv/bin/gunicorn", f"{sys.executable} -m gunicorn --check-config")]
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_a_link_leads_to_a_file(document: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
+        assert (document.parent / target).exists(), target
