@@ -11,7 +11,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from server.errors import UnsupportedImage
-from server.imaging import gif, jpeg, png, stills, tiff, webp
+from server.imaging import gif, jpeg, png, stills, tiff, vp8, webp
 from server.imaging.codec import (
     CODECS,
     OUTPUT_FORMATS,
@@ -36,7 +36,6 @@ __all__ = ["OUTPUT_FORMATS", "Format", "Limits", "Operation", "Recipe", "Result"
 Stage = Literal["decode", "transform", "encode"]
 
 _NO_BLEND = 0x02
-_LOSSY_WEBP_QUALITY = 90
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +250,7 @@ def _webp(job: _Job) -> Result:
 def _webp_quality(job: _Job, pixels: webp.Bitstream) -> int | None:
     if job.recipe.quality is not None:
         return job.recipe.quality
-    return None if pixels.is_lossless else _LOSSY_WEBP_QUALITY
+    return None if pixels.is_lossless else vp8.estimated_quality(pixels.data)
 
 
 def _turned_bitstream(job: _Job, pixels: webp.Bitstream, transpose: Transpose | None) -> webp.Bitstream:
