@@ -126,6 +126,7 @@ def test_the_framework_s_and_the_server_s_own_problems_are_there() -> None:
         404,
         405,
         414,
+        426,
         431,
         500,
         501,
