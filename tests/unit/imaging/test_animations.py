@@ -71,7 +71,7 @@ def assert_frames(outcome: Outcome, wanted: list[Grid], operation: str, case: ob
         assert ours == expected(before, operation), (operation, case, f"frame {index}")
 
 
-def as_gif(grids: list[Grid], durations: tuple[int, ...], loops: int) -> bytes:
+def as_gif(grids: list[Grid], durations: tuple[int, ...], loops: int | None) -> bytes:
     """Encode one GIF frame per grid, each with the palette of its own colours."""
     frames = []
     for grid, duration in zip(grids, durations, strict=True):
@@ -367,6 +367,20 @@ def test_an_animation_changes_its_container_and_keeps_moving(source: str, output
         at = 4 + 3 * 9
         wanted = expected(before, "flip").pixels[at]
         assert max(abs(a - b) for a, b in zip(seen.pixels[at], wanted, strict=True)) < 30, (source, output)
+
+
+@pytest.mark.parametrize("plays", [0, 1, 2, 7])
+@pytest.mark.parametrize("source", ["GIF", "PNG", "WEBP"])
+@pytest.mark.parametrize("output", ["GIF", "PNG", "WEBP"])
+def test_an_animation_runs_as_often_in_another_container(source: str, output: str, plays: int) -> None:
+    """APNG and WebP count how often it runs, GIF how often it runs again; 0 is for ever in all three."""
+    loops = plays - 1 if source == "GIF" and plays else plays
+    grids, durations = [plain(RED), plain(GREEN)], (100, 200)
+    data = as_gif(grids, durations, loops or None) if source == "GIF" and plays else b""
+    data = data or animation(source, grids, durations, loops)
+    ours = processed(data, "flip", output=Format[output]).image
+    wanted = (plays - 1 or None) if output == "GIF" and plays else plays
+    assert ours.info.get("loop") == wanted
 
 
 def long_gif(frames: int, pixels: bytes) -> bytes:

@@ -10,7 +10,7 @@ import os
 import pytest
 from PIL import Image
 from support import pictures
-from support.oracle import OPERATIONS, expected, grid_of, psnr
+from support.oracle import OPERATIONS, expected, grid_of, psnr, seen_frames
 from support.pictures import GENEROUS, encoded, natural, picture, processed
 
 from server.errors import ImageError
@@ -214,7 +214,11 @@ def test_an_animation_goes_into_a_raw_file_too() -> None:
             result = process(io.BytesIO(data), answer, Recipe(operation=Operation.FLIP), GENEROUS)
             written = os.pread(answer.fileno(), os.fstat(answer.fileno()).st_size, 0)
         assert result.frames == 3, container
-        assert written == processed(data, "flip").data, container
+        if container == "AVIF":  # says in which second it was made
+            again = processed(data, "flip").image
+            assert seen_frames(opened(written)) == seen_frames(again), container
+        else:
+            assert written == processed(data, "flip").data, container
 
 
 @pytest.mark.parametrize("given", SOURCES)

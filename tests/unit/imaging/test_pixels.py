@@ -395,6 +395,27 @@ def test_profile_and_xmp_come_back_unless_they_are_stripped(container: str) -> N
         assert xmp not in stripped.data, (container, operation)
 
 
+@pytest.mark.parametrize("container", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_xmp_that_repeats_the_orientation_does_not_turn_the_answer_again(container: str) -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6" dc:x="y"/></x:xmpmeta>'
+    options: dict[str, object] = {"tiffinfo": {700: xmp, 0x0112: 6}}
+    if container in {"JPEG", "WEBP"}:
+        options = {"xmp": xmp, "exif": b"Exif\0\0" + orientation_only(6)}
+    elif container == "PNG":
+        options = {"exif": orientation_only(6)}
+    data = encoded(picture("RGB", (16, 8)), container, **options)
+    if container == "PNG":
+        data = pictures.with_chunk(data, b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
+    for operation in OPERATIONS:
+        ours = processed(data, operation)
+        assert b'dc:x="y"' in ours.data, (container, operation)
+        assert ours.image.getexif().get(0x0112) in UPRIGHT, (container, operation)
+        image = ours.image
+        image.load()
+        sides_swap, _ = OPERATIONS[operation]
+        assert image.size == ((16, 8) if sides_swap else (8, 16)), (container, operation)
+
+
 @pytest.mark.parametrize("container", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_stripping_drops_a_profile_that_says_what_is_assumed_anyway(container: str) -> None:
     data = encoded(picture("RGB", (16, 8)), container, icc_profile=PROFILE)
