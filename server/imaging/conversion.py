@@ -2,7 +2,6 @@
 
 import struct
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
@@ -12,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 from PIL.TiffImagePlugin import AppendingTiffWriter
 
 from server.errors import UnsupportedImage
-from server.imaging import gif, jpeg, png, stills, tiff, webp
+from server.imaging import gif, ifd, jpeg, png, stills, tiff, webp
 from server.imaging.codec import CODECS, Format, Sink
 from server.imaging.colours import fit, indexed
 from server.imaging.icc import kept_icc
@@ -229,44 +228,46 @@ def _to_gif(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
 
 def _to_tiff(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
     beside = target.attachments
-    pages: list[tuple[Image.Image, dict[str, Any]]] = []
+    (fields,) = tiff.descriptions(beside.exif)
+    if beside.xmp:
+        fields = (*fields, tiff.xmp_field(beside.xmp))
+    pages: list[TiffPage] = []
     for frame in frames:
         image = fit(frame.image, Format.TIFF)
         settings: dict[str, Any] = {"compression": "tiff_adobe_deflate"}
         settings["icc_profile"] = _profile(image, strip=beside.strip)
         if beside.dpi:
             settings["dpi"] = beside.dpi
-        with suppress(Exception):  # EXIF that cannot be read again must not cost the picture
-            settings["tiffinfo"] = tiff.described(beside.exif, beside.xmp)
-        pages.append((image, settings))
+        pages.append(TiffPage(image, settings, fields))
     write_pages(sink, pages)
 
 
-def write_pages(sink: Sink, pages: list[tuple[Image.Image, dict[str, Any]]]) -> None:
-    """Write a TIFF of one or more pages.
+@dataclass(frozen=True, slots=True)
+class TiffPage:
+    """A page to be written.
 
     Args:
-        sink: where to.
-        pages: each picture with what to pass to `save`; its `tiffinfo` is given up, but for the predictor,
-            when the fields cannot be written, which depends on more of their content than can be foreseen.
+        image: its pixels.
+        settings: for `save`.
+        fields: what describes it. Pillow cannot write all of them into a compressed page; we do.
     """
+
+    image: Image.Image
+    settings: dict[str, Any]
+    fields: tuple[ifd.Field, ...]
+
+
+def write_pages(sink: Sink, pages: list[TiffPage]) -> None:
+    """Write a TIFF of one or more pages."""
     whole = BytesIO()
     with AppendingTiffWriter(whole) as writer:
-        for image, settings in pages:
-            image.info = {}
-            try:
-                page = _page(image, settings)
-            except Exception:  # noqa: BLE001 - see above; if it was not the fields, the next line raises it
-                page = _page(image, {key: value for key, value in settings.items() if key != "tiffinfo"})
-            writer.write(page)
+        for page in pages:
+            page.image.info = {}
+            alone = BytesIO()
+            page.image.save(alone, "TIFF", **page.settings)
+            writer.write(alone.getvalue())
             writer.newFrame()
-    sink.write(whole.getvalue())
-
-
-def _page(image: Image.Image, settings: dict[str, Any]) -> bytes:
-    alone = BytesIO()
-    image.save(alone, "TIFF", **settings)
-    return alone.getvalue()
+    sink.write(ifd.with_fields(whole.getvalue(), [page.fields for page in pages]))
 
 
 def _to_avif(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
@@ -277,18 +278,15 @@ def _to_avif(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
         images.append(fit(frame.image, Format.AVIF))
         durations.append(round(frame.duration_ms))
     first = images[0]
-    first.save(
-        sink,
-        "AVIF",
-        save_all=len(images) > 1,
-        append_images=images[1:],
-        duration=durations,
-        quality=target.quality or _QUALITY[Format.AVIF],
-        max_threads=1,  # the other cores are for others
-        icc_profile=_profile(first, strip=beside.strip),
-        xmp=beside.xmp,
-        exif=without_orientation(beside.exif) if beside.exif else b"",
-    )
+    settings: dict[str, Any] = {
+        "quality": target.quality or _QUALITY[Format.AVIF],
+        "max_threads": 1,  # the other cores are for others
+        "icc_profile": _profile(first, strip=beside.strip),
+        "xmp": beside.xmp,
+        "exif": without_orientation(beside.exif) if beside.exif else b"",
+    }
+    several = {"save_all": True, "append_images": images[1:], "duration": durations} if images[1:] else {}
+    first.save(sink, "AVIF", **settings, **several, **target.settings)
 
 
 def _as_it_is(sink: Sink, frames: Iterator[Frame], target: Target) -> None:

@@ -15,11 +15,11 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from server.imaging.codec import Data, Format, Sink, damaged
 from server.imaging.icc import kept_icc
-from server.imaging.metadata import EXIF_PREFIX, orientation_of, upright_exif, upright_xmp
+from server.imaging.metadata import EXIF_PREFIX, orientation_of, upright_exif, upright_xmp, without_thumbnails
 from server.imaging.operations import swaps_axes
 
 _SOI, _EOI, _SOS, _DHT, _DRI, _COM = 0xD8, 0xD9, 0xDA, 0xC4, 0xDD, 0xFE
-_APP0, _APP1, _APP2, _APP14, _APP15 = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF
+_APP0, _APP1, _APP2, _APP13, _APP14, _APP15 = 0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xEF
 _TEM, _RST0, _RST7 = 0x01, 0xD0, 0xD7
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {_DHT, 0xC8, 0xCC}  # ITU-T T.81, table B.1
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
@@ -32,6 +32,7 @@ _MARKER = re.compile(rb"\xff[^\x00\xff]")
 _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 
 _JFIF, _ICC, _XMP, _MPF = b"JFIF\0", b"ICC_PROFILE\0", b"http://ns.adobe.com/xap/1.0/\0", b"MPF\0"
+_PHOTOSHOP = b"Photoshop 3.0\0"
 
 #: Where unit and densities lie in what libjpeg writes: SOI, APP0, length, identifier, version (JFIF 1.02).
 _DENSITY_POSITION = 13
@@ -364,6 +365,8 @@ def kept_segments(jpeg: Jpeg, *, strip: bool) -> bytes:
             has_exif = True
         elif marker == _APP1 and text.startswith(_XMP):
             kept.append(_segment(marker, upright_xmp(text)))
+        elif marker == _APP13 and text.startswith(_PHOTOSHOP):
+            kept.append(_segment(marker, _PHOTOSHOP + without_thumbnails(text[len(_PHOTOSHOP) :])))
         elif not (marker == _APP2 and text.startswith(_MPF)):
             kept.append(_segment(marker, text))
     return b"".join(kept)

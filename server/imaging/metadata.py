@@ -15,6 +15,7 @@ _THUMBNAIL_TAGS = {
 _HEADER_BYTES = 8
 _ENTRY_BYTES = 12
 _UPRIGHT = 1
+_PHOTOSHOP_THUMBNAILS = {0x0409, 0x040C}
 _SHORT, _LONG = 3, 4
 
 _XMP_ORIENTATION = re.compile(rb"(tiff:Orientation\s*(?:=\s*[\"']|>)\s*)[2-8]")
@@ -185,6 +186,29 @@ def without_orientation(exif: bytes) -> bytes:
     except _MalformedExifError:
         return b""
     return bytes(tiff.raw)
+
+
+def without_thumbnails(photoshop: bytes) -> bytes:
+    """Photoshop's resources without its thumbnails, which show the picture before the turn.
+
+    Args:
+        photoshop: the resource blocks (Adobe Photoshop file formats, "Image resource blocks").
+
+    Returns:
+        The same blocks, byte for byte, but for the thumbnails. What cannot be read is kept as it is.
+    """
+    kept = bytearray()
+    position = 0
+    while photoshop[position : position + 4] == b"8BIM":
+        name_end = position + 6 + (photoshop[position + 6] + 2 & ~1) if position + 6 < len(photoshop) else 0
+        if not name_end or name_end + 4 > len(photoshop):
+            break
+        length = int.from_bytes(photoshop[name_end : name_end + 4], "big")
+        end = name_end + 4 + length + length % 2
+        if int.from_bytes(photoshop[position + 4 : position + 6], "big") not in _PHOTOSHOP_THUMBNAILS:
+            kept += photoshop[position:end]
+        position = end
+    return bytes(kept) + photoshop[position:]
 
 
 def upright_xmp(xmp: bytes) -> bytes:

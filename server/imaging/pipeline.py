@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from PIL import Image
 from PIL.Image import Transpose
@@ -11,7 +11,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from server.errors import UnsupportedImage
-from server.imaging import gif, jpeg, png, stills, tiff, vp8, webp
+from server.imaging import gif, ifd, jpeg, png, stills, tiff, vp8, webp
 from server.imaging.codec import (
     CODECS,
     OUTPUT_FORMATS,
@@ -24,7 +24,16 @@ from server.imaging.codec import (
     open_image,
     sniff,
 )
-from server.imaging.conversion import MANY_FRAMES, Attachments, Frame, Target, check_side, encode, write_pages
+from server.imaging.conversion import (
+    MANY_FRAMES,
+    Attachments,
+    Frame,
+    Target,
+    TiffPage,
+    check_side,
+    encode,
+    write_pages,
+)
 from server.imaging.icc import kept_icc
 from server.imaging.limits import Limits
 from server.imaging.metadata import orientation_of, upright_exif, upright_xmp
@@ -278,11 +287,12 @@ def _whole_webp_frames(
 
 def _tiff(job: _Job) -> Result:
     """TIFF to TIFF, page by page, each with its own orientation and compression."""
-    pages: list[tuple[Image.Image, dict[str, Any]]] = []
+    pages: list[TiffPage] = []
     transpose = compose(1, job.recipe.operation)  # Pillow has already turned each page upright
     with decoding(Format.TIFF):
         count = tiff.check_tiff(job.data, job.limits)
         image = cast("TiffImageFile", open_image(Format.TIFF, job.source))
+        fields = [()] * count if job.recipe.strip else tiff.descriptions(job.data, count)
     for index in range(count):
         with decoding(Format.TIFF):
             image.seek(index)
@@ -295,10 +305,10 @@ def _tiff(job: _Job) -> Result:
             settings = tiff.page_settings(
                 image, turned, transpose, strip=job.recipe.strip, quality=job.recipe.quality
             )
-        pages.append((turned.copy() if turned is image else turned, settings))
+        pages.append(TiffPage(turned.copy() if turned is image else turned, settings, fields[index]))
     write_pages(job.sink, pages)
     job.lap("encode")
-    return job.result(pages[0][0].size, count)
+    return job.result(pages[0].image.size, count)
 
 
 def _load_page(image: TiffImageFile) -> None:
@@ -466,7 +476,7 @@ def _attachments(job: _Job, head: _Head, image: Image.Image, transpose: Transpos
     exif, xmp = head.exif, head.xmp or image.info.get("xmp") or b""
     if isinstance(image, TiffImageFile):
         with decoding(job.form):
-            exif = tiff.exif_of(image)
+            exif = ifd.exif_from(*tiff.descriptions(job.data))
     dpi = image.info.get("dpi")
     if dpi is not None and swaps_axes(transpose):
         dpi = (dpi[1], dpi[0])

@@ -11,7 +11,7 @@ from server.imaging.codec import Data, Format, Sink, damaged
 _QOI_END = b"\0\0\0\0\0\0\0\1"
 _J2K_END = b"\xff\xd9"
 _J2K_START = b"\xff\x4f\xff\x51"
-_HIGH_BIT_DEPTH = 0x40
+_HIGH_BIT_DEPTH, _MONOCHROME, _SUBSAMPLED_X, _SUBSAMPLED_Y = 0x40, 0x10, 0x08, 0x04
 _BYTE = 8
 
 _BMP_HEADER = struct.Struct("<2sIHHI")
@@ -64,6 +64,20 @@ _CHECKS: dict[Format, Callable[[Data], None]] = {
 }
 
 
+def _av1_flags(data: Data) -> int:
+    """How the first picture is coded: tier, depth, monochrome, subsampling (AV1 in ISO BMFF, 2.3.3)."""
+    box = data.find(b"av1C", 0)
+    return data[box + 6] if 0 <= box < len(data) - 6 else _SUBSAMPLED_X | _SUBSAMPLED_Y
+
+
+def _avif_subsampling(data: Data) -> str:
+    """The chroma sampling to write; 4:2:2 becomes 4:4:4, for on its side it cannot be said."""
+    flags = _av1_flags(data)
+    if flags & _MONOCHROME:
+        return "4:0:0"
+    return "4:2:0" if flags & _SUBSAMPLED_Y else "4:4:4"
+
+
 def check_end(form: Format, data: Data) -> None:
     """Refuse a file whose end is missing, where its decoder would not.
 
@@ -78,6 +92,8 @@ def kept_settings(form: Format, data: Data) -> dict[str, Any]:
     """What to pass to `save` of a format that comes out as it came in: Pillow does not carry it over."""
     if form is Format.QOI:
         return {"colorspace": "sRGB"} if data[13] == 0 else {}  # the only name the writer knows
+    if form is Format.AVIF:
+        return {"subsampling": _avif_subsampling(data)}
     if form is Format.JPEG2000:
         # T.800, A.6.1: Lcod, Scod, progression, layers, multiple component transform
         coding = data.find(b"\xff\x52", data.find(_J2K_START, 0))
@@ -101,8 +117,7 @@ def check_rows(form: Format, image: ImageFile.ImageFile, data: Data) -> None:
 def is_deep(form: Format, image: ImageFile.ImageFile, data: Data) -> bool:
     """Whether Pillow would decode more than 8 bits per channel to 8, without a word."""
     if form is Format.AVIF:
-        box = data.find(b"av1C", 0)  # AV1 in ISO BMFF, 2.3.3: seq_tier_0, high_bitdepth, ...
-        return box >= 0 and bool(data[box + 6] & _HIGH_BIT_DEPTH)
+        return bool(_av1_flags(data) & _HIGH_BIT_DEPTH)
     if form is Format.PPM:
         arguments = image.tile[0].args
         return image.mode == "RGB" and isinstance(arguments, tuple) and arguments[-1] > 255  # noqa: PLR2004

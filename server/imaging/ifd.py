@@ -1,0 +1,236 @@
+"""Directories of fields, which TIFF and EXIF are made of: read, and written again somewhere else."""
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from server.imaging.codec import Data
+
+EXIF, GPS, INTEROPERABILITY = 0x8769, 0x8825, 0xA005
+
+#: Fields whose value is the place of another directory (EXIF 2.32, 4.6.3).
+_POINTERS = frozenset({EXIF, GPS, INTEROPERABILITY})
+
+#: Bytes of one value, by type (TIFF 6.0, section 2; BigTIFF).
+SIZES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+    17: 8,
+    18: 8,
+}
+
+#: Bytes that change places between the byte orders: a rational is two numbers.
+_SWAPPED_BYTES = SIZES | {5: 4, 10: 4}
+_LONG = 4
+_HEADER = b"II*\0\x08\0\0\0"
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field, apart from any file.
+
+    Args:
+        tag, kind, count: as in its entry.
+        data: its values, in little-endian order.
+        inner: the fields of the directory it points to; empty for any other field.
+    """
+
+    tag: int
+    kind: int
+    count: int
+    data: bytes
+    inner: tuple["Field", ...] = ()
+
+
+class Entry(NamedTuple):
+    """Where the values of a field are."""
+
+    tag: int
+    kind: int
+    values: int
+    position: int
+
+    @property
+    def end(self) -> int:
+        """The position after the values."""
+        return self.position + SIZES.get(self.kind, 0) * self.values
+
+
+def _in_order(data: bytes, kind: int, *, is_big_endian: bool) -> bytes:
+    """Values in little-endian order turned to the order asked for, or back, which is the same."""
+    size = _SWAPPED_BYTES[kind]
+    if not is_big_endian or size == 1:
+        return data
+    swapped = bytearray(len(data))
+    for index in range(size):
+        swapped[index::size] = data[size - 1 - index :: size]
+    return bytes(swapped)
+
+
+@dataclass(slots=True)
+class Reader:
+    """Reads directories of a TIFF, BigTIFF or EXIF structure.
+
+    Every method raises `struct.error` where the structure leaves the data.
+
+    Args:
+        data: the whole structure.
+    """
+
+    data: Data
+    is_big_endian: bool = field(init=False)
+    is_big_tiff: bool = field(init=False)
+    #: How many bytes may still be copied: fields that overlap must not multiply the file.
+    _budget: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.is_big_endian = self.data[:2] == b"MM"
+        self.is_big_tiff = 43 in self.data[2:4]  # noqa: PLR2004 - the version of BigTIFF
+        self._budget = len(self.data)
+
+    @property
+    def _word(self) -> str:
+        return "Q" if self.is_big_tiff else "L"
+
+    def numbers(self, form: str, position: int) -> tuple[Any, ...]:
+        """Numbers in the order of the file."""
+        return struct.unpack_from((">" if self.is_big_endian else "<") + form, self.data, position)
+
+    @property
+    def first(self) -> int:
+        """Where the first directory is."""
+        (position,) = self.numbers(self._word, 8 if self.is_big_tiff else 4)
+        return int(position)
+
+    def entries(self, start: int) -> tuple[list[Entry], int]:
+        """The entries of the directory at `start`, and where the next directory is, 0 for nowhere."""
+        (count,) = self.numbers("Q" if self.is_big_tiff else "H", start)
+        start += 8 if self.is_big_tiff else 2
+        word_bytes = struct.calcsize("<" + self._word)
+        entry_bytes = 4 + 2 * word_bytes
+        (following,) = self.numbers(self._word, start + count * entry_bytes)
+        found: list[Entry] = []
+        for position in range(start, start + count * entry_bytes, entry_bytes):
+            tag, kind, length = self.numbers("HH" + self._word, position)
+            value = position + 4 + word_bytes
+            if SIZES.get(kind, 0) * length > word_bytes:
+                (value,) = self.numbers(self._word, value)
+            found.append(Entry(tag, kind, length, value))
+        return found, int(following)
+
+    def fields(self, start: int, wanted: frozenset[int] | None = None, depth: int = 0) -> tuple[Field, ...]:
+        """The fields of a directory and of those below it, as far as they can be read.
+
+        Args:
+            start: where it is.
+            wanted: the tags to take, None for all.
+            depth: how many directories are above it.
+        """
+        found: dict[int, Field] = {}
+        for entry in self.entries(start)[0]:
+            if entry.tag in found or (wanted is not None and entry.tag not in wanted):
+                continue
+            if copied := self._copied(entry, depth):
+                found[entry.tag] = copied
+        return tuple(found.values())
+
+    def _copied(self, entry: Entry, depth: int) -> Field | None:
+        length = entry.end - entry.position
+        if not 0 < length <= self._budget or entry.end > len(self.data):
+            return None
+        self._budget -= length
+        if entry.tag in _POINTERS:
+            return self._followed(entry, depth)
+        data = _in_order(self.data[entry.position : entry.end], entry.kind, is_big_endian=self.is_big_endian)
+        return Field(entry.tag, entry.kind, entry.values, data)
+
+    def _followed(self, entry: Entry, depth: int) -> Field | None:
+        if depth > 1 or entry.values != 1 or entry.kind not in (_LONG, 13, 18):
+            return None
+        (start,) = self.numbers("Q" if SIZES[entry.kind] == 8 else "L", entry.position)  # noqa: PLR2004
+        try:
+            inner = self.fields(start, depth=depth + 1)
+        except struct.error:
+            return None
+        return Field(entry.tag, _LONG, 1, b"", inner) if inner else None
+
+
+def _laid_out(
+    fields: Iterable[Field], start: int, *, is_big_endian: bool, others: dict[int, bytes], following: int = 0
+) -> bytes:
+    """A directory and its values as they stand at `start`, entries in the order of their tags (TIFF 6.0, 2).
+
+    Args:
+        fields: what goes in.
+        start: the position in the file.
+        is_big_endian: the byte order of the file.
+        others: entries that are in the file already, by tag.
+        following: where the next directory is.
+    """
+    order = ">" if is_big_endian else "<"
+    entries, area = dict(others), bytearray()
+    fresh = [one for one in fields if one.tag not in others]
+    values = start + 2 + 12 * (len(entries) + len(fresh)) + 4
+    for one in fresh:
+        place = values + len(area)
+        data = _in_order(one.data, one.kind, is_big_endian=is_big_endian)
+        if one.inner:
+            area += _laid_out(one.inner, place, is_big_endian=is_big_endian, others={})
+        elif len(data) > 4:  # noqa: PLR2004 - the room in an entry
+            area += data
+        else:
+            place = -1
+        value = data.ljust(4, b"\0") if place < 0 else struct.pack(order + "L", place)
+        entries[one.tag] = struct.pack(order + "HHL", one.tag, one.kind, one.count) + value
+        area += bytes(len(area) % 2)
+    body = b"".join(entries[tag] for tag in sorted(entries))
+    return struct.pack(order + "H", len(entries)) + body + struct.pack(order + "L", following) + bytes(area)
+
+
+def exif_from(fields: tuple[Field, ...]) -> bytes:
+    """An EXIF structure of these fields; empty when there are none."""
+    if not fields:
+        return b""
+    return _HEADER + _laid_out(fields, len(_HEADER), is_big_endian=False, others={})
+
+
+def with_fields(tiff: bytes, pages: list[tuple[Field, ...]]) -> bytes:
+    """A TIFF with more fields in its pages' directories, which are written again at its end.
+
+    Args:
+        tiff: a file of our own making, not a BigTIFF.
+        pages: for each page the fields to add.
+    """
+    file = bytearray(tiff)
+    reader = Reader(tiff)
+    order = ">" if reader.is_big_endian else "<"
+    link, start = 4, reader.first
+    for fields in pages:
+        (count,) = reader.numbers("H", start)
+        entries = [tiff[at : at + 12] for at in range(start + 2, start + 2 + 12 * count, 12)]
+        others = {
+            reader.numbers("H", start + 2 + 12 * index)[0]: entry for index, entry in enumerate(entries)
+        }
+        (following,) = reader.numbers("L", start + 2 + 12 * count)
+        file += bytes(len(file) % 2)
+        fresh = len(file)
+        file += _laid_out(
+            fields, fresh, is_big_endian=reader.is_big_endian, others=others, following=following
+        )
+        struct.pack_into(order + "L", file, link, fresh)
+        link = fresh + 2 + 12 * len(others.keys() | {one.tag for one in fields})
+        start = following
+    return bytes(file)
