@@ -53,7 +53,7 @@ def _workers() -> int:
 
 # --- what runs -----------------------------------------------------------------------------------------
 
-# The worker builds the app itself; gunicorn wants a name all the same, and another worker class uses it.
+# The worker builds the app itself, from what the arbiter gives it; gunicorn wants a name all the same.
 wsgi_app = "server.app:get_app()"
 
 worker_class = "server.gateway.Worker"
@@ -95,6 +95,12 @@ logger_class = logs.gunicorn_logger(_settings.log_format)
 
 
 # --- the life of a worker ------------------------------------------------------------------------------
+
+
+def on_starting(server: "Arbiter") -> None:
+    """Refuse a worker class that could not be a member of the cluster."""
+    if server.worker_class.__module__ != "server.gateway":
+        sys.exit("flipcluster: the cluster needs its own worker class; leave out -k (--worker-class)")
 
 
 def when_ready(server: "Arbiter") -> None:

@@ -36,7 +36,7 @@ class Protocol(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
         if self._closed:  # the client left, and the app took the hint and answered nothing
             return
         exchange = Exchange(status=status)
-        is_ours = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        is_ours = status == HTTPStatus.INTERNAL_SERVER_ERROR
         detail = OUR_FAULT if is_ours else f"{message}. Send a valid HTTP/1.1 request."
         problem = Problem.of_status(HTTPStatus(status), detail)
         body = problem.render(exchange.request_id)
@@ -53,6 +53,7 @@ class Protocol(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
         ]
         self._safe_write(b"\r\n".join([*lines, b"", b""]) + body)
         exchange.bytes_out = len(body)
+        exchange.count_on(self.worker.membership.row)
         log_exchange(exchange, method="-", path="-")
 
     def _close_transport(self) -> None:

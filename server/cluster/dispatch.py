@@ -93,7 +93,12 @@ class Dispatcher:
         if not message:
             return None
         file = FileIO(files[0]) if files else None
-        outcome = decode_outcome(message)
+        try:
+            outcome = decode_outcome(message)
+        except ValueError as error:  # our own bug, or an engine that a picture has taken over
+            if file is not None:
+                file.close()
+            raise EngineBug(str(error)) from error
         if isinstance(outcome, Done):
             started_us = job.sent_us + outcome.spent.queue
             log.debug(
@@ -121,7 +126,7 @@ class Dispatcher:
             if outcome.error is not None:
                 outcome.error.engine_pid = outcome.engine_pid
                 raise outcome.error
-            raise EngineBug(outcome.traceback)
+            raise EngineBug(outcome.traceback or "an engine refused a picture and gave no reason")
         if file is None:
             raise EngineBug("an engine reported a picture and sent none")
         self._row.count_job(outcome.spent.service_us)

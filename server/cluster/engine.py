@@ -14,9 +14,11 @@ import sys
 import traceback
 from collections import Counter
 from io import FileIO
+from typing import cast
 
 from server.cluster.work import Done, Job, Refused, Spent, memory_file, now_us, receive, send
 from server.errors import ImageError
+from server.imaging.codec import Source
 from server.imaging.pipeline import Stage, process
 
 #: Signals that are meant for the arbiter and its workers, but reach everybody when a terminal or a
@@ -45,12 +47,13 @@ def _transform(job: Job, upload: int, sink: FileIO) -> Done | Refused:
         # An empty mapping is an error, and an empty picture is refused by its name.
         source = mmap.mmap(upload, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
         with source:
-            result = process(source, sink, job.recipe, job.limits, laps)
+            result = process(cast("Source", source), sink, job.recipe, job.limits, laps)
     except ImageError as refusal:
         return Refused(os.getpid(), error=refusal)
     except Exception:  # noqa: BLE001 our own bug: it costs this request, not the engine
         return Refused(os.getpid(), traceback=traceback.format_exc())
-    return Done(result, Spent(queue=queue_us, **laps.spent), os.getpid())
+    spent = Spent(queue_us, laps.spent["decode"], laps.spent["transform"], laps.spent["encode"])
+    return Done(result, spent, os.getpid())
 
 
 def _serve_one(work: socket.socket) -> None:

@@ -11,13 +11,14 @@ import json
 import os
 import socket
 import time
+from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from io import FileIO
 from typing import Any, Self
 
 from server import errors
-from server.imaging.codec import Format
+from server.imaging.codec import CODECS, Format
 from server.imaging.operations import Operation
 from server.imaging.pipeline import Limits, Recipe, Result
 
@@ -26,6 +27,11 @@ MESSAGE_BYTES = 65536
 
 _PICTURE_ERRORS = {cls.__name__: cls for cls in (errors.UnsupportedImage, errors.DamagedImage,
                                                   errors.TooManyPixels, errors.TooManyFrames)}  # fmt: skip
+
+_PATHS = {path: path for path in ("lossless", "pixels")}
+
+#: How much of a traceback is sent: in JSON one character may take twelve bytes.
+_TRACEBACK_CHARACTERS = 5000
 
 
 def memory_file(name: str) -> FileIO:
@@ -110,30 +116,64 @@ class Refused:
     traceback: str | None = None
 
     def encode(self) -> bytes:
-        """Write the outcome as a message."""
-        fields: dict[str, Any] = {"engine_pid": self.engine_pid, "traceback": self.traceback}
+        """Write the outcome as a message; of a long traceback the end, which names the cause."""
+        traceback = self.traceback and self.traceback[-_TRACEBACK_CHARACTERS:]
+        fields: dict[str, Any] = {"engine_pid": self.engine_pid, "traceback": traceback}
         if self.error is not None:
             fields |= {"error": type(self.error).__name__, "detail": self.error.detail}
-        return json.dumps({"refused": fields}).encode()[:MESSAGE_BYTES]
+        return json.dumps({"refused": fields}).encode()
 
 
 def decode_outcome(message: bytes) -> Done | Refused:
     """Read what an engine answered.
 
-    JSON and a closed list of error names: an engine that a hostile picture has taken over can lie about
-    a picture, and do nothing more to its worker.
+    JSON, a closed list of error names, and every value checked: an engine that a hostile picture has taken
+    over can lie about a picture, and do nothing more to its worker.
+
+    Raises:
+        ValueError: the message makes no sense.
     """
-    fields = json.loads(message)
+    try:
+        return _read_outcome(json.loads(message))
+    except (AttributeError, LookupError, RecursionError, TypeError) as error:
+        raise ValueError(f"an engine's answer makes no sense: {error!r}") from None
+
+
+def _read_outcome(fields: dict[str, Any]) -> Done | Refused:
     if done := fields.get("done"):
-        result = done["result"] | {"format": Format(done["result"]["format"])}
-        return Done(Result(**result), Spent(**done["spent"]), int(done["engine_pid"]))
+        result, spent = done["result"], done["spent"]
+        form = Format(result["format"])
+        return Done(
+            Result(
+                format=form,
+                media_type=CODECS[form].media_type,  # it becomes a header: not for an engine to choose
+                width=_count(result["width"]),
+                height=_count(result["height"]),
+                frames=_count(result["frames"]),
+                path=_PATHS[result["path"]],
+            ),
+            Spent(**{stage: _count(spent[stage]) for stage in ("queue", "decode", "transform", "encode")}),
+            _count(done["engine_pid"]),
+        )
     refused = fields["refused"]
     error = _PICTURE_ERRORS.get(refused.get("error"))
     return Refused(
-        engine_pid=int(refused["engine_pid"]),
-        error=error(refused["detail"]) if error else None,
-        traceback=refused["traceback"],
+        engine_pid=_count(refused["engine_pid"]),
+        error=error(_text(refused["detail"])) if error else None,
+        traceback=None if refused["traceback"] is None else _text(refused["traceback"]),
     )
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:  # what a cell of the scoreboard holds
+        raise ValueError(f"no count: {value!r}")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"no text: {value!r}")  # noqa: TRY004 a message is wrong, not a call
+    return value
 
 
 class WorkSocket:
@@ -166,5 +206,11 @@ def receive(from_: socket.socket, max_files: int) -> tuple[bytes, list[int]]:
     Raises:
         BlockingIOError: nothing is there.
     """
-    message, files, _, _ = socket.recv_fds(from_, MESSAGE_BYTES, max_files, socket.MSG_CMSG_CLOEXEC)
-    return message, files
+    # Not socket.recv_fds: it forgets its flags (CPython 3.11).
+    numbers = array("i")
+    room = socket.CMSG_LEN(max_files * numbers.itemsize)
+    message, ancillary, _, _ = from_.recvmsg(MESSAGE_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+    return message, list(numbers)

@@ -40,6 +40,10 @@ class Exchange:
         """Seconds since the headers were read."""
         return time.perf_counter() - self.started_s
 
+    def count_on(self, row: Row) -> None:
+        """Count it among a worker's requests."""
+        row.count_request(self.status, self.elapsed_s, self.bytes_in, self.bytes_out)
+
 
 Message = dict[str, Any]
 Scope = dict[str, Any]
@@ -102,9 +106,7 @@ class Envelope:
             exchange.status = CLIENT_GONE
             raise
         finally:
-            self._row.count_request(
-                exchange.status, exchange.elapsed_s, exchange.bytes_in, exchange.bytes_out
-            )
+            exchange.count_on(self._row)
             log_exchange(exchange, scope["method"], scope["path"])
 
 

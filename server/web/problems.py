@@ -39,6 +39,13 @@ _FRAMEWORK_DETAILS = {
     HTTPStatus.INTERNAL_SERVER_ERROR: OUR_FAULT,
 }
 
+#: The words of RFC 9110 where Python before 3.13 has older ones; a type must not depend on the interpreter.
+_PHRASES = {
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "Content Too Large",
+    HTTPStatus.REQUEST_URI_TOO_LONG: "URI Too Long",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "Unprocessable Content",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -65,7 +72,8 @@ class Problem:
     @classmethod
     def of_status(cls, status: HTTPStatus, detail: str) -> Self:
         """Make a problem of a bare status, for failures that the framework or the server finds."""
-        return cls(status, status.phrase.lower().replace(" ", "-"), status.phrase, detail)
+        phrase = _PHRASES.get(status, status.phrase)
+        return cls(status, phrase.lower().replace(" ", "-"), phrase, detail)
 
     def render(self, request_id: str) -> bytes:
         """Write the document; the log can be searched by `request_id`."""
@@ -100,8 +108,10 @@ async def _answer_framework_error(
 ) -> None:
     status = HTTPStatus(error.status_code)
     headers = dict(error.headers or {})
-    template = _FRAMEWORK_DETAILS.get(status, error.description or "Correct the request and send it again.")
-    detail = template.format(method=req.method, allow=headers.get("Allow", ""))
+    if template := _FRAMEWORK_DETAILS.get(status):
+        detail = template.format(method=req.method, allow=headers.get("Allow", ""))
+    else:  # the framework's sentence may quote the caller: it is no template
+        detail = error.description or "Correct the request and send it again."
     _write(req, resp, Problem.of_status(status, detail), headers)
 
 

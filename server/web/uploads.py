@@ -8,11 +8,14 @@ from pathlib import Path
 import falcon
 from falcon.asgi import Request
 from falcon.asgi.multipart import BodyPart, MultipartForm
+from falcon.media import MultipartFormHandler
 
 from server.cluster.work import memory_file
 from server.errors import MalformedMultipart, UploadTooLarge, UploadTooSlow
 
 _ONE_FILE = "Send one file part named `image`, as `curl -F image=@photo.jpg` does, or the image as the body."
+
+_FORMS = MultipartFormHandler()
 
 
 class Uploads:
@@ -60,12 +63,17 @@ class Uploads:
     async def _read_form(self, req: Request, upload: FileIO) -> None:
         parts = 0
         try:
-            form: MultipartForm = await req.get_media()
+            # Not req.get_media(): it compares the media type with upper and lower case told apart.
+            form: MultipartForm = await _FORMS.deserialize_async(
+                req.stream, req.content_type, req.content_length
+            )
             async for part in form:
                 parts += 1
                 await self._read_part(part, parts, upload)
         except (falcon.MediaMalformedError, falcon.HTTPInvalidHeader) as error:
             raise MalformedMultipart(f"{error.description or error.title}. {_ONE_FILE}") from None
+        except UnicodeDecodeError:
+            raise MalformedMultipart(f"The header of a part is not in UTF-8. {_ONE_FILE}") from None
         if parts == 0:
             raise MalformedMultipart(f"The form has no part. {_ONE_FILE}")
 
@@ -91,4 +99,5 @@ class Uploads:
 
 
 def _is_multipart(req: Request) -> bool:
-    return (req.content_type or "").lower().startswith("multipart/form-data")
+    media_type, _, _ = (req.content_type or "").partition(";")
+    return media_type.strip().lower() == "multipart/form-data"

@@ -98,20 +98,7 @@ def test_every_section_carries_the_type_that_is_sent() -> None:
         assert json.loads(problem.render("id"))["type"] == section.type
 
 
-@pytest.mark.parametrize(
-    "slug",
-    [
-        pytest.param(
-            slug,
-            marks=pytest.mark.xfail(
-                slug == "uri-too-long" and sys.version_info < (3, 13),
-                reason="the type of a bare status is taken from the phrase, which changed in Python 3.13",
-                strict=True,
-            ),
-        )
-        for slug in sorted(sections().keys() - problems_of_the_service().keys())
-    ],
-)
+@pytest.mark.parametrize("slug", sorted(sections().keys() - problems_of_the_service().keys()))
 def test_a_section_of_the_framework_s_or_the_server_s_own_problems_is_what_they_send(slug: str) -> None:
     section = sections()[slug]
     problem = Problem.of_status(HTTPStatus(section.status), "What to do next.")
