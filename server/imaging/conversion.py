@@ -1,6 +1,7 @@
 """Turned frames into another format: one picture, or every frame with its duration."""
 
 import struct
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -91,7 +92,9 @@ class Target:
 
 def _profile(image: Image.Image, *, strip: bool) -> bytes:
     """The colour profile if it still describes these pixels (ICC.1:2022, 7.2.6)."""
-    icc = image.info.get("icc_profile") or b""
+    icc = image.info.get("icc_profile")
+    if not isinstance(icc, bytes):  # a TIFF may give it any type
+        return b""
     fits = image.mode in _ICC_SPACES.get(icc[16:20], ())
     return kept_icc(icc, strip=strip) if fits else b""
 
@@ -134,10 +137,10 @@ def _to_jpeg(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
 
 
 def _rounded(dpi: tuple[float, float] | None) -> tuple[int, int]:
-    """Dots per inch in the sixteen bits that JPEG has for them; zero for unknown."""
+    """Dots per inch as JPEG has them: whole, and zero for unknown."""
     if dpi is None:
         return (0, 0)
-    return (min(65535, max(0, round(dpi[0]))), min(65535, max(0, round(dpi[1]))))
+    return (round(dpi[0]), round(dpi[1]))
 
 
 def _to_bmp(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
@@ -283,10 +286,22 @@ def _to_avif(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
         "max_threads": 1,  # the other cores are for others
         "icc_profile": _profile(first, strip=beside.strip),
         "xmp": beside.xmp,
-        "exif": without_orientation(beside.exif) if beside.exif else b"",
+        "exif": _exif_for_avif(beside.exif),
     }
     several = {"save_all": True, "append_images": images[1:], "duration": durations} if images[1:] else {}
     first.save(sink, "AVIF", **settings, **several, **target.settings)
+
+
+def _exif_for_avif(exif: bytes) -> bytes:
+    """EXIF that Pillow will pass on untouched: it looks for an orientation, which it would write again."""
+    exif = without_orientation(exif)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            Image.Exif().load(exif)
+    except Exception:  # noqa: BLE001 - whatever its reader makes of odd fields, the picture is worth more
+        return b""
+    return exif
 
 
 def _as_it_is(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
@@ -295,6 +310,8 @@ def _as_it_is(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
     settings = dict(target.settings)
     if comment := image.info.get("comment"):
         settings["comment"] = comment
+    if len(image.getbands()) < 3:  # noqa: PLR2004 - no colours to transform
+        settings.pop("mct", None)
     image.save(sink, CODECS[target.form].pillow, **settings)
 
 

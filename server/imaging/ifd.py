@@ -207,7 +207,7 @@ def exif_from(fields: tuple[Field, ...]) -> bytes:
     return _HEADER + _laid_out(fields, len(_HEADER), is_big_endian=False, others={})
 
 
-def with_fields(tiff: bytes, pages: list[tuple[Field, ...]]) -> bytes:
+def with_fields(tiff: bytes, pages: list[tuple[Field, ...]]) -> bytearray:
     """A TIFF with more fields in its pages' directories, which are written again at its end.
 
     Args:
@@ -233,4 +233,4 @@ def with_fields(tiff: bytes, pages: list[tuple[Field, ...]]) -> bytes:
         struct.pack_into(order + "L", file, link, fresh)
         link = fresh + 2 + 12 * len(others.keys() | {one.tag for one in fields})
         start = following
-    return bytes(file)
+    return file

@@ -45,6 +45,7 @@ __all__ = ["OUTPUT_FORMATS", "Format", "Limits", "Operation", "Recipe", "Result"
 Stage = Literal["decode", "transform", "encode"]
 
 _NO_BLEND = 0x02
+_MAX_DPI = 65535
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,10 +291,10 @@ def _tiff(job: _Job) -> Result:
     pages: list[TiffPage] = []
     transpose = compose(1, job.recipe.operation)  # Pillow has already turned each page upright
     with decoding(Format.TIFF):
-        count = tiff.check_tiff(job.data, job.limits)
+        stored = tiff.check_tiff(job.data, job.limits)
         image = cast("TiffImageFile", open_image(Format.TIFF, job.source))
-        fields = [()] * count if job.recipe.strip else tiff.descriptions(job.data, count)
-    for index in range(count):
+        described = [()] * len(stored) if job.recipe.strip else tiff.descriptions(job.data, len(stored))
+    for index, page in enumerate(stored):
         with decoding(Format.TIFF):
             image.seek(index)
             _load_page(image)
@@ -302,13 +303,12 @@ def _tiff(job: _Job) -> Result:
         job.lap("decode")
         turned = job.turn(image, transpose)
         with decoding(Format.TIFF):
-            settings = tiff.page_settings(
-                image, turned, transpose, strip=job.recipe.strip, quality=job.recipe.quality
-            )
-        pages.append(TiffPage(turned.copy() if turned is image else turned, settings, fields[index]))
+            settings = tiff.page_settings(image, turned, strip=job.recipe.strip, quality=job.recipe.quality)
+        fields = tiff.turned_fields(described[index], compose(page.orientation, job.recipe.operation))
+        pages.append(TiffPage(turned.copy() if turned is image else turned, settings, fields))
     write_pages(job.sink, pages)
     job.lap("encode")
-    return job.result(pages[0].image.size, count)
+    return job.result(pages[0].image.size, len(pages))
 
 
 def _load_page(image: TiffImageFile) -> None:
@@ -326,13 +326,14 @@ def _too_deep(form: Format) -> UnsupportedImage:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Head:
     """What a header tells before decoding.
 
     Args:
         frames: how many frames can be drawn.
         orientation: of the stored pixels, 1 where Pillow or the container has dealt with it.
+        applied: the orientation that Pillow applies when it decodes; the resolution still needs it.
         exif, xmp: as stored.
         plays: how often an animation runs, 0 for ever; None for ask Pillow.
         animation: what Pillow would show wrongly, to be shown by us.
@@ -341,6 +342,7 @@ class _Head:
 
     frames: int = 1
     orientation: int = 1
+    applied: int = 1
     exif: bytes = b""
     xmp: bytes = b""
     plays: int | None = 0
@@ -359,21 +361,28 @@ def _png_head(job: _Job) -> _Head:
     exif = stored.find(b"eXIf")
     animation = stored if stored.frames else None
     frames = max(1, len(stored.frames))
-    return _Head(frames, orientation_of(exif), exif, plays=stored.plays, animation=animation)
+    return _Head(
+        frames=frames, orientation=orientation_of(exif), exif=exif, plays=stored.plays, animation=animation
+    )
 
 
 def _gif_head(job: _Job) -> _Head:
-    return _Head(len(gif.read_gif(job.data, job.limits).frames), plays=None)
+    return _Head(frames=len(gif.read_gif(job.data, job.limits).frames), plays=None)
 
 
 def _webp_head(job: _Job) -> _Head:
     stored = webp.read_webp(job.data, job.limits)
-    return _Head(len(stored.frames), orientation_of(stored.exif), stored.exif, stored.xmp, stored.loops or 0)
+    return _Head(
+        frames=len(stored.frames),
+        orientation=orientation_of(stored.exif),
+        exif=stored.exif,
+        xmp=stored.xmp,
+        plays=stored.loops or 0,
+    )
 
 
 def _tiff_head(job: _Job) -> _Head:
-    tiff.check_tiff(job.data, job.limits)
-    return _Head()
+    return _Head(applied=tiff.check_tiff(job.data, job.limits)[0].orientation)
 
 
 def _other_head(job: _Job) -> _Head:
@@ -384,7 +393,7 @@ def _other_head(job: _Job) -> _Head:
     exif = image.info.get("exif", b"")
     stills.check_rows(job.form, image, job.data)
     is_deep = stills.is_deep(job.form, image, job.data)
-    return _Head(frames, orientation_of(exif), exif, is_deep=is_deep)
+    return _Head(frames=frames, orientation=orientation_of(exif), exif=exif, is_deep=is_deep)
 
 
 _HEADS: dict[Format, Callable[[_Job], _Head]] = {
@@ -450,7 +459,7 @@ def _redraw(job: _Job) -> Result:
     target = Target(
         form=job.target,
         quality=job.recipe.quality,
-        attachments=_attachments(job, head, first.image, transpose),
+        attachments=_attachments(job, head, first.image),
         source=job.form,
         frames=count,
         plays=_plays(first.image, head),
@@ -469,18 +478,30 @@ def _plays(image: Image.Image, head: _Head) -> int:
     return 1 if repetitions is None else repetitions and repetitions + 1
 
 
-def _attachments(job: _Job, head: _Head, image: Image.Image, transpose: Transpose | None) -> Attachments:
+def _attachments(job: _Job, head: _Head, image: Image.Image) -> Attachments:
     """What the result carries beside its pixels."""
     if job.recipe.strip:
         return Attachments(strip=True)
-    exif, xmp = head.exif, head.xmp or image.info.get("xmp") or b""
+    exif, xmp = head.exif, head.xmp or image.info.get("xmp")
+    if not isinstance(xmp, bytes):  # a TIFF may give it any type
+        xmp = b""
     if isinstance(image, TiffImageFile):
         with decoding(job.form):
             exif = ifd.exif_from(*tiff.descriptions(job.data))
-    dpi = image.info.get("dpi")
-    if dpi is not None and swaps_axes(transpose):
+    stored = head.orientation if head.applied == 1 else head.applied
+    dpi = _sound_dpi(image.info.get("dpi"))
+    if dpi is not None and swaps_axes(compose(stored, job.recipe.operation)):
         dpi = (dpi[1], dpi[0])
     return Attachments(exif=upright_exif(exif), xmp=upright_xmp(xmp), dpi=dpi)
+
+
+def _sound_dpi(dpi: object) -> tuple[float, float] | None:
+    """A resolution that every format can say; files claim all sorts of numbers, and some that are none."""
+    try:
+        horizontal, vertical = (float(number) for number in dpi)  # type: ignore[attr-defined]
+    except (TypeError, ValueError, ArithmeticError):
+        return None
+    return (horizontal, vertical) if 0 < horizontal < _MAX_DPI and 0 < vertical < _MAX_DPI else None
 
 
 _SAME_FORMAT: dict[Format, Callable[[_Job], Result]] = {

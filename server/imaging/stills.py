@@ -97,7 +97,7 @@ def kept_settings(form: Format, data: Data) -> dict[str, Any]:
     if form is Format.JPEG2000:
         # T.800, A.6.1: Lcod, Scod, progression, layers, multiple component transform
         coding = data.find(b"\xff\x52", data.find(_J2K_START, 0))
-        return {"irreversible": False, "mct": data[coding + 8]}
+        return {"irreversible": False, "mct": int(data[coding + 8] == 1)}
     return {}
 
 

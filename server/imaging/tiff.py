@@ -21,6 +21,7 @@ from server.imaging.operations import swaps_axes
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _STRIP_OFFSETS, _STRIP_COUNTS, _TILE_OFFSETS, _TILE_COUNTS = 273, 279, 324, 325
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
+_ORIENTATION = 274
 _PREDICTOR, _JPEG_TABLES, _XMP, _PHOTOSHOP = 317, 347, 700, 34377
 
 #: Fields that describe the picture and not how it is stored (TIFF 6.0, section 8; EXIF 2.32, 4.6.4):
@@ -29,7 +30,7 @@ _PREDICTOR, _JPEG_TABLES, _XMP, _PHOTOSHOP = 317, 347, 700, 34377
 _DESCRIPTIVE = frozenset(
     {
         *(254, 269, 270, 271, 272, 285, 297, 305, 306, 315, 316, 18246, 18249, 33432, 33723),
-        *(_PHOTOSHOP, _XMP, ifd.EXIF, ifd.GPS),
+        *(_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _PHOTOSHOP, _XMP, ifd.EXIF, ifd.GPS),
     },
 )
 
@@ -41,8 +42,8 @@ _PREDICTABLE = frozenset({"tiff_lzw", "tiff_adobe_deflate", "zstd"})
 _JPEG_MODES = frozenset({"L", "RGB", "CMYK", "YCbCr"})
 
 _NUMBERS = {1: "B", 3: "H", 4: "L", 13: "L", 16: "Q"}
-_COSTS = frozenset(
-    {_WIDTH, _HEIGHT, _COMPRESSION, _STRIP_OFFSETS, _STRIP_COUNTS, _TILE_OFFSETS, _TILE_COUNTS}
+_ABOUT = frozenset(
+    {_WIDTH, _HEIGHT, _COMPRESSION, _ORIENTATION, _STRIP_OFFSETS, _STRIP_COUNTS, _TILE_OFFSETS, _TILE_COUNTS}
 )
 _OLD_JPEG = 6
 
@@ -55,11 +56,13 @@ class Page:
         size: in pixels, as stored.
         ends: where each strip or tile ends in the file, by its own fields.
         compression: TIFF's number for it.
+        orientation: as in EXIF, 1 to 8; Pillow applies it when it decodes.
     """
 
     size: tuple[int, int]
     ends: tuple[int, ...]
     compression: int
+    orientation: int
 
 
 def _pages(data: Data) -> Iterator[Page]:
@@ -78,7 +81,7 @@ def _pages(data: Data) -> Iterator[Page]:
         fields = {
             entry.tag: reader.numbers(f"{entry.values}{_NUMBERS[entry.kind]}", entry.position)
             for entry in reversed(entries)  # the first of equals counts
-            if entry.tag in _COSTS and entry.kind in _NUMBERS
+            if entry.tag in _ABOUT and entry.kind in _NUMBERS
         }
         if not fields.get(_WIDTH) or not fields.get(_HEIGHT):
             raise damaged(Format.TIFF, "a page has no size")
@@ -88,23 +91,25 @@ def _pages(data: Data) -> Iterator[Page]:
             size=(fields[_WIDTH][0], fields[_HEIGHT][0]),
             ends=tuple(offset + count for offset, count in zip(offsets, counts, strict=False)),
             compression=fields.get(_COMPRESSION, (1,))[0],
+            orientation=fields.get(_ORIENTATION, (1,))[0],
         )
 
 
-def check_tiff(data: Data, limits: Limits) -> int:
+def check_tiff(data: Data, limits: Limits) -> tuple[Page, ...]:
     """Read the directories and check every page; decodes no pixels.
 
     Returns:
-        The number of pages.
+        The pages.
 
     Raises:
         DamagedImage: a directory, a field or a strip lies past the end.
         TooManyPixels, TooManyFrames: outside the limits, each page for itself and all together.
     """
-    pages = total = 0
+    pages: list[Page] = []
+    total = 0
     for page in _pages(data):
-        pages += 1
-        limits.check_frames(pages)
+        pages.append(page)
+        limits.check_frames(len(pages))
         limits.check_size(*page.size)
         total += page.size[0] * page.size[1]
         limits.check_total(total)
@@ -113,7 +118,7 @@ def check_tiff(data: Data, limits: Limits) -> int:
             raise damaged(Format.TIFF, "it is cut off")
     if not pages:
         raise damaged(Format.TIFF, "it has no page")
-    return pages
+    return tuple(pages)
 
 
 def is_deep(image: TiffImageFile) -> bool:
@@ -125,7 +130,6 @@ def is_deep(image: TiffImageFile) -> bool:
 def page_settings(
     image: TiffImageFile,
     turned: Image.Image,
-    transpose: Transpose | None,
     *,
     strip: bool,
     quality: int | None,
@@ -135,8 +139,7 @@ def page_settings(
     Args:
         image: the page as Pillow opened it, already decoded.
         turned: what will be written.
-        transpose: the turn between the two as seen; Pillow has applied the page's own orientation.
-        strip: drop what describes the picture.
+        strip: drop the colour profile if it is sRGB.
         quality: 1 to 100 for JPEG-compressed pages; None for the source's own.
     """
     compression = str(image.info.get("compression", "raw"))
@@ -148,23 +151,13 @@ def page_settings(
     tags = ImageFileDirectory_v2(prefix=b"MM" if turned.mode == "I;16B" else b"II")
     if compression in _PREDICTABLE and image.tag_v2.get(_PREDICTOR, 1) == 2 and turned.mode != "F":  # noqa: PLR2004
         tags[_PREDICTOR] = 2
-    if not strip:
-        _copy_resolution(image, tags, is_turned=swaps_axes(transpose))
     settings: dict[str, Any] = {"tiffinfo": tags, "compression": compression, "icc_profile": b""}
-    if icc := kept_icc(image.info.get("icc_profile") or b"", strip=strip):
-        settings["icc_profile"] = icc
+    icc = image.info.get("icc_profile")
+    if isinstance(icc, bytes):  # a file may give it any type
+        settings["icc_profile"] = kept_icc(icc, strip=strip)
     if compression == "jpeg":
         settings["quality"] = quality or _jpeg_quality(image)
     return settings
-
-
-def _copy_resolution(image: TiffImageFile, tags: ImageFileDirectory_v2, *, is_turned: bool) -> None:
-    source = image.tag_v2
-    fields = [_X_RESOLUTION, _Y_RESOLUTION]
-    if all(field in source for field in fields):
-        for field, other in zip(fields, reversed(fields) if is_turned else fields, strict=True):
-            tags[field] = source[other]
-        tags[_RESOLUTION_UNIT] = source.get(_RESOLUTION_UNIT, 2)
 
 
 def _jpeg_quality(image: TiffImageFile) -> int:
@@ -198,8 +191,21 @@ def descriptions(structure: Data, pages: int = 1) -> list[tuple[ifd.Field, ...]]
     return found + [()] * (pages - len(found))
 
 
+def turned_fields(fields: tuple[ifd.Field, ...], transpose: Transpose | None) -> tuple[ifd.Field, ...]:
+    """The fields for the turned page: the two resolutions change places when the axes do.
+
+    Args:
+        fields: of the page as stored.
+        transpose: the turn from the stored pixels to the result.
+    """
+    if not swaps_axes(transpose):
+        return fields
+    other = {_X_RESOLUTION: _Y_RESOLUTION, _Y_RESOLUTION: _X_RESOLUTION}
+    return tuple(replace(field, tag=other.get(field.tag, field.tag)) for field in fields)
+
+
 def _as_turned(field: ifd.Field) -> ifd.Field:
-    """A field as it must be beside the turned pixels."""
+    """A field as it must be beside turned pixels, whichever way they are turned."""
     if field.tag == _XMP:
         return replace(field, data=upright_xmp(field.data))
     if field.tag == _PHOTOSHOP:
