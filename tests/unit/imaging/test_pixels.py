@@ -409,6 +409,7 @@ def test_xmp_that_repeats_the_orientation_does_not_turn_the_answer_again(contain
     for operation in OPERATIONS:
         ours = processed(data, operation)
         assert b'dc:x="y"' in ours.data, (container, operation)
+        assert b'tiff:Orientation="6"' not in ours.data, (container, operation)
         assert ours.image.getexif().get(0x0112) in UPRIGHT, (container, operation)
         image = ours.image
         image.load()
