@@ -1,0 +1,226 @@
+"""EXIF, XMP, Photoshop resources and profiles: what is changed in them, and that nothing else is."""
+
+import struct
+from itertools import pairwise
+
+import pytest
+from PIL import Image, ImageCms
+
+from server.imaging.icc import is_srgb, kept_icc
+from server.imaging.ifd import Reader, exif_from
+from server.imaging.metadata import (
+    EXIF_PREFIX,
+    orientation_of,
+    upright_exif,
+    upright_xmp,
+    without_orientation,
+    without_thumbnails,
+)
+
+SHORT, LONG = 3, 4
+MAKE, ORIENTATION = 0x010F, 0x0112
+THUMBNAIL = b"\xff\xd8thumbnail\xff\xd9"
+
+
+def entry(order: str, tag: int, kind: int, value: int) -> bytes:
+    form = "HHLHH" if kind == SHORT else "HHLL"
+    values = (value, 0) if kind == SHORT else (value,)
+    return struct.pack(order + form, tag, kind, 1, *values)
+
+
+def exif(order: str, orientation: int, *, thumbnail: bytes = THUMBNAIL, tail: bytes = b"") -> bytes:
+    """A make that lies outside its entry, an orientation, and a thumbnail in a second directory."""
+    first, second = 8, 60
+    make, picture = 50, 100
+    structure = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "L", first)
+    structure += struct.pack(order + "H", 2)
+    structure += struct.pack(order + "HHLL", MAKE, 2, 6, make)
+    structure += entry(order, ORIENTATION, SHORT, orientation) + struct.pack(order + "L", second)
+    structure = structure.ljust(make, b"\0") + b"Canon\0"
+    structure = structure.ljust(second, b"\0") + struct.pack(order + "H", 2)
+    structure += entry(order, 0x0201, LONG, picture) + entry(order, 0x0202, LONG, len(thumbnail))
+    return structure.ljust(picture, b"\0") + thumbnail + tail
+
+
+ORDERS = pytest.mark.parametrize("order", ["<", ">"])
+
+
+@ORDERS
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_is_found_and_reset_in_both_byte_orders(order: str, orientation: int) -> None:
+    before = exif(order, orientation)
+    assert orientation_of(before) == orientation
+    assert orientation_of(EXIF_PREFIX + before) == orientation
+    assert orientation_of(upright_exif(before)) == 1
+
+
+@ORDERS
+def test_every_byte_but_orientation_thumbnail_and_the_link_to_it_stays(order: str) -> None:
+    before = exif(order, 6, tail=b"maker note")
+    after = upright_exif(before)
+    assert len(after) == len(before)
+    changed = {index for index, (a, b) in enumerate(zip(before, after, strict=True)) if a != b}
+    assert changed <= {30, 31, 34, 35, 36, 37, *range(100, 100 + len(THUMBNAIL))}
+    assert after.endswith(b"maker note")
+    assert b"thumbnail" not in after
+
+
+@ORDERS
+def test_a_thumbnail_at_the_end_is_cut_off(order: str) -> None:
+    assert upright_exif(exif(order, 6)) == upright_exif(exif(order, 6, tail=b"."))[:100]
+
+
+def test_pillow_sees_no_thumbnail_afterwards() -> None:
+    seen = Image.Exif()
+    seen.load(upright_exif(exif("<", 6)))
+    assert seen[MAKE] == "Canon"
+    assert seen.get_ifd(1) == {}
+
+
+def test_an_orientation_outside_its_range_counts_as_upright() -> None:
+    for value in (0, 9, 65535):
+        before = exif(">", value)
+        assert orientation_of(before) == 1
+        assert orientation_of(upright_exif(before)) == 1
+
+
+def test_a_thumbnail_that_claims_to_lie_in_the_directory_destroys_nothing() -> None:
+    before = bytearray(exif("<", 6))
+    before[62 + 8 : 62 + 12] = struct.pack("<L", 8)
+    after = upright_exif(bytes(before))
+    assert after[:8] == before[:8]
+    assert orientation_of(after) == 1
+    assert after[50:56] == b"Canon\0"
+
+
+def test_malformed_exif_is_dropped_whatever_is_wrong_with_it() -> None:
+    whole = exif("<", 6)
+    for broken in (
+        b"",
+        b"II",
+        b"II*\0",
+        b"XX*\0" + whole[4:],
+        whole[:20],
+        b"II*\0\xff\xff\xff\xff" + whole[8:],
+    ):
+        assert upright_exif(broken) == b""
+        assert without_orientation(broken) == b""
+        assert orientation_of(broken) == 1
+
+
+def test_exif_survives_every_cut_and_every_byte() -> None:
+    whole = exif("<", 6)
+    for end in range(len(whole)):
+        upright_exif(whole[:end])
+        without_orientation(whole[:end])
+    for index in range(len(whole)):
+        for value in (0, 1, 255):
+            broken = whole[:index] + bytes([value]) + whole[index + 1 :]
+            assert len(upright_exif(broken)) <= len(whole)
+            without_orientation(broken)
+
+
+@ORDERS
+def test_an_orientation_can_be_taken_out(order: str) -> None:
+    before = upright_exif(exif(order, 6))
+    after = without_orientation(before)
+    assert len(after) == len(before)
+    seen = Image.Exif()
+    seen.load(after)
+    assert dict(seen) == {MAKE: "Canon"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b'<a tiff:Orientation="6"/>', b'<a tiff:Orientation="1"/>'),
+        (b"<a tiff:Orientation='8'/>", b"<a tiff:Orientation='1'/>"),
+        (b"<tiff:Orientation>3</tiff:Orientation>", b"<tiff:Orientation>1</tiff:Orientation>"),
+        (b'<a tiff:Orientation = "5"/>', b'<a tiff:Orientation = "1"/>'),
+        (b'<a tiff:ImageWidth="6"/>', b'<a tiff:ImageWidth="6"/>'),
+    ],
+)
+def test_xmp_says_upright_and_is_as_long_as_before(before: bytes, after: bytes) -> None:
+    assert upright_xmp(before) == after
+
+
+def resource(number: int, name: bytes, data: bytes) -> bytes:
+    pascal = bytes([len(name)]) + name
+    padded = pascal + bytes(len(pascal) % 2)
+    return (
+        b"8BIM"
+        + struct.pack(">H", number)
+        + padded
+        + struct.pack(">L", len(data))
+        + data
+        + bytes(len(data) % 2)
+    )
+
+
+def test_photoshop_loses_its_thumbnails_and_nothing_else() -> None:
+    caption, paths = resource(0x0404, b"", b"caption"), resource(0x07D0, b"path", b"12345678")
+    thumbnails = [resource(0x040C, b"", THUMBNAIL), resource(0x0409, b"old", b"odd")]
+    assert without_thumbnails(caption + thumbnails[0] + paths + thumbnails[1]) == caption + paths
+    for whole in (caption + paths, b"", b"8BIM", b"something else", caption + b"8BIM\x04"):
+        assert without_thumbnails(whole) == whole
+
+
+def srgb() -> bytes:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def test_only_a_profile_with_the_numbers_of_srgb_is_dropped() -> None:
+    assert is_srgb(srgb())
+    assert kept_icc(srgb(), strip=True) == b""
+    assert kept_icc(srgb(), strip=False) == srgb()
+    swapped = srgb().replace(b"rXYZ", b"....").replace(b"bXYZ", b"rXYZ").replace(b"....", b"bXYZ")
+    assert kept_icc(swapped, strip=True) == swapped
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    assert kept_icc(lab, strip=True) == lab
+
+
+def test_a_profile_with_another_tone_curve_is_another_profile() -> None:
+    curve = srgb().index(b"para")
+    linear = srgb()[:curve] + b"para\0\0\0\0\0\0\0\0\0\1\0\0" + srgb()[curve + 16 :]
+    assert not is_srgb(linear)
+
+
+def test_no_profile_can_make_us_fail() -> None:
+    whole = srgb()
+    for end in range(0, len(whole), 3):
+        is_srgb(whole[:end])
+    for index in range(100, len(whole)):
+        for value in (0, 255):
+            is_srgb(whole[:index] + bytes([value]) + whole[index + 1 :])
+
+
+@ORDERS
+def test_fields_are_the_same_when_they_are_written_again(order: str) -> None:
+    source = exif(order, 6)
+    fields = Reader(source).fields(Reader(source).first)
+    seen = Image.Exif()
+    seen.load(exif_from(fields))
+    assert dict(seen) == {MAKE: "Canon", ORIENTATION: 6}
+
+
+def test_fields_that_overlap_do_not_multiply() -> None:
+    """Each of these claims the whole file for itself."""
+    count = 200
+    entries = b"".join(struct.pack("<HHLL", tag, 7, 3000, 0) for tag in range(1, count))
+    bomb = b"II*\0\x08\0\0\0" + struct.pack("<H", count - 1) + entries + bytes(4)
+    bomb = bomb.ljust(4000, b"\0")
+    fields = Reader(bomb).fields(8)
+    assert sum(len(field.data) for field in fields) <= len(bomb)
+
+
+def test_tags_are_written_in_ascending_order() -> None:
+    before = Image.Exif()
+    before[0x9C9B], before[MAKE], before[0x0131] = b"x\0", "Canon", "ours"
+    before.get_ifd(0x8769)[0x9003] = "2020:01:01 00:00:00"
+    source = before.tobytes().removeprefix(EXIF_PREFIX)
+    after = exif_from(Reader(source).fields(Reader(source).first)[::-1])
+    tags = [one.tag for one in Reader(after).entries(8)[0]]
+    assert all(first < second for first, second in pairwise(tags))
+    seen = Image.Exif()
+    seen.load(after)
+    assert seen.get_ifd(0x8769)[0x9003] == "2020:01:01 00:00:00"
