@@ -258,9 +258,11 @@ def huge_headers() -> Iterator[tuple[str, bytes]]:
     yield "BMP", bytes(bmp)
     yield "PPM", b"P6\n65500 65500\n255\n" + bytes(12)
     yield "QOI", struct.pack(">4sIIBB", b"qoif", HUGE, HUGE, 3, 0) + bytes(20)
-    jpeg = bytearray(CONTAINERS["JPEG"])
-    struct.pack_into(">HH", jpeg, jpeg.index(b"\xff\xc0") + 5, HUGE, HUGE)
+    # Gray, and not the largest: a decoder fills what is missing, so a mistake must still fit into memory.
+    jpeg = bytearray(encoded(natural(SIZE, "L"), "JPEG"))
+    struct.pack_into(">HH", jpeg, jpeg.index(b"\xff\xc0") + 5, 20_000, 20_000)
     yield "JPEG", bytes(jpeg)
+    yield "JPEG cut off", bytes(jpeg[: jpeg.index(b"\xff\xda") + 20])
     webp = CONTAINERS["WEBP animation"]
     yield "WEBP", webp[:24] + (16_382).to_bytes(3, "little") * 2 + webp[30:]
     tiff = CONTAINERS["TIFF"]
