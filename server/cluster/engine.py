@@ -14,12 +14,14 @@ import sys
 import traceback
 from collections import Counter
 from io import FileIO
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from server.cluster.work import Done, Job, Refused, Spent, memory_file, now_us, receive, send
 from server.errors import ImageError
-from server.imaging.codec import Source
 from server.imaging.pipeline import Stage, process
+
+if TYPE_CHECKING:
+    from server.imaging.codec import Source
 
 #: Signals that are meant for the arbiter and its workers, but reach everybody when a terminal or a
 #: service manager sends them to the whole group. The worker decides when its engine ends.
