@@ -31,6 +31,9 @@ from server.errors import DamagedImage, ServiceError, TooManyPixels, Unsupported
 # We check the pixels ourselves, from the header and against the caller's limits.
 Image.MAX_IMAGE_PIXELS = None
 
+# One picture is one core's work: the other cores have pictures of their own.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+
 #: A whole file in memory, sliceable and searchable without copying it.
 Data = bytes | mmap.mmap
 

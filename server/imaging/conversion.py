@@ -280,10 +280,12 @@ def _to_avif(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
     for frame in frames:
         images.append(fit(frame.image, Format.AVIF))
         durations.append(round(frame.duration_ms))
+    if len({image.mode for image in images}) > 1:  # one sequence has alpha throughout or not at all
+        mode = "RGBA" if any(image.mode == "RGBA" for image in images) else "RGB"
+        images = [image.convert(mode) for image in images]
     first = images[0]
     settings: dict[str, Any] = {
         "quality": target.quality or _QUALITY[Format.AVIF],
-        "max_threads": 1,  # the other cores are for others
         "icc_profile": _profile(first, strip=beside.strip),
         "xmp": beside.xmp,
         "exif": _exif_for_avif(beside.exif),

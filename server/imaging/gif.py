@@ -1,6 +1,7 @@
 """GIF as stored: every block kept, only the pixels of each frame and what depends on the axes replaced."""
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from PIL import Image
@@ -13,6 +14,7 @@ from server.imaging.operations import Rect, swaps_axes, turned_rect, turned_size
 _IMAGE, _EXTENSION, _TRAILER = 0x2C, 0x21, 0x3B
 _COMMENT, _APPLICATION = 0xFE, 0xFF
 _HAS_TABLE, _IS_INTERLACED = 0x80, 0x40
+_OPAQUE = 255
 
 #: Applications whose blocks change what a person sees: they stay even when metadata is dropped.
 _VISIBLE_APPLICATIONS = (b"NETSCAPE2.0", b"ANIMEXTS1.0", b"ICCRGBG1012")
@@ -242,3 +244,50 @@ def whole_frame(indices: Image.Image, palette: bytes) -> GifFrame:
     code_size, lzw = pack(indices, is_interlaced=False, code_size=bits)
     table = palette.ljust(3 << bits, b"\0")
     return GifFrame(Rect(0, 0, *indices.size), _HAS_TABLE | bits - 1, table, code_size, lzw)
+
+
+_CLEAR_AFTER, _RESTORE_AFTER = 2, 3
+
+
+def shown(gif: Gif) -> Iterator[tuple[Image.Image, float]]:
+    """Every frame of an animation as a person sees it (GIF89a, section 23); call it inside `decoding`.
+
+    As in browsers, what no frame covers and what is cleared is transparent. Pillow fills it with the
+    background colour, which browsers ignore.
+
+    Yields:
+        The whole canvas, in mode RGB when nothing is transparent and in mode RGBA otherwise, and how long it
+        shows, in milliseconds.
+    """
+    canvas = Image.new("RGBA", gif.size)
+    disposal, delay, transparent = 0, 0, None
+    for block in gif.blocks:
+        if isinstance(block, bytes):
+            if block[:3] == b"!\xf9\x04":
+                flags, delay, index = struct.unpack_from("<BHB", block, 3)
+                disposal, transparent = flags >> 2 & 7, index if flags & 1 else None
+            continue
+        x, y, width, height = block.rect
+        before = canvas.copy()
+        patch = _coloured(block, block.palette or gif.palette, transparent)
+        canvas.paste(patch, (x, y), patch)
+        is_opaque = canvas.getchannel("A").getextrema() == (_OPAQUE, _OPAQUE)
+        yield canvas.convert("RGB" if is_opaque else "RGBA"), delay * 10
+        if disposal == _RESTORE_AFTER:
+            canvas = before
+        elif disposal == _CLEAR_AFTER:
+            canvas.paste((0, 0, 0, 0), (x, y, x + width, y + height))
+        disposal, delay, transparent = 0, 0, None
+
+
+def _coloured(frame: GifFrame, palette: bytes, transparent: int | None) -> Image.Image:
+    """One frame in mode RGBA. Without any colour table the indices are levels of gray."""
+    indices = unpack(frame)
+    colours = palette or bytes(level for level in range(_OPAQUE + 1) for _ in range(3))
+    alphas = bytearray([_OPAQUE]) * (_OPAQUE + 1)
+    if transparent is not None:
+        alphas[transparent] = 0
+    indices.putpalette(colours)
+    image = indices.convert("RGB")
+    image.putalpha(Image.frombytes("L", indices.size, indices.tobytes()).point(list(alphas)))
+    return image

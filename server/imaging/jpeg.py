@@ -19,7 +19,8 @@ from server.imaging.metadata import EXIF_PREFIX, orientation_of, upright_exif, u
 from server.imaging.operations import swaps_axes
 
 _SOI, _EOI, _SOS, _DHT, _DRI, _COM = 0xD8, 0xD9, 0xDA, 0xC4, 0xDD, 0xFE
-_APP0, _APP1, _APP2, _APP13, _APP14, _APP15 = 0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xEF
+_APP0, _APP1, _APP2, _APP12 = 0xE0, 0xE1, 0xE2, 0xEC
+_APP13, _APP14, _APP15 = 0xED, 0xEE, 0xEF
 _TEM, _RST0, _RST7 = 0x01, 0xD0, 0xD7
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {_DHT, 0xC8, 0xCC}  # ITU-T T.81, table B.1
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
@@ -36,6 +37,7 @@ _PHOTOSHOP = b"Photoshop 3.0\0"
 
 #: Where unit and densities lie in what libjpeg writes: SOI, APP0, length, identifier, version (JFIF 1.02).
 _DENSITY_POSITION = 13
+_FIRST_MARKER_POSITION = 2
 _MAX_SEGMENT_BYTES = 65533
 
 #: Sampling that Pillow can be told to write, by how much wider and higher the luma planes are than chroma.
@@ -397,6 +399,17 @@ def write_density(sink: Sink, jfif: bytes, transpose: Transpose | None) -> None:
         return
     sink.seek(_DENSITY_POSITION)
     sink.write(unit + (vertical + horizontal if swaps_axes(transpose) else horizontal + vertical))
+    sink.seek(0, 2)
+
+
+def disown_adobe(sink: Sink) -> None:
+    """Turn the Adobe segment libjpeg wrote into one that nobody reads.
+
+    In a CMYK picture it says that the inks are inverted. The samples are the source's own, so where the
+    source does not say so, neither may we.
+    """
+    sink.seek(_FIRST_MARKER_POSITION)
+    sink.write(bytes([0xFF, _APP12]))
     sink.seek(0, 2)
 
 

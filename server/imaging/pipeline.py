@@ -174,7 +174,10 @@ def _jpeg(job: _Job) -> Result:
     job.lap("decode")
     turned = job.turn(image, transpose)
     turned.save(job.sink, "JPEG", comment=b"", extra=kept, **settings)
-    if markers.jfif and turned.mode != "CMYK" and not (job.recipe.strip or settings["keep_rgb"]):
+    if turned.mode == "CMYK":
+        if markers.adobe_transform is None:
+            jpeg.disown_adobe(job.sink)
+    elif markers.jfif and not (job.recipe.strip or settings["keep_rgb"]):
         jpeg.write_density(job.sink, markers.jfif, transpose)
     job.lap("encode")
     return job.result(turned.size)
@@ -277,6 +280,7 @@ def _whole_webp_frames(
     job: _Job, stored: webp.Webp, transpose: Transpose | None
 ) -> tuple[webp.WebpFrame, ...]:
     """Frames drawn on whole canvases: a mirrored place can be odd, which the format cannot say."""
+    check_side(Format.WEBP, stored.size)
     frames: list[webp.WebpFrame] = []
     for frame, drawn in zip(stored.frames, _drawn(job, len(stored.frames)), strict=True):
         turned = job.turn(drawn.image, transpose)
@@ -336,7 +340,7 @@ class _Head:
         applied: the orientation that Pillow applies when it decodes; the resolution still needs it.
         exif, xmp: as stored.
         plays: how often an animation runs, 0 for ever; None for ask Pillow.
-        animation: what Pillow would show wrongly, to be shown by us.
+        animation: its frames with their durations, where Pillow would show them wrongly.
         is_deep: True when decoding halves the depth.
     """
 
@@ -346,7 +350,7 @@ class _Head:
     exif: bytes = b""
     xmp: bytes = b""
     plays: int | None = 0
-    animation: png.Png | None = None
+    animation: Iterator[tuple[Image.Image, float]] | None = None
     is_deep: bool = False
 
 
@@ -359,7 +363,7 @@ def _jpeg_head(job: _Job) -> _Head:
 def _png_head(job: _Job) -> _Head:
     stored = png.read_png(job.data, job.limits)
     exif = stored.find(b"eXIf")
-    animation = stored if stored.frames else None
+    animation = png.shown(stored) if stored.frames else None
     frames = max(1, len(stored.frames))
     return _Head(
         frames=frames, orientation=orientation_of(exif), exif=exif, plays=stored.plays, animation=animation
@@ -367,7 +371,9 @@ def _png_head(job: _Job) -> _Head:
 
 
 def _gif_head(job: _Job) -> _Head:
-    return _Head(frames=len(gif.read_gif(job.data, job.limits).frames), plays=None)
+    stored = gif.read_gif(job.data, job.limits)
+    frames = len(stored.frames)
+    return _Head(frames=frames, plays=None, animation=gif.shown(stored) if frames > 1 else None)
 
 
 def _webp_head(job: _Job) -> _Head:
@@ -423,15 +429,14 @@ def _drawn(job: _Job, count: int) -> Iterator[Frame]:
         yield Frame(image, float(image.info.get("duration") or 0))
 
 
-def _shown(job: _Job, animation: png.Png) -> Iterator[Frame]:
-    """Frames of an APNG as we compose them, with what lies beside the pixels; tells the lap."""
-    with decoding(Format.PNG):
-        info = open_image(Format.PNG, job.source).info
-    frames = png.shown(animation)
-    for _ in animation.frames:
-        with decoding(Format.PNG):
+def _shown(job: _Job, frames: Iterator[tuple[Image.Image, float]], count: int) -> Iterator[Frame]:
+    """Frames as we compose them, with what lies beside the pixels; tells the lap."""
+    with decoding(job.form):
+        info = open_image(job.form, job.source).info
+    for _ in range(count):
+        with decoding(job.form):
             image, duration_ms = next(frames)
-        image.info = {key: info[key] for key in ("icc_profile", "dpi", "xmp") if key in info}
+        image.info = {key: info[key] for key in ("icc_profile", "dpi", "xmp", "loop") if key in info}
         job.lap("decode")
         yield Frame(image, duration_ms)
 
@@ -444,7 +449,7 @@ def _redraw(job: _Job) -> Result:
         raise _too_deep(job.form)
     transpose = compose(head.orientation, job.recipe.operation)
     count = head.frames if job.target in MANY_FRAMES else 1
-    drawn = _drawn(job, count) if head.animation is None else _shown(job, head.animation)
+    drawn = _drawn(job, count) if head.animation is None else _shown(job, head.animation, count)
     first = next(drawn)
     size = turned_size(transpose, first.image.size)
     check_side(job.target, size)

@@ -46,6 +46,7 @@ _ABOUT = frozenset(
     {_WIDTH, _HEIGHT, _COMPRESSION, _ORIENTATION, _STRIP_OFFSETS, _STRIP_COUNTS, _TILE_OFFSETS, _TILE_COUNTS}
 )
 _OLD_JPEG = 6
+_BYTES = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,10 +211,10 @@ def _as_turned(field: ifd.Field) -> ifd.Field:
         return replace(field, data=upright_xmp(field.data))
     if field.tag == _PHOTOSHOP:
         data = without_thumbnails(field.data)
-        return replace(field, data=data, count=len(data)) if data else replace(field, data=b"\0", count=1)
+        return ifd.Field(_PHOTOSHOP, _BYTES, len(data), data)
     return field
 
 
 def xmp_field(xmp: bytes) -> ifd.Field:
     """The field that holds an XMP packet (XMP part 3, 3.3.3)."""
-    return ifd.Field(_XMP, 1, len(xmp), xmp)
+    return ifd.Field(_XMP, _BYTES, len(xmp), xmp)

@@ -107,8 +107,8 @@ def deep_png(colour_type: int, channels: int, size: tuple[int, int]) -> tuple[by
     return data, [[row[start : start + pixel] for start in range(0, stride, pixel)] for row in rows]
 
 
-def unfiltered(data: bytes, pixel: int) -> list[list[bytes]]:
-    """The pixels of a PNG of whole bytes that is not interlaced (PNG 3rd edition, 9.2)."""
+def unfiltered(data: bytes, pixel: int, row_bytes: int = 0) -> list[list[bytes]]:
+    """The pixels of a PNG that is not interlaced, in pieces of whole bytes (PNG 3rd edition, 9.2)."""
     position, stream, size = 8, b"", (0, 0)
     while position < len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
@@ -116,7 +116,7 @@ def unfiltered(data: bytes, pixel: int) -> list[list[bytes]]:
         size = struct.unpack_from(">II", body) if kind == b"IHDR" else size
         stream += body if kind == b"IDAT" else b""
         position += length + 12
-    raw, stride = zlib.decompress(stream), size[0] * pixel
+    raw, stride = zlib.decompress(stream), row_bytes or size[0] * pixel
     above, rows = bytes(stride), []
     for start in range(0, len(raw), stride + 1):
         kind, row = raw[start], bytearray(raw[start + 1 : start + 1 + stride])
@@ -138,6 +138,64 @@ def test_sixteen_bits_per_sample_stay_sixteen(colour_type: int, channels: int) -
     clockwise = [list(column) for column in zip(*rows[::-1], strict=True)]
     assert unfiltered(turned(data, Operation.ROTATE_90), channels * 2) == clockwise
     assert unfiltered(turned(data, Operation.ORIENT), channels * 2) == rows
+
+
+def interlaced(data: bytes, bits: int) -> bytes:
+    """A PNG without filters in the order of Adam7 (PNG 3rd edition, 8.1)."""
+    width, height, depth, colour_type = struct.unpack_from(">IIBB", data, 16)
+    plain = zlib.decompress(data[41 : 41 + int.from_bytes(data[33:37], "big")])
+    stride = (width * bits + 7) // 8 + 1
+    rows = [
+        "".join(f"{byte:08b}" for byte in plain[row * stride + 1 : (row + 1) * stride])
+        for row in range(height)
+    ]
+    passes = (
+        (0, 0, 8, 8),
+        (4, 0, 8, 8),
+        (0, 4, 4, 8),
+        (2, 0, 4, 4),
+        (0, 2, 2, 4),
+        (1, 0, 2, 2),
+        (0, 1, 1, 2),
+    )
+    stream = b""
+    for x, y, step_x, step_y in passes:
+        for row in rows[y::step_y] if x < width else ():
+            line = "".join(row[at * bits : (at + 1) * bits] for at in range(x, width, step_x))
+            line += "0" * (-len(line) % 8)
+            stream += b"\0" + int(line, 2).to_bytes(len(line) // 8, "big")
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 1)
+    palette = chunk(b"PLTE", bytes(range(48))) if colour_type == 3 else b""
+    return (
+        png.SIGNATURE
+        + chunk(b"IHDR", header)
+        + palette
+        + chunk(b"IDAT", zlib.compress(stream))
+        + chunk(b"IEND")
+    )
+
+
+LAYOUTS = [(depth, 0, 1) for depth in (1, 2, 4, 8, 16)] + [(depth, 3, 1) for depth in (1, 2, 4)]
+LAYOUTS += [(depth, kind, bands) for depth in (8, 16) for kind, bands in ((2, 3), (4, 2), (6, 4))]
+
+
+@pytest.mark.parametrize(("depth", "colour_type", "channels"), LAYOUTS)
+@pytest.mark.parametrize("size", [(1, 1), (3, 9), (13, 11)])
+def test_interlaced_pixels_are_the_same_pixels(
+    depth: int, colour_type: int, channels: int, size: tuple[int, int]
+) -> None:
+    width, height = size
+    bits = depth * channels
+    row_bytes = (width * bits + 7) // 8
+    mask = ~((1 << (-width * bits % 8)) - 1) & 0xFF  # the bits behind the last pixel mean nothing
+    samples = noise("L", (row_bytes, height)).tobytes()
+    rows = [samples[at : at + row_bytes] for at in range(0, len(samples), row_bytes)]
+    rows = [row[:-1] + bytes([row[-1] & mask]) for row in rows]
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    stream = zlib.compress(b"".join(b"\0" + row for row in rows))
+    data = png.SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", stream) + chunk(b"IEND")
+    out = turned(interlaced(data, bits))
+    assert [b"".join(row) for row in unfiltered(out, max(1, bits // 8), row_bytes)] == rows[::-1]
 
 
 def test_deep_colour_is_reduced_where_eight_bits_are_asked_for() -> None:
@@ -252,6 +310,35 @@ def test_pixels_that_are_not_square_lie_the_other_way_afterwards() -> None:
     sideways = turned(bytes(data), Operation.ROTATE_90)
     assert (sideways[12] + 15) / 64 == pytest.approx(0.5, abs=0.01)
     assert abs(turned(sideways, Operation.ROTATE_270)[12] - 113) <= 2
+
+
+def test_a_gif_is_composed_as_browsers_do_it() -> None:
+    """What is cleared is transparent; the background colour of the header is looked at by nobody."""
+    red, green, blue = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    palette = bytes((*red, *green, *blue, 9, 9, 9))
+    blocks: list[gif.GifFrame | bytes] = []
+    patches = [
+        (Rect(0, 0, 4, 4), 0, 1),
+        (Rect(1, 1, 2, 2), 1, 2),
+        (Rect(3, 3, 1, 1), 2, 3),
+        (Rect(0, 0, 1, 1), 1, 0),
+    ]
+    for rect, index, disposal in patches:
+        code_size, lzw = gif.pack(Image.new("P", rect[2:], index), is_interlaced=False)
+        blocks.append(gif.control(duration_ms=50, disposal=disposal, transparent=None))
+        blocks.append(gif.GifFrame(rect, 0, b"", code_size, lzw))
+    sink = io.BytesIO()
+    gif.write_gif(sink, gif.Gif(b"GIF89a", (4, 4), 0x81, 3, 0, palette, tuple(blocks)))
+    out = run(sink.getvalue(), Recipe(Operation.ORIENT, format=Format.WEBP))[1]
+    frames = [frame.convert("RGBA") for frame in shown(out)]
+    assert [frame.getpixel((1, 1)) for frame in frames] == [
+        (*red, 255),
+        (*green, 255),
+        (0, 0, 0, 0),
+        (0, 0, 0, 0),
+    ]
+    assert [frame.getpixel((3, 3))[:3] for frame in frames] == [red, red, blue, red]
+    assert [frame.getpixel((0, 0))[:3] for frame in frames] == [red, red, red, green]
 
 
 # --- WebP
@@ -389,6 +476,16 @@ def test_the_unit_of_the_density_is_kept_and_its_axes_turn() -> None:
         data[13:18] = struct.pack(">BHH", unit, 3, 4)
         assert turned(bytes(data))[13:18] == struct.pack(">BHH", unit, 3, 4)
         assert turned(bytes(data), Operation.ROTATE_90)[13:18] == struct.pack(">BHH", unit, 4, 3)
+
+
+def test_inks_are_called_inverted_only_where_they_were() -> None:
+    image = noise("CMYK", (16, 16))
+    data = encoded(image, "JPEG")
+    assert data[2:4] == b"\xff\xee"
+    assert turned(data)[2:4] == b"\xff\xee"
+    silent = data[:2] + data[18:]
+    assert jpeg.read_jpeg(turned(silent)).adobe_transform is None
+    assert opened(turned(silent)).tobytes() == opened(turned(data)).tobytes()
 
 
 def test_the_index_of_other_pictures_goes_and_other_segments_stay() -> None:
