@@ -67,7 +67,7 @@ def fit(image: Image.Image, form: Format) -> Image.Image:
 def _with_alpha(image: Image.Image) -> Image.Image:
     """Transparency by palette index or key colour as an alpha channel."""
     if image.mode == "I;16":
-        return _high_bytes(image)  # its key is a 16-bit number; no other format has the like
+        return _with_info_of(image, image.copy())  # its key is a 16-bit number; no other format has the like
     return image if image.mode == "LA" else image.convert("RGBA")
 
 

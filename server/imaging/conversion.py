@@ -28,7 +28,6 @@ MANY_FRAMES = frozenset({Format.PNG, Format.WEBP, Format.GIF, Format.TIFF, Forma
 #: Modes whose pictures are drawings rather than photos: WebP keeps them exactly, and small.
 _DRAWN_MODES = frozenset({"1", "P"})
 
-_NO_BLEND = 0x02
 _16_BITS = 0xFFFF
 _ICC_SPACES = {
     b"GRAY": ("1", "L", "LA", "I;16", "I;16B", "I", "F"),
@@ -39,10 +38,10 @@ _ICC_SPACES = {
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One frame as it is seen, already turned.
+    """One frame.
 
     Args:
-        image: the whole canvas.
+        image: the whole canvas, as composed with the frames before it.
         duration_ms: how long it shows; 0 in a still.
     """
 
@@ -202,7 +201,7 @@ def _to_webp(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
         quality = target.quality or (None if is_drawn else _QUALITY[Format.WEBP])
         bits = webp.pack(pixels, quality=quality)
         duration = min(0xFFFFFF, round(frame.duration_ms))
-        done.append(webp.WebpFrame(Rect(0, 0, *size), duration, _NO_BLEND, bits))
+        done.append(webp.WebpFrame(Rect(0, 0, *size), duration, webp.NO_BLEND, bits))
     loops = min(0xFFFF, target.plays) if target.frames > 1 else None
     beside = target.attachments
     webp.write_webp(
@@ -310,7 +309,8 @@ def _as_it_is(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
     """The formats that only come out as they came in."""
     image = fit(next(frames).image, target.form)
     settings = dict(target.settings)
-    if comment := image.info.get("comment"):
+    comment = image.info.get("comment")
+    if comment and not target.attachments.strip:
         settings["comment"] = comment
     if len(image.getbands()) < 3:  # noqa: PLR2004 - no colours to transform
         settings.pop("mct", None)

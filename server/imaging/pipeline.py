@@ -44,7 +44,6 @@ __all__ = ["OUTPUT_FORMATS", "Format", "Limits", "Operation", "Recipe", "Result"
 #: What `lap` is told has just ended.
 Stage = Literal["decode", "transform", "encode"]
 
-_NO_BLEND = 0x02
 _MAX_DPI = 65535
 
 
@@ -285,7 +284,7 @@ def _whole_webp_frames(
     for frame, drawn in zip(stored.frames, _drawn(job, len(stored.frames)), strict=True):
         turned = job.turn(drawn.image, transpose)
         bits = webp.pack(turned, quality=_webp_quality(job, frame.pixels))
-        frames.append(webp.WebpFrame(Rect(0, 0, *turned.size), frame.duration_ms, _NO_BLEND, bits))
+        frames.append(webp.WebpFrame(Rect(0, 0, *turned.size), frame.duration_ms, webp.NO_BLEND, bits))
         job.lap("encode")
     return tuple(frames)
 
@@ -373,7 +372,8 @@ def _png_head(job: _Job) -> _Head:
 def _gif_head(job: _Job) -> _Head:
     stored = gif.read_gif(job.data, job.limits)
     frames = len(stored.frames)
-    return _Head(frames=frames, plays=None, animation=gif.shown(stored) if frames > 1 else None)
+    is_plain = frames == 1 and stored.frames[0].rect == (0, 0, *stored.size)
+    return _Head(frames=frames, plays=None, animation=None if is_plain else gif.shown(stored))
 
 
 def _webp_head(job: _Job) -> _Head:

@@ -310,15 +310,15 @@ def _upright_text(data: bytes) -> bytes:
     start = len(_XMP_KEYWORD)
     if data[start : start + 1] != b"\1":
         return upright_xmp(data)
-    head, language, keyword, text = data[: start + 2], *data[start + 2 :].split(b"\0", 2)
     inflater = zlib.decompressobj()
     try:
+        language, keyword, text = data[start + 2 :].split(b"\0", 2)
         xmp = inflater.decompress(text, _MAX_PROFILE_BYTES)
-    except zlib.error:
+    except (ValueError, zlib.error):
         return data
     if not inflater.eof:
         return data
-    return b"\0".join((head + language, keyword, zlib.compress(upright_xmp(xmp))))
+    return b"\0".join((data[: start + 2] + language, keyword, zlib.compress(upright_xmp(xmp))))
 
 
 def profile_in(data: bytes) -> bytes:

@@ -12,7 +12,9 @@ from server.imaging.limits import Limits
 from server.imaging.operations import Rect
 
 _HAS_ICC, _HAS_ALPHA, _HAS_EXIF, _HAS_XMP, _IS_ANIMATED = 0x20, 0x10, 0x08, 0x04, 0x02
-_NO_BLEND, _DISPOSE = 0x02, 0x01
+
+#: The flag of a frame that replaces what is under it.
+NO_BLEND = 0x02
 _LOSSY, _LOSSLESS = b"VP8 ", b"VP8L"
 
 #: Enough to stay near the size of the source; more costs seconds per megapixel and gains about 2%.

@@ -226,6 +226,18 @@ def test_chunks_stay_if_they_may_be_copied_beside_other_pixels() -> None:
     assert b"saFe" not in stripped
 
 
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_the_orientation_in_the_xmp_of_a_png_is_reset(is_compressed: bool) -> None:  # noqa: FBT001
+    data = encoded(noise("RGB", (4, 3)), "PNG")
+    xmp = b'<x tiff:Orientation="6"/>'
+    text = b"\1\0\0\0" + zlib.compress(xmp) if is_compressed else b"\0\0\0\0" + xmp
+    out = turned(data[:33] + chunk(b"iTXt", b"XML:com.adobe.xmp\0" + text) + data[33:])
+    assert opened(out).info["xmp"] == b'<x tiff:Orientation="1"/>'
+    for end in range(len(text)):
+        broken = chunk(b"iTXt", b"XML:com.adobe.xmp\0" + text[:end])
+        assert broken in turned(data[:33] + broken + data[33:]) or not is_compressed
+
+
 def test_an_unknown_critical_chunk_is_refused() -> None:
     data = encoded(noise("RGB", (4, 3)), "PNG")
     with pytest.raises(DamagedImage, match="critical"):
