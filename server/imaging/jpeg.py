@@ -15,6 +15,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from server.imaging.codec import Data, Format, Sink, damaged
 from server.imaging.icc import kept_icc
+from server.imaging.limits import Limits
 from server.imaging.metadata import EXIF_PREFIX, orientation_of, upright_exif, upright_xmp, without_thumbnails
 from server.imaging.operations import swaps_axes
 
@@ -195,21 +196,33 @@ def _joined_profile(parts: list[bytes]) -> bytes:
     return b"".join(part for _, part in numbered) if complete else b""
 
 
-def read_jpeg(data: Data) -> Jpeg:
+def _checked_size(frame: bytes, limits: Limits) -> tuple[int, int]:
+    """Width and height from a frame header, within the limits (B.2.2)."""
+    if len(frame) < 6:  # noqa: PLR2004 - precision, height, width, number of components
+        raise _damage("its frame header is cut off")
+    height, width = struct.unpack_from(">HH", frame, 1)
+    limits.check_size(width, height)
+    limits.check_total(width * height)
+    return width, height
+
+
+def read_jpeg(data: Data, limits: Limits) -> Jpeg:
     """Read the markers to the end of the picture and check that it is there; decodes no pixels.
 
     What follows the first EOI (other pictures of an MPO, a gain map) is not looked at.
 
     Raises:
         DamagedImage: cut off, or restart markers out of order.
+        TooManyPixels: outside the limits, which is told before a missing end.
     """
     found: dict[int, bytes] = {}
     texts: list[tuple[int, bytes]] = []
     tables: set[bytes] = set()
-    process, frame, scans, end = 0, b"", 0, 0
+    process, frame, size, scans, end = 0, b"", (0, 0), 0, 0
     for marker, start, stop in _segments(data):
         if marker in _FRAME_HEADERS and not frame:
             process, frame = marker, data[start:stop]
+            size = _checked_size(frame, limits)
         elif marker == _DHT:
             tables |= _huffman_tables(data[start:stop])
         elif marker in (_APP0, _APP14):
@@ -220,14 +233,13 @@ def read_jpeg(data: Data) -> Jpeg:
             scans += 1
         elif marker == _EOI:
             end = start
-    if len(frame) < 6:  # noqa: PLR2004 - precision, height, width, number of components
+    if not frame:
         raise _damage("it has no frame header")
-    height, width = struct.unpack_from(">HH", frame, 1)
     jfif, adobe = found.get(_APP0, b""), found.get(_APP14, b"")
     exif = next((text for marker, text in texts if marker == _APP1 and text.startswith(EXIF_PREFIX)), b"")
     icc = [text for marker, text in texts if marker == _APP2 and text.startswith(_ICC)]
     return Jpeg(
-        size=(width, height),
+        size=size,
         process=process,
         exif=exif.removeprefix(EXIF_PREFIX),
         icc=_joined_profile(icc),

@@ -105,12 +105,6 @@ class _Job:
     def target(self) -> Format:
         return self.recipe.format or self.form
 
-    def check(self, size: tuple[int, int], frames: int = 1) -> None:
-        """Hold a header against the limits."""
-        self.limits.check_size(*size)
-        self.limits.check_frames(frames)
-        self.limits.check_total(size[0] * size[1] * frames)
-
     def result(self, size: tuple[int, int], frames: int = 1) -> Result:
         """The answer, once everything is written."""
         return Result(self.target, CODECS[self.target].media_type, *size, frames, "pixels")
@@ -158,8 +152,7 @@ def process(
 def _jpeg(job: _Job) -> Result:
     """JPEG to JPEG, coded as the source was."""
     with decoding(Format.JPEG):
-        markers = jpeg.read_jpeg(job.data)
-        job.check(markers.size)
+        markers = jpeg.read_jpeg(job.data, job.limits)
         image = cast("JpegImageFile", open_image(Format.JPEG, job.source))
         if not image.quantization and job.recipe.quality is None:
             raise UnsupportedImage(
@@ -354,8 +347,7 @@ class _Head:
 
 
 def _jpeg_head(job: _Job) -> _Head:
-    markers = jpeg.read_jpeg(job.data)
-    job.check(markers.size)
+    markers = jpeg.read_jpeg(job.data, job.limits)
     return _Head(orientation=markers.orientation, exif=markers.exif)
 
 
@@ -394,7 +386,9 @@ def _tiff_head(job: _Job) -> _Head:
 def _other_head(job: _Job) -> _Head:
     image = open_image(job.form, job.source)
     frames = getattr(image, "n_frames", 1)
-    job.check(image.size, frames)
+    job.limits.check_size(*image.size)
+    job.limits.check_frames(frames)
+    job.limits.check_total(image.width * image.height * frames)
     stills.check_end(job.form, job.data)
     exif = image.info.get("exif", b"")
     stills.check_rows(job.form, image, job.data)
@@ -424,7 +418,7 @@ def _drawn(job: _Job, count: int) -> Iterator[Frame]:
             else:
                 image.load()
             if isinstance(image, JpegImageFile):
-                jpeg.check_complete(jpeg.read_jpeg(job.data), image, job.data)
+                jpeg.check_complete(jpeg.read_jpeg(job.data, job.limits), image, job.data)
         job.lap("decode")
         yield Frame(image, float(image.info.get("duration") or 0))
 
