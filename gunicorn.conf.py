@@ -82,7 +82,8 @@ asgi_disconnect_grace_period = 0
 # Our app needs its lifespan: the engine starts and ends in it.
 asgi_lifespan = "on"
 
-asgi_loop = "uvloop"
+# uvloop was measured and gains nothing here: the kernel does the work (docs/adr/0004).
+asgi_loop = "asyncio"
 
 # Everybody who can connect may send a picture; nobody needs a second door (~/.gunicorn/gunicorn.ctl).
 control_socket_disable = True

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,11 +124,9 @@ def probe(under_test: Service) -> Iterator[list[float]]:
         thread.join()
 
 
-def measure_bare(
-    picture: Path, cores: int, pictures_each: int, malloc_settings: Mapping[str, str]
-) -> Measured:
+def measure_bare(picture: Path, cores: int, pictures_each: int) -> Measured:
     """Run the bare function in as many processes as there are cores."""
-    environ = os.environ | malloc_settings
+    environ = MALLOC_SETTINGS | os.environ
     done = bare.run(picture, processes=cores, pictures_each=pictures_each, environ=environ)
     pictures = cores * pictures_each
     return Measured(pictures / done.wall_s, done.cpu_s / pictures * 1e3)
@@ -136,10 +134,9 @@ def measure_bare(
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """All contenders, one after the other; `plain` is the bare function without the malloc settings."""
+    """All contenders, one after the other."""
 
     bare: Measured
-    plain: Measured
     cluster: Measured
     single: Measured
 
@@ -158,13 +155,12 @@ def run_rounds(
         measure_service(cluster, body, 4 * _AT_ONCE)  # warm-up
         measure_service(single, body, 2 * _AT_ONCE)
         for number in range(rounds):
-            bare_one = measure_bare(picture, cores, share, MALLOC_SETTINGS)
+            bare_one = measure_bare(picture, cores, share)
             with probe(cluster) as taken_ms:
                 cluster_one = measure_service(cluster, body, pictures)
             health_ms += taken_ms
             single_one = measure_service(single, body, share)
-            plain_one = measure_bare(picture, cores, share, {})
-            results.append(Round(bare_one, plain_one, cluster_one, single_one))
+            results.append(Round(bare_one, cluster_one, single_one))
             print(f"  round {number + 1} of {rounds}", file=sys.stderr)
         print_health(health_ms)
         print_memory(cluster)
@@ -214,12 +210,7 @@ def report(title: str, rounds: Sequence[Round], cores: int, *, is_big: bool) -> 
         [r.cluster.pictures_per_s / r.single.pictures_per_s for r in rounds],
         f"at least {0.9 * cores:.1f}" if is_big else "",
     )
-    print_ratio(
-        "CPU of the bare function / the same without the malloc settings",
-        [r.bare.cpu_ms / r.plain.cpu_ms for r in rounds],
-        "",
-    )
-    for name in ("bare", "plain", "cluster", "single"):
+    for name in ("bare", "cluster", "single"):
         measured = [getattr(r, name) for r in rounds]
         print(
             f"  {name:<8} {median(m.pictures_per_s for m in measured):8.1f} pictures/s"

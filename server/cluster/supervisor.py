@@ -40,14 +40,14 @@ class Supervisor:
         work: the work socket whose engines' end is passed on.
         row: the worker's row of the scoreboard.
         nice: how much the engine yields to workers, 0 to 19 (nice(2)).
-        environ: the environment of the engine, before the malloc settings.
+        environ: the environment of the engine; it may overrule the malloc settings.
     """
 
     def __init__(self, work: WorkSocket, row: Row, *, nice: int, environ: Mapping[str, str]) -> None:
         self._work = work
         self._row = row
         self._nice = nice
-        self._environ = {**environ, **MALLOC_SETTINGS}
+        self._environ = {**MALLOC_SETTINGS, **environ}
         self._first_attempt = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 

@@ -51,7 +51,7 @@ class Transform:
     async def on_post(self, req: Request, resp: Response) -> None:
         """Answer with the picture, transformed."""
         recipe = _read_recipe(req, self._operation)
-        with await self._uploads.receive(req) as upload:
+        async with self._uploads.received(req) as upload:
             done, picture = await self._dispatcher.transform(upload, recipe)
         _answer(req, resp, done, picture)
 

@@ -1,7 +1,8 @@
 """Uploads: stream a request's body into a file in memory, within the limits."""
 
 import asyncio
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, AsyncIterator
+from contextlib import asynccontextmanager
 from io import FileIO
 from pathlib import Path
 
@@ -11,9 +12,13 @@ from falcon.asgi.multipart import BodyPart, MultipartForm
 from falcon.media import MultipartFormHandler
 
 from server.cluster.work import memory_file
-from server.errors import MalformedMultipart, UploadTooLarge, UploadTooSlow
+from server.errors import ImageError, MalformedMultipart, UploadTooLarge, UploadTooSlow
 
 _ONE_FILE = "Send one file part named `image`, as `curl -F image=@photo.jpg` does, or the image as the body."
+
+#: How many files are kept for the next uploads, and how large such a file may be, in bytes.
+_SPARES = 4
+_SPARE_BYTES = 8 << 20
 
 _FORMS = MultipartFormHandler()
 
@@ -30,17 +35,34 @@ class Uploads:
     def __init__(self, *, max_body_bytes: int, timeout_s: float, sample: Path) -> None:
         self._max_body_bytes = max_body_bytes
         self._timeout_s = timeout_s
-        self._sample = sample
+        self._sample = FileIO(sample)
+        # Files in memory to be written over: fetching fresh pages from the kernel and giving them back
+        # costs more than copying a picture into them.
+        self._spares: list[FileIO] = []
 
-    async def receive(self, req: Request) -> FileIO:
-        """Read the whole body and return an open file with the picture; the caller closes it.
+    @asynccontextmanager
+    async def received(self, req: Request) -> AsyncIterator[FileIO]:
+        """Read the whole body and lend an open file with the picture.
 
         Raises:
             UploadTooLarge, UploadTooSlow, MalformedMultipart: as their names say.
         """
         if (req.content_length or 0) > self._max_body_bytes:
             raise self._too_large()
-        upload = memory_file("upload")
+        upload = self._spares.pop() if self._spares else memory_file("upload")
+        try:
+            await self._read(req, upload)
+            yield upload if upload.tell() else self._sample
+        except ImageError:  # the engine has said its last word, so it is done with the file
+            self._keep_as_spare(upload)
+            raise
+        except BaseException:  # an engine may still be reading, for a client that has left
+            upload.close()
+            raise
+        else:
+            self._keep_as_spare(upload)
+
+    async def _read(self, req: Request, upload: FileIO) -> None:
         try:
             async with asyncio.timeout(self._timeout_s):
                 if _is_multipart(req):
@@ -48,17 +70,17 @@ class Uploads:
                 else:
                     await self._copy(req.stream, upload)
         except TimeoutError:
-            upload.close()
             raise UploadTooSlow(
                 f"The body did not arrive within {self._timeout_s:g} s. Send a smaller one, or faster."
             ) from None
-        except BaseException:
+        upload.truncate()  # of the file's last use nothing may be left
+
+    def _keep_as_spare(self, upload: FileIO) -> None:
+        if len(self._spares) < _SPARES and upload.tell() <= _SPARE_BYTES:
+            upload.seek(0)
+            self._spares.append(upload)
+        else:
             upload.close()
-            raise
-        if upload.tell() == 0:
-            upload.close()
-            return FileIO(self._sample)
-        return upload
 
     async def _read_form(self, req: Request, upload: FileIO) -> None:
         parts = 0
