@@ -35,7 +35,7 @@ class Uploads:
     def __init__(self, *, max_body_bytes: int, timeout_s: float, sample: Path) -> None:
         self._max_body_bytes = max_body_bytes
         self._timeout_s = timeout_s
-        self._sample = FileIO(sample)
+        self._sample = sample
         # Files in memory to be written over: fetching fresh pages from the kernel and giving them back
         # costs more than copying a picture into them.
         self._spares: list[FileIO] = []
@@ -52,7 +52,11 @@ class Uploads:
         upload = self._spares.pop() if self._spares else memory_file("upload")
         try:
             await self._read(req, upload)
-            yield upload if upload.tell() else self._sample
+            if upload.tell():
+                yield upload
+            else:
+                with FileIO(self._sample) as sample:
+                    yield sample
         except ImageError:  # the engine has said its last word, so it is done with the file
             self._keep_as_spare(upload)
             raise
