@@ -12,11 +12,16 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from io import BytesIO
+from math import log10
 from pathlib import Path
 from statistics import median, quantiles
+
+from PIL import Image, ImageChops, ImageStat
 
 from benchmarks import bare, load, processes
 from images.render import benchmark_picture, small_picture
@@ -27,6 +32,7 @@ _ROOT = Path(__file__).parents[1]
 _AT_ONCE = 10
 _DEADLINE_S = 30.0
 _PROBE_EVERY_S = 0.05
+_FEWEST_PROBES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,16 +170,36 @@ def run_rounds(
             print(f"  round {number + 1} of {rounds}", file=sys.stderr)
         print_health(health_ms)
         print_memory(cluster)
+        print_fidelity(cluster, picture)
     return results
 
 
 def print_health(taken_ms: Sequence[float]) -> None:
     """Print how long the health check took beside the load."""
+    if len(taken_ms) < _FEWEST_PROBES:
+        print("  health check beside the load: the load was too short to tell")
+        return
     p50, p99 = (quantiles(taken_ms, n=100)[n - 1] for n in (50, 99))
     print(
         f"  health check beside the load: median {p50:.1f} ms, p99 {p99:.1f} ms,"
         f" maximum {max(taken_ms):.1f} ms, {len(taken_ms)} asked"
     )
+
+
+def print_fidelity(under_test: Service, picture: Path) -> None:
+    """Print what one trip through the service did to the picture."""
+    host, port = under_test.address
+    url = f"http://{host}:{port}/flip"
+    request = urllib.request.Request(url, picture.read_bytes(), method="POST")
+    with urllib.request.urlopen(request, timeout=_DEADLINE_S) as answer:  # noqa: S310 our own
+        body = answer.read()
+    with Image.open(picture) as original, Image.open(BytesIO(body)) as flipped:
+        expected = original.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+        errors = ImageStat.Stat(ImageChops.difference(flipped, expected))
+    mean_squared_error = sum(errors.sum2) / sum(errors.count)
+    psnr_db = 10 * log10(255**2 / mean_squared_error)
+    size = len(body) / picture.stat().st_size
+    print(f"  the picture: {psnr_db:.2f} dB PSNR, {(size - 1) * 100:+.2f} % of its size")
 
 
 def print_memory(under_test: Service) -> None:

@@ -1,5 +1,6 @@
 """The sample pictures are what their README says, and rendering them leaves nothing half done."""
 
+import math
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -8,7 +9,10 @@ import pytest
 from PIL import Image, ImageChops, ImageStat, JpegImagePlugin
 
 from images import render
+from server.imaging.operations import Operation
+from server.imaging.pipeline import Limits, Recipe, process
 
+LANDSCAPE = render.HERE / "landscape.jpg"
 TINY = render.Picture((192, 128), quality=90, grain=4.0)
 #: How the standard table for the luminance's AC coefficients begins (ITU T.81, table K.5).
 STANDARD_HUFFMAN = bytes.fromhex("00 01 7D 01 02 03 00 04 11 05 12 21 31 41 06 13 51 61 07")
@@ -96,6 +100,20 @@ def test_the_small_picture_is_made_from_the_landscape(tmp_path: Path) -> None:
     with Image.open(path) as image:
         assert (image.format, image.size) == ("JPEG", (640, 427))
         assert brightness(image, (0, 0, 1, 0.15)) > brightness(image, (0, 0.85, 1, 1)) + 40
+
+
+def test_a_flip_costs_no_more_than_one_encoding_with_the_same_tables() -> None:
+    picture = LANDSCAPE.read_bytes()
+    limits = Limits(max_pixels=10**7, max_frames=1, max_total_pixels=10**7)
+    with BytesIO() as sink:
+        process(BytesIO(picture), sink, Recipe(Operation.FLIP), limits)
+        result = sink.getvalue()
+    with Image.open(LANDSCAPE) as original, Image.open(BytesIO(result)) as flipped:
+        expected = original.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+        errors = ImageStat.Stat(ImageChops.difference(flipped, expected))
+    psnr_db = 10 * math.log10(255**2 * sum(errors.count) / sum(errors.sum2))
+    assert psnr_db >= 48
+    assert len(result) == pytest.approx(len(picture), rel=0.01)
 
 
 @pytest.mark.parametrize("interruption", [MemoryError, KeyboardInterrupt])
