@@ -137,6 +137,16 @@ def test_stopping_ends_every_process_and_keeps_its_word() -> None:
         assert not [event for event in server.events[before:] if event.get("level") == "error"]
 
 
+def test_nothing_outlives_an_arbiter_that_is_killed() -> None:
+    with LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server:
+        arbiter, *others = server.processes()
+        assert len(others) == 4
+        os.kill(arbiter, signal.SIGKILL)
+        for pid in others:
+            server.wait_until_gone(pid)
+        assert server.processes() == []
+
+
 def test_a_reload_starts_new_workers_and_ends_the_old_ones() -> None:
     with LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server:
         old = {worker["pid"] for worker in server.workers()}
