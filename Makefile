@@ -1,8 +1,9 @@
 # flipcluster: `make serve` and `make test` need nothing but Python >= 3.11, git and make.
 
 PYTHON ?= python3
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 BIN := .venv/bin
-INSTALLED := .venv/.installed
+INSTALLED := .venv/.installed-$(VERSION)
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test lint check format ratios lock clean
@@ -13,7 +14,7 @@ help: ## show this list
 install: $(INSTALLED) ## install everything into .venv
 
 $(INSTALLED): requirements/dev.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "flipcluster needs Python 3.11 or newer; this is $$($(PYTHON) --version). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "flipcluster needs Python 3.11 or newer; $(PYTHON) is $(or $(VERSION),not there). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	@touch $@
@@ -45,4 +46,5 @@ lock: ## write the pinned requirements anew, with hashes (needs uv)
 
 clean: ## remove everything that was installed or generated
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache images/benchmark-*.jpg
+	rm -f flipped.jpg mirrored.jpg turned.webp
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -38,17 +38,8 @@ except InvalidSettings as _error:
 _scoreboard = Scoreboard()
 _work = WorkSocket()
 _backoff = Backoff()
-_boot_delays_s: list[float] = []
+_next_delay: dict[str, float] = {}
 _log = logs.get_logger("server.arbiter")
-
-
-def _workers() -> int:
-    given = os.environ.get("WEB_CONCURRENCY", "")
-    if not given:
-        return usable_cores()
-    if not given.isdecimal() or int(given) == 0:
-        sys.exit(f"flipcluster: WEB_CONCURRENCY is {given!r}; give a whole number of workers, 1 or more")
-    return int(given)
 
 
 # --- what runs -----------------------------------------------------------------------------------------
@@ -60,7 +51,7 @@ worker_class = "server.gateway.Worker"
 
 # One per core that is really ours. Each brings an engine, so more would only make pictures wait on each
 # other; WEB_CONCURRENCY=1 is the single process that the benchmark compares with.
-workers = _workers()
+workers = int(os.environ.get("WEB_CONCURRENCY") or usable_cores())
 
 # `bind` is left alone: 127.0.0.1:8000 by default, or -b, or $PORT as gunicorn users expect.
 
@@ -72,8 +63,8 @@ timeout = 30
 # How long a worker may take to finish what it has accepted before it is killed, in seconds.
 graceful_timeout = 30
 
-# Longer than what load balancers in front keep idle connections open for would be better for them;
-# shorter is better for a quick stop. 5 s suits clients that send one picture after the other.
+# How long an idle connection stays open, in seconds. Clients that send one picture after the other need
+# little; a load balancer in front that reuses connections should have a shorter time-out than this.
 keepalive = 5
 
 # A client that leaves takes its request with it at once: an engine must not turn a picture for nobody.
@@ -99,9 +90,13 @@ logger_class = logs.gunicorn_logger(_settings.log_format)
 
 
 def on_starting(server: "Arbiter") -> None:
-    """Refuse a worker class that could not be a member of the cluster."""
+    """Refuse what gunicorn would start and we could not keep running."""
     if server.worker_class.__module__ != "server.gateway":
         sys.exit("flipcluster: the cluster needs its own worker class; leave out -k (--worker-class)")
+    if server.num_workers < 1:
+        sys.exit("flipcluster: no workers, nothing served; set -w or WEB_CONCURRENCY to 1 or more")
+    if server.cfg.reload:
+        sys.exit("flipcluster: --reload would restart workers with old code; send HUP after an edit")
 
 
 def when_ready(server: "Arbiter") -> None:
@@ -114,7 +109,7 @@ def pre_fork(_server: "Arbiter", worker: "Worker") -> None:
     """In the arbiter: give the worker to be its place in the cluster."""
     worker.enlist(Membership(_work, _scoreboard, _scoreboard.claim()), _settings)
     worker.forked_s = time.monotonic()
-    worker.boot_delay_s = _boot_delays_s.pop() if _boot_delays_s else 0.0
+    worker.boot_delay_s = _next_delay.pop("s", 0.0)
 
 
 def post_fork(_server: "Arbiter", worker: "Worker") -> None:
@@ -131,7 +126,7 @@ def child_exit(server: "Arbiter", worker: "Worker") -> None:
     """In the arbiter: a worker has ended, and when that leaves too few, it was not meant to."""
     worker.membership.scoreboard.release(worker.membership.row)
     if len(server.WORKERS) < server.num_workers:
-        _boot_delays_s.append(_backoff.delay_s(time.monotonic() - worker.forked_s))
+        _next_delay["s"] = _backoff.delay_s(time.monotonic() - worker.forked_s)
 
 
 def _sleep_or_exit(delay_s: float) -> None:

@@ -1,4 +1,4 @@
-"""The composition root: the only place where objects meet."""
+"""The composition root of one worker: the only place where its objects meet."""
 
 import os
 from collections.abc import Mapping

@@ -1,6 +1,7 @@
 """The gateway: gunicorn's ASGI worker, given our app and our manners."""
 
 import os
+from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any
 
@@ -16,6 +17,13 @@ from server.web.problems import MEDIA_TYPE, OUR_FAULT, Problem
 #: How long a connection that we close is still read from, in seconds, while the client takes our answer.
 LINGER_S = 2.0
 
+#: What to do about a request that gunicorn refuses, by the status it refuses it with.
+_NEXT_STEPS = {
+    HTTPStatus.REQUEST_URI_TOO_LONG: "Send a shorter path and query.",
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "Send fewer or shorter header fields.",
+    HTTPStatus.NOT_IMPLEMENTED: "Send the body as it is, with a Content-Length or chunked.",
+}
+
 
 class Protocol(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
     """One connection: problems instead of plain text, and answers that arrive."""
@@ -29,6 +37,10 @@ class Protocol(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
         scope["is_closed"] = lambda: self._closed
         return scope
 
+    def _is_websocket_upgrade(self, _request: object) -> bool:
+        """Ignore the wish to upgrade, as RFC 9110, section 7.8 allows: we speak HTTP and answer in it."""
+        return False
+
     def _send_error_response(
         self, status: int, message: str, extra_headers: tuple[tuple[str, str], ...] = ()
     ) -> None:
@@ -37,12 +49,14 @@ class Protocol(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
             return
         exchange = Exchange(status=status)
         is_ours = status == HTTPStatus.INTERNAL_SERVER_ERROR
-        detail = OUR_FAULT if is_ours else f"{message}. Send a valid HTTP/1.1 request."
+        next_step = _NEXT_STEPS.get(HTTPStatus(status), "Send a valid HTTP/1.1 request.")
+        detail = OUR_FAULT if is_ours else f"The request was not understood: {message}. {next_step}"
         problem = Problem.of_status(HTTPStatus(status), detail)
         body = problem.render(exchange.request_id)
         head = [
             (b"content-type", MEDIA_TYPE.encode()),
             (b"content-length", b"%d" % len(body)),
+            (b"date", formatdate(usegmt=True).encode()),
             (b"connection", b"close"),
             *((name.encode(), value.encode()) for name, value in extra_headers),
             *common_headers(exchange),

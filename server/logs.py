@@ -4,7 +4,6 @@ An event is a static name with facts beside it: `engine_died pid=71 signal=SIGSE
 gunicorn's own sentences about the life of its workers become such events too.
 """
 
-import io
 import logging
 import sys
 from typing import Literal, TextIO
@@ -29,6 +28,8 @@ _GUNICORN_EVENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Worker exiting (pid: %s)": ("worker_exiting", ("pid",)),
     "Handling signal: %s": ("signal_received", ("signal",)),
     "Shutting down: %s": ("arbiter_stopped", ("name",)),
+    "Hang up: %s": ("arbiter_reloading", ("name",)),
+    "Parent changed, shutting down: %s": ("arbiter_gone", ("worker",)),
 }
 
 #: Sentences that say again what another event has said.
@@ -60,17 +61,16 @@ _SHARED: list[Processor] = [
 ]
 
 
-def formatter(log_format: LogFormat, stream: TextIO) -> logging.Formatter:
+def formatter(log_format: LogFormat, *, is_terminal: bool) -> logging.Formatter:
     """Build the one formatter.
 
     Args:
-        log_format: `pretty` for people, `json` for machines, `auto` for whichever the stream calls for.
-        stream: where the lines will go.
+        log_format: `pretty` for people, `json` for machines, `auto` for whichever suits.
+        is_terminal: whether a person will see the lines as they come.
     """
-    is_terminal = stream.isatty()
     is_pretty = is_terminal if log_format == "auto" else log_format == "pretty"
     renderer: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=is_terminal)]
+        [structlog.dev.ConsoleRenderer(colors=is_terminal, sort_keys=False)]
         if is_pretty
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
@@ -84,7 +84,7 @@ def formatter(log_format: LogFormat, stream: TextIO) -> logging.Formatter:
 def configure(log_format: LogFormat = "auto", level: int = logging.INFO) -> None:
     """Send everything that this process logs to standard error, in one form."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter(log_format, sys.stderr))
+    handler.setFormatter(formatter(log_format, is_terminal=sys.stderr.isatty()))
     _take_over([handler], level)
 
 
@@ -109,7 +109,7 @@ def gunicorn_logger(log_format: LogFormat) -> type[Logger]:
             stream: TextIO | None = None,
         ) -> None:
             if log is self.error_log:
-                fmt = formatter(log_format, sys.stderr if output == "-" else io.StringIO())
+                fmt = formatter(log_format, is_terminal=output == "-" and sys.stderr.isatty())
             super()._set_handler(log, output, fmt, stream)
 
     return OneFormatLogger

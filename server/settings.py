@@ -88,6 +88,11 @@ class Settings(BaseModel):
 
 def _lines(error: ValidationError) -> list[str]:
     return [
-        f"{_PREFIX}{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']} (got {problem['input']!r})"
+        f"{_PREFIX}{'_'.join(map(str, problem['loc'])).upper()}: "
+        + (
+            "there is no such setting; docs/settings.md lists them"
+            if problem["type"] == "extra_forbidden"
+            else f"{problem['msg']} (got {problem['input']!r})"
+        )
         for problem in error.errors(include_url=False)
     ]

@@ -41,10 +41,11 @@ class _Laps:
         self._last_us = now
 
 
-def _transform(job: Job, upload: int, sink: FileIO) -> Done | Refused:
+def _transform(message: bytes, upload: int, sink: FileIO) -> Done | Refused:
     laps = _Laps()
-    queue_us = now_us() - job.sent_us
     try:
+        job = Job.decode(message)
+        queue_us = now_us() - job.sent_us
         size = os.fstat(upload).st_size
         # An empty mapping is an error, and an empty picture is refused by its name.
         source = mmap.mmap(upload, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
@@ -66,7 +67,7 @@ def _serve_one(work: socket.socket) -> None:
     with FileIO(upload), socket.socket(fileno=reply_fd) as reply, memory_file("flipped") as sink:
         if _is_abandoned(reply):
             return
-        outcome = _transform(Job.decode(message), upload, sink)
+        outcome = _transform(message, upload, sink)
         try:
             send(reply, outcome.encode(), [sink.fileno()] if isinstance(outcome, Done) else [])
         except (BrokenPipeError, ConnectionResetError):  # the client left meanwhile

@@ -10,7 +10,7 @@ from enum import IntEnum, auto
 
 from server.metrics import Snapshot
 
-#: Rows for workers. A reload needs twice the workers for a moment, TTIN adds to them.
+#: Rows for workers: more than any one machine has cores.
 ROWS = 512
 
 #: Upper bounds of the response time histogram, in seconds.
@@ -30,7 +30,11 @@ class State(IntEnum):
 
 
 class Cell(IntEnum):
-    """The columns of a row; those from `REQUESTS` on only ever grow."""
+    """The columns of a row.
+
+    Those from `REQUESTS` on only ever grow: a row keeps its counts when a worker dies and another takes its
+    place, so the sums over all rows never fall, whoever reads them when.
+    """
 
     STATE = 0
     PID = auto()
@@ -91,7 +95,7 @@ class Row:
 
 
 class Scoreboard:
-    """All rows; the first one keeps the sums of workers that are gone, so that counters never fall.
+    """All rows.
 
     Args:
         rows: how many workers there can be at once.
@@ -99,9 +103,8 @@ class Scoreboard:
 
     def __init__(self, rows: int = ROWS) -> None:
         # Anonymous and shared: every process forked from here sees it, and it is gone with the last.
-        self._memory = memoryview(mmap.mmap(-1, (rows + 1) * _WIDTH * 8)).cast("q")
-        self.past = self._row(0)
-        self._free = list(range(rows, 0, -1))
+        self._memory = memoryview(mmap.mmap(-1, rows * _WIDTH * 8)).cast("q")
+        self._free = list(range(rows - 1, -1, -1))
 
     def _row(self, index: int) -> Row:
         return Row(index, self._memory[index * _WIDTH : (index + 1) * _WIDTH])
@@ -119,27 +122,23 @@ class Scoreboard:
         return row
 
     def release(self, row: Row) -> None:
-        """Give back the row of a worker that has died, and keep what it counted."""
-        for cell in range(Cell.REQUESTS, _WIDTH):
-            self.past[cell] += row[cell]
-        for cell in range(_WIDTH):
+        """Give back the row of a worker that has died."""
+        for cell in range(Cell.REQUESTS):
             row[cell] = 0
         self._free.append(row.index)
 
     def workers(self) -> Iterator[Row]:
         """Rows in use, as seen in this moment from any process."""
-        for index in range(1, len(self._memory) // _WIDTH):
-            row = self._row(index)
-            if row[Cell.STATE] != State.FREE:
-                yield row
+        for index, state in enumerate(self._memory[Cell.STATE :: _WIDTH]):
+            if state != State.FREE:
+                yield self._row(index)
 
     def snapshot(self) -> Snapshot:
-        """Add up all rows, those of the past too."""
+        """Add up all rows, those of workers that are gone too."""
         workers = list(self.workers())
-        rows = [self.past, *workers]
 
         def total(cell: int) -> int:
-            return sum(row[cell] for row in rows)
+            return sum(self._memory[cell::_WIDTH])
 
         return Snapshot(
             workers=sum(row[Cell.STATE] == State.ONLINE for row in workers),

@@ -1,5 +1,6 @@
 """The routes that transform a picture: an image comes in, the image turned comes out."""
 
+import errno
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping, MutableMapping
 from io import FileIO
@@ -10,7 +11,7 @@ from falcon.uri import parse_query_string
 
 from server.cluster.dispatch import Dispatcher
 from server.cluster.work import Done, Spent
-from server.errors import BadParameter
+from server.errors import BadParameter, ServiceUnavailable
 from server.imaging.codec import OUTPUT_FORMATS, Format
 from server.imaging.operations import Operation
 from server.imaging.pipeline import Recipe
@@ -26,6 +27,9 @@ _ROTATIONS = {
 _BOOLEANS = {"true": True, "false": False}
 _FORMATS = {form.value: form for form in Format if form in OUTPUT_FORMATS}
 _QUALITIES = {str(quality): quality for quality in range(1, 101)}
+
+#: What the kernel says when there are no more descriptors, or too many of them are in the work socket.
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS, errno.ENOBUFS})
 
 #: Callers' words are quoted back up to this many characters.
 _LONGEST_QUOTE = 40
@@ -51,8 +55,13 @@ class Transform:
     async def on_post(self, req: Request, resp: Response) -> None:
         """Answer with the picture, transformed."""
         recipe = _read_recipe(req, self._operation)
-        async with self._uploads.received(req) as upload:
-            done, picture = await self._dispatcher.transform(upload, recipe)
+        try:
+            async with self._uploads.received(req) as upload:
+                done, picture = await self._dispatcher.transform(upload, recipe)
+        except OSError as error:
+            if error.errno not in _EXHAUSTED:
+                raise
+            raise ServiceUnavailable("Too many requests are under way. Try again in a second.") from error
         _answer(req, resp, done, picture)
 
 

@@ -210,6 +210,18 @@ def test_what_is_not_http_gets_a_problem_too(server: LiveServer, request_text: b
     assert b'"type": "urn:flipcluster:problem:' in body
 
 
+def test_a_wish_for_a_websocket_is_answered_in_http(server: LiveServer) -> None:
+    headers = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    }
+    before = len(server.events)
+    is_problem(httpx.get(f"{server.url}/flip", headers=headers), 405, "method-not-allowed")
+    assert server.wait_for("request", after=before)["status"] == 405
+
+
 def test_a_body_longer_than_its_length_is_no_second_request(server: LiveServer) -> None:
     answer = exchange(
         server,

@@ -51,6 +51,8 @@ def test_the_engines_run_at_a_lower_priority_and_keep_their_memory(server: LiveS
         ({"FLIP_MAX_PIXLES": "5"}, "FLIP_MAX_PIXLES"),
         ({"FLIP_SAMPLE_PICTURE": "/nowhere.jpg"}, "FLIP_SAMPLE_PICTURE"),
         ({"WEB_CONCURRENCY": "0"}, "WEB_CONCURRENCY"),
+        ({"GUNICORN_CMD_ARGS": "-k asgi"}, "-k"),
+        ({"GUNICORN_CMD_ARGS": "--reload"}, "HUP"),
     ],
 )
 def test_a_wrong_setting_stops_the_start_with_a_clear_line(environ: dict[str, str], says: str) -> None:

@@ -91,7 +91,7 @@ def test_no_counter_falls_when_a_worker_dies(scoreboard: Scoreboard) -> None:
     assert after == before | {"workers": 0, "engines": 0, "in_flight": 0}
 
 
-def test_the_next_owner_of_a_row_starts_from_nothing(scoreboard: Scoreboard) -> None:
+def test_the_next_owner_of_a_row_goes_on_counting_and_is_otherwise_new(scoreboard: Scoreboard) -> None:
     row = scoreboard.claim()
     row[Cell.ENGINE_PID] = 70
     answer(row)
@@ -99,7 +99,8 @@ def test_the_next_owner_of_a_row_starts_from_nothing(scoreboard: Scoreboard) -> 
     scoreboard.release(row)
     heir = scoreboard.claim()
     assert heir.index == row.index
-    assert [heir[cell] for cell in range(Cell.PID, Cell.FIRST_STATUS)] == [0] * (Cell.FIRST_STATUS - 1)
+    assert [heir[cell] for cell in range(Cell.PID, Cell.REQUESTS)] == [0] * (Cell.REQUESTS - 1)
+    assert heir[Cell.REQUESTS] == 1
     answer(heir)
     assert scoreboard.snapshot().requests["200"] == 2
 
@@ -112,6 +113,16 @@ def test_rows_come_back_for_as_many_workers_as_there_will_be(scoreboard: Scorebo
             answer(row)
             scoreboard.release(row)
     assert scoreboard.snapshot().requests["200"] == 60
+
+
+def test_a_reader_never_sees_a_counter_fall(scoreboard: Scoreboard) -> None:
+    row = scoreboard.claim()
+    answer(row)
+    reading = row[Cell.REQUESTS]
+    # A reader may look at any moment of a change of owners, so nothing may be moved in it.
+    scoreboard.release(row)
+    assert row[Cell.REQUESTS] == reading
+    assert scoreboard.claim()[Cell.REQUESTS] == reading
 
 
 def test_more_workers_than_rows_is_an_error(scoreboard: Scoreboard) -> None:
