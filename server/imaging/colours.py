@@ -91,6 +91,8 @@ def _high_bytes(image: Image.Image) -> Image.Image:
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode == "I;16B" and mode == "I;16":
+        return _with_info_of(image, Image.frombytes(mode, image.size, image.tobytes(), "raw", "I;16B"))
     if image.mode.startswith("I;16"):
         gray = _high_bytes(image)
         return gray if mode == "L" else gray.convert(mode)
@@ -194,13 +196,9 @@ def _first_visible(colours: Image.Image, opaque: Image.Image) -> tuple[int, ...]
 
 
 def _quantized(image: Image.Image, size: int) -> tuple[Image.Image, bytes]:
-    colours = image.getcolors(size)
-    if colours is None:
-        indices = image.quantize(size, method=Image.Quantize.MEDIANCUT)
-        return indices, bytes(indices.getpalette() or b"")[: size * 3]
-    ordered = sorted(colour for _, colour in colours)
-    palette = bytes(value for colour in ordered for value in colour)  # type: ignore[union-attr]
-    pattern = Image.new("P", (1, 1))
-    pattern.putpalette(palette)
-    # Without dithering the nearest entry is the colour itself.
-    return image.quantize(palette=pattern, dither=Image.Dither.NONE), palette
+    """Indices and palette; exact for a picture of so few colours.
+
+    Mapping to a palette of our own would not be: Pillow takes colours that differ in two low bits for equal.
+    """
+    indices = image.quantize(size, method=Image.Quantize.MEDIANCUT)
+    return indices, bytes(indices.getpalette() or b"")[: size * 3]

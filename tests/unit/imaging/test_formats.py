@@ -243,3 +243,23 @@ def test_the_content_counts_and_no_name() -> None:
     """A PNG is a PNG whatever was asked of it before: formats come from the first bytes alone."""
     for given, container in SOURCES.items():
         assert processed(source(container), "flip").result.format is given
+
+
+def test_sixteen_bits_keep_all_of_them_in_either_byte_order() -> None:
+    stored = picture("I;16", (5, 4))
+    big_endian = Image.frombytes("I;16B", stored.size, stored.tobytes("raw", "I;16B"))
+    for image in (stored, big_endian):
+        ours = processed(encoded(image, "TIFF"), "flip", output=Format.PNG).image
+        assert grid_of(ours) == expected(grid_of(stored), "flip")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_gif_has_every_colour_of_a_picture_of_few_colours(mode: str) -> None:
+    stored = Image.frombytes(
+        "RGB", (50, 5), bytes(value for level in range(250) for value in (level, 9, 250))
+    )
+    if mode == "RGBA":
+        stored.putalpha(255)
+        stored.putpixel((3, 2), (0, 0, 0, 0))
+    ours = processed(encoded(stored, "PNG"), output=Format.GIF).image.convert(mode)
+    assert grid_of(ours) == grid_of(stored)
