@@ -8,6 +8,7 @@ from PIL import Image
 from PIL.Image import Transpose
 
 from server.imaging.codec import Data, Format, Sink, damaged
+from server.imaging.composition import Disposal, Layer
 from server.imaging.limits import Limits
 from server.imaging.operations import Rect, swaps_axes, turned_rect, turned_size
 
@@ -246,38 +247,21 @@ def whole_frame(indices: Image.Image, palette: bytes) -> GifFrame:
     return GifFrame(Rect(0, 0, *indices.size), _HAS_TABLE | bits - 1, table, code_size, lzw)
 
 
-_CLEAR_AFTER, _RESTORE_AFTER = 2, 3
+_DISPOSALS = {2: Disposal.CLEAR, 3: Disposal.RESTORE}
 
 
-def shown(gif: Gif) -> Iterator[tuple[Image.Image, float]]:
-    """Every frame of an animation as a person sees it (GIF89a, section 23); call it inside `decoding`.
-
-    As in browsers, what no frame covers and what is cleared is transparent. Pillow fills it with the
-    background colour, which browsers ignore.
-
-    Yields:
-        The whole canvas, in mode RGB when nothing is transparent and in mode RGBA otherwise, and how long it
-        shows, in milliseconds.
-    """
-    canvas = Image.new("RGBA", gif.size)
-    disposal, delay, transparent = 0, 0, None
+def layers(gif: Gif) -> Iterator[Layer]:
+    """The frames with their places and times (GIF89a, section 23); call it inside `decoding`."""
+    disposal, delay, transparent = Disposal.KEEP, 0, None
     for block in gif.blocks:
-        if isinstance(block, bytes):
-            if block[:3] == b"!\xf9\x04":
-                flags, delay, index = struct.unpack_from("<BHB", block, 3)
-                disposal, transparent = flags >> 2 & 7, index if flags & 1 else None
-            continue
-        x, y, width, height = block.rect
-        before = canvas.copy()
-        patch = _coloured(block, block.palette or gif.palette, transparent)
-        canvas.paste(patch, (x, y), patch)
-        is_opaque = canvas.getchannel("A").getextrema() == (_OPAQUE, _OPAQUE)
-        yield canvas.convert("RGB" if is_opaque else "RGBA"), delay * 10
-        if disposal == _RESTORE_AFTER:
-            canvas = before
-        elif disposal == _CLEAR_AFTER:
-            canvas.paste((0, 0, 0, 0), (x, y, x + width, y + height))
-        disposal, delay, transparent = 0, 0, None
+        if isinstance(block, GifFrame):
+            patch = _coloured(block, block.palette or gif.palette, transparent)
+            yield Layer(patch, block.rect[:2], delay * 10, is_laid_over=True, disposal=disposal)
+            disposal, delay, transparent = Disposal.KEEP, 0, None
+        elif block[:3] == b"!\xf9\x04":
+            flags, delay, index = struct.unpack_from("<BHB", block, 3)
+            disposal = _DISPOSALS.get(flags >> 2 & 7, Disposal.KEEP)
+            transparent = index if flags & 1 else None
 
 
 def _coloured(frame: GifFrame, palette: bytes, transparent: int | None) -> Image.Image:

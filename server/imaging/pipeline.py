@@ -24,6 +24,7 @@ from server.imaging.codec import (
     open_image,
     sniff,
 )
+from server.imaging.composition import composed
 from server.imaging.conversion import (
     MANY_FRAMES,
     Attachments,
@@ -274,7 +275,8 @@ def _whole_webp_frames(
     """Frames drawn on whole canvases: a mirrored place can be odd, which the format cannot say."""
     check_side(Format.WEBP, stored.size)
     frames: list[webp.WebpFrame] = []
-    for frame, drawn in zip(stored.frames, _drawn(job, len(stored.frames)), strict=True):
+    drawn_frames = _shown(job, composed(stored.size, webp.layers(stored)))
+    for frame, drawn in zip(stored.frames, drawn_frames, strict=True):
         turned = job.turn(drawn.image, transpose)
         bits = webp.pack(turned, quality=_webp_quality(job, frame.pixels))
         frames.append(webp.WebpFrame(Rect(0, 0, *turned.size), frame.duration_ms, webp.NO_BLEND, bits))
@@ -332,7 +334,7 @@ class _Head:
         applied: the orientation that Pillow applies when it decodes; the resolution still needs it.
         exif, xmp: as stored.
         plays: how often an animation runs, 0 for ever; None for ask Pillow.
-        animation: its frames with their durations, where Pillow would show them wrongly.
+        drawn: its frames with their durations, where Pillow would show them wrongly.
         is_deep: True when decoding halves the depth.
     """
 
@@ -342,7 +344,7 @@ class _Head:
     exif: bytes = b""
     xmp: bytes = b""
     plays: int | None = 0
-    animation: Iterator[tuple[Image.Image, float]] | None = None
+    drawn: Iterator[tuple[Image.Image, float]] | None = None
     is_deep: bool = False
 
 
@@ -354,10 +356,17 @@ def _jpeg_head(job: _Job) -> _Head:
 def _png_head(job: _Job) -> _Head:
     stored = png.read_png(job.data, job.limits)
     exif = stored.find(b"eXIf")
-    animation = png.shown(stored) if stored.frames else None
-    frames = max(1, len(stored.frames))
+    drawn: Iterator[tuple[Image.Image, float]] | None = None
+    if stored.frames:
+        drawn = composed(stored.size, png.layers(stored))
+    elif stored.has_own_key and stored.still is not None:
+        drawn = iter([(png.coloured(stored, stored.still, stored.size), 0)])
     return _Head(
-        frames=frames, orientation=orientation_of(exif), exif=exif, plays=stored.plays, animation=animation
+        frames=max(1, len(stored.frames)),
+        orientation=orientation_of(exif),
+        exif=exif,
+        plays=stored.plays,
+        drawn=drawn,
     )
 
 
@@ -365,7 +374,8 @@ def _gif_head(job: _Job) -> _Head:
     stored = gif.read_gif(job.data, job.limits)
     frames = len(stored.frames)
     is_plain = frames == 1 and stored.frames[0].rect == (0, 0, *stored.size)
-    return _Head(frames=frames, plays=None, animation=None if is_plain else gif.shown(stored))
+    drawn = None if is_plain else composed(stored.size, gif.layers(stored))
+    return _Head(frames=frames, plays=None, drawn=drawn)
 
 
 def _webp_head(job: _Job) -> _Head:
@@ -376,6 +386,7 @@ def _webp_head(job: _Job) -> _Head:
         exif=stored.exif,
         xmp=stored.xmp,
         plays=stored.loops or 0,
+        drawn=None if stored.loops is None else composed(stored.size, webp.layers(stored)),
     )
 
 
@@ -423,13 +434,16 @@ def _drawn(job: _Job, count: int) -> Iterator[Frame]:
         yield Frame(image, float(image.info.get("duration") or 0))
 
 
-def _shown(job: _Job, frames: Iterator[tuple[Image.Image, float]], count: int) -> Iterator[Frame]:
-    """Frames as we compose them, with what lies beside the pixels; tells the lap."""
+def _shown(job: _Job, frames: Iterator[tuple[Image.Image, float]]) -> Iterator[Frame]:
+    """Frames as we draw them, with what lies beside the pixels; tells the lap."""
     with decoding(job.form):
         info = open_image(job.form, job.source).info
-    for _ in range(count):
+    while True:
         with decoding(job.form):
-            image, duration_ms = next(frames)
+            following = next(frames, None)
+        if following is None:
+            return
+        image, duration_ms = following
         image.info = {key: info[key] for key in ("icc_profile", "dpi", "xmp", "loop") if key in info}
         job.lap("decode")
         yield Frame(image, duration_ms)
@@ -443,7 +457,7 @@ def _redraw(job: _Job) -> Result:
         raise _too_deep(job.form)
     transpose = compose(head.orientation, job.recipe.operation)
     count = head.frames if job.target in MANY_FRAMES else 1
-    drawn = _drawn(job, count) if head.animation is None else _shown(job, head.animation, count)
+    drawn = _drawn(job, count) if head.drawn is None else _shown(job, head.drawn)
     first = next(drawn)
     size = turned_size(transpose, first.image.size)
     check_side(job.target, size)

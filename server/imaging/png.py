@@ -11,6 +11,7 @@ from PIL import Image, ImageChops, PngImagePlugin
 from PIL.Image import Transpose
 
 from server.imaging.codec import Data, Format, Sink, damaged
+from server.imaging.composition import Disposal, Layer
 from server.imaging.icc import is_srgb
 from server.imaging.limits import Limits
 from server.imaging.metadata import upright_exif, upright_xmp
@@ -20,6 +21,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _CHUNK_OVERHEAD = 12  # length, type and checksum (PNG 3rd edition, 5.3)
 _MAX_PROFILE_BYTES = 1 << 24
+_OPAQUE = 255
 _XMP_KEYWORD = b"XML:com.adobe.xmp\0"
 
 #: Depth and colour type to the Pillow mode and raw mode whose bits lie the same way. Samples pass through as
@@ -116,9 +118,10 @@ class Png:
     plays: int = 0
 
     @property
-    def has_16_bit_colour(self) -> bool:
-        """True when Pillow's own reader would halve the depth."""
-        return self.depth == 16 and self.colour_type != 0  # noqa: PLR2004 - bits, as in the specification
+    def has_own_key(self) -> bool:
+        """True when one colour is transparent, and Pillow compares it with samples of another depth."""
+        needed = {0: 2, 2: 6}.get(self.colour_type, 0)
+        return self.depth in (2, 4, 16) and 0 < needed <= len(self.find(b"tRNS"))
 
     def find(self, kind: bytes) -> bytes:
         """The data of the first chunk of a kind; empty when there is none."""
@@ -407,41 +410,48 @@ def animation(
 RGBA_PATTERN = Png((1, 1), 8, 6, is_interlaced=False, before=(), after=(), still=None)
 
 
-_CLEAR_AFTER, _RESTORE_AFTER = 1, 2
+_DISPOSALS = (Disposal.KEEP, Disposal.CLEAR, Disposal.RESTORE)
 _LAY_OVER = 1
 
 
-def shown(png: Png) -> Iterator[tuple[Image.Image, float]]:
-    """Every frame of an animation as a person sees it (PNG 3rd edition, 11.3.6.2); call it inside `decoding`.
-
-    Pillow's own reader forgets to take back a frame that was laid over others.
-
-    Yields:
-        The whole canvas in mode RGBA, and how long it shows, in milliseconds.
-    """
-    canvas = Image.new("RGBA", png.size)
+def layers(png: Png) -> Iterator[Layer]:
+    """The frames with their places and times (PNG 3rd edition, 11.3.6.2); call it inside `decoding`."""
     for frame in png.frames:
         numerator, denominator, disposal, blending = struct.unpack(">HHBB", frame.control)
-        x, y, width, height = frame.rect
-        patch = _alone(png, frame)
-        before = canvas.copy()
-        if blending == _LAY_OVER:
-            canvas.alpha_composite(patch, (x, y))
-        else:
-            canvas.paste(patch, (x, y))
-        yield canvas.copy(), 1000 * numerator / (denominator or 100)
-        if disposal == _RESTORE_AFTER:
-            canvas = before
-        elif disposal == _CLEAR_AFTER:
-            canvas.paste((0, 0, 0, 0), (x, y, x + width, y + height))
+        yield Layer(
+            coloured(png, frame.stream, (frame.rect.width, frame.rect.height)),
+            frame.rect[:2],
+            1000 * numerator / (denominator or 100),
+            is_laid_over=blending == _LAY_OVER,
+            disposal=_DISPOSALS[disposal] if disposal < len(_DISPOSALS) else Disposal.KEEP,
+        )
 
 
-def _alone(png: Png, frame: PngFrame) -> Image.Image:
-    """One frame in mode RGBA."""
+def coloured(png: Png, stream: bytes, size: tuple[int, int]) -> Image.Image:
+    """One pixel stream in mode RGBA, 8 bits deep; call it inside `decoding`."""
+    if png.has_own_key or (png.depth, png.colour_type) == (16, 0):
+        return _keyed(png, stream, size)
     file = BytesIO()
     looks = tuple(chunk for chunk in png.before if chunk.kind in (b"PLTE", b"tRNS"))
-    size = (frame.rect.width, frame.rect.height)
-    write_png(file, replace(png, size=size, before=looks, after=(), still=frame.stream, frames=()))
+    write_png(file, replace(png, size=size, before=looks, after=(), still=stream, frames=()))
     file.seek(0)
-    image = PngImagePlugin.PngImageFile(file)
-    return image.convert("RGBA")
+    return PngImagePlugin.PngImageFile(file).convert("RGBA")
+
+
+def _keyed(png: Png, stream: bytes, size: tuple[int, int]) -> Image.Image:
+    """Gray or RGB whose key is compared with the stored samples, all bits of them (11.3.1.1)."""
+    bands = [
+        Image.frombytes("L", size, band.tobytes())
+        for plane in unpack(png, stream, size)
+        for band in plane.split()
+    ]
+    key = png.find(b"tRNS")[: 6 if png.colour_type else 2]
+    wanted = key[0::2] + key[1::2] if png.depth == 16 else key[1::2]  # noqa: PLR2004 - bits
+    alpha = Image.new("L", size, 0 if wanted else _OPAQUE)
+    for band, value in zip(bands, wanted, strict=False):
+        alpha = ImageChops.lighter(alpha, band.point([_OPAQUE * (sample != value) for sample in range(256)]))
+    if png.colour_type == 0:
+        highest = min(_OPAQUE, (1 << png.depth) - 1)
+        gray = bands[0].point([min(_OPAQUE, sample * _OPAQUE // highest) for sample in range(256)])
+        bands = [gray] * 3
+    return Image.merge("RGBA", (*bands[:3], alpha))

@@ -8,6 +8,7 @@ from io import BytesIO
 from PIL import Image, WebPImagePlugin
 
 from server.imaging.codec import Data, Format, Sink, damaged
+from server.imaging.composition import Disposal, Layer
 from server.imaging.limits import Limits
 from server.imaging.operations import Rect
 
@@ -15,6 +16,7 @@ _HAS_ICC, _HAS_ALPHA, _HAS_EXIF, _HAS_XMP, _IS_ANIMATED = 0x20, 0x10, 0x08, 0x04
 
 #: The flag of a frame that replaces what is under it.
 NO_BLEND = 0x02
+_CLEAR_AFTER = 0x01
 _LOSSY, _LOSSLESS = b"VP8 ", b"VP8L"
 
 #: Enough to stay near the size of the source; more costs seconds per megapixel and gains about 2%.
@@ -98,11 +100,6 @@ class Webp:
     icc: bytes = b""
     exif: bytes = b""
     xmp: bytes = b""
-
-    @property
-    def is_lossless(self) -> bool:
-        """Whether every frame is."""
-        return all(frame.pixels.is_lossless for frame in self.frames)
 
 
 def _damage(what: str) -> Exception:
@@ -279,3 +276,15 @@ def turned_frames(webp: Webp, rects: list[Rect], pixels: list[Bitstream]) -> tup
         replace(frame, rect=rect, pixels=new)
         for frame, rect, new in zip(webp.frames, rects, pixels, strict=True)
     )
+
+
+def layers(webp: Webp) -> Iterator[Layer]:
+    """The frames with their places and times (RFC 9649, 2.7.1.1); call it inside `decoding`."""
+    for frame in webp.frames:
+        yield Layer(
+            unpack(frame.pixels).convert("RGBA"),
+            frame.rect[:2],
+            frame.duration_ms,
+            is_laid_over=not frame.flags & NO_BLEND,
+            disposal=Disposal.CLEAR if frame.flags & _CLEAR_AFTER else Disposal.KEEP,
+        )

@@ -466,3 +466,23 @@ def test_metadata_of_an_animation_comes_back_unless_it_is_stripped() -> None:
         stripped = processed(data, operation, strip=True).image
         assert not {"Comment", "exif"} & stripped.info.keys(), operation
         assert seen_frames(stripped) == [expected(grid, operation, 6) for grid in grids], operation
+
+
+def test_a_gray_apng_of_16_bits_is_not_clipped() -> None:
+    grids = [Grid(2, 1, ((0x2000,), (0x8000,))), Grid(2, 1, ((0xFFFF,), (0x1234,)))]
+    data = apng((2, 1), [Patch(grid) for grid in grids], depth=16, colour_type=0)
+    levels = [
+        [pixel[0] for pixel in frame.pixels]
+        for frame in seen_frames(processed(data, output=Format.GIF).image)
+    ]
+    assert levels == [[0x20, 0x80], [0xFF, 0x12]]
+
+
+@pytest.mark.parametrize("output", [Format.PNG, Format.GIF])
+def test_what_no_webp_frame_covers_is_transparent_whatever_its_header_says(output: Format) -> None:
+    patch = Patch(Grid(4, 4, (RED,) * 16), 2, 2, "background")
+    data = bytearray(webp_animation((8, 8), [patch, patch]))
+    data[20] &= ~0x10  # no frame has any alpha
+    for frame in seen_frames(processed(bytes(data), "flip", output=output).image):
+        assert frame.at(0, 0) == CLEAR
+        assert frame.at(2, 2) == RED

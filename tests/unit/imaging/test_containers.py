@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 from PIL.Image import Transpose
 
 from server.errors import DamagedImage, ImageError, TooManyFrames, TooManyPixels, UnsupportedImage
@@ -392,11 +392,16 @@ def test_webp_frames_go_to_their_places_even_where_those_are_odd(
     transpose = compose(1, operation)
     for before, after in zip(shown(data), shown(out), strict=True):
         wanted = before if transpose is None else before.transpose(transpose)
-        assert wanted.tobytes() == after.tobytes()
+        for paper in ("white", "black"):
+            seen = [
+                Image.alpha_composite(Image.new("RGBA", canvas.size, paper), canvas)
+                for canvas in (wanted, after)
+            ]
+            assert max(highest for _, highest in ImageChops.difference(*seen).getextrema()) <= 2  # rounding
     after = webp.read_webp(out, GENEROUS)
     assert [frame.duration_ms for frame in after.frames] == [40, 41, 42]
     assert (after.loops, after.background, after.xmp) == (5, b"\1\2\3\4", b"<x/>")
-    assert after.is_lossless
+    assert all(frame.pixels.is_lossless for frame in after.frames)
 
 
 def test_a_canvas_must_not_contradict_its_picture() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import mmap
 import os
+import struct
 
 import pytest
 from PIL import Image
@@ -243,6 +244,32 @@ def test_the_content_counts_and_no_name() -> None:
     """A PNG is a PNG whatever was asked of it before: formats come from the first bytes alone."""
     for given, container in SOURCES.items():
         assert processed(source(container), "flip").result.format is given
+
+
+@pytest.mark.parametrize(("depth", "colour_type"), [(1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (8, 2), (16, 2)])
+def test_a_key_colour_is_compared_with_all_bits_of_a_sample(depth: int, colour_type: int) -> None:
+    highest = (1 << depth) - 1
+    keyed = {1: (1,), 2: (1,), 4: (5,), 8: (85,), 16: (0x1234,)}[depth] * (colour_type + 1)
+    others = [
+        (0,) * len(keyed),
+        (highest - 1,) * len(keyed),
+        *([(0x1235,) * len(keyed)] if depth == 16 else []),
+    ]
+    row = 0
+    for sample in (sample for pixel in (keyed, *others) for sample in pixel):
+        row = row << depth | sample
+    bits = depth * len(keyed) * (1 + len(others))
+    packed = (row << -bits % 8).to_bytes((bits + 7) // 8, "big")
+    key = pictures.chunk(b"tRNS", struct.pack(f">{len(keyed)}H", *keyed))
+    data = pictures.png((1 + len(others), 1), depth, colour_type, [packed], key)
+    wanted = [
+        (*(sample >> 8 if depth == 16 else sample * 255 // highest for sample in (pixel * 3)[:3]), 255)
+        for pixel in others
+    ]
+    for output in (Format.TIFF, Format.GIF):
+        first, *rest = grid_of(processed(data, output=output).image.convert("RGBA")).pixels
+        assert first[3] == 0, output
+        assert rest == wanted, output
 
 
 def test_sixteen_bits_keep_all_of_them_in_either_byte_order() -> None:
