@@ -295,11 +295,11 @@ def _tiff(job: _Job) -> Result:
     for index, page in enumerate(stored):
         with decoding(Format.TIFF):
             image.seek(index)
-            _load_page(image)
+            pixels = _loaded_page(image)
             if tiff.is_deep(image) and job.recipe.format is None:
                 raise _too_deep(Format.TIFF)
         job.lap("decode")
-        turned = job.turn(image, transpose)
+        turned = job.turn(pixels, transpose)
         with decoding(Format.TIFF):
             settings = tiff.page_settings(image, turned, strip=job.recipe.strip, quality=job.recipe.quality)
         fields = tiff.turned_fields(described[index], compose(page.orientation, job.recipe.operation))
@@ -309,12 +309,13 @@ def _tiff(job: _Job) -> Result:
     return job.result(pages[0].image.size, len(pages))
 
 
-def _load_page(image: TiffImageFile) -> None:
+def _loaded_page(image: TiffImageFile) -> Image.Image:
     """Decode a page, turned by its orientation tag alone: Pillow would also believe the XMP."""
     xmp = image.info.pop("xmp", None)
     image.load()
     if xmp is not None:
         image.info["xmp"] = xmp
+    return tiff.as_meant(image)
 
 
 def _too_deep(form: Format) -> UnsupportedImage:
@@ -424,14 +425,15 @@ def _drawn(job: _Job, count: int) -> Iterator[Frame]:
         with decoding(job.form):
             if index:
                 image.seek(index)
+            pixels: Image.Image = image
             if isinstance(image, TiffImageFile):
-                _load_page(image)
+                pixels = _loaded_page(image)
             else:
                 image.load()
             if isinstance(image, JpegImageFile):
                 jpeg.check_complete(jpeg.read_jpeg(job.data, job.limits), image, job.data)
         job.lap("decode")
-        yield Frame(image, float(image.info.get("duration") or 0))
+        yield Frame(pixels, float(image.info.get("duration") or 0))
 
 
 def _shown(job: _Job, frames: Iterator[tuple[Image.Image, float]]) -> Iterator[Frame]:
@@ -498,7 +500,7 @@ def _attachments(job: _Job, head: _Head, image: Image.Image) -> Attachments:
     exif, xmp = head.exif, head.xmp or image.info.get("xmp")
     if not isinstance(xmp, bytes):  # a TIFF may give it any type
         xmp = b""
-    if isinstance(image, TiffImageFile):
+    if job.form is Format.TIFF:
         with decoding(job.form):
             exif = ifd.exif_from(*tiff.descriptions(job.data))
     stored = head.orientation if head.applied == 1 else head.applied

@@ -10,6 +10,7 @@ from PIL import Image
 from PIL.Image import Transpose
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
+from server.errors import UnsupportedImage
 from server.imaging import ifd
 from server.imaging.codec import Data, Format, damaged
 from server.imaging.icc import kept_icc
@@ -22,6 +23,8 @@ _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _STRIP_OFFSETS, _STRIP_COUNTS, _TILE_OFFSETS, _TILE_COUNTS = 273, 279, 324, 325
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _ORIENTATION = 274
+_SUBFILE_TYPE, _SUB_DIRECTORIES, _IS_REDUCED = 254, 330, 1
+_WHITE_IS_ZERO = 0
 _PREDICTOR, _JPEG_TABLES, _XMP, _PHOTOSHOP = 317, 347, 700, 34377
 
 #: Fields that describe the picture and not how it is stored (TIFF 6.0, section 8; EXIF 2.32, 4.6.4):
@@ -43,7 +46,10 @@ _JPEG_MODES = frozenset({"L", "RGB", "CMYK", "YCbCr"})
 
 _NUMBERS = {1: "B", 3: "H", 4: "L", 13: "L", 16: "Q"}
 _ABOUT = frozenset(
-    {_WIDTH, _HEIGHT, _COMPRESSION, _ORIENTATION, _STRIP_OFFSETS, _STRIP_COUNTS, _TILE_OFFSETS, _TILE_COUNTS}
+    {
+        *(_WIDTH, _HEIGHT, _COMPRESSION, _ORIENTATION, _SUBFILE_TYPE, _SUB_DIRECTORIES),
+        *(_STRIP_OFFSETS, _STRIP_COUNTS, _TILE_OFFSETS, _TILE_COUNTS),
+    },
 )
 _OLD_JPEG = 6
 _BYTES = 7
@@ -58,12 +64,14 @@ class Page:
         ends: where each strip or tile ends in the file, by its own fields.
         compression: TIFF's number for it.
         orientation: as in EXIF, 1 to 8; Pillow applies it when it decodes.
+        is_preview: whether it is a small version of a picture that lies in a directory below it.
     """
 
     size: tuple[int, int]
     ends: tuple[int, ...]
     compression: int
     orientation: int
+    is_preview: bool
 
 
 def _pages(data: Data) -> Iterator[Page]:
@@ -93,6 +101,7 @@ def _pages(data: Data) -> Iterator[Page]:
             ends=tuple(offset + count for offset, count in zip(offsets, counts, strict=False)),
             compression=fields.get(_COMPRESSION, (1,))[0],
             orientation=fields.get(_ORIENTATION, (1,))[0],
+            is_preview=_SUB_DIRECTORIES in fields and fields.get(_SUBFILE_TYPE) == (_IS_REDUCED,),
         )
 
 
@@ -105,6 +114,7 @@ def check_tiff(data: Data, limits: Limits) -> tuple[Page, ...]:
     Raises:
         DamagedImage: a directory, a field or a strip lies past the end.
         TooManyPixels, TooManyFrames: outside the limits, each page for itself and all together.
+        UnsupportedImage: a camera's raw file, of which only the preview would come out.
     """
     pages: list[Page] = []
     total = 0
@@ -119,6 +129,8 @@ def check_tiff(data: Data, limits: Limits) -> tuple[Page, ...]:
             raise damaged(Format.TIFF, "it is cut off")
     if not pages:
         raise damaged(Format.TIFF, "it has no page")
+    if pages[0].is_preview or data[8:10] == b"CR":
+        raise UnsupportedImage("This is a camera's raw file. Develop it, and send the JPEG or TIFF.")
     return tuple(pages)
 
 
@@ -126,6 +138,26 @@ def is_deep(image: TiffImageFile) -> bool:
     """Whether Pillow halves the depth of this page when it decodes it."""
     bits = image.tag_v2.get(_BITS, (1,))
     return len(bits) > 1 and max(bits) > 8  # noqa: PLR2004 - bits of a channel
+
+
+def as_meant(image: TiffImageFile) -> Image.Image:
+    """The decoded page with its gray as it is meant, which Pillow leaves undone for more than 8 bits.
+
+    White is the highest number, and 12 bits fill the 16 that they are kept in.
+
+    Raises:
+        UnsupportedImage: white is zero, and black is any number.
+    """
+    bits, is_inverted = image.tag_v2.get(_BITS), image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+    if image.mode == "F" and is_inverted:
+        raise UnsupportedImage(
+            "White is zero in this TIFF, and its samples are floating. Make white the highest."
+        )
+    if image.mode == "I;16" and bits == (12,):
+        return image.point(lambda sample: sample * (65535 / 4095))
+    if image.mode == "I;16" and is_inverted:
+        return image.point(lambda sample: sample * -1 + 65535)
+    return image
 
 
 def page_settings(

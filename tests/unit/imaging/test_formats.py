@@ -14,7 +14,7 @@ from support import pictures
 from support.oracle import OPERATIONS, expected, grid_of, psnr, seen_frames
 from support.pictures import GENEROUS, encoded, natural, picture, processed
 
-from server.errors import ImageError
+from server.errors import ImageError, UnsupportedImage
 from server.imaging.codec import OUTPUT_FORMATS, Format
 from server.imaging.operations import Operation
 from server.imaging.pipeline import Recipe, process
@@ -278,6 +278,50 @@ def test_sixteen_bits_keep_all_of_them_in_either_byte_order() -> None:
     for image in (stored, big_endian):
         ours = processed(encoded(image, "TIFF"), "flip", output=Format.PNG).image
         assert grid_of(ours) == expected(grid_of(stored), "flip")
+
+
+def gray_tiff(samples: bytes, bits: int, photometric: int) -> bytes:
+    """Return a row of gray samples, as a TIFF that Pillow would not write."""
+    width = 8 * len(samples) // bits
+    values = {
+        256: width,
+        257: 1,
+        258: bits,
+        259: 1,
+        262: photometric,
+        273: 122,
+        277: 1,
+        278: 1,
+        279: len(samples),
+    }
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items())
+    return struct.pack("<2sHIH", b"II", 42, 8, len(values)) + entries + bytes(4) + samples
+
+
+@pytest.mark.parametrize("output", [None, Format.PNG])
+def test_gray_is_as_bright_as_it_is_meant(output: Format | None) -> None:
+    white_is_zero = gray_tiff(struct.pack("<3H", 0, 1, 65535), 16, 0)
+    assert grid_of(processed(white_is_zero, output=output).image).pixels == (65535, 65534, 0)
+    twelve_bits = gray_tiff(bytes.fromhex("000fff800001"), 12, 1)
+    black, white, middle, dark = grid_of(processed(twelve_bits, output=output).image).pixels
+    assert (black, white, dark) == (0, 65535, 16)
+    assert abs(middle - 0x8000) <= 8
+
+
+def test_inverted_samples_of_unknown_range_are_refused() -> None:
+    float_sample = struct.pack("<HHII", 339, 3, 1, 3)
+    data = bytearray(gray_tiff(struct.pack("<f", 0.5), 32, 0))
+    data[8:10], data[118:118] = struct.pack("<H", 10), float_sample
+    data[10 + 12 * 5 + 8 : 10 + 12 * 5 + 12] = struct.pack("<I", 134)
+    with pytest.raises(UnsupportedImage, match="White is zero"):
+        processed(bytes(data))
+
+
+def test_of_a_camera_s_raw_file_no_preview_comes_out() -> None:
+    data = encoded(picture("RGB", (8, 6)), "TIFF", tiffinfo={254: 1, 330: 8})
+    with pytest.raises(UnsupportedImage, match="raw"):
+        processed(data)
+    assert processed(encoded(picture("RGB", (8, 6)), "TIFF", tiffinfo={254: 0, 330: 8})).data
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
