@@ -34,6 +34,9 @@ Image.MAX_IMAGE_PIXELS = None
 # One picture is one core's work: the other cores have pictures of their own.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
+#: Segments, chunks or blocks of a file. No sound one has so many, and each costs a walk in Python.
+MAX_PARTS = 100_000
+
 #: A whole file in memory, sliceable and searchable without copying it.
 Data = bytes | mmap.mmap
 

@@ -13,24 +13,28 @@ from PIL import Image, ImageChops
 from PIL.Image import Transpose
 from PIL.JpegImagePlugin import JpegImageFile
 
-from server.imaging.codec import Data, Format, Sink, damaged
+from server.imaging.codec import MAX_PARTS, Data, Format, Sink, damaged
 from server.imaging.icc import kept_icc
 from server.imaging.limits import Limits
 from server.imaging.metadata import EXIF_PREFIX, orientation_of, upright_exif, upright_xmp, without_thumbnails
 from server.imaging.operations import swaps_axes
 
-_SOI, _EOI, _SOS, _DHT, _DRI, _COM = 0xD8, 0xD9, 0xDA, 0xC4, 0xDD, 0xFE
+_EOI, _SOS, _DHT, _DRI, _COM = 0xD9, 0xDA, 0xC4, 0xDD, 0xFE
 _APP0, _APP1, _APP2, _APP12 = 0xE0, 0xE1, 0xE2, 0xEC
 _APP13, _APP14, _APP15 = 0xED, 0xEE, 0xEF
-_TEM, _RST0, _RST7 = 0x01, 0xD0, 0xD7
+_RST0, _RST7 = 0xD0, 0xD7
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {_DHT, 0xC8, 0xCC}  # ITU-T T.81, table B.1
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _LOSSLESS = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
-_STAND_ALONE = frozenset({_TEM, *range(_RST0, _RST7 + 1), _SOI})
+
+#: Where libjpeg's own fuzzers stop: each scan may cost as much as a whole picture.
+_MAX_SCANS = 500
+_MAX_PADDING_BYTES = 1 << 20
 
 #: The first marker that is no stuffed byte, no fill byte and no restart marker ends a scan (B.1.1.5).
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-_MARKER = re.compile(rb"\xff[^\x00\xff]")
+#: What starts a segment: no stuffed byte, fill byte, TEM, restart marker or SOI, which stand alone.
+_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")
 _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 
 _JFIF, _ICC, _XMP, _MPF = b"JFIF\0", b"ICC_PROFILE\0", b"http://ns.adobe.com/xap/1.0/\0", b"MPF\0"
@@ -46,6 +50,7 @@ _SUBSAMPLING = {(1, 1): 0, (2, 1): 1, (2, 2): 2}
 _FULL_CHROMA = 0
 
 _CELL = 8
+_ALL = frozenset(range(_CELL * _CELL))
 _MID_GRAY: dict[str, list[Any]] = {
     "L": [128],
     "RGB": [(128, 128, 128)],
@@ -120,18 +125,19 @@ def _segments(data: Data) -> Iterator[Segment]:
     cut anywhere has no EOI behind its last scan.
     """
     position, size = 2, len(data)
-    interval = scans = 0
-    while True:
+    interval = scans = padding = 0
+    for _ in range(MAX_PARTS):
+        padding -= position
         position = _next_marker(data, position)
+        padding += position
+        if padding > _MAX_PADDING_BYTES:  # Pillow takes them one by one
+            raise _damage("there is too much between its segments")
         marker = data[position + 1]
         if marker == _EOI:
             if not scans:
                 raise _damage("it has no pixels")
             yield Segment(_EOI, position, position)
             return
-        if marker in _STAND_ALONE:
-            position += 2
-            continue
         start = position + 4
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
         if position < start or position > size:
@@ -141,9 +147,12 @@ def _segments(data: Data) -> Iterator[Segment]:
             interval = int.from_bytes(data[start : start + 2], "big")
         elif marker == _SOS:
             scans += 1
+            if scans > _MAX_SCANS:
+                raise _damage(f"it has more than {_MAX_SCANS} scans")
             scan, position = position, _end_of_scan(data, position)
             if interval:
                 _check_restarts(data, scan, position)
+    raise _damage(f"it has more than {MAX_PARTS} segments")
 
 
 def _next_marker(data: Data, start: int) -> int:
@@ -206,23 +215,55 @@ def _checked_size(frame: bytes, limits: Limits) -> tuple[int, int]:
     return width, height
 
 
+class _Coverage:
+    """Which coefficients the scans have brought so far, to the last bit (G.1.1.1).
+
+    A torn progressive file that somebody put an EOI behind shows as a coarse picture.
+
+    Args:
+        frame: the parameters of the frame header.
+        is_progressive: by its process; the others bring all of a component at once.
+    """
+
+    def __init__(self, frame: bytes, *, is_progressive: bool) -> None:
+        self._is_progressive = is_progressive
+        self._missing = {component: set(_ALL) for component in frame[6 : 6 + 3 * frame[5] : 3]}
+
+    def add(self, scan: bytes) -> None:
+        """Count what a scan brings, by the parameters of its header (B.2.3)."""
+        count = scan[0]
+        first, last, bits = scan[1 + 2 * count : 4 + 2 * count]
+        if bits & 0x0F and self._is_progressive:
+            return  # its low bits are still to come
+        for component in scan[1 : 1 + 2 * count : 2]:
+            if component in self._missing:
+                self._missing[component] -= set(range(first, last + 1)) if self._is_progressive else _ALL
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is missing."""
+        return not any(self._missing.values())
+
+
 def read_jpeg(data: Data, limits: Limits) -> Jpeg:
     """Read the markers to the end of the picture and check that it is there; decodes no pixels.
 
     What follows the first EOI (other pictures of an MPO, a gain map) is not looked at.
 
     Raises:
-        DamagedImage: cut off, or restart markers out of order.
+        DamagedImage: cut off, scans left out, or restart markers out of order.
         TooManyPixels: outside the limits, which is told before a missing end.
     """
     found: dict[int, bytes] = {}
     texts: list[tuple[int, bytes]] = []
     tables: set[bytes] = set()
     process, frame, size, scans, end = 0, b"", (0, 0), 0, 0
+    coverage = _Coverage(bytes(6), is_progressive=False)
     for marker, start, stop in _segments(data):
         if marker in _FRAME_HEADERS and not frame:
             process, frame = marker, data[start:stop]
             size = _checked_size(frame, limits)
+            coverage = _Coverage(frame, is_progressive=process in _PROGRESSIVE)
         elif marker == _DHT:
             tables |= _huffman_tables(data[start:stop])
         elif marker in (_APP0, _APP14):
@@ -231,10 +272,13 @@ def read_jpeg(data: Data, limits: Limits) -> Jpeg:
             texts.append((marker, data[start:stop]))
         elif marker == _SOS:
             scans += 1
+            coverage.add(data[start:stop])
         elif marker == _EOI:
             end = start
     if not frame:
         raise _damage("it has no frame header")
+    if not coverage.is_complete:
+        raise _damage("some of its scans are missing")
     jfif, adobe = found.get(_APP0, b""), found.get(_APP14, b"")
     exif = next((text for marker, text in texts if marker == _APP1 and text.startswith(EXIF_PREFIX)), b"")
     icc = [text for marker, text in texts if marker == _APP2 and text.startswith(_ICC)]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from PIL import Image, ImageChops, PngImagePlugin
 from PIL.Image import Transpose
 
-from server.imaging.codec import Data, Format, Sink, damaged
+from server.imaging.codec import MAX_PARTS, Data, Format, Sink, damaged
 from server.imaging.composition import Disposal, Layer
 from server.imaging.icc import is_srgb
 from server.imaging.limits import Limits
@@ -135,7 +135,7 @@ def _damage(what: str) -> Exception:
 def _chunks(data: Data) -> Iterator[Chunk]:
     """All chunks after the signature, up to and without IEND; every checksum is verified."""
     position = len(SIGNATURE)
-    while True:
+    for _ in range(MAX_PARTS):
         head = data[position : position + 8]
         if len(head) < 8:  # noqa: PLR2004 - length and type
             raise _damage("it ends before its IEND chunk")
@@ -150,6 +150,7 @@ def _chunks(data: Data) -> Iterator[Chunk]:
             return
         yield Chunk(kind, body)
         position = end
+    raise _damage(f"it has more than {MAX_PARTS} chunks")
 
 
 class _Reader:

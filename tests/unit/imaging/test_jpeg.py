@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import struct
 
 import pytest
 from PIL import Image, ImageCms, JpegImagePlugin
@@ -293,3 +295,27 @@ def test_the_oracle_tells_a_wrong_turn_from_a_right_one() -> None:
     for right in OPERATIONS:
         for wrong in OPERATIONS.keys() - {right}:
             assert psnr(expected(stored, right), expected(stored, wrong)) < 20, (right, wrong)
+
+
+def test_a_progressive_jpeg_with_a_scan_missing_is_not_answered() -> None:
+    data = encoded(natural(SIZE), "JPEG", progressive=True)
+    scans = [match.start() for match in re.finditer(rb"\xff\xda", data)]
+    assert len(scans) > 5
+    for scan in scans:
+        with pytest.raises(DamagedImage):
+            processed(data[:scan] + b"\xff\xd9", "flip")
+        with pytest.raises(DamagedImage):
+            processed(data[:scan] + b"\xff\xd9", "flip", output=Format.PNG)
+
+
+def test_a_jpeg_with_a_colour_missing_is_not_answered() -> None:
+    data = encoded(natural(SIZE), "JPEG", progressive=True)
+    frame = data.index(b"\xff\xc2")
+    scan = data.index(b"\xff\xda")
+    luma_only = data[:frame] + b"\xff\xc0" + data[frame + 2 : scan]
+    for components in (b"\1", b"\1\2", b"\2\3"):
+        header = b"".join(bytes((component, 0)) for component in components)
+        sos = bytes((len(components),)) + header + b"\0\x3f\0"
+        torn = luma_only + b"\xff\xda" + struct.pack(">H", 2 + len(sos)) + sos + bytes(9) + b"\xff\xd9"
+        with pytest.raises(DamagedImage, match="scans"):
+            processed(torn)

@@ -373,3 +373,18 @@ def test_a_refusal_leaves_the_sink_for_the_next_answer() -> None:
     for data in (b"", b"x", CONTAINERS["JPEG"][:300], pictures.png((65_535, 65_535), 8, 2, [b"\0"])):
         assert_helpful(refusal(data))
     assert processed(CONTAINERS["PNG"], "flip").data == before
+
+
+def test_many_parts_that_hold_nothing_are_refused_before_they_cost_anything() -> None:
+    jpeg, png = encoded(natural(SIZE), "JPEG"), encoded(natural(SIZE), "PNG")
+    scan = jpeg.index(b"\xff\xda")
+    for data, what in (
+        (jpeg[:2] + b"\xff\xfe\0\2" * 100_001 + jpeg[2:], "segments"),
+        (jpeg[:-2] + b"\xff\xfe\0\2" * 100_001 + jpeg[-2:], "segments"),
+        (jpeg[:2] + b"\xff" * 2_000_000 + jpeg[2:], "between"),
+        (jpeg[:2] + b"\xff\x01" * 1_000_000 + jpeg[2:], "between"),
+        (jpeg[:-2] + jpeg[scan:-2] * 500 + jpeg[-2:], "scans"),
+        (png[:33] + pictures.chunk(b"teXt", b"") * 100_001 + png[33:], "chunks"),
+    ):
+        with pytest.raises(DamagedImage, match=what):
+            processed(data)
