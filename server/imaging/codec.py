@@ -37,6 +37,9 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 #: Segments, chunks or blocks of a file. No sound one has so many, and each costs a walk in Python.
 MAX_PARTS = 100_000
 
+#: What only a mistake of ours raises.
+_OUR_MISTAKES = (AssertionError, AttributeError, ImportError, NameError, TypeError)
+
 #: A whole file in memory, sliceable and searchable without copying it.
 Data = bytes | mmap.mmap
 
@@ -231,7 +234,7 @@ def decoding(form: Format) -> Iterator[None]:
 
     Decoders meet hostile bytes with any exception there is, and with warnings for what they put up with; we
     refuse the first and have our own checks for the second. Nothing that encodes belongs in this block, or a
-    bug of ours would look like a damaged picture.
+    bug of ours would look like a damaged picture. What a mistake in our own code raises comes out as it is.
 
     Raises:
         DamagedImage: the decoder failed.
@@ -247,4 +250,14 @@ def decoding(form: Format) -> Iterator[None]:
     except MemoryError as error:
         raise TooManyPixels("The image needs more memory than there is. Send a smaller one.") from error
     except Exception as error:
+        if isinstance(error, _OUR_MISTAKES) and _is_from_here(error):
+            raise
         raise damaged(form, "it cannot be decoded to the end") from error
+
+
+def _is_from_here(error: Exception) -> bool:
+    """Whether the code that raised it is ours and not a decoder's."""
+    step = error.__traceback__
+    while step is not None and step.tb_next is not None:
+        step = step.tb_next
+    return step is not None and str(step.tb_frame.f_globals.get("__name__")).startswith("server.")

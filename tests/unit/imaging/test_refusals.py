@@ -25,7 +25,7 @@ from support.pictures import (
 )
 
 from server.errors import DamagedImage, ImageError, TooManyFrames, TooManyPixels, UnsupportedImage
-from server.imaging.codec import Format
+from server.imaging.codec import Format, decoding, sniff
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -388,3 +388,10 @@ def test_many_parts_that_hold_nothing_are_refused_before_they_cost_anything() ->
     ):
         with pytest.raises(DamagedImage, match=what):
             processed(data)
+
+
+def test_a_mistake_of_ours_does_not_look_like_a_damaged_picture() -> None:
+    with pytest.raises(TypeError), decoding(Format.PNG):
+        sniff(None)  # raises in our own code
+    with pytest.raises(DamagedImage), decoding(Format.PNG):
+        Image.Image.convert(None, "L")  # raises in Pillow's
