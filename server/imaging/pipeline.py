@@ -481,6 +481,8 @@ def _redraw(job: _Job) -> Result:
         settings=stills.kept_settings(job.form, job.data) if job.target is job.form else {},
     )
     encode(job.sink, turned(), target)
+    if job.form is job.target is Format.AVIF:
+        stills.keep_avif_colours(job.sink, job.data)
     job.lap("encode")
     return job.result(size, count)
 

@@ -1,5 +1,6 @@
 """Formats that are read and written whole, by Pillow: what must be checked before it may decode them."""
 
+import re
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,10 @@ _J2K_END = b"\xff\xd9"
 _J2K_START = b"\xff\x4f\xff\x51"
 _HIGH_BIT_DEPTH, _MONOCHROME, _SUBSAMPLED_X, _SUBSAMPLED_Y = 0x40, 0x10, 0x08, 0x04
 _BYTE = 8
+
+_NCLX = b"colrnclx"
+_SRGB = b"\0\1\0\x0d"
+_AVIF_HEAD_BYTES = 1 << 16
 
 _BMP_HEADER = struct.Struct("<2sIHHI")
 _BMP_V4_INFO = struct.Struct("<IiiHHIIiiII4I4s36s3I")
@@ -76,6 +81,23 @@ def _avif_subsampling(data: Data) -> str:
     if flags & _MONOCHROME:
         return "4:0:0"
     return "4:2:0" if flags & _SUBSAMPLED_Y else "4:4:4"
+
+
+def keep_avif_colours(sink: Sink, data: Data) -> None:
+    """Call the primaries and the transfer what the source calls them (ISO/IEC 14496-12, 12.1.5).
+
+    The numbers are the source's own, and Pillow's writer calls them all sRGB.
+    """
+    start = data.find(_NCLX, 0)  # an mmap would begin at its current position
+    codes = data[start + len(_NCLX) : start + len(_NCLX) + 4]
+    if start < 0 or codes == _SRGB:
+        return
+    sink.seek(0)
+    head, _, _ = sink.read(_AVIF_HEAD_BYTES).partition(b"mdat")
+    for found in re.finditer(_NCLX, head):
+        sink.seek(found.end())
+        sink.write(codes)
+    sink.seek(0, 2)
 
 
 def check_end(form: Format, data: Data) -> None:

@@ -613,6 +613,17 @@ def test_an_avif_is_turned_upright_exactly_once(orientation: int) -> None:
     assert all(abs(a - b) < 25 for a, b in zip(after.getpixel(corner), wanted.getpixel(corner), strict=True))
 
 
+@pytest.mark.parametrize("options", [{}, {"save_all": True, "append_images": [smooth((32, 16))]}])
+def test_the_primaries_of_an_avif_are_called_what_they_were(options: dict[str, object]) -> None:
+    mark, srgb, display_p3 = b"colrnclx", b"\0\1\0\x0d", b"\0\x0c\0\x0d"
+    plain = encoded(smooth((32, 16)), "AVIF", **options)
+    data = plain.replace(mark + srgb, mark + display_p3)
+    out = turned(data)
+    assert out.count(mark + display_p3) == data.count(mark) > 0
+    assert mark + srgb not in out
+    assert out.replace(mark + display_p3, mark + srgb) == turned(plain)
+
+
 def test_samples_that_pillow_would_halve_are_refused_until_eight_bits_are_asked_for() -> None:
     data = b"P6 2 2 65535\n" + bytes(range(24))
     with pytest.raises(UnsupportedImage, match="8 bits"):
