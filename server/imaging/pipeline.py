@@ -3,11 +3,10 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from PIL import Image
 from PIL.Image import Transpose
-from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from server.errors import UnsupportedImage
@@ -39,6 +38,9 @@ from server.imaging.icc import kept_icc
 from server.imaging.limits import Limits
 from server.imaging.metadata import orientation_of, upright_exif, upright_xmp
 from server.imaging.operations import Operation, Rect, compose, swaps_axes, turned_rect, turned_size
+
+if TYPE_CHECKING:
+    from PIL.JpegImagePlugin import JpegImageFile
 
 __all__ = ["OUTPUT_FORMATS", "Format", "Limits", "Operation", "Recipe", "Result", "Stage", "process"]
 
@@ -337,6 +339,7 @@ class _Head:
         plays: how often an animation runs, 0 for ever; None for ask Pillow.
         drawn: its frames with their durations, where Pillow would show them wrongly.
         is_deep: True when decoding halves the depth.
+        markers: of a JPEG.
     """
 
     frames: int = 1
@@ -347,11 +350,12 @@ class _Head:
     plays: int | None = 0
     drawn: Iterator[tuple[Image.Image, float]] | None = None
     is_deep: bool = False
+    markers: jpeg.Jpeg | None = None
 
 
 def _jpeg_head(job: _Job) -> _Head:
     markers = jpeg.read_jpeg(job.data, job.limits)
-    return _Head(orientation=markers.orientation, exif=markers.exif)
+    return _Head(orientation=markers.orientation, exif=markers.exif, markers=markers)
 
 
 def _png_head(job: _Job) -> _Head:
@@ -417,7 +421,7 @@ _HEADS: dict[Format, Callable[[_Job], _Head]] = {
 }
 
 
-def _drawn(job: _Job, count: int) -> Iterator[Frame]:
+def _drawn(job: _Job, head: _Head, count: int) -> Iterator[Frame]:
     """Frames as Pillow composes them, upright or not; tells the lap."""
     with decoding(job.form):
         image = open_image(job.form, job.source)
@@ -430,8 +434,8 @@ def _drawn(job: _Job, count: int) -> Iterator[Frame]:
                 pixels = _loaded_page(image)
             else:
                 image.load()
-            if isinstance(image, JpegImageFile):
-                jpeg.check_complete(jpeg.read_jpeg(job.data, job.limits), image, job.data)
+            if head.markers is not None:
+                jpeg.check_complete(head.markers, image, job.data)
         job.lap("decode")
         yield Frame(pixels, float(image.info.get("duration") or 0))
 
@@ -459,7 +463,7 @@ def _redraw(job: _Job) -> Result:
         raise _too_deep(job.form)
     transpose = compose(head.orientation, job.recipe.operation)
     count = head.frames if job.target in MANY_FRAMES else 1
-    drawn = _drawn(job, count) if head.drawn is None else _shown(job, head.drawn)
+    drawn = _drawn(job, head, count) if head.drawn is None else _shown(job, head.drawn)
     first = next(drawn)
     size = turned_size(transpose, first.image.size)
     check_side(job.target, size)
