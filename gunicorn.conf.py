@@ -5,6 +5,7 @@ with `FLIP_` variables: see docs/settings.md. Names with an underscore are ours;
 global for a setting.
 """
 
+import gc
 import os
 import resource
 import signal
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
     from server.gateway import Worker
 
+# Found from whichever directory gunicorn was started in.
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 a path list holds text
+
 # A reload (HUP) runs this file again in the same process: without this it would go on with the old code.
 for _name in [_name for _name in sys.modules if _name.partition(".")[0] == "server"]:
     del sys.modules[_name]
@@ -25,7 +29,7 @@ from server import logs
 from server.cluster.cpus import usable_cores
 from server.cluster.membership import Membership
 from server.cluster.respawn import Backoff
-from server.cluster.scoreboard import Scoreboard
+from server.cluster.scoreboard import Cell, Scoreboard, State
 from server.cluster.work import WorkSocket
 from server.settings import InvalidSettings, Settings
 
@@ -99,9 +103,14 @@ def on_starting(server: "Arbiter") -> None:
         sys.exit("flipcluster: --reload would restart workers with old code; send HUP after an edit")
 
 
+def on_reload(_server: "Arbiter") -> None:
+    """Let go of the work socket and the scoreboard that only the old configuration knew."""
+    gc.collect()
+
+
 def when_ready(server: "Arbiter") -> None:
     """Tell a person at a terminal what to do next."""
-    if sys.stderr.isatty():
+    if sys.stderr and sys.stderr.isatty():
         sys.stderr.write(_invitation(server.LISTENERS[0].sock.getsockname()))
 
 
@@ -123,9 +132,11 @@ def post_fork(_server: "Arbiter", worker: "Worker") -> None:
 
 
 def child_exit(server: "Arbiter", worker: "Worker") -> None:
-    """In the arbiter: a worker has ended, and when that leaves too few, it was not meant to."""
-    worker.membership.scoreboard.release(worker.membership.row)
-    if len(server.WORKERS) < server.num_workers:
+    """In the arbiter: a worker has ended; when that leaves too few and was not planned, it crashed."""
+    row = worker.membership.row
+    was_planned = row[Cell.STATE] == State.STOPPING  # --max-requests, or a stop
+    worker.membership.scoreboard.release(row)
+    if len(server.WORKERS) < server.num_workers and not was_planned:
         _next_delay["s"] = _backoff.delay_s(time.monotonic() - worker.forked_s)
 
 

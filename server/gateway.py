@@ -4,6 +4,7 @@ import os
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlsplit
 
 from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.workers import gasgi
@@ -35,7 +36,17 @@ class Protocol(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
         """Let the app tell a client that is gone from one that is silent; ASGI has one event for both."""
         scope: dict[str, Any] = super()._build_http_scope(*request)
         scope["is_closed"] = lambda: self._closed
+        if not scope["path"].startswith("/"):  # the absolute form of RFC 9112, section 3.2.2
+            scope["path"] = urlsplit(scope["path"]).path or "/"
         return scope
+
+    def eof_received(self) -> None:
+        """Take a client that will send no more for one that has left, and its request with it.
+
+        That is nearly always so, and asyncio closes the connection in any case: nothing sent from here on
+        would arrive.
+        """
+        self.connection_lost(None)
 
     def _is_websocket_upgrade(self, _request: object) -> bool:
         """Ignore the wish to upgrade, as RFC 9110, section 7.8 allows: we speak HTTP and answer in it."""

@@ -84,7 +84,7 @@ def formatter(log_format: LogFormat, *, is_terminal: bool) -> logging.Formatter:
 def configure(log_format: LogFormat = "auto", level: int = logging.INFO) -> None:
     """Send everything that this process logs to standard error, in one form."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter(log_format, is_terminal=sys.stderr.isatty()))
+    handler.setFormatter(formatter(log_format, is_terminal=_is_terminal()))
     _take_over([handler], level)
 
 
@@ -109,10 +109,14 @@ def gunicorn_logger(log_format: LogFormat) -> type[Logger]:
             stream: TextIO | None = None,
         ) -> None:
             if log is self.error_log:
-                fmt = formatter(log_format, is_terminal=output == "-" and sys.stderr.isatty())
+                fmt = formatter(log_format, is_terminal=output == "-" and _is_terminal())
             super()._set_handler(log, output, fmt, stream)
 
     return OneFormatLogger
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()  # a daemon may have none
 
 
 def _take_over(handlers: list[logging.Handler], level: int) -> None:

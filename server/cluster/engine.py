@@ -99,11 +99,19 @@ def serve(work: socket.socket, control: socket.socket) -> None:
         _serve_one(work)
 
 
+def _silence_decoders() -> None:
+    """Keep what C libraries print about a picture out of the log, and our own tracebacks in it."""
+    sys.stderr = os.fdopen(os.dup(2), "w")
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 no path of ours
+        os.dup2(nowhere.fileno(), 2)
+
+
 def main() -> None:
     """Entry point of the process."""
     work_fd, control_fd, nice = (int(argument) for argument in sys.argv[1:])
     for number in _NOT_FOR_US:
         signal.signal(number, signal.SIG_IGN)
+    _silence_decoders()
     # Workers only move bytes: they go first, or a health check waits behind a picture.
     os.nice(nice)
     gc.freeze()  # what is loaded now stays for good; no collection has to look at it again

@@ -125,7 +125,7 @@ def log_exchange(exchange: Exchange, method: str, path: str) -> None:
     log.info(
         "request",
         method=method,
-        path=path,
+        path=path if path.isprintable() else path.encode("unicode_escape").decode(),  # no escape sequences
         status=exchange.status,
         bytes_in=exchange.bytes_in,
         bytes_out=exchange.bytes_out,

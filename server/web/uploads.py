@@ -106,13 +106,13 @@ class Uploads:
     async def _read_part(self, part: BodyPart, number: int, upload: FileIO) -> None:
         if part.filename is None:
             raise MalformedMultipart(
-                f"The form field `{part.name}` is no file. {_ONE_FILE} Parameters go into the query."
+                f"The form has a field that is no file. {_ONE_FILE} Parameters go into the query."
             )
         if number > 1:
             raise MalformedMultipart(f"The form has more than one file part. {_ONE_FILE}")
         await self._copy(part.stream, upload)
         if upload.tell() == 0:
-            raise MalformedMultipart(f"The file part `{part.name}` is empty. {_ONE_FILE}")
+            raise MalformedMultipart(f"The file part is empty. {_ONE_FILE}")
 
     async def _copy(self, chunks: AsyncIterable[bytes], upload: FileIO) -> None:
         async for chunk in chunks:

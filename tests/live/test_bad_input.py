@@ -5,11 +5,13 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import closing
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 from support.live_server import DEADLINE_S, LiveServer, curl
 
 
@@ -210,6 +212,29 @@ def test_what_is_not_http_gets_a_problem_too(server: LiveServer, request_text: b
     assert b'"type": "urn:flipcluster:problem:' in body
 
 
+def test_the_absolute_form_of_a_target_is_understood(server: LiveServer) -> None:
+    answer = exchange(server, b"GET http://a/healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_path_cannot_write_to_the_terminal_of_who_reads_the_log(server: LiveServer) -> None:
+    before = len(server.events)
+    httpx.get(f"{server.url}/%1b%5b31mRED%0a%c2%9b")
+    path = server.wait_for("request", after=before, status=404)["path"]
+    assert path == r"/\x1b[31mRED\n\x9b"
+
+
+def test_what_a_decoder_prints_stays_out_of_the_log(server: LiveServer) -> None:
+    with BytesIO() as file:
+        Image.effect_noise((200, 200), 90).convert("1").save(file, "TIFF", compression="group4")
+        damaged = bytearray(file.getvalue())
+    damaged[200:400] = bytes(200)
+    before = len(server.events)
+    answer = httpx.post(f"{server.url}/flip", content=bytes(damaged))
+    server.wait_for("request", after=before, request_id=answer.headers["X-Request-ID"])
+    assert {event["event"] for event in server.events[before:]} == {"request"}
+
+
 def test_a_wish_for_a_websocket_is_answered_in_http(server: LiveServer) -> None:
     headers = {
         "Connection": "Upgrade",
@@ -219,7 +244,7 @@ def test_a_wish_for_a_websocket_is_answered_in_http(server: LiveServer) -> None:
     }
     before = len(server.events)
     is_problem(httpx.get(f"{server.url}/flip", headers=headers), 405, "method-not-allowed")
-    assert server.wait_for("request", after=before)["status"] == 405
+    assert server.wait_for("request", after=before, path="/flip")["status"] == 405
 
 
 def test_a_body_longer_than_its_length_is_no_second_request(server: LiveServer) -> None:

@@ -2,13 +2,14 @@
 
 import os
 import signal
+import subprocess
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
-from support.live_server import DEADLINE_S, LiveServer, run
+from support.live_server import DEADLINE_S, ROOT, LiveServer, run
 
 GUNICORN = [sys.executable, "-m", "gunicorn"]
 
@@ -109,6 +110,22 @@ def test_a_crash_loop_is_slowed_down() -> None:
         server.wait_for("worker_online", count=4)
         delays = [event["delay_s"] for event in server.events if event["event"] == "worker_respawn_delayed"]
         assert delays == [0.1, 0.2]
+
+
+def test_a_worker_that_retires_is_replaced_without_delay() -> None:
+    with LiveServer("--max-requests", "1", environ={"WEB_CONCURRENCY": "1"}) as server:
+        for retirement in range(2, 6):
+            httpx.get(f"{server.url}/healthz")
+            server.wait_for("worker_online", count=retirement)
+        assert "worker_respawn_delayed" not in {event["event"] for event in server.events}
+
+
+def test_the_configuration_works_from_another_directory(tmp_path: Path) -> None:
+    conf = str(ROOT / "gunicorn.conf.py")
+    result = subprocess.run(
+        [*GUNICORN, "-c", conf, "--check-config"], cwd=tmp_path, check=False, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
 
 
 def test_an_engine_crash_loop_is_slowed_down() -> None:
