@@ -17,7 +17,6 @@ from PIL import (
     GifImagePlugin,
     Image,
     ImageFile,
-    Jpeg2KImagePlugin,
     JpegImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
@@ -73,7 +72,6 @@ class Format(StrEnum):
     AVIF = "avif"
     PPM = "ppm"
     QOI = "qoi"
-    JPEG2000 = "jp2"
 
 
 #: What a caller may ask for. The others come out as themselves when nothing is asked for.
@@ -141,13 +139,6 @@ CODECS: dict[Format, Codec] = {
         ("RGB", "L", "I;16", "I", "F", "1"),
     ),
     Format.QOI: Codec("QOI", "QOI", "image/qoi", QoiImagePlugin.QoiImageFile, ("RGBA", "RGB")),
-    Format.JPEG2000: Codec(
-        "JPEG 2000",
-        "JPEG2000",
-        "image/jp2",
-        Jpeg2KImagePlugin.Jpeg2KImageFile,
-        ("RGBA", "RGB", "LA", "L", "I;16", "CMYK"),
-    ),
 }
 
 _SIGNATURES: tuple[tuple[bytes, Format], ...] = (
@@ -158,12 +149,10 @@ _SIGNATURES: tuple[tuple[bytes, Format], ...] = (
     *((prefix, Format.TIFF) for prefix in TiffImagePlugin.PREFIXES),
     (b"BM", Format.BMP),
     (b"qoif", Format.QOI),
-    (b"\xff\x4f\xff\x51", Format.JPEG2000),
-    (b"\0\0\0\x0cjP  \r\n\x87\n", Format.JPEG2000),
     *((b"P" + kind, Format.PPM) for kind in (b"1", b"2", b"3", b"4", b"5", b"6", b"f")),
 )
 
-_ACCEPTED = "JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, PPM, QOI or JPEG 2000"
+_ACCEPTED = "JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, PPM or QOI"
 
 #: What Pillow says of a sound file that it cannot decode, as opposed to a damaged one.
 _UNSUPPORTED_PHRASES = ("cannot handle", "unsupported", "not yet supported", "unknown pixel mode")

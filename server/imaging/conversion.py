@@ -327,5 +327,4 @@ _WRITERS = {
     Format.AVIF: _to_avif,
     Format.PPM: _as_it_is,
     Format.QOI: _as_it_is,
-    Format.JPEG2000: _as_it_is,
 }

@@ -95,11 +95,14 @@ class Reader:
     is_big_tiff: bool = field(init=False)
     #: How many bytes may still be copied: fields that overlap must not multiply the file.
     _budget: int = field(init=False)
+    #: How many entries may still be read: directories that point at each other must not multiply either.
+    _entries_left: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.is_big_endian = self.data[:2] == b"MM"
         self.is_big_tiff = 43 in self.data[2:4]  # noqa: PLR2004 - the version of BigTIFF
         self._budget = len(self.data)
+        self._entries_left = len(self.data) // 12
 
     @property
     def _word(self) -> str:
@@ -115,9 +118,19 @@ class Reader:
         (position,) = self.numbers(self._word, 8 if self.is_big_tiff else 4)
         return int(position)
 
+    def values(self, entry: Entry, form: str) -> tuple[Any, ...]:
+        """The numbers of an entry; those of all entries together may not be more than the file is long."""
+        self._budget -= entry.end - entry.position
+        if self._budget < 0:
+            raise struct.error("its values overlap")
+        return self.numbers(f"{entry.values}{form}", entry.position)
+
     def entries(self, start: int) -> tuple[list[Entry], int]:
         """The entries of the directory at `start`, and where the next directory is, 0 for nowhere."""
         (count,) = self.numbers("Q" if self.is_big_tiff else "H", start)
+        self._entries_left -= count
+        if self._entries_left < 0:
+            raise struct.error("its directories overlap")
         start += 8 if self.is_big_tiff else 2
         word_bytes = struct.calcsize("<" + self._word)
         entry_bytes = 4 + 2 * word_bytes

@@ -217,6 +217,15 @@ class _Reader:
             raise _damage("it has frame data without a frame header")
         self._frames[-1][2].append(data[4:])
 
+    def _check_palette(self) -> None:
+        """A palette has 1 to 256 colours, and no more alphas than those (PNG 3rd ed., 11.2.2)."""
+        lengths = {chunk.kind: len(chunk.data) for chunk in self._before}
+        colours, rest = divmod(lengths.get(b"PLTE", 0), 3)
+        if rest or not 1 <= colours <= 256:  # noqa: PLR2004
+            raise _damage("it has no palette")
+        if lengths.get(b"tRNS", 0) > colours:
+            raise _damage("its transparency does not fit its palette")
+
     def finish(self) -> Png:
         """The whole file, once every chunk was added."""
         frames = tuple(PngFrame(rect, control, b"".join(parts)) for rect, control, parts in self._frames)
@@ -225,8 +234,8 @@ class _Reader:
             raise _damage("it has no pixels")
         if len(frames) != declared:
             raise _damage(f"it has {len(frames)} of its {declared} frames")
-        if self._colour_type == 3 and not any(chunk.kind == b"PLTE" for chunk in self._before):  # noqa: PLR2004
-            raise _damage("it has no palette")
+        if self._colour_type == 3:  # noqa: PLR2004
+            self._check_palette()
         width, height = self._size
         self._limits.check_total(width * height * max(1, len(frames)))
         return Png(

@@ -10,8 +10,6 @@ from PIL import Image, ImageFile
 from server.imaging.codec import Data, Format, Sink, damaged
 
 _QOI_END = b"\0\0\0\0\0\0\0\1"
-_J2K_END = b"\xff\xd9"
-_J2K_START = b"\xff\x4f\xff\x51"
 _HIGH_BIT_DEPTH, _MONOCHROME, _SUBSAMPLED_X, _SUBSAMPLED_Y = 0x40, 0x10, 0x08, 0x04
 _BYTE = 8
 
@@ -44,17 +42,6 @@ def _check_qoi(data: Data) -> None:
         raise damaged(Format.QOI, "it is cut off")
 
 
-def _check_jpeg2000(data: Data) -> None:
-    """The codestream must have its end; openjpeg decodes what there is and says nothing (T.800, A.4.4)."""
-    start = data.find(_J2K_START, 0)  # an mmap would begin at its current position
-    end = len(data)
-    if start >= _BYTE and data[start - 4 : start] == b"jp2c":
-        length = int.from_bytes(data[start - 8 : start - 4], "big")
-        end = start - 8 + length if length else end
-    if start < 0 or end > len(data) or data[end - 2 : end] != _J2K_END:
-        raise damaged(Format.JPEG2000, "it is cut off")
-
-
 def _check_ppm(data: Data) -> None:
     """The last number of a plain file must be followed by a blank, or it may be the half of a number."""
     if data[:2] in (b"P2", b"P3") and data[-1:].isdigit():
@@ -64,7 +51,6 @@ def _check_ppm(data: Data) -> None:
 _CHECKS: dict[Format, Callable[[Data], None]] = {
     Format.AVIF: _check_avif,
     Format.QOI: _check_qoi,
-    Format.JPEG2000: _check_jpeg2000,
     Format.PPM: _check_ppm,
 }
 
@@ -116,10 +102,6 @@ def kept_settings(form: Format, data: Data) -> dict[str, Any]:
         return {"colorspace": "sRGB"} if data[13] == 0 else {}  # the only name the writer knows
     if form is Format.AVIF:
         return {"subsampling": _avif_subsampling(data)}
-    if form is Format.JPEG2000:
-        # T.800, A.6.1: Lcod, Scod, progression, layers, multiple component transform
-        coding = data.find(b"\xff\x52", data.find(_J2K_START, 0))
-        return {"irreversible": False, "mct": int(data[coding + 8] == 1)}
     return {}
 
 
@@ -143,11 +125,6 @@ def is_deep(form: Format, image: ImageFile.ImageFile, data: Data) -> bool:
     if form is Format.PPM:
         arguments = image.tile[0].args
         return image.mode == "RGB" and isinstance(arguments, tuple) and arguments[-1] > 255  # noqa: PLR2004
-    if form is Format.JPEG2000:
-        start = data.find(_J2K_START, 0) + 4  # T.800, A.5.1: Ssiz, XRsiz and YRsiz of each component
-        count = int.from_bytes(data[start + 36 : start + 38], "big")
-        depths = bytes(data[start + 38 : start + 38 + 3 * count])[::3]
-        return count > 1 and any((depth & 0x7F) + 1 > _BYTE for depth in depths)
     return False
 
 

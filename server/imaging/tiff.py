@@ -61,14 +61,14 @@ class Page:
 
     Args:
         size: in pixels, as stored.
-        ends: where each strip or tile ends in the file, by its own fields.
+        end: where the last strip or tile ends in the file, by its own fields.
         compression: TIFF's number for it.
         orientation: as in EXIF, 1 to 8; Pillow applies it when it decodes.
         is_preview: whether it is a small version of a picture that lies in a directory below it.
     """
 
     size: tuple[int, int]
-    ends: tuple[int, ...]
+    end: int
     compression: int
     orientation: int
     is_preview: bool
@@ -88,7 +88,7 @@ def _pages(data: Data) -> Iterator[Page]:
         if any(entry.end > len(data) for entry in entries):
             raise damaged(Format.TIFF, "it is cut off")
         fields = {
-            entry.tag: reader.numbers(f"{entry.values}{_NUMBERS[entry.kind]}", entry.position)
+            entry.tag: reader.values(entry, _NUMBERS[entry.kind])
             for entry in reversed(entries)  # the first of equals counts
             if entry.tag in _ABOUT and entry.kind in _NUMBERS
         }
@@ -98,7 +98,7 @@ def _pages(data: Data) -> Iterator[Page]:
         counts = fields.get(_STRIP_COUNTS) or fields.get(_TILE_COUNTS) or ()
         yield Page(
             size=(fields[_WIDTH][0], fields[_HEIGHT][0]),
-            ends=tuple(offset + count for offset, count in zip(offsets, counts, strict=False)),
+            end=max((offset + count for offset, count in zip(offsets, counts, strict=False)), default=0),
             compression=fields.get(_COMPRESSION, (1,))[0],
             orientation=fields.get(_ORIENTATION, (1,))[0],
             is_preview=_SUB_DIRECTORIES in fields and fields.get(_SUBFILE_TYPE) == (_IS_REDUCED,),
@@ -125,7 +125,7 @@ def check_tiff(data: Data, limits: Limits) -> tuple[Page, ...]:
         total += page.size[0] * page.size[1]
         limits.check_total(total)
         # Old-style JPEG keeps its data in fields of its own, so its strips are often nonsense.
-        if page.compression != _OLD_JPEG and any(end > len(data) for end in page.ends):
+        if page.compression != _OLD_JPEG and page.end > len(data):
             raise damaged(Format.TIFF, "it is cut off")
     if not pages:
         raise damaged(Format.TIFF, "it has no page")

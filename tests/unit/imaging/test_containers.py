@@ -650,8 +650,6 @@ SAMPLES: dict[str, Callable[[], bytes]] = {
     "ppm": still("PPM"),
     "plain ppm": lambda: b"P3 2 2 255\n10 20 30 40 50 60 70 80 90 100 110 120\n",
     "qoi": still("QOI"),
-    "jp2": still("JPEG2000"),
-    "j2k": still("JPEG2000", no_jp2=True),
 }
 
 

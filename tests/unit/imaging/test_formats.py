@@ -20,7 +20,7 @@ from server.imaging.operations import Operation
 from server.imaging.pipeline import Recipe, process
 
 SIZE = (48, 32)
-OPTIONS = {"WEBP": {"lossless": True}, "JPEG2000": {"irreversible": False}, "JPEG": {"quality": 95}}
+OPTIONS = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}
 SOURCES = {
     Format.JPEG: "JPEG",
     Format.PNG: "PNG",
@@ -31,7 +31,6 @@ SOURCES = {
     Format.AVIF: "AVIF",
     Format.PPM: "PPM",
     Format.QOI: "QOI",
-    Format.JPEG2000: "JPEG2000",
 }
 MEDIA_TYPES = {
     Format.JPEG: "image/jpeg",

@@ -18,15 +18,15 @@ STORED_AS = {
     for kind, containers in {
         **{kind: ["PNG", "TIFF"] for kind in KINDS},
         "CMYK": ["TIFF"],
-        "L": ["PNG", "TIFF", "BMP", "PPM", "JPEG2000"],
+        "L": ["PNG", "TIFF", "BMP", "PPM"],
         "1": ["PNG", "TIFF", "BMP", "PPM"],
-        "RGB": ["PNG", "TIFF", "BMP", "PPM", "QOI", "WEBP", "JPEG2000"],
-        "RGBA": ["PNG", "TIFF", "QOI", "WEBP", "JPEG2000"],
+        "RGB": ["PNG", "TIFF", "BMP", "PPM", "QOI", "WEBP"],
+        "RGBA": ["PNG", "TIFF", "QOI", "WEBP"],
         "P": ["PNG", "TIFF", "BMP", "GIF"],
         "P/index": ["PNG", "GIF"],
     }.items()
 }
-EXACT = {"WEBP": {"lossless": True, "exact": True}, "JPEG2000": {"irreversible": False}}
+EXACT = {"WEBP": {"lossless": True, "exact": True}}
 
 
 @st.composite

@@ -42,7 +42,6 @@ LOSSLESS = (
     ("WEBP", {"lossless": True, "exact": True}, ("RGB", "RGBA")),
     ("PPM", {}, ("1", "L", "RGB")),
     ("QOI", {}, ("RGB", "RGBA")),
-    ("JPEG2000", {"irreversible": False}, ("L", "LA", "RGB", "RGBA", "I;16")),
 )
 
 

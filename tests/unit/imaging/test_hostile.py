@@ -1,0 +1,96 @@
+"""Small files that ask for much: refused or done, and never a multiple of their size in work."""
+
+import struct
+import zlib
+from io import BytesIO
+
+import pytest
+from PIL import Image
+
+from server.errors import DamagedImage, UnsupportedImage
+from server.imaging import ifd
+from server.imaging.codec import Format
+from server.imaging.operations import Operation
+from server.imaging.pipeline import Limits, Recipe, process
+
+LIMITS = Limits(max_pixels=10**6, max_frames=1000, max_total_pixels=10**7)
+
+
+def flip(picture: bytes, form: Format | None = None) -> bytes:
+    with BytesIO() as sink:
+        process(BytesIO(picture), sink, Recipe(Operation.FLIP, format=form), LIMITS)
+        return sink.getvalue()
+
+
+def png_with_palette(palette: bytes, transparency: bytes) -> bytes:
+    header = struct.pack(">IIBBBBB", 2, 2, 8, 3, 0, 0, 0)
+    chunks = [
+        (b"IHDR", header),
+        (b"PLTE", palette),
+        (b"tRNS", transparency),
+        (b"IDAT", zlib.compress(bytes(6))),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+@pytest.mark.parametrize("form", [None, *Format])
+@pytest.mark.parametrize(
+    ("palette", "transparency"),
+    [(b"abc", bytes(2)), (b"abc" * 256, bytes(257)), (b"", b""), (b"abcd", b""), (b"abc" * 257, b"")],
+)
+def test_a_palette_that_does_not_fit_is_damage_in_every_direction(
+    palette: bytes, transparency: bytes, form: Format | None
+) -> None:
+    with pytest.raises(DamagedImage):
+        flip(png_with_palette(palette, transparency), form)
+
+
+def test_a_palette_that_fits_is_taken() -> None:
+    with Image.open(BytesIO(flip(png_with_palette(b"abc" * 256, bytes(256))))) as image:
+        assert image.mode == "P"
+
+
+def directory(entries: list[tuple[int, int, int, int]], following: int = 0) -> bytes:
+    body = b"".join(struct.pack("<HHLL", *entry) for entry in entries)
+    return struct.pack("<H", len(entries)) + body + struct.pack("<L", following)
+
+
+def test_directories_that_point_at_each_other_are_read_once_each() -> None:
+    """Followed as they stand, these hundred kilobytes are eight hundred million entries."""
+    fan = 1000
+    first = 8
+    second = first + 2 + 12 * fan + 4
+    third = second + 2 + 12 * fan + 4
+    data = (
+        struct.pack("<2sHL", b"II", 42, first)
+        + directory([(0x8769, 4, 1, second)] * fan)
+        + directory([(0x8769, 4, 1, third)] * fan)
+        + directory([(1, 0, 1, 0)] * 800 * 8)
+    )
+    assert ifd.Reader(data).fields(first) == ()
+
+
+def test_pages_that_share_their_values_cost_no_more_than_the_file_is_long() -> None:
+    shared = bytes(10_000)
+    position = 8 + len(shared)
+    pages = b""
+    for _ in range(500):
+        size = 2 + 12 * 4 + 4
+        values = [(256, 4, 1, 1), (257, 4, 1, 1), (273, 1, len(shared), 8), (279, 1, len(shared), 8)]
+        pages += directory(values, position + size)
+        position += size
+    data = struct.pack("<2sHL", b"II", 42, 8 + len(shared)) + shared + pages
+    with pytest.raises(DamagedImage):
+        flip(data)
+
+
+def test_jpeg_2000_is_not_read() -> None:
+    with BytesIO() as file:
+        Image.new("RGB", (4, 4)).save(file, "JPEG2000")
+        picture = file.getvalue()
+    with pytest.raises(UnsupportedImage):
+        flip(picture)
