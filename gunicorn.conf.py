@@ -5,6 +5,8 @@ with `FLIP_` variables: see docs/settings.md. Names with an underscore are ours;
 global for a setting.
 """
 
+import contextlib
+import ctypes
 import gc
 import os
 import resource
@@ -126,6 +128,7 @@ def post_fork(_server: "Arbiter", worker: "Worker") -> None:
     # Each request in flight holds three descriptors: connection, upload, reply.
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    _keep_memory()
     if worker.boot_delay_s:
         _log.warning("worker_respawn_delayed", pid=os.getpid(), delay_s=worker.boot_delay_s)
         _sleep_or_exit(worker.boot_delay_s)
@@ -138,6 +141,15 @@ def child_exit(server: "Arbiter", worker: "Worker") -> None:
     worker.membership.scoreboard.release(row)
     if len(server.WORKERS) < server.num_workers and not was_planned:
         _next_delay["s"] = _backoff.delay_s(time.monotonic() - worker.forked_s)
+
+
+def _keep_memory() -> None:
+    # Pieces of bodies are a quarter of a megabyte; glibc would give each back to the kernel and fetch it anew
+    # (mallopt(3)). Engines get the same through their environment, which it is too late for here.
+    with contextlib.suppress(AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-1, 64 << 20)  # M_TRIM_THRESHOLD
+        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
 
 
 def _sleep_or_exit(delay_s: float) -> None:

@@ -249,7 +249,7 @@ def main() -> None:
     """Measure both pictures and print what came out."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--big", type=int, default=40, help="20-megapixel pictures a round")
+    options.add_argument("--big", type=int, default=100, help="20-megapixel pictures a round")
     options.add_argument("--small", type=int, default=3000, help="640x427 pictures a round")
     options.add_argument("gunicorn", nargs="*", help="arguments for gunicorn, after --")
     given = options.parse_args()

@@ -115,9 +115,10 @@ class Uploads:
             raise MalformedMultipart(f"The file part is empty. {_ONE_FILE}")
 
     async def _copy(self, chunks: AsyncIterable[bytes], upload: FileIO) -> None:
+        written = 0
         async for chunk in chunks:
-            upload.write(chunk)
-            if upload.tell() > self._max_body_bytes:  # told by no header, or by one that lied
+            written += upload.write(chunk)
+            if written > self._max_body_bytes:  # told by no header, or by one that lied
                 raise self._too_large()
 
     def _too_large(self) -> UploadTooLarge:
