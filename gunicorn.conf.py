@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
     from server.gateway import Worker
 
-# Found from whichever directory gunicorn was started in.
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 a path list holds text
+# Found from whichever directory gunicorn was started in; a reload must not add it again.
+_here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 a path list holds text
+if _here not in sys.path:
+    sys.path.insert(0, _here)
 
 # A reload (HUP) runs this file again in the same process: without this it would go on with the old code.
 for _name in [_name for _name in sys.modules if _name.partition(".")[0] == "server"]:
@@ -44,7 +46,7 @@ except InvalidSettings as _error:
 _scoreboard = Scoreboard()
 _work = WorkSocket()
 _backoff = Backoff()
-_next_delay: dict[str, float] = {}
+_delays_s: list[float] = []  # one for each crash that no worker has been forked for yet
 _log = logs.get_logger("server.arbiter")
 
 
@@ -120,7 +122,7 @@ def pre_fork(_server: "Arbiter", worker: "Worker") -> None:
     """In the arbiter: give the worker to be its place in the cluster."""
     worker.enlist(Membership(_work, _scoreboard, _scoreboard.claim()), _settings)
     worker.forked_s = time.monotonic()
-    worker.boot_delay_s = _next_delay.pop("s", 0.0)
+    worker.boot_delay_s = _delays_s.pop() if _delays_s else 0.0
 
 
 def post_fork(_server: "Arbiter", worker: "Worker") -> None:
@@ -140,7 +142,7 @@ def child_exit(server: "Arbiter", worker: "Worker") -> None:
     was_planned = row[Cell.STATE] == State.STOPPING  # --max-requests, or a stop
     worker.membership.scoreboard.release(row)
     if len(server.WORKERS) < server.num_workers and not was_planned:
-        _next_delay["s"] = _backoff.delay_s(time.monotonic() - worker.forked_s)
+        _delays_s.append(_backoff.delay_s(time.monotonic() - worker.forked_s))
 
 
 def _keep_memory() -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import FileIO
 
@@ -85,7 +85,8 @@ class Dispatcher:
             job = Job(recipe, self._limits, now_us())
             with theirs:  # once sent, only the engine holds this end
                 await self._hand_over(job, upload.fileno(), theirs.fileno())
-            await _wait_readable(ours)
+            loop = asyncio.get_running_loop()
+            await _ready(ours, loop.add_reader, loop.remove_reader)
             try:
                 message, files = receive(ours, 1)
             except ConnectionResetError:  # it died with our job unread
@@ -117,7 +118,8 @@ class Dispatcher:
                 try:
                     send(self._work.worker_end, message, [upload, reply])
                 except BlockingIOError:  # the queue in the kernel is full
-                    await _wait_writable(self._work.worker_end)
+                    loop = asyncio.get_running_loop()
+                    await _ready(self._work.worker_end, loop.add_writer, loop.remove_writer)
                 else:
                     return
 
@@ -133,24 +135,16 @@ class Dispatcher:
         return outcome, file
 
 
-async def _wait_readable(descriptor: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-    loop.add_reader(descriptor, _resolve, ready)
+async def _ready(
+    descriptor: socket.socket, watch: Callable[..., None], unwatch: Callable[[socket.socket], object]
+) -> None:
+    """Wait until the event loop calls a descriptor readable or writable, whichever it is asked to watch."""
+    ready = asyncio.get_running_loop().create_future()
+    watch(descriptor, _resolve, ready)
     try:
         await ready
     finally:
-        loop.remove_reader(descriptor)
-
-
-async def _wait_writable(descriptor: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-    loop.add_writer(descriptor, _resolve, ready)
-    try:
-        await ready
-    finally:
-        loop.remove_writer(descriptor)
+        unwatch(descriptor)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

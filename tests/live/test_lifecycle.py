@@ -112,6 +112,17 @@ def test_a_crash_loop_is_slowed_down() -> None:
         assert delays == [0.1, 0.2]
 
 
+def test_workers_that_crash_together_are_all_slowed_down() -> None:
+    with LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server:
+        for death in range(1, 3):
+            server.wait_for("worker_online", count=2 * death)
+            for worker in server.workers():
+                os.kill(worker["pid"], signal.SIGKILL)
+        server.wait_for("worker_online", count=6)
+        delays = [event["delay_s"] for event in server.events if event["event"] == "worker_respawn_delayed"]
+        assert sorted(delays) == [0.1, 0.2, 0.4]
+
+
 def test_a_worker_that_retires_is_replaced_without_delay() -> None:
     with LiveServer("--max-requests", "1", environ={"WEB_CONCURRENCY": "1"}) as server:
         for retirement in range(2, 6):

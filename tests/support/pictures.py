@@ -37,6 +37,10 @@ class Outcome:
         return Image.open(io.BytesIO(self.data))
 
 
+#: Adam7: where each pass begins, and its steps, horizontal and vertical (PNG 3rd edition, 8.1).
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+
 def processed(  # noqa: PLR0913  each is a field of the recipe
     data: bytes,
     operation: str = "orient",

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image, ImageChops, ImageOps
 from PIL.Image import Transpose
+from support import pictures
 
 from server.errors import DamagedImage, ImageError, TooManyFrames, TooManyPixels, UnsupportedImage
 from server.imaging import gif, jpeg, png, tiff, vp8, webp
@@ -149,17 +150,8 @@ def interlaced(data: bytes, bits: int) -> bytes:
         "".join(f"{byte:08b}" for byte in plain[row * stride + 1 : (row + 1) * stride])
         for row in range(height)
     ]
-    passes = (
-        (0, 0, 8, 8),
-        (4, 0, 8, 8),
-        (0, 4, 4, 8),
-        (2, 0, 4, 4),
-        (0, 2, 2, 4),
-        (1, 0, 2, 2),
-        (0, 1, 1, 2),
-    )
     stream = b""
-    for x, y, step_x, step_y in passes:
+    for x, y, step_x, step_y in pictures.ADAM7:
         for row in rows[y::step_y] if x < width else ():
             line = "".join(row[at * bits : (at + 1) * bits] for at in range(x, width, step_x))
             line += "0" * (-len(line) % 8)

@@ -307,17 +307,8 @@ def test_an_interlaced_png_is_turned_exactly(depth_bytes: int) -> None:
     """Adam7, laid out by hand: seven small pictures in one."""
     size = (9, 6)
     samples = Grid(*size, tuple(pictures.noise(54 * depth_bytes, "adam")[i::54] for i in range(54)))
-    passes = (
-        (0, 0, 8, 8),
-        (4, 0, 8, 8),
-        (0, 4, 4, 8),
-        (2, 0, 4, 4),
-        (0, 2, 2, 4),
-        (1, 0, 2, 2),
-        (0, 1, 1, 2),
-    )
     body = b""
-    for left, top, across, down in passes:
+    for left, top, across, down in pictures.ADAM7:
         for y in range(top, size[1], down):
             row = b"".join(samples.at(x, y) for x in range(left, size[0], across))
             body += b"\0" + row if row else b""
