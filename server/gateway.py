@@ -1,12 +1,15 @@
 """The gateway: gunicorn's ASGI worker, given our app and our manners."""
 
+import asyncio
 import os
 from email.utils import formatdate
 from http import HTTPStatus
+from io import FileIO
 from typing import Any
 from urllib.parse import urlsplit
 
-from gunicorn.asgi.protocol import ASGIProtocol
+from gunicorn.asgi.parser import PythonProtocol
+from gunicorn.asgi.protocol import ASGIProtocol, BodyReceiver
 from gunicorn.workers import gasgi
 
 from server.app import create_app
@@ -25,17 +28,73 @@ _NEXT_STEPS = {
     HTTPStatus.NOT_IMPLEMENTED: "Send the body as it is, with a Content-Length or chunked.",
 }
 
+#: What is read from a connection lands here and is gone, one way or the other, before the next read. One for
+#: all connections of a process: it stays in the processor's cache.
+_ARRIVED = memoryview(bytearray(1 << 18))
 
-class Protocol(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
-    """One connection: problems instead of plain text, and answers that arrive."""
+
+class _BodyReceiver(BodyReceiver):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn's, without its time limit: it tells the app of a silent client what is true of a gone one."""
+
+    async def _wait_for_data(self) -> None:
+        if not (self._chunks or self._complete or self._disconnected):
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+
+
+class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  # gunicorn has no types
+    """One connection: problems instead of plain text, answers that arrive, uploads that are copied once."""
 
     _closed: bool
     _is_lingering = False
+    _diverted_to: FileIO | None = None
+    _scope: dict[str, Any]
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 asyncio's name
+        """Say where the next bytes are to be put (asyncio.BufferedProtocol)."""
+        return _ARRIVED
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what has arrived: into the file that it was diverted to, or through the parser."""
+        arrived = _ARRIVED[:nbytes]
+        if self._diverted_to is not None and self._is_within_body(nbytes):
+            self._diverted_to.write(arrived)
+            self._callback_parser._body_remaining -= nbytes  # noqa: SLF001
+            self._scope["exchange"].bytes_in += nbytes
+        else:
+            self._diverted_to = None
+            self.data_received(bytes(arrived))
+
+    def _is_within_body(self, nbytes: int) -> bool:
+        """Whether so many bytes are all of the body, and not the last ones: the parser must see its end."""
+        parser = self._callback_parser
+        # gunicorn's other parser, and other framings, go the way through the app.
+        return (
+            isinstance(parser, PythonProtocol)
+            and parser._state == "body"  # noqa: SLF001
+            and nbytes < parser._body_remaining  # noqa: SLF001
+        )
+
+    def _divert(self, file: FileIO) -> None:
+        """Write the body to a file as it arrives, from here to near its end; the rest comes as ever.
+
+        gunicorn's parser copies a body three times more, and hands it on in pieces.
+        """
+        if not self._body_receiver.buffered:  # first what came before
+            self._diverted_to = file
+
+    def _on_headers_complete(self) -> bool:
+        """Begin a request: its body is received with our time limits."""
+        is_without_body: bool = super()._on_headers_complete()
+        self._diverted_to = None
+        self._body_receiver = _BodyReceiver(self._current_request, self)
+        return is_without_body
 
     def _build_http_scope(self, *request: object) -> dict[str, Any]:
-        """Let the app tell a client that is gone from one that is silent; ASGI has one event for both."""
+        """Let the app divert the body; understand every form of target."""
         scope: dict[str, Any] = super()._build_http_scope(*request)
-        scope["is_closed"] = lambda: self._closed
+        self._scope = scope
+        scope["divert"] = self._divert
         if not scope["path"].startswith("/"):  # the absolute form of RFC 9112, section 3.2.2
             scope["path"] = urlsplit(scope["path"]).path or "/"
         return scope

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server.cluster.scoreboard import Row
-from server.errors import UploadTooSlow
 from server.logs import get_logger
 
 log = get_logger("server.request")
@@ -85,10 +84,7 @@ class Envelope:
             message = await receive()
             if message["type"] == "http.disconnect" and not exchange.is_received:
                 # The framework would take this for the end of the body, and half a body for a whole one.
-                if scope.get("is_closed", _always)():
-                    # The server cancels the request too, but wait_for of Python 3.11 may swallow that.
-                    raise asyncio.CancelledError
-                raise UploadTooSlow("The body stopped before its end. Send it again, whole.")
+                raise asyncio.CancelledError
             exchange.bytes_in += len(message.get("body", b""))
             exchange.is_received = not message.get("more_body", False)
             return message
@@ -134,10 +130,6 @@ def log_exchange(exchange: Exchange, method: str, path: str) -> None:
         engine=exchange.engine_pid,
         request_id=exchange.request_id,
     )
-
-
-def _always() -> bool:
-    return True
 
 
 def _given_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:

@@ -1,7 +1,7 @@
 """Uploads: stream a request's body into a file in memory, within the limits."""
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from io import FileIO
 from pathlib import Path
@@ -21,6 +21,10 @@ _SPARES = 4
 _SPARE_BYTES = 8 << 20
 
 _FORMS = MultipartFormHandler()
+
+
+def _ignore(_upload: FileIO) -> None:
+    """A server that leaves the whole body to us."""
 
 
 class Uploads:
@@ -72,7 +76,7 @@ class Uploads:
                 if _is_multipart(req):
                     await self._read_form(req, upload)
                 else:
-                    await self._copy(req.stream, upload)
+                    await self._copy(req.stream, upload, req.scope.get("divert", _ignore))
         except TimeoutError:
             raise UploadTooSlow(
                 f"The body did not arrive within {self._timeout_s:g} s. Send a smaller one, or faster."
@@ -114,12 +118,15 @@ class Uploads:
         if upload.tell() == 0:
             raise MalformedMultipart(f"The file part is empty. {_ONE_FILE}")
 
-    async def _copy(self, chunks: AsyncIterable[bytes], upload: FileIO) -> None:
-        written = 0
+    async def _copy(
+        self, chunks: AsyncIterable[bytes], upload: FileIO, divert: Callable[[FileIO], None] = _ignore
+    ) -> None:
+        """Write what comes, and let a server that can write what follows by itself: then few chunks come."""
         async for chunk in chunks:
-            written += upload.write(chunk)
-            if written > self._max_body_bytes:  # told by no header, or by one that lied
+            upload.write(chunk)
+            if upload.tell() > self._max_body_bytes:  # told by no header
                 raise self._too_large()
+            divert(upload)
 
     def _too_large(self) -> UploadTooLarge:
         return UploadTooLarge(f"The body is larger than {self._max_body_bytes} bytes. Send a smaller image.")

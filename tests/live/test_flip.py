@@ -1,13 +1,16 @@
 """What a user does: send a picture, get it back turned."""
 
+import http.client
 import io
+import random
 import re
+import socket
 from pathlib import Path
 
 import httpx
 import pytest
 from PIL import Image
-from support.live_server import LiveServer, curl
+from support.live_server import DEADLINE_S, LiveServer, curl
 
 #: Four colours, so that every one of the eight ways to turn it looks different.
 CORNERS = {(0, 0): "red", (1, 0): "lime", (0, 1): "blue", (1, 1): "white"}
@@ -168,6 +171,28 @@ def test_format_quality_and_strip_choose_what_comes_out(server: LiveServer, form
     assert response.status_code == 200
     assert response.headers["Content-Type"] == f"image/{form}"
     assert opened(response.content).format == form.upper()
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 333, 65536, 10**9])
+def test_a_body_arrives_whole_however_it_is_cut(server: LiveServer, piece_bytes: int) -> None:
+    """Two requests on one connection, without a pause between them."""
+    size = (3, 5) if piece_bytes == 1 else (700, 500)
+    picture = Image.frombytes("RGB", size, random.Random(7).randbytes(3 * size[0] * size[1]))
+    body = encoded(picture, "BMP")
+    request = b"POST /flip HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    before = len(server.events)
+    with socket.create_connection(("127.0.0.1", server.port), DEADLINE_S) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        pieces = 2 * request
+        for start in range(0, len(pieces), piece_bytes):
+            connection.sendall(pieces[start : start + piece_bytes])
+        with connection.makefile("rb") as answers:
+            for _ in range(2):
+                status, headers = answers.readline(), http.client.parse_headers(answers)
+                assert status.startswith(b"HTTP/1.1 200 ")
+                flipped = opened(answers.read(int(headers["Content-Length"])))
+                assert flipped.tobytes() == picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM).tobytes()
+    server.wait_for("request", after=before, count=2, bytes_in=len(body))
 
 
 def test_one_connection_serves_many_requests(server: LiveServer) -> None:
