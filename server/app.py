@@ -9,6 +9,7 @@ from server import logs
 from server.cluster.dispatch import Dispatcher
 from server.cluster.membership import Membership
 from server.cluster.supervisor import Supervisor
+from server.cluster.work import Spares
 from server.imaging.operations import Operation
 from server.imaging.pipeline import Limits
 from server.settings import Settings
@@ -45,17 +46,19 @@ def create_app(settings: Settings, membership: Membership, environ: Mapping[str,
     )
     row = membership.row
     supervisor = Supervisor(membership.work, row, nice=settings.engine_nice, environ=environ)
-    dispatcher = Dispatcher(membership.work, row, limits)
+    spares = Spares()
+    dispatcher = Dispatcher(membership.work, row, limits, spares)
     uploads = Uploads(
         max_body_bytes=settings.max_body_bytes,
         timeout_s=settings.upload_timeout_s,
         sample=settings.sample_picture,
+        spares=spares,
     )
     app = falcon.asgi.App()
     app.add_middleware(Lifespan(supervisor, row))
     add_error_handlers(app)
     for path, operation in OPERATIONS.items():
-        app.add_route(path, Transform(operation, uploads, dispatcher))
+        app.add_route(path, Transform(operation, uploads, dispatcher, spares))
     app.add_route("/", probes.Front())
     app.add_route("/healthz", probes.Healthz())
     app.add_route("/readyz", probes.Readyz(membership.scoreboard))

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import FileIO
 
@@ -12,13 +12,14 @@ from server.cluster.work import (
     Done,
     Job,
     Refused,
+    Spares,
     WorkSocket,
     decode_outcome,
     now_us,
     receive,
     send,
 )
-from server.errors import EngineKiller
+from server.errors import EngineKiller, ImageError
 from server.imaging.pipeline import Limits, Recipe
 from server.logs import get_logger
 
@@ -39,12 +40,14 @@ class Dispatcher:
         work: the cluster's work socket.
         row: the worker's row of the scoreboard.
         limits: what the engines are told to refuse.
+        spares: where the files for results come from; whoever has read one gives it back.
     """
 
-    def __init__(self, work: WorkSocket, row: Row, limits: Limits) -> None:
+    def __init__(self, work: WorkSocket, row: Row, limits: Limits, spares: Spares) -> None:
         self._work = work
         self._row = row
         self._limits = limits
+        self._spares = spares
         self._queueing = asyncio.Lock()  # an event loop waits for a descriptor once, not once per request
 
     async def transform(self, upload: FileIO, recipe: Recipe) -> tuple[Done, FileIO]:
@@ -53,17 +56,28 @@ class Dispatcher:
         Cancelling this skips the job if no engine has started it.
 
         Returns:
-            What was done, and an open file with the new picture.
+            What was done, and an open file with the new picture, one of the spares.
 
         Raises:
             ImageError: the picture was refused, or ended every engine that tried it.
             EngineBug: our fault.
         """
+        result = self._spares.take()
+        try:
+            return await self._try(upload, result, recipe), result
+        except ImageError:  # an engine has said its last word about the file, or died
+            self._spares.give_back(result)
+            raise
+        except BaseException:  # an engine may still be writing, for a client that has left
+            result.close()
+            raise
+
+    async def _try(self, upload: FileIO, result: FileIO, recipe: Recipe) -> Done:
         for attempt in range(1, ATTEMPTS + 1):
             with self._counted_in_flight():
-                answer = await self._ask(upload, recipe)
-            if answer is not None:
-                return self._judge(*answer)
+                outcome = await self._ask(upload, result, recipe)
+            if outcome is not None:
+                return self._judge(outcome)
             log.warning("engine_lost_job", attempt=attempt, body_bytes=os.fstat(upload.fileno()).st_size)
         raise EngineKiller(
             "The image made our decoder crash twice. Convert it to another format and send that."
@@ -77,28 +91,25 @@ class Dispatcher:
         finally:
             self._row[Cell.IN_FLIGHT] -= 1
 
-    async def _ask(self, upload: FileIO, recipe: Recipe) -> tuple[Done | Refused, FileIO | None] | None:
+    async def _ask(self, upload: FileIO, result: FileIO, recipe: Recipe) -> Done | Refused | None:
         """Send the job and wait; nothing comes back from an engine that died."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:  # closed early, when the client leaves, it tells the engine to skip the job
             ours.setblocking(False)  # noqa: FBT003 the standard library has no other way
             job = Job(recipe, self._limits, now_us())
             with theirs:  # once sent, only the engine holds this end
-                await self._hand_over(job, upload.fileno(), theirs.fileno())
+                await self._hand_over(job, [upload.fileno(), result.fileno(), theirs.fileno()])
             loop = asyncio.get_running_loop()
             await _ready(ours, loop.add_reader, loop.remove_reader)
             try:
-                message, files = receive(ours, 1)
+                message, _ = receive(ours, 0)
             except ConnectionResetError:  # it died with our job unread
                 return None
         if not message:
             return None
-        file = FileIO(files[0]) if files else None
         try:
             outcome = decode_outcome(message)
         except ValueError as error:  # our own bug, or an engine that a picture has taken over
-            if file is not None:
-                file.close()
             raise EngineBug(str(error)) from error
         if isinstance(outcome, Done):
             started_us = job.sent_us + outcome.spent.queue
@@ -109,30 +120,28 @@ class Dispatcher:
                 started_us=started_us,
                 ended_us=started_us + outcome.spent.service_us,
             )
-        return outcome, file
+        return outcome
 
-    async def _hand_over(self, job: Job, upload: int, reply: int) -> None:
+    async def _hand_over(self, job: Job, files: Sequence[int]) -> None:
         message = job.encode()
         async with self._queueing:
             while True:
                 try:
-                    send(self._work.worker_end, message, [upload, reply])
+                    send(self._work.worker_end, message, files)
                 except BlockingIOError:  # the queue in the kernel is full
                     loop = asyncio.get_running_loop()
                     await _ready(self._work.worker_end, loop.add_writer, loop.remove_writer)
                 else:
                     return
 
-    def _judge(self, outcome: Done | Refused, file: FileIO | None) -> tuple[Done, FileIO]:
+    def _judge(self, outcome: Done | Refused) -> Done:
         if isinstance(outcome, Refused):
             if outcome.error is not None:
                 outcome.error.engine_pid = outcome.engine_pid
                 raise outcome.error
             raise EngineBug(outcome.traceback or "an engine refused a picture and gave no reason")
-        if file is None:
-            raise EngineBug("an engine reported a picture and sent none")
         self._row.count_job(outcome.spent.service_us)
-        return outcome, file
+        return outcome
 
 
 async def _ready(

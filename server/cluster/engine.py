@@ -16,7 +16,7 @@ from collections import Counter
 from io import FileIO
 from typing import TYPE_CHECKING, cast
 
-from server.cluster.work import Done, Job, Refused, Spent, memory_file, now_us, receive, send
+from server.cluster.work import Done, Job, Refused, Spent, now_us, receive, send
 from server.errors import ImageError
 from server.imaging.pipeline import Stage, process
 
@@ -49,6 +49,7 @@ def _transform(message: bytes, upload: int, sink: FileIO) -> Done | Refused:
         size = os.fstat(upload).st_size
         # An empty mapping is an error, and an empty picture is refused by its name.
         source = mmap.mmap(upload, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
+        sink.seek(0)  # another engine may have died over this job
         with source:
             result = process(cast("Source", source), sink, job.recipe, job.limits, laps)
     except ImageError as refusal:
@@ -61,15 +62,15 @@ def _transform(message: bytes, upload: int, sink: FileIO) -> Done | Refused:
 
 def _serve_one(work: socket.socket) -> None:
     try:
-        message, (upload, reply_fd) = receive(work, 2)
+        message, (upload, result, reply_fd) = receive(work, 3)
     except BlockingIOError:  # another engine was faster
         return
-    with FileIO(upload), socket.socket(fileno=reply_fd) as reply, memory_file("flipped") as sink:
+    with FileIO(upload), FileIO(result, "r+b") as sink, socket.socket(fileno=reply_fd) as reply:
         if _is_abandoned(reply):
             return
         outcome = _transform(message, upload, sink)
         try:
-            send(reply, outcome.encode(), [sink.fileno()] if isinstance(outcome, Done) else [])
+            send(reply, outcome.encode())
         except (BrokenPipeError, ConnectionResetError):  # the client left meanwhile
             return
 

@@ -1,8 +1,9 @@
 """The work socket: one socket pair that every worker sends jobs to and every engine takes them from.
 
-A job is one `SOCK_SEQPACKET` message with two descriptors riding along (`SCM_RIGHTS`): the upload and
-one end of a fresh reply socket. No byte of an image passes through a socket. The engine holds the only
-other end of the reply socket, so when it dies the worker reads end of file: that is the crash signal.
+A job is one `SOCK_SEQPACKET` message with three descriptors riding along (`SCM_RIGHTS`): the upload, the
+file for the result, and one end of a fresh reply socket. No byte of an image passes through a socket. The
+engine holds the only other end of the reply socket, so when it dies the worker reads end of file: that is
+the crash signal.
 
 Source: unix(7), memfd_create(2).
 """
@@ -43,6 +44,32 @@ def memory_file(name: str) -> FileIO:
         name: shown in `/proc/PID/fd` as `/memfd:NAME (deleted)`.
     """
     return FileIO(os.memfd_create(name), "r+b")
+
+
+class Spares:
+    """Files in memory that are written over, for uploads and for results.
+
+    Fetching fresh pages from the kernel and giving them back costs more than copying a picture into them.
+    """
+
+    #: How many are kept, and how large one may be, in bytes.
+    _FILES = 8
+    _FILE_BYTES = 8 << 20
+
+    def __init__(self) -> None:
+        self._files: list[FileIO] = []
+
+    def take(self) -> FileIO:
+        """Return a file to be written from its start; what it holds is somebody else's."""
+        return self._files.pop() if self._files else memory_file("picture")
+
+    def give_back(self, file: FileIO) -> None:
+        """Take a file back that no engine will touch again."""
+        if len(self._files) < self._FILES and os.fstat(file.fileno()).st_size <= self._FILE_BYTES:
+            file.seek(0)
+            self._files.append(file)
+        else:
+            file.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +125,7 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A picture came out; its bytes are in the file that rides along."""
+    """A picture came out; it is all that the file for the result now holds."""
 
     result: Result
     spent: Spent
@@ -203,7 +230,7 @@ def now_us() -> int:
     return time.monotonic_ns() // 1000
 
 
-def send(to: socket.socket, message: bytes, files: Sequence[int]) -> None:
+def send(to: socket.socket, message: bytes, files: Sequence[int] = ()) -> None:
     """Send one message with its descriptors.
 
     Raises:

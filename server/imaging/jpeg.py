@@ -453,9 +453,10 @@ def write_density(sink: Sink, jfif: bytes, transpose: Transpose | None) -> None:
     unit, horizontal, vertical = jfif[7:8], jfif[8:10], jfif[10:12]
     if len(vertical) < 2:  # noqa: PLR2004 - a cut-off segment
         return
+    end = sink.tell()
     sink.seek(_DENSITY_POSITION)
     sink.write(unit + (vertical + horizontal if swaps_axes(transpose) else horizontal + vertical))
-    sink.seek(0, 2)
+    sink.seek(end)
 
 
 def disown_adobe(sink: Sink) -> None:
@@ -464,9 +465,10 @@ def disown_adobe(sink: Sink) -> None:
     In a CMYK picture it says that the inks are inverted. The samples are the source's own, so where the
     source does not say so, neither may we.
     """
+    end = sink.tell()
     sink.seek(_FIRST_MARKER_POSITION)
     sink.write(bytes([0xFF, _APP12]))
-    sink.seek(0, 2)
+    sink.seek(end)
 
 
 @cache

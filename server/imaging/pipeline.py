@@ -135,7 +135,8 @@ def process(
 
     Args:
         source: readable from position 0: an `mmap.mmap`, a `BytesIO`, or a file, which is read whole.
-        sink: empty. A raw file over a descriptor lets the encoders write to it directly.
+        sink: at its start; afterwards it holds the result and nothing else, whatever it held before. A raw
+            file over a descriptor lets the encoders write to it directly.
         recipe: what to do.
         limits: checked against headers, before anything is decoded.
         lap: told each time a stage ends, for an animation once per frame and stage.
@@ -149,7 +150,12 @@ def process(
     form = sniff(data)
     job = _Job(source, data, form, sink, recipe, limits, lap)
     route = _SAME_FORMAT.get(form, _redraw) if job.target is form else _redraw
-    return route(job)
+    if job.target is not Format.JPEG:  # other encoders may leave holes, through which old bytes would show
+        sink.truncate(0)
+    result = route(job)
+    if job.target is Format.JPEG:
+        sink.truncate()
+    return result
 
 
 def _jpeg(job: _Job) -> Result:

@@ -10,7 +10,7 @@ from falcon.asgi import Request, Response
 from falcon.uri import parse_query_string
 
 from server.cluster.dispatch import Dispatcher
-from server.cluster.work import Done, Spent
+from server.cluster.work import Spares, Spent
 from server.errors import BadParameter, ServiceUnavailable
 from server.imaging.codec import OUTPUT_FORMATS, Format
 from server.imaging.operations import Operation
@@ -45,12 +45,16 @@ class Transform:
         operation: what is done; None when the caller chooses with `angle`.
         uploads: takes the picture out of the request.
         dispatcher: hands it to an engine.
+        spares: where the file with the new picture goes when it has been sent.
     """
 
-    def __init__(self, operation: Operation | None, uploads: Uploads, dispatcher: Dispatcher) -> None:
+    def __init__(
+        self, operation: Operation | None, uploads: Uploads, dispatcher: Dispatcher, spares: Spares
+    ) -> None:
         self._operation = operation
         self._uploads = uploads
         self._dispatcher = dispatcher
+        self._spares = spares
 
     async def on_post(self, req: Request, resp: Response) -> None:
         """Answer with the picture, transformed."""
@@ -62,7 +66,21 @@ class Transform:
             if error.errno not in _EXHAUSTED:
                 raise
             raise ServiceUnavailable("Too many requests are under way. Try again in a second.") from error
-        _answer(req, resp, done, picture)
+        size = os.fstat(picture.fileno()).st_size
+        resp.content_type = done.result.media_type
+        resp.content_length = size
+        resp.set_header("X-Engine-PID", str(done.engine_pid))
+        resp.set_header("X-Image-Path", done.result.path)
+        resp.set_header("Server-Timing", _server_timing(done.spent))
+        resp.stream = self._pieces(picture, size)
+        req.scope["exchange"].engine_pid = done.engine_pid
+
+    async def _pieces(self, picture: FileIO, size: int) -> AsyncIterator[bytes]:
+        try:
+            for offset in range(0, size, _PIECE_BYTES):
+                yield os.pread(picture.fileno(), _PIECE_BYTES, offset)
+        finally:
+            self._spares.give_back(picture)
 
 
 def _read_recipe(req: Request, operation: Operation | None) -> Recipe:
@@ -110,26 +128,9 @@ def _quoted(text: str) -> str:
     return f"`{text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + '...'}`"
 
 
-def _answer(req: Request, resp: Response, done: Done, picture: FileIO) -> None:
-    size = os.fstat(picture.fileno()).st_size
-    resp.content_type = done.result.media_type
-    resp.content_length = size
-    resp.set_header("X-Engine-PID", str(done.engine_pid))
-    resp.set_header("X-Image-Path", done.result.path)
-    resp.set_header("Server-Timing", _server_timing(done.spent))
-    resp.stream = _pieces(picture, size)
-    req.scope["exchange"].engine_pid = done.engine_pid
-
-
 def _server_timing(spent: Spent) -> str:
     """Write where the time went, in milliseconds (W3C Server Timing, section 3)."""
     return (
         f"queue;dur={spent.queue / 1e3:.1f}, decode;dur={spent.decode / 1e3:.1f}, "
         f"transform;dur={spent.transform / 1e3:.1f}, encode;dur={spent.encode / 1e3:.1f}"
     )
-
-
-async def _pieces(picture: FileIO, size: int) -> AsyncIterator[bytes]:
-    with picture:
-        for offset in range(0, size, _PIECE_BYTES):
-            yield os.pread(picture.fileno(), _PIECE_BYTES, offset)

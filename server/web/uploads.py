@@ -11,14 +11,10 @@ from falcon.asgi import Request
 from falcon.asgi.multipart import BodyPart, MultipartForm
 from falcon.media import MultipartFormHandler
 
-from server.cluster.work import memory_file
+from server.cluster.work import Spares
 from server.errors import ImageError, MalformedMultipart, UploadTooLarge, UploadTooSlow
 
 _ONE_FILE = "Send one file part named `image`, as `curl -F image=@photo.jpg` does, or the image as the body."
-
-#: How many files are kept for the next uploads, and how large such a file may be, in bytes.
-_SPARES = 4
-_SPARE_BYTES = 8 << 20
 
 _FORMS = MultipartFormHandler()
 
@@ -34,15 +30,14 @@ class Uploads:
         max_body_bytes: the largest body, in bytes.
         timeout_s: the longest time that a body may take, in seconds.
         sample: the picture that stands in for an empty body.
+        spares: where the files for uploads come from and go to.
     """
 
-    def __init__(self, *, max_body_bytes: int, timeout_s: float, sample: Path) -> None:
+    def __init__(self, *, max_body_bytes: int, timeout_s: float, sample: Path, spares: Spares) -> None:
         self._max_body_bytes = max_body_bytes
         self._timeout_s = timeout_s
         self._sample = sample
-        # Files in memory to be written over: fetching fresh pages from the kernel and giving them back
-        # costs more than copying a picture into them.
-        self._spares: list[FileIO] = []
+        self._spares = spares
 
     @asynccontextmanager
     async def received(self, req: Request) -> AsyncIterator[FileIO]:
@@ -53,7 +48,7 @@ class Uploads:
         """
         if (req.content_length or 0) > self._max_body_bytes:
             raise self._too_large()
-        upload = self._spares.pop() if self._spares else memory_file("upload")
+        upload = self._spares.take()
         try:
             await self._read(req, upload)
             if upload.tell():
@@ -62,13 +57,13 @@ class Uploads:
                 with FileIO(self._sample) as sample:
                     yield sample
         except ImageError:  # the engine has said its last word, so it is done with the file
-            self._keep_as_spare(upload)
+            self._spares.give_back(upload)
             raise
         except BaseException:  # an engine may still be reading, for a client that has left
             upload.close()
             raise
         else:
-            self._keep_as_spare(upload)
+            self._spares.give_back(upload)
 
     async def _read(self, req: Request, upload: FileIO) -> None:
         try:
@@ -82,13 +77,6 @@ class Uploads:
                 f"The body did not arrive within {self._timeout_s:g} s. Send a smaller one, or faster."
             ) from None
         upload.truncate()  # of the file's last use nothing may be left
-
-    def _keep_as_spare(self, upload: FileIO) -> None:
-        if len(self._spares) < _SPARES and upload.tell() <= _SPARE_BYTES:
-            upload.seek(0)
-            self._spares.append(upload)
-        else:
-            upload.close()
 
     async def _read_form(self, req: Request, upload: FileIO) -> None:
         parts = 0

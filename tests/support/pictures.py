@@ -49,9 +49,10 @@ def processed(  # noqa: PLR0913  each is a field of the recipe
     quality: int | None = None,
     strip: bool = False,
     limits: Limits = GENEROUS,
+    held: bytes = b"",
 ) -> Outcome:
-    """Send a file through the package, from memory to memory."""
-    sink = io.BytesIO()
+    """Send a file through the package, from memory to memory, over what the memory held."""
+    sink = io.BytesIO(held)
     recipe = Recipe(operation=Operation(operation), format=output, quality=quality, strip=strip)
     result = process(io.BytesIO(data), sink, recipe, limits)
     return Outcome(result, sink.getvalue())

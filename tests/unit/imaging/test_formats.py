@@ -206,6 +206,21 @@ def test_memory_and_files_give_the_same_bytes(given: Format) -> None:
             assert os.pread(answer.fileno(), length, 0) == in_memory.data, (given, output)
 
 
+@pytest.mark.parametrize("given", SOURCES)
+@pytest.mark.parametrize("held", [b"somebody else's", b"somebody else's" * 10_000])
+def test_nothing_shows_of_what_the_sink_held_before(given: Format, held: bytes) -> None:
+    density = {"dpi": (72, 72)} if given is Format.JPEG else {}  # is patched in behind the encoder
+    data = encoded(natural(SIZE), SOURCES[given], **OPTIONS.get(SOURCES[given], {}), **density)
+    for output in (None, *OUTPUT_FORMATS):
+        fresh = processed(data, "flip", output=output)
+        with os.fdopen(os.memfd_create("sink"), "r+b", buffering=0) as sink:
+            sink.write(held)
+            sink.seek(0)
+            process(io.BytesIO(data), sink, Recipe(Operation.FLIP, output), GENEROUS)
+            assert os.pread(sink.fileno(), 10**6, 0) == fresh.data
+        assert processed(data, "flip", output=output, held=held).data == fresh.data
+
+
 def test_an_animation_goes_into_a_raw_file_too() -> None:
     images = [Image.new("RGB", SIZE, colour) for colour in ("red", "lime", "blue")]
     for container in ("GIF", "WEBP", "PNG", "TIFF", "AVIF"):
