@@ -32,6 +32,7 @@ for _name in [_name for _name in sys.modules if _name.partition(".")[0] == "serv
 from server import logs
 from server.cluster.cpus import usable_cores
 from server.cluster.membership import Membership
+from server.cluster.quarantine import Quarantine
 from server.cluster.respawn import Backoff
 from server.cluster.scoreboard import Cell, Scoreboard, State
 from server.cluster.work import WorkSocket
@@ -45,6 +46,7 @@ except InvalidSettings as _error:
 # A reload makes these anew too: old workers finish among themselves, whatever changed between versions.
 _scoreboard = Scoreboard()
 _work = WorkSocket()
+_quarantine = Quarantine(_settings.quarantine_s, _settings.quarantine_dir)
 _backoff = Backoff()
 _delays_s: list[float] = []  # one for each crash that no worker has been forked for yet
 _log = logs.get_logger("server.arbiter")
@@ -74,6 +76,10 @@ graceful_timeout = 30
 # How long an idle connection stays open, in seconds. Clients that send one picture after the other need
 # little; a load balancer in front that reuses connections should have a shorter time-out than this.
 keepalive = 5
+
+# How many connections a worker holds at once; one more is answered 503. Each costs a few kilobytes while it
+# is idle, and every client of a pool of connections holds some.
+worker_connections = 1000
 
 # A client that leaves takes its request with it at once: an engine must not turn a picture for nobody.
 asgi_disconnect_grace_period = 0
@@ -120,8 +126,9 @@ def when_ready(server: "Arbiter") -> None:
 
 def pre_fork(_server: "Arbiter", worker: "Worker") -> None:
     """In the arbiter: give the worker to be its place in the cluster."""
-    worker.enlist(Membership(_work, _scoreboard, _scoreboard.claim()), _settings)
+    worker.enlist(Membership(_work, _scoreboard, _quarantine, _scoreboard.claim()), _settings)
     worker.forked_s = time.monotonic()
+    worker.jobs_before = worker.membership.row[Cell.JOBS]
     worker.boot_delay_s = _delays_s.pop() if _delays_s else 0.0
 
 
@@ -140,9 +147,10 @@ def child_exit(server: "Arbiter", worker: "Worker") -> None:
     """In the arbiter: a worker has ended; when that leaves too few and was not planned, it crashed."""
     row = worker.membership.row
     was_planned = row[Cell.STATE] == State.STOPPING  # --max-requests, or a stop
+    did_work = row[Cell.JOBS] > worker.jobs_before
     worker.membership.scoreboard.release(row)
     if len(server.WORKERS) < server.num_workers and not was_planned:
-        _delays_s.append(_backoff.delay_s(time.monotonic() - worker.forked_s))
+        _delays_s.append(_backoff.delay_s(time.monotonic() - worker.forked_s, did_work=did_work))
 
 
 def _keep_memory() -> None:

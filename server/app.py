@@ -6,8 +6,11 @@ from collections.abc import Mapping
 import falcon.asgi
 
 from server import logs
+from server.admission import Admission
 from server.cluster.dispatch import Dispatcher
+from server.cluster.engine import Terms
 from server.cluster.membership import Membership
+from server.cluster.quarantine import Quarantine
 from server.cluster.supervisor import Supervisor
 from server.cluster.work import Spares
 from server.imaging.operations import Operation
@@ -45,9 +48,26 @@ def create_app(settings: Settings, membership: Membership, environ: Mapping[str,
         max_total_pixels=settings.max_total_pixels,
     )
     row = membership.row
-    supervisor = Supervisor(membership.work, row, nice=settings.engine_nice, environ=environ)
+    terms = Terms(
+        nice=settings.engine_nice,
+        timeout_s=settings.engine_timeout_s,
+        memory_bytes=settings.engine_memory_bytes,
+        max_jobs=settings.engine_max_jobs,
+    )
+    supervisor = Supervisor(membership.work, row, terms, environ)
     spares = Spares()
-    dispatcher = Dispatcher(membership.work, row, limits, spares)
+    dispatcher = Dispatcher(
+        membership,
+        limits,
+        spares,
+        max_wait_s=settings.max_wait_s,
+    )
+    admission = Admission(
+        membership.scoreboard,
+        row,
+        max_wait_s=settings.max_wait_s,
+        max_held_bytes=settings.max_bytes_in_flight,
+    )
     uploads = Uploads(
         max_body_bytes=settings.max_body_bytes,
         timeout_s=settings.upload_timeout_s,
@@ -58,7 +78,7 @@ def create_app(settings: Settings, membership: Membership, environ: Mapping[str,
     app.add_middleware(Lifespan(supervisor, row))
     add_error_handlers(app)
     for path, operation in OPERATIONS.items():
-        app.add_route(path, Transform(operation, uploads, dispatcher, spares))
+        app.add_route(path, Transform(operation, admission, uploads, dispatcher, spares))
     app.add_route("/", probes.Front())
     app.add_route("/healthz", probes.Healthz())
     app.add_route("/readyz", probes.Readyz(membership.scoreboard))
@@ -76,4 +96,5 @@ def get_app() -> App:
     """
     settings = Settings.from_environ(os.environ)
     logs.configure(settings.log_format)
-    return create_app(settings, Membership.alone(), os.environ)
+    quarantine = Quarantine(settings.quarantine_s, settings.quarantine_dir)
+    return create_app(settings, Membership.alone(quarantine), os.environ)

@@ -13,6 +13,7 @@
     │   ├── DamagedImage            truncated or corrupt
     │   ├── TooManyPixels           larger than the limit, told from the header
     │   ├── TooManyFrames           more frames than the limit, told from the header
+    │   ├── TooMuchWork             an engine did not finish it within the limit
     │   └── EngineKiller            ended every engine that tried it
     └── ServiceUnavailable          not the caller's fault: try again later
 """
@@ -97,6 +98,12 @@ class TooManyFrames(ImageError):
     title = "The image has too many frames"
 
 
+class TooMuchWork(ImageError):
+    """An engine did not finish it within `Settings.engine_timeout_s`."""
+
+    title = "The image takes too long"
+
+
 class EngineKiller(ImageError):
     """Every engine that tried this picture died of it."""
 
@@ -104,6 +111,15 @@ class EngineKiller(ImageError):
 
 
 class ServiceUnavailable(ServiceError):
-    """Not the caller's fault: the same request may succeed later."""
+    """Not the caller's fault: the same request may succeed later.
+
+    Args:
+        detail: as in `ServiceError`.
+        retry_after_s: when, in whole seconds.
+    """
 
     title = "The service is not available"
+
+    def __init__(self, detail: str, retry_after_s: int = 1) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s

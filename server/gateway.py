@@ -1,7 +1,11 @@
 """The gateway: gunicorn's ASGI worker, given our app and our manners."""
 
 import asyncio
+import fcntl
 import os
+import socket
+import struct
+import termios
 from email.utils import formatdate
 from http import HTTPStatus
 from io import FileIO
@@ -14,9 +18,13 @@ from gunicorn.workers import gasgi
 
 from server.app import create_app
 from server.cluster.membership import Membership
+from server.errors import RequestError, UploadTooSlow
+from server.logs import get_logger
 from server.settings import Settings
 from server.web.middleware import Exchange, common_headers, log_exchange
 from server.web.problems import MEDIA_TYPE, OUR_FAULT, Problem
+
+log = get_logger(__name__)
 
 #: How long a connection that we close is still read from, in seconds, while the client takes our answer.
 LINGER_S = 2.0
@@ -26,7 +34,17 @@ _NEXT_STEPS = {
     HTTPStatus.REQUEST_URI_TOO_LONG: "Send a shorter path and query.",
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "Send fewer or shorter header fields.",
     HTTPStatus.NOT_IMPLEMENTED: "Send the body as it is, with a Content-Length or chunked.",
+    HTTPStatus.REQUEST_TIMEOUT: "Send all headers at once.",
+    HTTPStatus.SERVICE_UNAVAILABLE: "Try again in a moment, or keep connections open and use them again.",
 }
+
+#: How often the pace of all connections is looked at, in seconds.
+_SWEEP_S = 1.0
+
+#: How much of an answer may wait in the kernel for a slow client, in bytes (TCP_NOTSENT_LOWAT of tcp(7)); by
+#: itself the kernel would take several megabytes for each.
+_NOT_SENT_BYTES = 1 << 19
+_TCP_NOTSENT_LOWAT = 25
 
 #: What is read from a connection lands here and is gone, one way or the other, before the next read. One for
 #: all connections of a process: it stays in the processor's cache.
@@ -34,7 +52,21 @@ _ARRIVED = memoryview(bytearray(1 << 18))
 
 
 class _BodyReceiver(BodyReceiver):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's, without its time limit: it tells the app of a silent client what is true of a gone one."""
+    """gunicorn's, with a time limit that tells a silent client from one that is gone."""
+
+    failure: RequestError | None = None
+
+    def fail(self, failure: RequestError) -> None:
+        """Let whoever waits for the body get an error of ours instead."""
+        self.failure = failure
+        self._wake_waiter()
+
+    async def receive(self) -> dict[str, Any]:
+        """Return the next piece of the body (the ASGI specification's receive callable)."""
+        message: dict[str, Any] = await super().receive()
+        if self.failure is not None:
+            raise self.failure
+        return message
 
     async def _wait_for_data(self) -> None:
         if not (self._chunks or self._complete or self._disconnected):
@@ -49,6 +81,100 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
     _is_lingering = False
     _diverted_to: FileIO | None = None
     _scope: dict[str, Any]
+    _received_bytes = 0
+    _written_bytes = 0
+    # What the connection is waiting for, since when, and how many bytes it had moved then.
+    _pace: tuple[str, float, int] = ("headers", 0.0, 0)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection on, or say at once that there are too many."""
+        super().connection_made(transport)
+        self._pace = ("headers", self.worker.loop.time(), 0)
+        self.worker.connections.add(self)
+        sock = transport.get_extra_info("socket")
+        if sock.family in {socket.AF_INET, socket.AF_INET6}:
+            sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _NOT_SENT_BYTES)
+        if len(self.worker.connections) > self.worker.worker_connections:
+            self._send_error_response(
+                HTTPStatus.SERVICE_UNAVAILABLE, "too many connections", (("retry-after", "1"),)
+            )
+            self._linger()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self.worker.connections.discard(self)
+        super().connection_lost(exc)
+
+    def check_pace(self, now_s: float) -> None:
+        """End what a client has not moved on with for too long; called now and then."""
+        stage, moved_bytes = self._progress()
+        before, since_s, had_bytes = self._pace
+        settings = self.worker.settings
+        if stage != before:
+            self._pace = (stage, now_s, moved_bytes)
+        elif stage == "headers":
+            if now_s - since_s > settings.headers_timeout_s:
+                self._end_headers()
+        elif stage and now_s - since_s > settings.slow_after_s:
+            if moved_bytes - had_bytes < settings.min_bytes_per_s * (now_s - since_s):
+                self._end_slow(stage)
+            else:
+                self._pace = (stage, now_s, moved_bytes)
+
+    def _progress(self) -> tuple[str, int]:
+        """Say what the client is at, and how many bytes it has moved; nothing while it waits for us."""
+        unsent_bytes = self._unsent_bytes()
+        if unsent_bytes:
+            return "download", self._written_bytes - unsent_bytes
+        if self._current_request is None and not self._closed:
+            # Between requests gunicorn's keep-alive timer runs, over half a head too.
+            return "headers" if self.req_count <= 1 else "", 0
+        if self._body_receiver is not None and not self._body_receiver._complete:  # noqa: SLF001
+            return "upload", self._received_bytes
+        return "", 0
+
+    def _unsent_bytes(self) -> int:
+        """How much of what was written the client has not taken yet, in our buffer and in the kernel's."""
+        sock = self.transport.get_extra_info("socket")
+        if sock.fileno() < 0:  # closed just now
+            return 0
+        outgoing = fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))
+        in_kernel: int = struct.unpack("i", outgoing)[0]
+        in_buffer: int = self.transport.get_write_buffer_size()
+        return in_buffer + in_kernel
+
+    def _end_headers(self) -> None:
+        if self._received_bytes:
+            self._send_error_response(HTTPStatus.REQUEST_TIMEOUT, "the headers did not come to an end")
+        self._abandon("headers")
+
+    def _end_slow(self, stage: str) -> None:
+        settings = self.worker.settings
+        receiver = self._body_receiver
+        if stage == "upload" and receiver.failure is None:
+            receiver.fail(
+                UploadTooSlow(
+                    f"The body came more slowly than {settings.min_bytes_per_s} bytes per second for"
+                    f" {settings.slow_after_s:g} s. Send a smaller one, or faster."
+                )
+            )
+            self._pace = ("", 0.0, 0)
+        else:
+            self._abandon(stage)
+
+    def _abandon(self, stage: str) -> None:
+        """Close the connection and drop what a slow client has not read: it would wait in the kernel."""
+        log.info("client_too_slow", stage=stage, received=self._received_bytes, sent=self._written_bytes)
+        if stage == "download":
+            sock = self.transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    def _send_body(self, body: bytes, *framing: Any, **more: Any) -> None:  # noqa: ANN401 gunicorn's
+        self._written_bytes += len(body)
+        super()._send_body(body, *framing, **more)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 asyncio's name
         """Say where the next bytes are to be put (asyncio.BufferedProtocol)."""
@@ -57,6 +183,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
     def buffer_updated(self, nbytes: int) -> None:
         """Take what has arrived: into the file that it was diverted to, or through the parser."""
         arrived = _ARRIVED[:nbytes]
+        self._received_bytes += nbytes
         if self._diverted_to is not None and self._is_within_body(nbytes):
             self._diverted_to.write(arrived)
             self._callback_parser._body_remaining -= nbytes  # noqa: SLF001
@@ -148,7 +275,13 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         (RFC 9112, section 9.6).
         """
         receiver = self._body_receiver
-        if self._closed or receiver is None or receiver._complete or not self.transport.can_write_eof():  # noqa: SLF001
+        if self._closed or receiver is None or receiver._complete:  # noqa: SLF001
+            super()._close_transport()
+        else:
+            self._linger()
+
+    def _linger(self) -> None:
+        if not self.transport.can_write_eof():  # TLS
             super()._close_transport()
             return
         self._closed = self._is_lingering = True
@@ -171,12 +304,32 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
 
     membership: Membership
     settings: Settings
+    connections: set[Protocol]
 
     def enlist(self, membership: Membership, settings: Settings) -> None:
         """Give the worker what it will need; called in the arbiter before it forks."""
         self.membership = membership
         self.settings = settings
+        self.connections = set()
 
     def load_wsgi(self) -> None:
         """Build the app of this worker, instead of importing one that knows nothing of the cluster."""
         self.asgi: Any = create_app(self.settings, self.membership, os.environ)
+
+    async def _serve(self) -> None:
+        sweep = asyncio.create_task(self._sweep())
+        try:
+            await super()._serve()
+        finally:
+            sweep.cancel()
+
+    async def _sweep(self) -> None:
+        """Look at the pace of all connections, for as long as there are any."""
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            now_s = asyncio.get_running_loop().time()
+            for connection in tuple(self.connections):
+                try:
+                    connection.check_pace(now_s)
+                except Exception:
+                    log.exception("sweep_failed")  # the others still have to be looked at

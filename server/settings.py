@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError
+from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, FilePath, ValidationError
 
 from server.logs import LogFormat
 
@@ -60,6 +60,80 @@ class Settings(BaseModel):
             "At 0 a health check waits behind pictures.",
         ),
     ] = 10
+    engine_timeout_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="Longest time that an engine may work on one picture, in seconds. Then the kernel "
+            "ends the engine, and the request is answered 422.",
+        ),
+    ] = 60.0
+    engine_memory_bytes: Annotated[
+        int,
+        Field(
+            ge=256 * 2**20,
+            description="Most memory of an engine, in bytes of address space. A picture that needs more is "
+            "answered 422.",
+        ),
+    ] = 2 * 2**30
+    engine_max_jobs: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="After how many pictures an engine makes room for a fresh one, each up to a tenth "
+            "sooner, so that not all do at once. 0 for never.",
+        ),
+    ] = 10_000
+    max_wait_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="Longest time that a request waits for an engine, in seconds. One that would wait "
+            "longer is answered 503 at once, with a `Retry-After`.",
+        ),
+    ] = 10.0
+    max_bytes_in_flight: Annotated[
+        int,
+        Field(
+            gt=0,
+            description="Most bytes that all pictures coming in and going out have together. A request that "
+            "would bring more is answered 503.",
+        ),
+    ] = 2**30
+    headers_timeout_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="Longest time from a connection to the end of its first request's headers, in "
+            "seconds. Then the connection is closed.",
+        ),
+    ] = 10.0
+    min_bytes_per_s: Annotated[
+        int,
+        Field(
+            gt=0,
+            description="Slowest upload and download, in bytes per second. A slower upload is answered 408, "
+            "a slower download is cut off.",
+        ),
+    ] = 16_384
+    slow_after_s: Annotated[
+        float,
+        Field(gt=0, description="Over how long the speed of an upload or download is taken, in seconds."),
+    ] = 10.0
+    quarantine_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="How long a picture that ended two engines is refused without a try, in seconds.",
+        ),
+    ] = 3600.0
+    quarantine_dir: Annotated[
+        DirectoryPath | None,
+        Field(
+            description="A directory in which such pictures are kept, at most 100 of them. None are kept "
+            "when it is not set."
+        ),
+    ] = None
     sample_picture: Annotated[
         FilePath, Field(description="The picture that a request with an empty body gets flipped.")
     ] = _SAMPLE_PICTURE

@@ -2,52 +2,82 @@
 
 import asyncio
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from io import FileIO
+from itertools import count
 
-from server.cluster.scoreboard import Cell, Row
+from server.cluster.membership import Membership
+from server.cluster.quarantine import FATAL, Evidence
+from server.cluster.scoreboard import Cell
+from server.cluster.supervisor import describe_exit
 from server.cluster.work import (
     Done,
     Job,
+    Lane,
     Refused,
     Spares,
-    WorkSocket,
     decode_outcome,
     now_us,
     receive,
     send,
 )
-from server.errors import EngineKiller, ImageError
+from server.errors import EngineKiller, ImageError, ServiceUnavailable, TooMuchWork
 from server.imaging.pipeline import Limits, Recipe
 from server.logs import get_logger
 
 log = get_logger(__name__)
 
-#: An engine that dies costs a request nothing: it is tried once more, on another engine.
-ATTEMPTS = 2
+#: How long we wait to be told how an engine ended, and how often we look, in seconds.
+_VERDICT_S = 1.0
+_LOOK_EVERY_S = 0.002
 
 
 class EngineBug(Exception):
     """An engine answered with a traceback instead of a picture: our fault, not the caller's."""
 
 
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """An engine died over a job.
+
+    Attributes:
+        pid: the engine's; 0 when nobody told us, because its worker has died as well.
+        returncode: as `subprocess` says it.
+    """
+
+    pid: int = 0
+    returncode: int = 0
+
+    @property
+    def took_too_long(self) -> bool:
+        """Whether the kernel ended it for that."""
+        return self.returncode == -signal.SIGALRM
+
+
 class Dispatcher:
     """Sends jobs to the engines of the whole cluster on behalf of one worker.
 
     Args:
-        work: the cluster's work socket.
-        row: the worker's row of the scoreboard.
+        membership: the work socket, the scoreboard and the quarantine of the cluster.
         limits: what the engines are told to refuse.
         spares: where the files for results come from; whoever has read one gives it back.
+        max_wait_s: an engine that comes to a job later than this does not start it, in seconds.
     """
 
-    def __init__(self, work: WorkSocket, row: Row, limits: Limits, spares: Spares) -> None:
-        self._work = work
-        self._row = row
+    def __init__(self, membership: Membership, limits: Limits, spares: Spares, *, max_wait_s: float) -> None:
+        self._work = membership.work
+        self._scoreboard = membership.scoreboard
+        self._quarantine = membership.quarantine
+        self._row = membership.row
         self._limits = limits
         self._spares = spares
+        self._max_wait_us = int(max_wait_s * 1e6)
+        # Unlike those of any other worker, and of those that had this row before us.
+        self._numbers = count(self._row.index << 48 | (now_us() & (1 << 40) - 1) << 8 | 1)
         self._queueing = asyncio.Lock()  # an event loop waits for a descriptor once, not once per request
 
     async def transform(self, upload: FileIO, recipe: Recipe) -> tuple[Done, FileIO]:
@@ -59,28 +89,62 @@ class Dispatcher:
             What was done, and an open file with the new picture, one of the spares.
 
         Raises:
-            ImageError: the picture was refused, or ended every engine that tried it.
+            ImageError: the picture was refused, ended engines, or took one too long.
+            ServiceUnavailable: no engine came to it within the limit.
             EngineBug: our fault.
         """
+        body_bytes = os.fstat(upload.fileno()).st_size
+        if self._quarantine.may_hold(body_bytes):
+            await self._refuse_if_quarantined(upload)
         result = self._spares.take()
         try:
-            return await self._try(upload, result, recipe), result
+            done = await self._try(upload, result, recipe)
         except ImageError:  # an engine has said its last word about the file, or died
             self._spares.give_back(result)
             raise
         except BaseException:  # an engine may still be writing, for a client that has left
             result.close()
             raise
+        self._row.count_job(done.spent.service_us, body_bytes)
+        return done, result
+
+    async def _refuse_if_quarantined(self, upload: FileIO) -> None:
+        evidence = await asyncio.to_thread(Evidence.of, upload)
+        if self._quarantine.deaths(evidence.digest) >= FATAL:
+            log.info("picture_refused", **asdict(evidence))
+            raise _killer()
 
     async def _try(self, upload: FileIO, result: FileIO, recipe: Recipe) -> Done:
-        for attempt in range(1, ATTEMPTS + 1):
-            with self._counted_in_flight():
-                outcome = await self._ask(upload, result, recipe)
-            if outcome is not None:
-                return self._judge(outcome)
-            log.warning("engine_lost_job", attempt=attempt, body_bytes=os.fstat(upload.fileno()).st_size)
-        raise EngineKiller(
-            "The image made our decoder crash twice. Convert it to another format and send that."
+        """Ask an engine, and another one when the first dies: that costs the request nothing."""
+        first = await self._ask(upload, result, recipe, Lane.ORDINARY)
+        if not isinstance(first, Lost):
+            return _judge(first)
+        if first.took_too_long:
+            await self._convict(upload, first, deaths=1)
+            raise TooMuchWork("The image takes too long to process. Send a smaller or simpler one.")
+        log.warning("engine_lost_job", pid=first.pid)
+        second = await self._ask(upload, result, recipe, Lane.RETRY)
+        if not isinstance(second, Lost):
+            return _judge(second)
+        await self._convict(upload, second, deaths=FATAL)
+        raise _killer()
+
+    async def _convict(self, upload: FileIO, lost: Lost, deaths: int) -> None:
+        """Remember a picture that engines died of, with the evidence in the log."""
+        evidence = await asyncio.to_thread(Evidence.of, upload)
+        total = self._quarantine.add(evidence, deaths)
+        is_kept = False
+        try:
+            is_kept = await asyncio.to_thread(self._quarantine.keep, upload, evidence)
+        except OSError as error:
+            log.error("evidence_not_kept", digest=evidence.digest, error=str(error))  # noqa: TRY400 it says all
+        log.error(
+            "picture_ended_engines",
+            **asdict(evidence),
+            pid=lost.pid,
+            **describe_exit(lost.returncode),
+            engines=total,
+            is_kept=is_kept,
         )
 
     @contextmanager
@@ -91,22 +155,25 @@ class Dispatcher:
         finally:
             self._row[Cell.IN_FLIGHT] -= 1
 
-    async def _ask(self, upload: FileIO, result: FileIO, recipe: Recipe) -> Done | Refused | None:
-        """Send the job and wait; nothing comes back from an engine that died."""
+    async def _ask(self, upload: FileIO, result: FileIO, recipe: Recipe, lane: Lane) -> Done | Refused | Lost:
+        """Send the job and wait for what comes back, be it the news that its engine died."""
+        sent_us = now_us()
+        deadline_us = sent_us + self._max_wait_us if lane is Lane.ORDINARY else 0
+        job = Job(recipe, self._limits, next(self._numbers), sent_us, deadline_us)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ours:  # closed early, when the client leaves, it tells the engine to skip the job
+        # Closed early, when the client leaves, it tells the engine to skip the job.
+        with self._counted_in_flight(), ours:
             ours.setblocking(False)  # noqa: FBT003 the standard library has no other way
-            job = Job(recipe, self._limits, now_us())
             with theirs:  # once sent, only the engine holds this end
-                await self._hand_over(job, [upload.fileno(), result.fileno(), theirs.fileno()])
+                await self._hand_over(job, lane, [upload.fileno(), result.fileno(), theirs.fileno()])
             loop = asyncio.get_running_loop()
             await _ready(ours, loop.add_reader, loop.remove_reader)
             try:
                 message, _ = receive(ours, 0)
             except ConnectionResetError:  # it died with our job unread
-                return None
-        if not message:
-            return None
+                message = b""
+            if not message:
+                return await self._verdict(job)
         try:
             outcome = decode_outcome(message)
         except ValueError as error:  # our own bug, or an engine that a picture has taken over
@@ -122,26 +189,43 @@ class Dispatcher:
             )
         return outcome
 
-    async def _hand_over(self, job: Job, files: Sequence[int]) -> None:
+    async def _verdict(self, job: Job) -> Lost:
+        """Find out how the engine ended: its own worker has reaped it, or will in a moment, and notes it."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + _VERDICT_S
+        while loop.time() < deadline_s:
+            if row := self._scoreboard.row_with(Cell.LOST_JOB, job.number):
+                return Lost(row[Cell.LOST_PID], row[Cell.LOST_STATUS])
+            await asyncio.sleep(_LOOK_EVERY_S)
+        return Lost()
+
+    async def _hand_over(self, job: Job, lane: Lane, files: Sequence[int]) -> None:
         message = job.encode()
+        end = self._work.worker_ends[lane]
         async with self._queueing:
             while True:
                 try:
-                    send(self._work.worker_end, message, files)
+                    send(end, message, files)
                 except BlockingIOError:  # the queue in the kernel is full
                     loop = asyncio.get_running_loop()
-                    await _ready(self._work.worker_end, loop.add_writer, loop.remove_writer)
+                    await _ready(end, loop.add_writer, loop.remove_writer)
                 else:
                     return
 
-    def _judge(self, outcome: Done | Refused) -> Done:
-        if isinstance(outcome, Refused):
-            if outcome.error is not None:
-                outcome.error.engine_pid = outcome.engine_pid
-                raise outcome.error
-            raise EngineBug(outcome.traceback or "an engine refused a picture and gave no reason")
-        self._row.count_job(outcome.spent.service_us)
+
+def _killer() -> EngineKiller:
+    return EngineKiller("The image makes our decoder crash. Convert it to another format and send that.")
+
+
+def _judge(outcome: Done | Refused) -> Done:
+    if isinstance(outcome, Done):
         return outcome
+    if outcome.error is not None:
+        outcome.error.engine_pid = outcome.engine_pid
+        raise outcome.error
+    if outcome.is_late:
+        raise ServiceUnavailable("No engine was free in time. Send the image again.")
+    raise EngineBug(outcome.traceback or "an engine refused a picture and gave no reason")
 
 
 async def _ready(

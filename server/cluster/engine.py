@@ -1,23 +1,28 @@
 """The engine: a CPU process that transforms one picture at a time and knows nothing of HTTP.
 
-Started by its worker as `python -m server.cluster.engine WORK_FD CONTROL_FD`; it takes jobs from the
-shared work socket and exits when the control socket closes, so none outlives its worker.
+Started by its worker as `python -m server.cluster.engine TERMS`; it takes jobs from the shared work socket
+and exits when the control socket closes, so none outlives its worker.
 """
 
 import gc
+import json
 import mmap
 import os
+import resource
 import select
 import signal
 import socket
 import sys
 import traceback
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from io import FileIO
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, cast
 
-from server.cluster.work import Done, Job, Refused, Spent, now_us, receive, send
-from server.errors import ImageError
+from server.cluster.work import Done, FlightRecorder, Job, Refused, Spent, now_us, receive, send
+from server.errors import ImageError, TooManyPixels
 from server.imaging.pipeline import Stage, process
 
 if TYPE_CHECKING:
@@ -26,6 +31,41 @@ if TYPE_CHECKING:
 #: Signals that are meant for the arbiter and its workers, but reach everybody when a terminal or a
 #: service manager sends them to the whole group. The worker decides when its engine ends.
 _NOT_FOR_US = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+_NO_MEMORY = "The image needs more memory than it may have. Send a smaller one."
+
+#: When the machine runs out of memory, the kernel ends an engine before a worker (proc(5)).
+_OOM_SCORE = "500"
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What an engine is hired for.
+
+    Attributes:
+        nice: how far it stands back behind workers (nice(2)).
+        timeout_s: longest time for one job, in seconds; then the kernel ends the engine (setitimer(2)).
+        memory_bytes: most address space (RLIMIT_AS of setrlimit(2)).
+        max_jobs: after how many jobs it makes room for a fresh one; 0 for never.
+        work, control, recorder: descriptors; the lanes of the work socket, first things first.
+    """
+
+    nice: int
+    timeout_s: float
+    memory_bytes: int
+    max_jobs: int
+    work: Sequence[int] = ()
+    control: int = -1
+    recorder: int = -1
+
+    def encode(self) -> str:
+        """Write them as an argument of a command line."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def decode(cls, argument: str) -> Self:
+        """Read them back."""
+        return cls(**json.loads(argument))
 
 
 class _Laps:
@@ -41,38 +81,92 @@ class _Laps:
         self._last_us = now
 
 
-def _transform(message: bytes, upload: int, sink: FileIO) -> Done | Refused:
+class Engine:
+    """Takes jobs until its control socket closes, its jobs are done, or its memory has run out.
+
+    Args:
+        terms: its limits.
+        work: the engines' ends of the work socket, non-blocking, in the order in which they are looked at.
+        control: one byte is written to it when the engine is ready; its end of file ends the engine.
+        recorder: told of each job.
+    """
+
+    def __init__(
+        self,
+        terms: Terms,
+        work: Sequence[socket.socket],
+        control: socket.socket,
+        recorder: FlightRecorder,
+    ) -> None:
+        self._terms = terms
+        self._work = work
+        self._control = control
+        self._recorder = recorder
+        self._is_retiring = False
+
+    def serve(self) -> None:
+        """Work until there is a reason to end."""
+        poll = select.poll()
+        for descriptor in (*self._work, self._control):
+            poll.register(descriptor, select.POLLIN)
+        self._control.send(b"!")
+        while not self._is_retiring:
+            ready = {descriptor for descriptor, _ in poll.poll()}
+            if self._control.fileno() in ready:
+                return
+            self._serve_one(next(lane for lane in self._work if lane.fileno() in ready))
+
+    def _serve_one(self, lane: socket.socket) -> None:
+        try:
+            message, (upload, result, reply_fd) = receive(lane, 3)
+        except BlockingIOError:  # another engine was faster
+            return
+        with FileIO(upload), FileIO(result, "r+b") as sink, socket.socket(fileno=reply_fd) as reply:
+            if _is_abandoned(reply):
+                return
+            outcome = self._answer(message, upload, sink)
+            try:
+                send(reply, outcome.encode())
+            except (BrokenPipeError, ConnectionResetError):  # the client left meanwhile
+                pass
+            finally:
+                self._recorder.end()
+        if self._recorder.done == self._terms.max_jobs:
+            self._is_retiring = True
+
+    def _answer(self, message: bytes, upload: int, sink: FileIO) -> Done | Refused:
+        try:
+            job = Job.decode(message)
+            self._recorder.begin(job.number)
+            if 0 < job.deadline_us < now_us():
+                return Refused(os.getpid(), is_late=True)
+            # The default action of SIGALRM ends the process, also inside C code; a handler of Python's would
+            # wait for that code to return.
+            signal.setitimer(signal.ITIMER_REAL, self._terms.timeout_s)
+            return _transform(job, upload, sink)
+        except ImageError as refusal:
+            self._is_retiring = isinstance(refusal.__cause__, MemoryError)
+            return Refused(os.getpid(), error=refusal)
+        except MemoryError:
+            self._is_retiring = True  # what it has taken it would keep
+            return Refused(os.getpid(), error=TooManyPixels(_NO_MEMORY))
+        except Exception:  # noqa: BLE001 our own bug: it costs this request, not the engine
+            return Refused(os.getpid(), traceback=traceback.format_exc())
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _transform(job: Job, upload: int, sink: FileIO) -> Done:
+    queue_us = now_us() - job.sent_us
     laps = _Laps()
-    try:
-        job = Job.decode(message)
-        queue_us = now_us() - job.sent_us
-        size = os.fstat(upload).st_size
-        # An empty mapping is an error, and an empty picture is refused by its name.
-        source = mmap.mmap(upload, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
-        sink.seek(0)  # another engine may have died over this job
-        with source:
-            result = process(cast("Source", source), sink, job.recipe, job.limits, laps)
-    except ImageError as refusal:
-        return Refused(os.getpid(), error=refusal)
-    except Exception:  # noqa: BLE001 our own bug: it costs this request, not the engine
-        return Refused(os.getpid(), traceback=traceback.format_exc())
+    size = os.fstat(upload).st_size
+    sink.seek(0)  # another engine may have died over this job
+    # An empty mapping is an error, and an empty picture is refused by its name.
+    source = mmap.mmap(upload, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
+    with source:
+        result = process(cast("Source", source), sink, job.recipe, job.limits, laps)
     spent = Spent(queue_us, laps.spent["decode"], laps.spent["transform"], laps.spent["encode"])
     return Done(result, spent, os.getpid())
-
-
-def _serve_one(work: socket.socket) -> None:
-    try:
-        message, (upload, result, reply_fd) = receive(work, 3)
-    except BlockingIOError:  # another engine was faster
-        return
-    with FileIO(upload), FileIO(result, "r+b") as sink, socket.socket(fileno=reply_fd) as reply:
-        if _is_abandoned(reply):
-            return
-        outcome = _transform(message, upload, sink)
-        try:
-            send(reply, outcome.encode())
-        except (BrokenPipeError, ConnectionResetError):  # the client left meanwhile
-            return
 
 
 def _is_abandoned(reply: socket.socket) -> bool:
@@ -80,24 +174,6 @@ def _is_abandoned(reply: socket.socket) -> bool:
     poll = select.poll()
     poll.register(reply, 0)
     return bool(poll.poll(0))
-
-
-def serve(work: socket.socket, control: socket.socket) -> None:
-    """Work until the control socket closes.
-
-    Args:
-        work: the engines' end of the work socket, non-blocking.
-        control: one byte is written to it when the engine is ready; its end of file ends the engine.
-    """
-    poll = select.poll()
-    poll.register(work, select.POLLIN)
-    poll.register(control, select.POLLIN)
-    control.send(b"!")
-    while True:
-        ready = {descriptor for descriptor, _ in poll.poll()}
-        if control.fileno() in ready:
-            return
-        _serve_one(work)
 
 
 def _silence_decoders() -> None:
@@ -109,15 +185,20 @@ def _silence_decoders() -> None:
 
 def main() -> None:
     """Entry point of the process."""
-    work_fd, control_fd, nice = (int(argument) for argument in sys.argv[1:])
+    terms = Terms.decode(sys.argv[1])
     for number in _NOT_FOR_US:
         signal.signal(number, signal.SIG_IGN)
     _silence_decoders()
     # Workers only move bytes: they go first, or a health check waits behind a picture.
-    os.nice(nice)
+    os.nice(terms.nice)
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    memory_bytes = terms.memory_bytes if hard == resource.RLIM_INFINITY else min(terms.memory_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
     gc.freeze()  # what is loaded now stays for good; no collection has to look at it again
-    with socket.socket(fileno=work_fd) as work, socket.socket(fileno=control_fd) as control:
-        serve(work, control)
+    lanes = [socket.socket(fileno=descriptor) for descriptor in terms.work]
+    with FileIO(terms.recorder, "r+b") as file, socket.socket(fileno=terms.control) as control:
+        Engine(terms, lanes, control, FlightRecorder(file)).serve()
 
 
 if __name__ == "__main__":

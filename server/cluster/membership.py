@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
+from server.cluster.quarantine import Quarantine
 from server.cluster.scoreboard import Row, Scoreboard
 from server.cluster.work import WorkSocket
 
@@ -17,10 +18,11 @@ class Membership:
 
     work: WorkSocket
     scoreboard: Scoreboard
+    quarantine: Quarantine
     row: Row
 
     @classmethod
-    def alone(cls) -> Self:
+    def alone(cls, quarantine: Quarantine) -> Self:
         """Make everything anew: for a process that no arbiter forked."""
         scoreboard = Scoreboard()
-        return cls(WorkSocket(), scoreboard, scoreboard.claim())
+        return cls(WorkSocket(), scoreboard, quarantine, scoreboard.claim())

@@ -41,6 +41,14 @@ class Cell(IntEnum):
     ENGINE_PID = auto()  # 0 while there is none
     IN_FLIGHT = auto()  # jobs handed to the work socket and not answered yet
     SERVICE_US = auto()  # moving average of what one job takes an engine, in microseconds
+    LATELY_US = auto()  # engine time of the last jobs, each new one making the older ones weigh less ...
+    LATELY_BYTES = auto()  # ... and the bytes of their uploads
+    PREDICTED_US = auto()  # engine time that the admitted requests are thought to need still
+    HELD_BYTES = auto()  # of pictures that came in or are going out
+    PROMISED_US = auto()  # until when places were promised to refused callers, monotonic clock
+    LOST_JOB = auto()  # the job that the last engine died over ...
+    LOST_PID = auto()  # ... which engine that was ...
+    LOST_STATUS = auto()  # ... and how it ended, as `subprocess` says it
     REQUESTS = auto()
     BYTES_IN = auto()
     BYTES_OUT = auto()
@@ -86,12 +94,14 @@ class Row:
         )
         self[_FIRST_DURATION + bucket] += 1
 
-    def count_job(self, service_us: int) -> None:
-        """Count one job an engine finished, and move the average service time by an eighth."""
+    def count_job(self, service_us: int, body_bytes: int) -> None:
+        """Count one job an engine finished, and move the averages by an eighth."""
         self[Cell.JOBS] += 1
         self[Cell.JOB_US] += service_us
         average = self[Cell.SERVICE_US]
         self[Cell.SERVICE_US] = average + (service_us - average) // 8 if average else service_us
+        self[Cell.LATELY_US] += service_us - self[Cell.LATELY_US] // 8
+        self[Cell.LATELY_BYTES] += body_bytes - self[Cell.LATELY_BYTES] // 8
 
 
 class Scoreboard:
@@ -133,12 +143,24 @@ class Scoreboard:
             if state != State.FREE:
                 yield self._row(index)
 
+    def total(self, cell: int) -> int:
+        """Add one cell up over all rows, those of workers that are gone too."""
+        return sum(self._memory[cell::_WIDTH])
+
+    def greatest(self, cell: int) -> int:
+        """Find the greatest value of a cell over all rows."""
+        return max(self._memory[cell::_WIDTH])
+
+    def row_with(self, cell: int, value: int) -> Row | None:
+        """Find a row by the value of one of its cells."""
+        return next(
+            (self._row(i) for i, held in enumerate(self._memory[cell::_WIDTH]) if held == value), None
+        )
+
     def snapshot(self) -> Snapshot:
         """Add up all rows, those of workers that are gone too."""
         workers = list(self.workers())
-
-        def total(cell: int) -> int:
-            return sum(self._memory[cell::_WIDTH])
+        total = self.total
 
         return Snapshot(
             workers=sum(row[Cell.STATE] == State.ONLINE for row in workers),

@@ -2,15 +2,18 @@
 
 import asyncio
 import contextlib
+import random
 import signal
 import socket
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from server.cluster.engine import Terms
 from server.cluster.respawn import Backoff
 from server.cluster.scoreboard import Cell, Row
-from server.cluster.work import WorkSocket, now_us
+from server.cluster.work import FlightRecorder, WorkSocket, now_us
 from server.logs import get_logger
 
 log = get_logger(__name__)
@@ -21,6 +24,31 @@ MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOL
 
 #: The directory that holds the `server` package, so that an engine finds it wherever gunicorn was started.
 _IMPORT_ROOT = str(Path(__file__).parents[2])
+
+
+#: How much sooner than others an engine may retire, as a part of its jobs, so that not all do at once.
+_JITTER = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How an engine ended.
+
+    Attributes:
+        returncode: as `subprocess` says it.
+        job: the number of the job that was lost with it; 0 for none.
+        done: how many jobs it had come to the end of.
+    """
+
+    pid: int
+    returncode: int
+    job: int
+    done: int
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether it retired."""
+        return self.returncode == 0 and self.job == 0 and self.done > 0
 
 
 def describe_exit(returncode: int) -> dict[str, int | str]:
@@ -37,16 +65,16 @@ class Supervisor:
     """Starts an engine, watches it, and starts the next one when it dies.
 
     Args:
-        work: the work socket whose engines' end is passed on.
+        work: the work socket whose engines' ends are passed on.
         row: the worker's row of the scoreboard.
-        nice: how much the engine yields to workers, 0 to 19 (nice(2)).
+        terms: the limits of the engines, without descriptors.
         environ: the environment of the engine; it may overrule the malloc settings.
     """
 
-    def __init__(self, work: WorkSocket, row: Row, *, nice: int, environ: Mapping[str, str]) -> None:
+    def __init__(self, work: WorkSocket, row: Row, terms: Terms, environ: Mapping[str, str]) -> None:
         self._work = work
         self._row = row
-        self._nice = nice
+        self._terms = terms
         self._environ = {**MALLOC_SETTINGS, **environ}
         self._first_attempt = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -72,24 +100,32 @@ class Supervisor:
         clock = asyncio.get_running_loop().time
         while True:
             started_s = clock()
+            did_work = False
+            facts: dict[str, int | str]
             try:
-                event, facts = "engine_died", await self._run_engine()
+                death = await self._run_engine()
+                if death.is_planned:
+                    log.info("engine_retired", pid=death.pid, jobs=death.done)
+                    continue
+                did_work = death.done > 0
+                event, facts = "engine_died", {"pid": death.pid, **describe_exit(death.returncode)}
             except OSError as error:  # no process or descriptor to be had at the moment
                 event, facts = "engine_spawn_failed", {"error": str(error)}
             self._row[Cell.ENGINE_DEATHS] += 1
             lived_s = clock() - started_s
-            delay_s = backoff.delay_s(lived_s)
+            delay_s = backoff.delay_s(lived_s, did_work=did_work)
             log.error(event, **facts, lived_s=round(lived_s, 3), respawn_in_s=delay_s)
             self._first_attempt.set()
             await asyncio.sleep(delay_s)
 
-    async def _run_engine(self) -> dict[str, int | str]:
+    async def _run_engine(self) -> Death:
         """Run one engine to its end and say how it ended; cancelling this ends it after its job."""
         started_us = now_us()
         ours, theirs = socket.socketpair()
-        with ours:
+        with ours, FlightRecorder.create() as file:
+            recorder = FlightRecorder(file)
             with theirs:
-                process = await self._spawn(theirs)
+                process = await self._spawn(theirs.fileno(), file.fileno())
             self._row[Cell.ENGINE_STARTS] += 1
             ours.setblocking(False)  # noqa: FBT003 the standard library has no other way
             try:
@@ -98,19 +134,35 @@ class Supervisor:
                     log.info("engine_online", pid=process.pid, boot_ms=(now_us() - started_us) // 1000)
                     self._first_attempt.set()
                 returncode = await process.wait()
+                death = Death(process.pid, returncode, recorder.job, recorder.done)
+                self._publish(death)
             finally:
                 self._row[Cell.ENGINE_PID] = 0
                 ours.close()  # the engine's sign to go, when it is not gone already
                 await process.wait()
-        return {"pid": process.pid, **describe_exit(returncode)}
+        return death
 
-    async def _spawn(self, control: socket.socket) -> asyncio.subprocess.Process:
-        work = self._work.engine_end
+    def _publish(self, death: Death) -> None:
+        """Let the worker whose job was lost read what became of its engine; the number comes last."""
+        self._row[Cell.LOST_PID] = death.pid
+        self._row[Cell.LOST_STATUS] = death.returncode
+        self._row[Cell.LOST_JOB] = death.job
+
+    async def _spawn(self, control: int, recorder: int) -> asyncio.subprocess.Process:
+        work = [end.fileno() for end in self._work.engine_ends]
+        jobs = self._terms.max_jobs
+        terms = replace(
+            self._terms,
+            max_jobs=jobs and max(1, round(jobs * (1 - _JITTER * random.random()))),  # noqa: S311 no secret
+            work=work,
+            control=control,
+            recorder=recorder,
+        )
         return await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "server.cluster.engine", str(work.fileno()), str(control.fileno()), str(self._nice)),
+            *("-m", "server.cluster.engine", terms.encode()),
             cwd=_IMPORT_ROOT,
             env=self._environ,
             stdin=asyncio.subprocess.DEVNULL,
-            pass_fds=(work.fileno(), control.fileno()),
+            pass_fds=(*work, control, recorder),
         )

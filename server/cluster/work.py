@@ -1,4 +1,4 @@
-"""The work socket: one socket pair that every worker sends jobs to and every engine takes them from.
+"""The work socket: what every worker sends jobs to and every engine takes them from.
 
 A job is one `SOCK_SEQPACKET` message with three descriptors riding along (`SCM_RIGHTS`): the upload, the
 file for the result, and one end of a fresh reply socket. No byte of an image passes through a socket. The
@@ -9,12 +9,14 @@ Source: unix(7), memfd_create(2).
 """
 
 import json
+import mmap
 import os
 import socket
 import time
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from io import FileIO
 from typing import Any, Self
 
@@ -77,19 +79,22 @@ class Job:
     """What an engine is asked to do with the upload that rides along.
 
     Attributes:
+        number: unique in the cluster.
         sent_us: when it was handed to the work socket, microseconds of the monotonic clock, which all
             processes of a machine share.
+        deadline_us: no engine need start it after this moment of the same clock; 0 for never mind.
     """
 
     recipe: Recipe
     limits: Limits
+    number: int
     sent_us: int
+    deadline_us: int = 0
 
     def encode(self) -> bytes:
         """Write the job as a message."""
-        return json.dumps(
-            {"recipe": _fields(self.recipe), "limits": _fields(self.limits), "sent_us": self.sent_us}
-        ).encode()
+        job = _fields(self) | {"recipe": _fields(self.recipe), "limits": _fields(self.limits)}
+        return json.dumps(job).encode()
 
     @classmethod
     def decode(cls, message: bytes) -> Self:
@@ -104,7 +109,9 @@ class Job:
                 strip=recipe["strip"],
             ),
             limits=Limits(**fields["limits"]),
+            number=fields["number"],
             sent_us=fields["sent_us"],
+            deadline_us=fields["deadline_us"],
         )
 
 
@@ -143,16 +150,21 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The picture was refused (`error` is set) or the engine has a bug (`traceback` is set)."""
+    """The picture was refused (`error`), came to its turn too late, or met a bug of ours (`traceback`)."""
 
     engine_pid: int
     error: errors.ImageError | None = None
+    is_late: bool = False
     traceback: str | None = None
 
     def encode(self) -> bytes:
         """Write the outcome as a message; of a long traceback the end, which names the cause."""
         traceback = self.traceback and self.traceback[-_TRACEBACK_CHARACTERS:]
-        fields: dict[str, Any] = {"engine_pid": self.engine_pid, "traceback": traceback}
+        fields: dict[str, Any] = {
+            "engine_pid": self.engine_pid,
+            "is_late": self.is_late,
+            "traceback": traceback,
+        }
         if self.error is not None:
             fields |= {"error": type(self.error).__name__, "detail": self.error.detail}
         return json.dumps({"refused": fields}).encode()
@@ -194,11 +206,12 @@ def _read_outcome(fields: dict[str, Any]) -> Done | Refused:
     return Refused(
         engine_pid=_count(refused["engine_pid"]),
         error=error(_text(refused["detail"])) if error else None,
+        is_late=refused["is_late"] is True,
         traceback=None if refused["traceback"] is None else _text(refused["traceback"]),
     )
 
 
-def _fields(record: Recipe | Limits | Result | Spent) -> dict[str, Any]:
+def _fields(record: Job | Recipe | Limits | Result | Spent) -> dict[str, Any]:
     # dataclasses.asdict copies deeply and takes ten times as long.
     return {name: getattr(record, name) for name in record.__slots__}
 
@@ -215,14 +228,68 @@ def _text(value: object) -> str:
     return value
 
 
+class Lane(IntEnum):
+    """Which job goes first: an engine takes none from a lane while one waits in a lane before it."""
+
+    RETRY = 0  # has waited its turn once and lost its engine
+    ORDINARY = 1
+
+
 class WorkSocket:
-    """Both ends of the pair. Made in the arbiter; workers inherit it and pass `engine_end` on."""
+    """A socket pair for each lane. Made in the arbiter; workers inherit it and pass `engine_ends` on."""
 
     def __init__(self) -> None:
-        self.worker_end, self.engine_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in Lane]
         # Several processes wait on either end; one that loses the race must not be stuck in the call.
-        for end in (self.worker_end, self.engine_end):
+        for end in (end for pair in pairs for end in pair):
             end.setblocking(False)  # noqa: FBT003 the standard library has no other way
+        self.worker_ends, self.engine_ends = zip(*pairs, strict=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for end in (*self.worker_ends, *self.engine_ends):
+            end.close()
+
+
+class FlightRecorder:
+    """What an engine leaves behind when it dies: the job it was at, and how many it had done.
+
+    Two integers in a file in memory that the engine maps and its worker reads. A note in shared memory costs
+    nothing, where a message for each job would wake the worker.
+    """
+
+    _BYTES = 16
+
+    def __init__(self, file: FileIO) -> None:
+        self._cells = memoryview(mmap.mmap(file.fileno(), self._BYTES)).cast("q")
+
+    @classmethod
+    def create(cls) -> FileIO:
+        """Make the file."""
+        file = memory_file("flight-recorder")
+        file.truncate(cls._BYTES)
+        return file
+
+    @property
+    def job(self) -> int:
+        """The number of the job that is worked on; 0 for none."""
+        return self._cells[0]
+
+    @property
+    def done(self) -> int:
+        """How many jobs came to an end, refused ones too."""
+        return self._cells[1]
+
+    def begin(self, job: int) -> None:
+        """Note what is about to be worked on."""
+        self._cells[0] = job
+
+    def end(self) -> None:
+        """Note that it is over."""
+        self._cells[1] += 1
+        self._cells[0] = 0
 
 
 def now_us() -> int:

@@ -6,6 +6,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,11 @@ CLIENT_GONE = 499
 
 @dataclass(slots=True)
 class Exchange:
-    """One request and its answer, as far as they have come."""
+    """One request and its answer, as far as they have come.
+
+    Attributes:
+        resources: what it holds; given back when the last byte of the answer is written or it is given up.
+    """
 
     request_id: str = field(default_factory=lambda: secrets.token_hex(16))
     started_s: float = field(default_factory=time.perf_counter)
@@ -33,6 +38,7 @@ class Exchange:
     bytes_in: int = 0
     bytes_out: int = 0
     engine_pid: int | None = None
+    resources: ExitStack = field(default_factory=ExitStack)
 
     @property
     def elapsed_s(self) -> float:
@@ -102,6 +108,7 @@ class Envelope:
             exchange.status = CLIENT_GONE
             raise
         finally:
+            exchange.resources.close()
             exchange.count_on(self._row)
             log_exchange(exchange, scope["method"], scope["path"])
 

@@ -26,6 +26,7 @@ STATUS_OF: dict[type[errors.ServiceError], HTTPStatus] = {
     errors.DamagedImage: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.TooManyPixels: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.TooManyFrames: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.TooMuchWork: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.EngineKiller: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.ServiceUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
 }
@@ -100,7 +101,10 @@ async def _answer_service_error(
 ) -> None:
     if isinstance(error, errors.ImageError):
         req.scope["exchange"].engine_pid = error.engine_pid
-    _write(req, resp, Problem.of_error(error))
+    headers = {}
+    if isinstance(error, errors.ServiceUnavailable):
+        headers["Retry-After"] = str(error.retry_after_s)
+    _write(req, resp, Problem.of_error(error), headers)
 
 
 async def _answer_framework_error(

@@ -9,6 +9,7 @@ from typing import TypeVar
 from falcon.asgi import Request, Response
 from falcon.uri import parse_query_string
 
+from server.admission import Admission
 from server.cluster.dispatch import Dispatcher
 from server.cluster.work import Spares, Spent
 from server.errors import BadParameter, ServiceUnavailable
@@ -43,15 +44,22 @@ class Transform:
 
     Args:
         operation: what is done; None when the caller chooses with `angle`.
+        admission: asked before the body is read.
         uploads: takes the picture out of the request.
         dispatcher: hands it to an engine.
         spares: where the file with the new picture goes when it has been sent.
     """
 
     def __init__(
-        self, operation: Operation | None, uploads: Uploads, dispatcher: Dispatcher, spares: Spares
+        self,
+        operation: Operation | None,
+        admission: Admission,
+        uploads: Uploads,
+        dispatcher: Dispatcher,
+        spares: Spares,
     ) -> None:
         self._operation = operation
+        self._admission = admission
         self._uploads = uploads
         self._dispatcher = dispatcher
         self._spares = spares
@@ -59,28 +67,26 @@ class Transform:
     async def on_post(self, req: Request, resp: Response) -> None:
         """Answer with the picture, transformed."""
         recipe = _read_recipe(req, self._operation)
+        exchange = req.scope["exchange"]
+        ticket = exchange.resources.enter_context(self._admission.admit(self._uploads.length_of(req)))
         try:
-            async with self._uploads.received(req) as upload:
+            async with self._uploads.received(req, ticket) as upload:
                 done, picture = await self._dispatcher.transform(upload, recipe)
         except OSError as error:
             if error.errno not in _EXHAUSTED:
                 raise
             raise ServiceUnavailable("Too many requests are under way. Try again in a second.") from error
+        exchange.resources.callback(self._spares.give_back, picture)
         size = os.fstat(picture.fileno()).st_size
+        ticket.finish_work()
+        ticket.hold(size)
         resp.content_type = done.result.media_type
         resp.content_length = size
         resp.set_header("X-Engine-PID", str(done.engine_pid))
         resp.set_header("X-Image-Path", done.result.path)
         resp.set_header("Server-Timing", _server_timing(done.spent))
-        resp.stream = self._pieces(picture, size)
-        req.scope["exchange"].engine_pid = done.engine_pid
-
-    async def _pieces(self, picture: FileIO, size: int) -> AsyncIterator[bytes]:
-        try:
-            for offset in range(0, size, _PIECE_BYTES):
-                yield os.pread(picture.fileno(), _PIECE_BYTES, offset)
-        finally:
-            self._spares.give_back(picture)
+        resp.stream = _pieces(picture, size)
+        exchange.engine_pid = done.engine_pid
 
 
 def _read_recipe(req: Request, operation: Operation | None) -> Recipe:
@@ -134,3 +140,8 @@ def _server_timing(spent: Spent) -> str:
         f"queue;dur={spent.queue / 1e3:.1f}, decode;dur={spent.decode / 1e3:.1f}, "
         f"transform;dur={spent.transform / 1e3:.1f}, encode;dur={spent.encode / 1e3:.1f}"
     )
+
+
+async def _pieces(picture: FileIO, size: int) -> AsyncIterator[bytes]:
+    for offset in range(0, size, _PIECE_BYTES):
+        yield os.pread(picture.fileno(), _PIECE_BYTES, offset)

@@ -11,6 +11,7 @@ from falcon.asgi import Request
 from falcon.asgi.multipart import BodyPart, MultipartForm
 from falcon.media import MultipartFormHandler
 
+from server.admission import Ticket
 from server.cluster.work import Spares
 from server.errors import ImageError, MalformedMultipart, UploadTooLarge, UploadTooSlow
 
@@ -39,18 +40,32 @@ class Uploads:
         self._sample = sample
         self._spares = spares
 
+    def length_of(self, req: Request) -> int | None:
+        """Return the length of the body; None when no header says it.
+
+        Raises:
+            UploadTooLarge: it is over the limit.
+        """
+        length: int | None = req.content_length
+        if (length or 0) > self._max_body_bytes:
+            raise self._too_large()
+        return length
+
     @asynccontextmanager
-    async def received(self, req: Request) -> AsyncIterator[FileIO]:
+    async def received(self, req: Request, ticket: Ticket) -> AsyncIterator[FileIO]:
         """Read the whole body and lend an open file with the picture.
+
+        Args:
+            req: the request.
+            ticket: told how large the picture is when no header did.
 
         Raises:
             UploadTooLarge, UploadTooSlow, MalformedMultipart: as their names say.
+            ServiceUnavailable: it has no length and grows over the limit of all pictures together.
         """
-        if (req.content_length or 0) > self._max_body_bytes:
-            raise self._too_large()
         upload = self._spares.take()
         try:
-            await self._read(req, upload)
+            await self._read(req, upload, ticket)
             if upload.tell():
                 yield upload
             else:
@@ -65,20 +80,20 @@ class Uploads:
         else:
             self._spares.give_back(upload)
 
-    async def _read(self, req: Request, upload: FileIO) -> None:
+    async def _read(self, req: Request, upload: FileIO, ticket: Ticket) -> None:
         try:
             async with asyncio.timeout(self._timeout_s):
                 if _is_multipart(req):
-                    await self._read_form(req, upload)
+                    await self._read_form(req, upload, ticket)
                 else:
-                    await self._copy(req.stream, upload, req.scope.get("divert", _ignore))
+                    await self._copy(req.stream, upload, ticket, req.scope.get("divert", _ignore))
         except TimeoutError:
             raise UploadTooSlow(
                 f"The body did not arrive within {self._timeout_s:g} s. Send a smaller one, or faster."
             ) from None
         upload.truncate()  # of the file's last use nothing may be left
 
-    async def _read_form(self, req: Request, upload: FileIO) -> None:
+    async def _read_form(self, req: Request, upload: FileIO, ticket: Ticket) -> None:
         parts = 0
         try:
             # Not req.get_media(): it compares the media type with upper and lower case told apart.
@@ -87,7 +102,7 @@ class Uploads:
             )
             async for part in form:
                 parts += 1
-                await self._read_part(part, parts, upload)
+                await self._read_part(part, parts, upload, ticket)
         except (falcon.MediaMalformedError, falcon.HTTPInvalidHeader) as error:
             raise MalformedMultipart(f"{error.description or error.title}. {_ONE_FILE}") from None
         except UnicodeDecodeError:
@@ -95,25 +110,30 @@ class Uploads:
         if parts == 0:
             raise MalformedMultipart(f"The form has no part. {_ONE_FILE}")
 
-    async def _read_part(self, part: BodyPart, number: int, upload: FileIO) -> None:
+    async def _read_part(self, part: BodyPart, number: int, upload: FileIO, ticket: Ticket) -> None:
         if part.filename is None:
             raise MalformedMultipart(
                 f"The form has a field that is no file. {_ONE_FILE} Parameters go into the query."
             )
         if number > 1:
             raise MalformedMultipart(f"The form has more than one file part. {_ONE_FILE}")
-        await self._copy(part.stream, upload)
+        await self._copy(part.stream, upload, ticket)
         if upload.tell() == 0:
             raise MalformedMultipart(f"The file part is empty. {_ONE_FILE}")
 
     async def _copy(
-        self, chunks: AsyncIterable[bytes], upload: FileIO, divert: Callable[[FileIO], None] = _ignore
+        self,
+        chunks: AsyncIterable[bytes],
+        upload: FileIO,
+        ticket: Ticket,
+        divert: Callable[[FileIO], None] = _ignore,
     ) -> None:
         """Write what comes, and let a server that can write what follows by itself: then few chunks come."""
         async for chunk in chunks:
             upload.write(chunk)
             if upload.tell() > self._max_body_bytes:  # told by no header
                 raise self._too_large()
+            ticket.grow_to(upload.tell())
             divert(upload)
 
     def _too_large(self) -> UploadTooLarge:

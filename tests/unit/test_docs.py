@@ -112,6 +112,7 @@ def test_the_framework_s_and_the_server_s_own_problems_are_there() -> None:
         400,
         404,
         405,
+        408,
         414,
         426,
         431,
@@ -164,7 +165,11 @@ def test_a_setting_is_described_as_in_the_code(field: str) -> None:
 @pytest.mark.parametrize("field", Settings.model_fields)
 def test_giving_a_setting_its_documented_default_changes_nothing(field: str) -> None:
     name = f"FLIP_{field.upper()}"
-    (default,) = [code(row[1]) for row in rows("variable") if row[0] == f"`{name}`"]
+    (cell,) = [row[1] for row in rows("variable") if row[0] == f"`{name}`"]
+    if getattr(Settings(), field) is None:
+        assert cell == "not set"
+        return
+    default = code(cell)
     if isinstance(getattr(Settings(), field), Path):
         default = str(ROOT / default)
     assert Settings.from_environ({name: default}) == Settings()

@@ -18,6 +18,7 @@ from PIL import Image
 import server.web
 from server.app import OPERATIONS, create_app
 from server.cluster.membership import Membership
+from server.cluster.quarantine import Quarantine
 from server.imaging.codec import CODECS, OUTPUT_FORMATS
 from server.settings import Settings
 from server.web.middleware import App
@@ -125,8 +126,8 @@ def parsed(text: str, schema: dict[str, Any]) -> int | str:
 
 @pytest.fixture(scope="module")
 def membership() -> Iterator[Membership]:
-    alone = Membership.alone()
-    with alone.work.worker_end, alone.work.engine_end:
+    alone = Membership.alone(Quarantine(60))
+    with alone.work:
         yield alone
 
 
@@ -439,8 +440,8 @@ def test_a_form_is_a_form_however_it_is_written(ask: Ask, media_type: str, dispo
 
 
 def test_a_service_without_an_engine_is_not_ready_as_documented() -> None:
-    alone = Membership.alone()
-    with alone.work.worker_end, alone.work.engine_end:
+    alone = Membership.alone(Quarantine(60))
+    with alone.work:
         lifeless = httpx.ASGITransport(app=create_app(Settings(), alone, {}))
 
         async def request(method: str) -> httpx.Response:

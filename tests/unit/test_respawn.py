@@ -6,11 +6,11 @@ QUICK_S = 0.01
 
 
 def delays(backoff: Backoff, *lives_s: float) -> list[float]:
-    return [backoff.delay_s(lived_s) for lived_s in lives_s]
+    return [backoff.delay_s(lived_s, did_work=False) for lived_s in lives_s]
 
 
 def test_the_first_death_is_mended_at_once() -> None:
-    assert Backoff().delay_s(QUICK_S) == 0
+    assert Backoff().delay_s(QUICK_S, did_work=False) == 0
 
 
 def test_each_further_quick_death_costs_twice_as_much_up_to_the_cap() -> None:
@@ -35,4 +35,11 @@ def test_a_life_just_short_of_healthy_counts_as_a_quick_one() -> None:
 def test_one_process_dying_does_not_delay_another() -> None:
     looping, calm = Backoff(), Backoff()
     delays(looping, *[QUICK_S] * 5)
-    assert calm.delay_s(QUICK_S) == 0
+    assert calm.delay_s(QUICK_S, did_work=False) == 0
+
+
+def test_a_process_that_was_of_use_is_no_crash_loop() -> None:
+    backoff = Backoff()
+    delays(backoff, *[QUICK_S] * 5)
+    assert backoff.delay_s(QUICK_S, did_work=True) == 0
+    assert delays(backoff, QUICK_S, QUICK_S) == [0, FIRST_DELAY_S]

@@ -40,7 +40,14 @@ recipes = st.builds(
     quality=st.none() | st.integers(min_value=1, max_value=100),
     strip=st.booleans(),
 )
-jobs = st.builds(Job, recipes, st.builds(Limits, positive, positive, positive), sent_us=counts)
+jobs = st.builds(
+    Job,
+    recipes,
+    st.builds(Limits, positive, positive, positive),
+    number=positive,
+    sent_us=counts,
+    deadline_us=counts,
+)
 results = st.sampled_from(Format).flatmap(
     lambda form: st.builds(
         Result,
@@ -109,7 +116,7 @@ def is_believed_or_refused(message: bytes) -> bool:
 @pytest.fixture
 def work() -> Iterator[WorkSocket]:
     pair = WorkSocket()
-    with pair.worker_end, pair.engine_end:
+    with pair:
         yield pair
 
 
@@ -163,7 +170,9 @@ def test_the_service_time_is_what_the_engine_spent_and_not_the_wait_for_it() -> 
 
 @pytest.mark.parametrize("name", ["SystemExit", "ServiceError", "EngineKiller", "UploadTooSlow", "no such"])
 def test_an_engine_cannot_raise_an_error_that_is_not_on_the_list(name: str) -> None:
-    message = json.dumps({"refused": {"engine_pid": 70, "traceback": None, "error": name, "detail": "text"}})
+    message = json.dumps(
+        {"refused": {"engine_pid": 70, "is_late": False, "traceback": None, "error": name, "detail": "text"}}
+    )
     arrived = decode_outcome(message.encode())
     assert isinstance(arrived, Refused)
     assert arrived.error is None
@@ -175,7 +184,7 @@ def test_an_engine_cannot_raise_an_error_that_is_not_on_the_list(name: str) -> N
         b"",
         b"\xff",
         b"nonsense",
-        b'{"refused": {"engine_pid": ' + b"9" * 5000 + b', "traceback": null}}',
+        b'{"refused": {"engine_pid": ' + b"9" * 5000 + b', "is_late": false, "traceback": null}}',
         b"null",
         b"[]",
         b"{}",
@@ -183,12 +192,13 @@ def test_an_engine_cannot_raise_an_error_that_is_not_on_the_list(name: str) -> N
         b'{"done": {}}',
         b'{"refused": null}',
         b'{"refused": {}}',
-        b'{"refused": {"engine_pid": [], "traceback": null}}',
-        b'{"refused": {"engine_pid": Infinity, "traceback": null}}',
-        b'{"refused": {"engine_pid": 70, "traceback": 1}}',
-        b'{"refused": {"engine_pid": 70, "traceback": null, "error": []}}',
-        b'{"refused": {"engine_pid": 70, "traceback": null, "error": "DamagedImage"}}',
-        b'{"refused": {"engine_pid": 70, "traceback": null, "error": "DamagedImage", "detail": 1}}',
+        b'{"refused": {"engine_pid": [], "is_late": false, "traceback": null}}',
+        b'{"refused": {"engine_pid": Infinity, "is_late": false, "traceback": null}}',
+        b'{"refused": {"engine_pid": 70, "is_late": false, "traceback": 1}}',
+        b'{"refused": {"engine_pid": 70, "is_late": false, "traceback": null, "error": []}}',
+        b'{"refused": {"engine_pid": 70, "is_late": false, "traceback": null, "error": "DamagedImage"}}',
+        b'{"refused": {"engine_pid": 70, "is_late": false, "traceback": null, "error": "DamagedImage",'
+        b' "detail": 1}}',
         b"[" * (MESSAGE_BYTES - 1),
     ],
 )
@@ -236,8 +246,8 @@ def test_a_picture_cannot_choose_its_own_content_type() -> None:
 def test_a_message_and_its_files_go_through_the_work_socket(work: WorkSocket) -> None:
     with memory_file("upload") as upload, memory_file("flipped") as reply:
         upload.write(b"a picture")
-        send(work.worker_end, b"a job", [upload.fileno(), reply.fileno()])
-    message, files = receive(work.engine_end, 2)
+        send(work.worker_ends[0], b"a job", [upload.fileno(), reply.fileno()])
+    message, files = receive(work.engine_ends[0], 2)
     with FileIO(files[0]) as upload, FileIO(files[1]):
         assert message == b"a job"
         assert os.pread(upload.fileno(), 100, 0) == b"a picture"
@@ -245,40 +255,40 @@ def test_a_message_and_its_files_go_through_the_work_socket(work: WorkSocket) ->
 
 def test_a_file_that_was_received_is_not_passed_on_to_programs(work: WorkSocket) -> None:
     with memory_file("upload") as upload:
-        send(work.worker_end, b"a job", [upload.fileno()])
-    _, files = receive(work.engine_end, 1)
+        send(work.worker_ends[0], b"a job", [upload.fileno()])
+    _, files = receive(work.engine_ends[0], 1)
     with FileIO(files[0]) as received:
         assert not os.get_inheritable(received.fileno())
 
 
 def test_messages_keep_their_bounds_and_their_order(work: WorkSocket) -> None:
     for message in (b"first", b"second"):
-        send(work.worker_end, message, [])
-    assert [receive(work.engine_end, 2) for _ in range(2)] == [(b"first", []), (b"second", [])]
+        send(work.worker_ends[0], message, [])
+    assert [receive(work.engine_ends[0], 2) for _ in range(2)] == [(b"first", []), (b"second", [])]
 
 
 def test_the_longest_message_arrives_whole(work: WorkSocket) -> None:
-    send(work.engine_end, b"x" * MESSAGE_BYTES, [])
-    assert receive(work.worker_end, 0) == (b"x" * MESSAGE_BYTES, [])
+    send(work.engine_ends[0], b"x" * MESSAGE_BYTES, [])
+    assert receive(work.worker_ends[0], 0) == (b"x" * MESSAGE_BYTES, [])
 
 
 def test_an_engine_that_finds_no_job_is_told_so_at_once(work: WorkSocket) -> None:
-    send(work.worker_end, b"the only job", [])
-    assert receive(work.engine_end, 2)[0] == b"the only job"
+    send(work.worker_ends[0], b"the only job", [])
+    assert receive(work.engine_ends[0], 2)[0] == b"the only job"
     with pytest.raises(BlockingIOError):
-        receive(work.engine_end, 2)
+        receive(work.engine_ends[0], 2)
 
 
 def test_a_full_queue_is_told_at_once_and_takes_more_when_an_engine_has_taken_one(work: WorkSocket) -> None:
     sent = 0
     with pytest.raises(BlockingIOError):  # noqa: PT012 how many fit is the kernel's affair
         while True:
-            send(work.worker_end, b"%d" % sent, [])
+            send(work.worker_ends[0], b"%d" % sent, [])
             sent += 1
-    taken = [receive(work.engine_end, 2)[0] for _ in range(sent)]
+    taken = [receive(work.engine_ends[0], 2)[0] for _ in range(sent)]
     assert taken == [b"%d" % number for number in range(sent)]
-    send(work.worker_end, b"one more", [])
-    assert receive(work.engine_end, 2)[0] == b"one more"
+    send(work.worker_ends[0], b"one more", [])
+    assert receive(work.engine_ends[0], 2)[0] == b"one more"
 
 
 def test_the_death_of_the_other_side_is_an_empty_message() -> None:
@@ -302,9 +312,8 @@ def test_a_reply_socket_that_only_a_lost_job_holds_ends_with_the_job() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
         with theirs:
-            send(pair.worker_end, b"a job that nobody takes", [theirs.fileno()])
-        pair.engine_end.close()
-        pair.worker_end.close()
+            send(pair.worker_ends[0], b"a job that nobody takes", [theirs.fileno()])
+        pair.__exit__()
         assert receive(ours, 1) == (b"", [])
 
 

@@ -1,0 +1,138 @@
+"""Admission: take a request on, or say at once when to come back.
+
+A request is admitted before its body is read, when the engine time that all admitted requests are thought to
+need still, over the engines there are, is within the limit, and so are the bytes of all their pictures. The
+figures lie in the scoreboard, each row written by its worker alone: a worker that dies takes its own away.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import ceil
+
+from server.cluster.scoreboard import Cell, Row, Scoreboard
+from server.cluster.work import now_us
+from server.errors import ServiceUnavailable
+
+#: What an engine is thought to need before anything was measured, in microseconds per byte: a JPEG of 20
+#: megapixels and 6.7 MB takes 0.2 s then.
+_FIRST_GUESS_US = 0.03
+
+#: How large a body without a length is thought to be, in bytes.
+_TYPICAL_BYTES = 1 << 20
+
+#: The least engine time that a request counts with, in microseconds.
+_LEAST_US = 500
+
+#: Clocks and guesses differ a little: who is told to come back comes this much later, as a part of the wait.
+_MARGIN = 0.1
+
+
+class Ticket:
+    """What one admitted request takes of the cluster.
+
+    Args:
+        admission: the gate it came through.
+        row: the scoreboard's row of its worker.
+        need_us: engine time, in microseconds.
+        held_bytes: of its upload, as far as known.
+    """
+
+    def __init__(self, admission: "Admission", row: Row, need_us: int, held_bytes: int) -> None:
+        self._admission = admission
+        self._row = row
+        self._need_us = need_us
+        self._held_bytes = held_bytes
+        row[Cell.PREDICTED_US] += need_us
+        row[Cell.HELD_BYTES] += held_bytes
+
+    def hold(self, held_bytes: int) -> None:
+        """Count its picture with this many bytes from now on."""
+        self._row[Cell.HELD_BYTES] += held_bytes - self._held_bytes
+        self._held_bytes = held_bytes
+
+    def grow_to(self, held_bytes: int) -> None:
+        """Count its picture with this many bytes if it turns out to have more than was known.
+
+        Raises:
+            ServiceUnavailable: there is no room for them.
+        """
+        more_bytes = held_bytes - self._held_bytes
+        if more_bytes > 0:
+            if self._admission.excess_bytes(more_bytes) > 0:
+                raise ServiceUnavailable("There is no room for your image at the moment. Try again later.")
+            self.hold(held_bytes)
+
+    def finish_work(self) -> None:
+        """It needs no engine any more."""
+        self._row[Cell.PREDICTED_US] -= self._need_us
+        self._need_us = 0
+
+    def give_back(self) -> None:
+        """It is over."""
+        self.finish_work()
+        self.hold(0)
+
+
+class Admission:
+    """The gate of one worker; all gates look at the same figures.
+
+    Args:
+        scoreboard: where the figures are.
+        row: the worker's own.
+        max_wait_s: the longest that an admitted request is thought to wait for an engine, in seconds.
+        max_held_bytes: the most bytes that the pictures of all admitted requests have together.
+    """
+
+    def __init__(self, scoreboard: Scoreboard, row: Row, *, max_wait_s: float, max_held_bytes: int) -> None:
+        self._scoreboard = scoreboard
+        self._row = row
+        self._max_wait_us = max_wait_s * 1e6
+        self._max_held_bytes = max_held_bytes
+
+    @contextmanager
+    def admit(self, body_bytes: int | None) -> Iterator[Ticket]:
+        """Take a request on until the block ends.
+
+        Args:
+            body_bytes: the length of its body; None when nobody said.
+
+        Raises:
+            ServiceUnavailable: with the seconds after which there will be room.
+        """
+        board = self._scoreboard
+        us_per_byte = self._us_per_byte()
+        need_us = max(_LEAST_US, int((body_bytes or _TYPICAL_BYTES) * us_per_byte))
+        engines = max(1, sum(row[Cell.ENGINE_PID] != 0 for row in board.workers()))
+        excess_us = board.total(Cell.PREDICTED_US) - self._max_wait_us * engines
+        excess_bytes = self.excess_bytes(body_bytes or 0)
+        if excess_us > 0 or excess_bytes > 0:
+            excess_us = max(excess_us, excess_bytes * us_per_byte)
+            raise ServiceUnavailable(
+                "All engines are busy for longer than you should wait. Try again later.",
+                retry_after_s=self._promise_s(excess_us / engines, need_us / engines),
+            )
+        ticket = Ticket(self, self._row, need_us, body_bytes or 0)
+        try:
+            yield ticket
+        finally:
+            ticket.give_back()
+
+    def excess_bytes(self, more_bytes: int) -> int:
+        """How many bytes too many are held if these come too; a single picture may always come."""
+        held_bytes = self._scoreboard.total(Cell.HELD_BYTES)
+        return held_bytes + more_bytes - self._max_held_bytes if held_bytes else 0
+
+    def _us_per_byte(self) -> float:
+        """Engine time per byte of upload, over the whole cluster and its last jobs."""
+        lately_bytes = self._scoreboard.total(Cell.LATELY_BYTES)
+        return self._scoreboard.total(Cell.LATELY_US) / lately_bytes if lately_bytes else _FIRST_GUESS_US
+
+    def _promise_s(self, until_room_us: float, need_us: float) -> int:
+        """Choose when a refused caller shall come back: when there is room, and behind all told so before.
+
+        If all were told when the first place becomes free, all but one of them would come in vain.
+        """
+        now = now_us()
+        free_us = max(now + until_room_us, self._scoreboard.greatest(Cell.PROMISED_US)) + need_us
+        self._row[Cell.PROMISED_US] = int(free_us)
+        return max(1, ceil((free_us - now) / 1e6 * (1 + _MARGIN)))
