@@ -23,8 +23,8 @@ _TYPICAL_BYTES = 1 << 20
 #: The least engine time that a request counts with, in microseconds.
 _LEAST_US = 500
 
-#: Clocks and guesses differ a little: who is told to come back comes this much later, as a part of the wait.
-_MARGIN = 0.1
+#: What was measured while little was going on is too short for when much is: uploads take the cores as well.
+_HEADROOM = 1.25
 
 
 class Ticket:
@@ -61,6 +61,10 @@ class Ticket:
             if self._admission.excess_bytes(more_bytes) > 0:
                 raise ServiceUnavailable("There is no room for your image at the moment. Try again later.")
             self.hold(held_bytes)
+
+    def refusal(self) -> ServiceUnavailable:
+        """Tell its caller when to come back, since no engine came to it in time."""
+        return self._admission.refusal(self._need_us)
 
     def finish_work(self) -> None:
         """It needs no engine any more."""
@@ -99,18 +103,12 @@ class Admission:
         Raises:
             ServiceUnavailable: with the seconds after which there will be room.
         """
-        board = self._scoreboard
         us_per_byte = self._us_per_byte()
         need_us = max(_LEAST_US, int((body_bytes or _TYPICAL_BYTES) * us_per_byte))
-        engines = max(1, sum(row[Cell.ENGINE_PID] != 0 for row in board.workers()))
-        excess_us = board.total(Cell.PREDICTED_US) - self._max_wait_us * engines
+        excess_us = self._scoreboard.total(Cell.PREDICTED_US) - self._max_wait_us * self._engines()
         excess_bytes = self.excess_bytes(body_bytes or 0)
         if excess_us > 0 or excess_bytes > 0:
-            excess_us = max(excess_us, excess_bytes * us_per_byte)
-            raise ServiceUnavailable(
-                "All engines are busy for longer than you should wait. Try again later.",
-                retry_after_s=self._promise_s(excess_us / engines, need_us / engines),
-            )
+            raise self.refusal(need_us, max(excess_us, excess_bytes * us_per_byte))
         ticket = Ticket(self, self._row, need_us, body_bytes or 0)
         try:
             yield ticket
@@ -122,17 +120,29 @@ class Admission:
         held_bytes = self._scoreboard.total(Cell.HELD_BYTES)
         return held_bytes + more_bytes - self._max_held_bytes if held_bytes else 0
 
-    def _us_per_byte(self) -> float:
-        """Engine time per byte of upload, over the whole cluster and its last jobs."""
-        lately_bytes = self._scoreboard.total(Cell.LATELY_BYTES)
-        return self._scoreboard.total(Cell.LATELY_US) / lately_bytes if lately_bytes else _FIRST_GUESS_US
-
-    def _promise_s(self, until_room_us: float, need_us: float) -> int:
+    def refusal(self, need_us: float, excess_us: float = 0) -> ServiceUnavailable:
         """Choose when a refused caller shall come back: when there is room, and behind all told so before.
 
         If all were told when the first place becomes free, all but one of them would come in vain.
+
+        Args:
+            need_us: engine time for the caller's picture.
+            excess_us: engine time until there is room.
         """
         now = now_us()
-        free_us = max(now + until_room_us, self._scoreboard.greatest(Cell.PROMISED_US)) + need_us
-        self._row[Cell.PROMISED_US] = int(free_us)
-        return max(1, ceil((free_us - now) / 1e6 * (1 + _MARGIN)))
+        engines = self._engines()
+        free_us = max(now + excess_us / engines, self._scoreboard.greatest(Cell.PROMISED_US))
+        self._row[Cell.PROMISED_US] = int(free_us + need_us / engines)
+        return ServiceUnavailable(
+            "All engines are busy for longer than you should wait. Try again later.",
+            retry_after_s=max(1, ceil((self._row[Cell.PROMISED_US] - now) / 1e6)),
+        )
+
+    def _engines(self) -> int:
+        return max(1, sum(row[Cell.ENGINE_PID] != 0 for row in self._scoreboard.workers()))
+
+    def _us_per_byte(self) -> float:
+        """Engine time per byte of upload, over the whole cluster and its last jobs."""
+        lately_bytes = self._scoreboard.total(Cell.LATELY_BYTES)
+        lately_us = self._scoreboard.total(Cell.LATELY_US)
+        return _HEADROOM * lately_us / lately_bytes if lately_bytes else _FIRST_GUESS_US

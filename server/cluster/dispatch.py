@@ -25,7 +25,7 @@ from server.cluster.work import (
     receive,
     send,
 )
-from server.errors import EngineKiller, ImageError, ServiceUnavailable, TooMuchWork
+from server.errors import EngineKiller, ImageError, TooMuchWork
 from server.imaging.pipeline import Limits, Recipe
 from server.logs import get_logger
 
@@ -34,6 +34,10 @@ log = get_logger(__name__)
 #: How long we wait to be told how an engine ended, and how often we look, in seconds.
 _VERDICT_S = 1.0
 _LOOK_EVERY_S = 0.002
+
+
+class TooLate(Exception):
+    """No engine came to the job within the limit."""
 
 
 class EngineBug(Exception):
@@ -90,7 +94,7 @@ class Dispatcher:
 
         Raises:
             ImageError: the picture was refused, ended engines, or took one too long.
-            ServiceUnavailable: no engine came to it within the limit.
+            TooLate: no engine came to it within the limit.
             EngineBug: our fault.
         """
         body_bytes = os.fstat(upload.fileno()).st_size
@@ -224,7 +228,7 @@ def _judge(outcome: Done | Refused) -> Done:
         outcome.error.engine_pid = outcome.engine_pid
         raise outcome.error
     if outcome.is_late:
-        raise ServiceUnavailable("No engine was free in time. Send the image again.")
+        raise TooLate
     raise EngineBug(outcome.traceback or "an engine refused a picture and gave no reason")
 
 

@@ -10,7 +10,7 @@ from falcon.asgi import Request, Response
 from falcon.uri import parse_query_string
 
 from server.admission import Admission
-from server.cluster.dispatch import Dispatcher
+from server.cluster.dispatch import Dispatcher, TooLate
 from server.cluster.work import Spares, Spent
 from server.errors import BadParameter, ServiceUnavailable
 from server.imaging.codec import OUTPUT_FORMATS, Format
@@ -72,6 +72,8 @@ class Transform:
         try:
             async with self._uploads.received(req, ticket) as upload:
                 done, picture = await self._dispatcher.transform(upload, recipe)
+        except TooLate as error:
+            raise ticket.refusal() from error
         except OSError as error:
             if error.errno not in _EXHAUSTED:
                 raise
