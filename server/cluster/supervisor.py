@@ -122,9 +122,9 @@ class Supervisor:
         """Run one engine to its end and say how it ended; cancelling this ends it after its job."""
         started_us = now_us()
         ours, theirs = socket.socketpair()
-        with ours, FlightRecorder.create() as file:
-            recorder = FlightRecorder(file)
-            with theirs:
+        with ours:
+            with theirs, FlightRecorder.create() as file:
+                recorder = FlightRecorder(file)
                 process = await self._spawn(theirs.fileno(), file.fileno())
             self._row[Cell.ENGINE_STARTS] += 1
             ours.setblocking(False)  # noqa: FBT003 the standard library has no other way
