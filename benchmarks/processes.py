@@ -1,8 +1,12 @@
 """What processes cost: CPU seconds and peak memory, as the kernel counts them (proc(5))."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+#: The kernel's numbers for ESTABLISHED and CLOSE_WAIT (include/net/tcp_states.h).
+_NOT_CLOSED_HERE = frozenset({"01", "08"})
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -42,3 +46,61 @@ def peak_memory_mb(pid: int) -> float:
 def command(pid: int) -> str:
     """The command line, for telling a worker from an engine."""
     return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+
+
+def memory_mb(pid: int) -> float:
+    """What a tree holds in memory now, each page counted once, in megabytes of 10**6 bytes.
+
+    That is its processes' proportional sets, and the files in memory that they have open, mapped or not.
+    """
+    pids = list(tree(pid))
+    files = {inode: size for each in pids for inode, size in memory_files(each).items()}
+    return (sum(_own_bytes(each) for each in pids) + sum(files.values())) / 1e6
+
+
+def memory_files(pid: int) -> dict[int, int]:
+    """The files in memory that a process has open: their inodes, and what they occupy in bytes."""
+    files = {}
+    for number, target in descriptors(pid).items():
+        if target.startswith("/memfd:"):
+            with contextlib.suppress(OSError):
+                status = os.stat(f"/proc/{pid}/fd/{number}")  # noqa: PTH116 a link that leads nowhere
+                files[status.st_ino] = status.st_blocks * 512
+    return files
+
+
+def descriptors(pid: int) -> dict[str, str]:
+    """What a process has open, by number, as the kernel names it."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found[link.name] = str(link.readlink())
+    return found
+
+
+def shared_mappings_bytes(pid: int) -> int:
+    """How much address space a process shares, writable, with others."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    ranges = [line.split()[0].split("-") for line in lines if " rw-s " in line]
+    return sum(int(end, 16) - int(start, 16) for start, end in ranges)
+
+
+def accepted_from(port: int) -> set[int]:
+    """The clients' ports of all connections to a port that the service has not closed."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {
+        int(peer.rpartition(":")[2], 16)
+        for _, own, peer, state, *_ in rows
+        if int(own.rpartition(":")[2], 16) == port and state in _NOT_CLOSED_HERE
+    }
+
+
+def _own_bytes(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:  # it has ended
+        return 0
+    parts = [line.split() for line in lines]
+    # Not Pss_Shmem: files in memory are counted whole, for most are not mapped.
+    return 1024 * sum(int(part[1]) for part in parts if part[0] in {"Pss_Anon:", "Pss_File:"})

@@ -194,13 +194,18 @@ def print_fidelity(under_test: Service, picture: Path) -> None:
     request = urllib.request.Request(url, picture.read_bytes(), method="POST")
     with urllib.request.urlopen(request, timeout=_DEADLINE_S) as answer:  # noqa: S310 our own
         body = answer.read()
-    with Image.open(picture) as original, Image.open(BytesIO(body)) as flipped:
+    size = len(body) / picture.stat().st_size
+    psnr_db = fidelity_db(picture.read_bytes(), body)
+    print(f"  the picture: {psnr_db:.2f} dB PSNR, {(size - 1) * 100:+.2f} % of its size")
+
+
+def fidelity_db(picture: bytes, answer: bytes) -> float:
+    """How near an answer comes to Pillow's flip, as peak signal-to-noise ratio in decibels."""
+    with Image.open(BytesIO(picture)) as original, Image.open(BytesIO(answer)) as flipped:
         expected = original.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
         errors = ImageStat.Stat(ImageChops.difference(flipped, expected))
     mean_squared_error = sum(errors.sum2) / sum(errors.count)
-    psnr_db = 10 * log10(255**2 / mean_squared_error)
-    size = len(body) / picture.stat().st_size
-    print(f"  the picture: {psnr_db:.2f} dB PSNR, {(size - 1) * 100:+.2f} % of its size")
+    return 10 * log10(255**2 / mean_squared_error)
 
 
 def print_memory(under_test: Service) -> None:

@@ -1,0 +1,69 @@
+"""Nothing takes the cluster down: one scenario after the other, and a table of what was promised and seen.
+
+Run it with `python -m benchmarks.chaos`, on a machine that does nothing else; it takes about 20 minutes.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from benchmarks import deaths
+from benchmarks.findings import Finding
+
+SCENARIOS: dict[str, Callable[..., list[Finding]]] = {
+    scenario.__name__: scenario
+    for scenario in (
+        deaths.engine_kills,
+        deaths.worker_kills,
+        deaths.sabotage,
+        deaths.client_gone,
+        deaths.leaks,
+    )
+}
+
+#: What to change for a look that takes two minutes; the tests do the same.
+QUICK: dict[str, dict[str, object]] = {
+    "engine_kills": {"kills": 6, "every_s": 0.5, "at_once": 6, "body": "medium"},
+    "worker_kills": {"kills": 3, "every_s": 1.0, "at_once": 6, "body": "medium"},
+    "sabotage": {"at_once": 4, "body": "small", "timeout_s": 2.0},
+    "client_gone": {"leavers": 20, "body": "medium"},
+    "leaks": {"engine_kills": 6, "worker_kills": 3, "every_s": 0.0},
+}
+
+
+def play(name: str, *, is_quick: bool = False) -> list[Finding]:
+    """Run one scenario, in full or in small."""
+    return SCENARIOS[name](**(QUICK[name] if is_quick else {}))
+
+
+def main() -> None:
+    """Run the scenarios that were asked for; the exit code is 1 when a promise was not kept."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("scenarios", nargs="*", metavar="scenario", help=", ".join(SCENARIOS))
+    options.add_argument("--quick", action="store_true", help="small counts, two minutes in all")
+    given = options.parse_args()
+    if unknown := set(given.scenarios) - SCENARIOS.keys():
+        options.error(f"there is no scenario {', '.join(unknown)}")
+    are_kept = True
+    for name in given.scenarios or SCENARIOS:
+        started_s = time.monotonic()
+        try:
+            findings = play(name, is_quick=given.quick)
+        except Exception as error:  # noqa: BLE001 the other scenarios still have something to say
+            findings = [Finding("the scenario comes to its end", str(error)[-2000:], is_kept=False)]
+        print_table(name, findings, time.monotonic() - started_s)
+        are_kept = are_kept and all(finding.is_kept for finding in findings)
+    sys.exit(not are_kept)
+
+
+def print_table(name: str, findings: Sequence[Finding], took_s: float) -> None:
+    """Print what one scenario has found."""
+    print(f"\n{name} ({took_s:.0f} s)", flush=True)
+    for finding in findings:
+        verdict = "ok " if finding.is_kept else "NOT"
+        print(f"  {verdict}  {finding.promise:<66}  {finding.seen}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

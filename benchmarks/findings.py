@@ -1,0 +1,130 @@
+"""What a scenario finds: a promise, what was seen, and whether it was kept."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from math import ceil
+from pathlib import Path
+from typing import TypeVar
+
+from benchmarks.clients import Address, ask, post
+from benchmarks.live_server import DEADLINE_S, LiveServer
+from benchmarks.ratios import fidelity_db
+from images.render import HERE, benchmark_picture, small_picture
+from server.cluster.cpus import usable_cores
+
+T = TypeVar("T")
+
+_PICTURES: dict[str, Callable[[], Path]] = {
+    "big": benchmark_picture,
+    "medium": lambda: HERE / "landscape.jpg",
+    "small": small_picture,
+}
+
+_LEAST_FIDELITY_DB = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One row of the table.
+
+    Attributes:
+        is_figure: it depends on how fast and how busy the machine is, so tests leave it alone.
+    """
+
+    promise: str
+    seen: str
+    is_kept: bool
+    is_figure: bool = False
+
+
+@cache
+def picture(name: str) -> bytes:
+    """Return the bytes of a sample picture: big (20 megapixels), medium (6) or small."""
+    return _PICTURES[name]().read_bytes()
+
+
+def cluster(**environ: str) -> LiveServer:
+    """Return a service to be started, with two workers at least: what dies must have a neighbour."""
+    workers = str(max(2, usable_cores()))
+    return LiveServer(environ={"WEB_CONCURRENCY": workers, **environ}, ignore={"request"})
+
+
+def address(server: LiveServer) -> Address:
+    """Where it listens."""
+    return "127.0.0.1", server.port
+
+
+def right_answer(server: LiveServer, body: bytes) -> bytes:
+    """Ask for a flip on a quiet service; all later answers must be the same bytes."""
+    answer = ask(address(server), post(body))
+    assert answer.status == 200, answer  # noqa: PLR2004 HTTP's
+    assert fidelity_db(body, answer.body) > _LEAST_FIDELITY_DB
+    return answer.body
+
+
+def paced(count: int, every_s: float) -> Iterator[int]:
+    """Count up, at a steady pace."""
+    started_s = time.monotonic()
+    for number in range(count):
+        time.sleep(max(0.0, started_s + number * every_s - time.monotonic()))
+        yield number
+
+
+def until(look: Callable[[], T], deadline_s: float = DEADLINE_S) -> T:
+    """Look again and again, until there is something to see or time is up; return what was seen last."""
+    end_s = time.monotonic() + deadline_s
+    while not (seen := look()) and time.monotonic() < end_s:
+        time.sleep(0.02)
+    return seen
+
+
+def count(server: LiveServer, event: str) -> int:
+    """How often an event is in the log."""
+    return sum(each["event"] == event for each in server.events)
+
+
+def in_flight(server: LiveServer) -> int:
+    """How many pictures are with the engines or wait for one."""
+    return sum(worker["in_flight"] for worker in server.workers())
+
+
+def living_engines(server: LiveServer) -> list[int]:
+    """The engines of all workers, once none is missing."""
+
+    def look() -> list[int]:
+        workers, alive = server.workers(), set(server.processes())
+        engines = [worker["engine_pid"] for worker in workers if worker["engine_pid"] in alive]
+        return engines if len(engines) == max(2, usable_cores()) else []
+
+    engines = until(look)
+    assert engines, f"an engine is missing:\n{server.log}"
+    return engines
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The nearest rank; 0 when there is nothing to rank."""
+    ranked = sorted(values)
+    return ranked[max(0, ceil(len(ranked) * percent / 100) - 1)] if ranked else 0.0
+
+
+@contextmanager
+def sampled(measure: Callable[[], float], every_s: float = 0.25) -> Iterator[list[float]]:
+    """Measure something all the while."""
+    values = [measure()]
+    stop = threading.Event()
+
+    def keep_measuring() -> None:
+        while not stop.wait(every_s):
+            values.append(measure())
+
+    thread = threading.Thread(target=keep_measuring)
+    thread.start()
+    try:
+        yield values
+    finally:
+        stop.set()
+        thread.join()
