@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint check format ratios lock clean
+.PHONY: help install serve test lint check format ratios chaos soak lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -39,6 +39,13 @@ format: install ## write the code in the project's format
 
 ratios: install ## measure what the service costs over the bare function (about 5 minutes)
 	$(BIN)/python -m benchmarks.ratios
+
+chaos: install ## kill, overload and starve the cluster, and see what it does (about 20 minutes)
+	$(BIN)/python -m benchmarks.chaos
+
+MINUTES ?= 30
+soak: install ## everything at once for MINUTES=30: does memory grow, does anything fail
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 lock: ## write the pinned requirements anew, with hashes (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock" requirements/serve.in -o requirements/serve.txt

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from benchmarks import deaths
+from benchmarks import deaths, pressure
 from benchmarks.findings import Finding
 
 SCENARIOS: dict[str, Callable[..., list[Finding]]] = {
@@ -17,6 +17,10 @@ SCENARIOS: dict[str, Callable[..., list[Finding]]] = {
         deaths.engine_kills,
         deaths.worker_kills,
         deaths.sabotage,
+        pressure.overload,
+        pressure.health,
+        pressure.slow_clients,
+        pressure.reloads,
         deaths.client_gone,
         deaths.leaks,
     )
@@ -27,6 +31,16 @@ QUICK: dict[str, dict[str, object]] = {
     "engine_kills": {"kills": 6, "every_s": 0.5, "at_once": 6, "body": "medium"},
     "worker_kills": {"kills": 3, "every_s": 1.0, "at_once": 6, "body": "medium"},
     "sabotage": {"at_once": 4, "body": "small", "timeout_s": 2.0},
+    "overload": {"at_once": 30, "max_wait_s": 0.5, "body": "medium"},
+    "health": {"rounds": 1, "requests": 40, "at_once": 20, "body": "medium"},
+    "slow_clients": {
+        "rounds": 1,
+        "requests": 20,
+        "sizes": {"heads": 50, "uploads": 20, "downloads": 10},
+        "limit_s": 3.0,
+        "body": "medium",
+    },
+    "reloads": {"times": 3, "every_s": 1.0, "at_once": 4, "in_flight_at_end": 4, "body": "medium"},
     "client_gone": {"leavers": 20, "body": "medium"},
     "leaks": {"engine_kills": 6, "worker_kills": 3, "every_s": 0.0},
 }

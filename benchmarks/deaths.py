@@ -21,10 +21,12 @@ from benchmarks.findings import (
     cluster,
     count,
     in_flight,
+    listed,
     living_engines,
     paced,
     picture,
     right_answer,
+    summary,
     until,
 )
 from benchmarks.live_server import ROOT, LiveServer
@@ -47,7 +49,7 @@ def engine_kills(
         died = count(server, "engine_died")
     return [
         Finding(
-            "every request is answered 200 with the right pixels", _summary(visitors), not visitors.failed
+            "every request is answered 200 with the right pixels", summary(visitors), not visitors.failed
         ),
         Finding("every engine killed is replaced", f"{kills} killed, {died} died", died == kills),
         _replaced("engine", replaced_s),
@@ -84,7 +86,7 @@ def worker_kills(
     return [
         Finding(
             "only requests on the killed workers' own connections fail",
-            f"{_summary(visitors)}; failed on others: {len(strangers)}",
+            f"{summary(visitors)}; failed on others: {len(strangers)}",
             not strangers,
         ),
         Finding("worker and engine are replaced", f"{kills} killed, {left} left", left == workers),
@@ -124,7 +126,7 @@ def sabotage(
             for kind in kinds:
                 findings += _sabotage(server, kind)
         findings.append(
-            Finding("all other requests are answered 200", _summary(visitors), not visitors.failed)
+            Finding("all other requests are answered 200", summary(visitors), not visitors.failed)
         )
     return findings
 
@@ -143,11 +145,11 @@ def _sabotage(server: LiveServer, kind: str) -> list[Finding]:
     return [
         Finding(
             f"{kind}: refused (422), at the price of two engines at most",
-            f"answered {', '.join(statuses)}; died: {_listed(cost)}",
+            f"answered {', '.join(statuses)}; died: {listed(cost)}",
             statuses == ["422"] * 3 and cost.total() <= 2,  # noqa: PLR2004 an attempt and a retry
         ),
         Finding(
-            f"{kind}: tried again, it costs no engine", f"died: {_listed(cost_of_third)}", not cost_of_third
+            f"{kind}: tried again, it costs no engine", f"died: {listed(cost_of_third)}", not cost_of_third
         ),
         Finding(f"{kind}: tried again, it is refused in 20 ms", f"{took_ms:.1f} ms", took_ms < 20, True),  # noqa: FBT003, PLR2004
     ]
@@ -282,14 +284,6 @@ def _lasting(pid: int) -> list[str]:
 
 def _same(left: dict[str, object], right: dict[str, object]) -> dict[str, object]:
     return left if left == right else {}
-
-
-def _summary(visitors: Visitors) -> str:
-    return f"{len(visitors.done)} requests: {_listed(visitors.counts())}"
-
-
-def _listed(counts: Counter[str]) -> str:
-    return ", ".join(f"{number} x {name}" for name, number in counts.most_common()) or "none"
 
 
 def _replaced(kind: str, replaced_s: Sequence[float]) -> Finding:

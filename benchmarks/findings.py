@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from math import ceil
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks.clients import Address, ask, post
+from benchmarks.clients import Address, Visitors, ask, post
 from benchmarks.live_server import DEADLINE_S, LiveServer
 from benchmarks.ratios import fidelity_db
 from images.render import HERE, benchmark_picture, small_picture
@@ -111,8 +112,18 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return ranked[max(0, ceil(len(ranked) * percent / 100) - 1)] if ranked else 0.0
 
 
+def summary(visitors: Visitors) -> str:
+    """Say what came of all requests."""
+    return f"{len(visitors.done)} requests: {listed(visitors.counts())}"
+
+
+def listed(counts: Counter[str]) -> str:
+    """Write counts down, the most frequent first."""
+    return ", ".join(f"{number} x {name}" for name, number in counts.most_common()) or "none"
+
+
 @contextmanager
-def sampled(measure: Callable[[], float], every_s: float = 0.25) -> Iterator[list[float]]:
+def sampled(measure: Callable[[], T], every_s: float = 0.25) -> Iterator[list[T]]:
     """Measure something all the while."""
     values = [measure()]
     stop = threading.Event()

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 #: The kernel's numbers for ESTABLISHED and CLOSE_WAIT (include/net/tcp_states.h).
@@ -48,12 +48,11 @@ def command(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
 
 
-def memory_mb(pid: int) -> float:
-    """What a tree holds in memory now, each page counted once, in megabytes of 10**6 bytes.
+def memory_mb(pids: Sequence[int]) -> float:
+    """What processes hold in memory now, each page counted once, in megabytes of 10**6 bytes.
 
-    That is its processes' proportional sets, and the files in memory that they have open, mapped or not.
+    That is their proportional sets, and the files in memory that they have open, mapped or not.
     """
-    pids = list(tree(pid))
     files = {inode: size for each in pids for inode, size in memory_files(each).items()}
     return (sum(_own_bytes(each) for each in pids) + sum(files.values())) / 1e6
 

@@ -1,0 +1,242 @@
+"""Scenarios of too much at once: overload, probes beside load, slow clients, reloads under load.
+
+Each scenario starts a cluster of its own and returns its findings. The arguments are the full size; tests
+give smaller ones.
+"""
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from statistics import median
+
+from benchmarks import load, processes
+from benchmarks.clients import Exchange, Visitors, drive, outcome, post
+from benchmarks.findings import (
+    Finding,
+    address,
+    cluster,
+    count,
+    in_flight,
+    listed,
+    paced,
+    percentile,
+    picture,
+    right_answer,
+    sampled,
+    summary,
+    until,
+)
+from benchmarks.live_server import LiveServer
+from benchmarks.ratios import Service, probe
+from benchmarks.slow import Crowd
+
+_IN_FLIGHT_BYTES = 1 << 30
+
+_OK, _UNAVAILABLE = 200, 503
+
+#: Beside the pictures in flight: what workers and engines need for themselves, in megabytes (README.md).
+_WORKER_MB, _ENGINE_MB, _ARBITER_MB = 60, 250, 40
+
+
+def overload(at_once: int = 200, max_wait_s: float = 10.0, body: str = "big") -> list[Finding]:
+    """Ask for more than can be done in time; what is refused is refused at once, and served later."""
+    first: list[Exchange] = []
+    retries: list[Exchange] = []
+
+    def then(exchange: Exchange) -> Exchange | None:
+        exchange.close()
+        (first if len(first) < at_once and not exchange.not_before_s else retries).append(exchange)
+        wait_s = exchange.headers.get("retry-after", "")
+        if exchange.status != _UNAVAILABLE or exchange.not_before_s or not wait_s.isdigit():
+            return None
+        return Exchange(exchange.address, exchange.request, not_before_s=exchange.ended_s + int(wait_s))
+
+    limits = {"FLIP_MAX_WAIT_S": str(max_wait_s), "FLIP_MAX_BYTES_IN_FLIGHT": str(_IN_FLIGHT_BYTES)}
+    with cluster(**limits) as server:
+        right_answer(server, picture(body))
+        load.run(address(server), picture(body), requests=10, at_once=4)  # so that it knows how fast it is
+        request = post(picture(body))
+        with sampled(lambda: processes.memory_mb(list(processes.tree(server.pid)))) as memory_mb:
+            drive([Exchange(address(server), request) for _ in range(at_once)], then)
+        workers = len(server.workers())
+    return [*_answers(first, retries), *_times(first, max_wait_s), _memory(max(memory_mb), workers)]
+
+
+def _answers(first: list[Exchange], retries: list[Exchange]) -> list[Finding]:
+    counts = Counter(map(outcome, first))
+    refused = [exchange for exchange in first if exchange.status == _UNAVAILABLE]
+    unsaid = sum(not exchange.headers.get("retry-after", "").isdigit() for exchange in refused)
+    served = sum(exchange.status == _OK for exchange in retries)
+    waits_s = [int(exchange.headers.get("retry-after", 0)) for exchange in refused]
+    return [
+        Finding("every answer is 200 or 503", listed(counts), counts.keys() <= {"200", "503"}),
+        Finding("every 503 has a Retry-After", f"{unsaid} without", not unsaid),
+        Finding(
+            "one retry after that long succeeds, for 95 %",
+            f"{served} of {len(refused)}, waits of {min(waits_s, default=0)} to {max(waits_s, default=0)} s",
+            served >= 0.95 * len(refused),
+            is_figure=True,
+        ),
+    ]
+
+
+def _times(first: list[Exchange], max_wait_s: float) -> list[Finding]:
+    refused_s = [each.first_line_s - each.started_s for each in first if each.status == _UNAVAILABLE]
+    served = [each for each in first if each.status == _OK]
+    slowest_s = max((each.ended_s - each.started_s for each in served), default=0.0)
+    service_s = max(map(_service_s, served), default=0.0)
+    p95_s = percentile(refused_s, 95)
+    return [
+        Finding(
+            "a 503 comes within 0.25 s, for 95 %",
+            f"p95 {p95_s:.3f} s, maximum {max(refused_s, default=0):.3f} s",
+            p95_s <= 0.25,  # noqa: PLR2004 the promise
+            is_figure=True,
+        ),
+        Finding(
+            "a 200 comes within the limit and one service time",
+            f"slowest {slowest_s:.2f} s, limit {max_wait_s:g} s and {service_s:.2f} s",
+            slowest_s <= max_wait_s + service_s,
+            is_figure=True,
+        ),
+    ]
+
+
+def _service_s(exchange: Exchange) -> float:
+    stages = (stage.partition(";dur=") for stage in exchange.headers["server-timing"].split(", "))
+    return sum(float(took_ms) for name, _, took_ms in stages if name != "queue") / 1e3
+
+
+def _memory(peak_mb: float, workers: int) -> Finding:
+    ceiling_mb = _IN_FLIGHT_BYTES / 1e6 + workers * (_WORKER_MB + _ENGINE_MB) + _ARBITER_MB
+    return Finding(
+        "memory stays below the limit for bytes in flight and the processes' own",
+        f"peak {peak_mb:.0f} MB, ceiling {ceiling_mb:.0f} MB",
+        peak_mb <= ceiling_mb,
+        is_figure=True,
+    )
+
+
+def health(rounds: int = 4, requests: int = 150, at_once: int = 50, body: str = "big") -> list[Finding]:
+    """Probe the service's health while it is busy; alternate with rounds that nobody probes."""
+    ratios, taken_ms = [], []
+    with cluster(FLIP_MAX_WAIT_S="600") as server:
+        where = Service(server.pid, address(server))
+        load.run(where.address, picture(body), requests=10, at_once=4)
+        for _ in range(rounds):
+            alone = load.run(where.address, picture(body), requests=requests, at_once=at_once)
+            with probe(where) as probed_ms:
+                beside = load.run(where.address, picture(body), requests=requests, at_once=at_once)
+            ratios.append(alone.wall_s / beside.wall_s)
+            taken_ms += probed_ms
+    p99 = percentile(taken_ms, 99)
+    return [
+        Finding("all requests and probes are answered 200", f"{len(taken_ms)} probes", bool(taken_ms)),
+        Finding(f"health p99 beside {at_once} requests: 25 ms", f"{p99:.1f} ms", p99 <= 25, True),  # noqa: FBT003, PLR2004
+        Finding(
+            f"health maximum beside {at_once} requests: 100 ms",
+            f"{max(taken_ms, default=0):.1f} ms",
+            max(taken_ms, default=0) <= 100,  # noqa: PLR2004 the promise
+            is_figure=True,
+        ),
+        _throughput("probe", ratios),
+    ]
+
+
+def _throughput(what: str, ratios: list[float]) -> Finding:
+    seen = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    return Finding(
+        f"throughput with the {what} over that without: 0.9",
+        seen,
+        median(ratios) >= 0.9,  # noqa: PLR2004 the promise
+        is_figure=True,
+    )
+
+
+#: How many slow clients of each kind.
+CROWD = {"heads": 500, "uploads": 200, "downloads": 100}
+
+
+def slow_clients(
+    rounds: int = 3,
+    requests: int = 100,
+    sizes: Mapping[str, int] = CROWD,
+    limit_s: float = 25.0,
+    body: str = "big",
+) -> list[Finding]:
+    """Serve normal clients beside a crowd of slow ones, until those have been closed."""
+    ratios = []
+    crowds = []
+    limits = {"FLIP_HEADERS_TIMEOUT_S": str(limit_s), "FLIP_SLOW_AFTER_S": str(limit_s)}
+    with cluster(**limits, FLIP_MAX_WAIT_S="600") as server:
+        load.run(address(server), picture(body), requests=10, at_once=4)
+        for _ in range(rounds):
+            alone = load.run(address(server), picture(body), requests=requests, at_once=10)
+            with Crowd(address(server), picture("medium"), sizes) as crowd:
+                crowd.wait_until_all_are_served()
+                beside = load.run(address(server), picture(body), requests=requests, at_once=10)
+                held = crowd.held()
+                crowd.wait_until_closed(2 * limit_s + 30)
+                crowds.append(crowd)
+            ratios.append(alone.wall_s / beside.wall_s)
+    closed = {kind: [each for crowd in crowds for each in crowd.closed()[kind]] for kind in sizes}
+    said = sum((crowd.said() for crowd in crowds), Counter())
+    return [
+        *(_closed(kind, closed[kind], rounds * number, limit_s) for kind, number in sizes.items()),
+        Finding("what they were told", listed(said), is_kept=True),
+        Finding("normal requests are answered 200", f"{2 * rounds * requests} requests", is_kept=True),
+        Finding("the crowd is there all the while", f"{held} of {sum(sizes.values())}", held > 0, True),  # noqa: FBT003
+        _throughput("crowd", ratios),
+    ]
+
+
+def _closed(kind: str, closed_s: list[float], number: int, limit_s: float) -> Finding:
+    last_s = max(closed_s, default=0.0)
+    seen = f"{len(closed_s)} of {number}, the last after {last_s:.1f} s, limit {limit_s:g} s"
+    return Finding(f"slow {kind} are all closed", seen, len(closed_s) == number)
+
+
+def reloads(
+    times: int = 12, every_s: float = 5.0, at_once: int = 10, in_flight_at_end: int = 10, body: str = "medium"
+) -> list[Finding]:
+    """Reload again and again under load, then stop with pictures in flight."""
+    request = post(picture(body))
+    with cluster(FLIP_MAX_WAIT_S="600") as server:
+        workers = len(server.workers())
+        answer = right_answer(server, picture(body))
+        with (
+            Visitors(address(server), request, answer, at_once=at_once) as passers_by,
+            Visitors(address(server), request, answer, at_once=2, is_loyal=True) as regulars,
+        ):
+            for number in paced(times, every_s):
+                os.kill(server.pid, signal.SIGHUP)
+                server.wait_for("worker_online", count=(number + 2) * workers)
+            server.wait_for("worker_offline", count=times * workers)
+        unclean = count(server, "worker_died")
+        last = _stop_with_requests(server, request, in_flight_at_end)
+    return [
+        Finding(f"no request is lost by {times} reloads", summary(passers_by), not passers_by.failed),
+        Finding(
+            "no kept connection is closed without saying so in the answer before",
+            summary(regulars),
+            not regulars.failed,
+        ),
+        Finding("no worker has to be killed", f"{unclean} died", not unclean),
+        Finding(
+            f"a stop answers the {in_flight_at_end} requests in flight",
+            listed(last),
+            last == {"200": in_flight_at_end},
+        ),
+    ]
+
+
+def _stop_with_requests(server: LiveServer, request: bytes, number: int) -> Counter[str]:
+    exchanges = [Exchange(address(server), request) for _ in range(number)]
+    with ThreadPoolExecutor(1) as thread:
+        driven = thread.submit(drive, exchanges)
+        until(lambda: in_flight(server) == number or driven.done())
+        server.stop()
+        driven.result()
+    return Counter(map(outcome, exchanges))

@@ -1,0 +1,145 @@
+"""Slow clients, hundreds in one thread: each holds a connection and gives, or takes, next to nothing."""
+
+import resource
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from benchmarks.clients import Address, post
+from benchmarks.findings import until
+from benchmarks.live_server import DEADLINE_S
+from benchmarks.processes import accepted_from
+
+_TICK_S = 0.25
+
+#: So small that the kernel cannot take a picture in place of its client.
+_NARROW_BYTES = 4096
+
+_ENDLESS_HEAD = b"POST /flip HTTP/1.1\r\nHost: localhost\r\nX-Slow: "
+
+
+@dataclass(eq=False, slots=True)
+class _Slow:
+    """One slow client.
+
+    Attributes:
+        paid_out: what it sends, `sends_per_s` bytes a second after the first `at_first` bytes.
+        reads_per_s: how fast it reads.
+        closed_s: when the service had closed the connection, seconds after its start.
+    """
+
+    kind: str
+    connection: socket.socket
+    paid_out: bytes
+    at_first: int
+    sends_per_s: int
+    reads_per_s: int
+    started_s: float
+    sent: int = 0
+    received: int = 0
+    closed_s: float = 0.0
+    said: bytes = b""
+
+    def tick(self) -> None:
+        """Send and read what is due."""
+        age_s = time.monotonic() - self.started_s
+        due = min(len(self.paid_out), self.at_first + int(age_s * self.sends_per_s))
+        try:
+            if self.sent < due:
+                self.sent += self.connection.send(memoryview(self.paid_out)[self.sent : due])
+        except OSError:  # its buffer is full, or it was closed: the service's side tells
+            pass
+        try:
+            if self.received < age_s * self.reads_per_s:
+                piece = self.connection.recv(int(self.reads_per_s * _TICK_S))
+                self.said = self.said or piece[:12]
+                self.received += len(piece)
+        except OSError:
+            pass
+
+
+class Crowd:
+    """Slow clients that come together, and stay until the service has had enough of them.
+
+    Args:
+        address: of the service.
+        body: a picture.
+        sizes: how many `heads` never finish their headers, how many `uploads` send one kilobyte a second,
+            how many `downloads` read ten kilobytes a second.
+    """
+
+    def __init__(self, address: Address, body: bytes, sizes: Mapping[str, int]) -> None:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        self._address = address
+        request = post(body)
+        head_bytes = len(request) - len(body)
+        # What they send, how much of it at once, then how fast; how fast they read.
+        manners = {
+            "downloads": (request, len(request), 0, 10_000),
+            "uploads": (request, head_bytes, 1_000, 1_000),
+            "heads": (_ENDLESS_HEAD + b"x" * 8000, len(_ENDLESS_HEAD), 10, 1_000),
+        }
+        self._slow = [
+            _Slow(kind, self._connect(), *how, started_s=time.monotonic())
+            for kind, how in manners.items()
+            for _ in range(sizes[kind])
+        ]
+        self._ports = {slow.connection.getsockname()[1]: slow for slow in self._slow}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._dawdle)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        for slow in self._slow:
+            slow.connection.close()
+
+    def wait_until_all_are_served(self) -> None:
+        """Wait until each download has begun: from there on the crowd costs no engine anything."""
+        downloads = [slow for slow in self._slow if slow.kind == "downloads"]
+        until(lambda: all(slow.received or slow.closed_s for slow in downloads), 3 * DEADLINE_S)
+
+    def wait_until_closed(self, deadline_s: float) -> None:
+        """Wait until the service has closed them all."""
+        until(lambda: not self.held(), deadline_s)
+
+    def held(self) -> int:
+        """How many connections the service still has open."""
+        return sum(not slow.closed_s for slow in self._slow)
+
+    def closed(self) -> dict[str, list[float]]:
+        """When those that were closed were, in seconds after their start, by kind."""
+        return {
+            kind: sorted(slow.closed_s for slow in self._slow if slow.kind == kind and slow.closed_s)
+            for kind in ("heads", "uploads", "downloads")
+        }
+
+    def said(self) -> Counter[str]:
+        """What they were told, by the first bytes of each answer."""
+        return Counter(f"{slow.kind} {slow.said[9:].decode('latin-1') or 'nothing'}" for slow in self._slow)
+
+    def _connect(self) -> socket.socket:
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _NARROW_BYTES)
+        connection.settimeout(DEADLINE_S)
+        connection.connect(self._address)
+        connection.setblocking(False)  # noqa: FBT003 the standard library has no other way
+        return connection
+
+    def _dawdle(self) -> None:
+        while not self._stop.wait(_TICK_S):
+            # From its side: a client that hardly reads learns last that it has been hung up on.
+            held = accepted_from(self._address[1])
+            for port, slow in self._ports.items():
+                if not slow.closed_s and port not in held:
+                    slow.closed_s = time.monotonic() - slow.started_s
+                slow.tick()

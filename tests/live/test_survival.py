@@ -1,0 +1,16 @@
+"""Nothing takes the cluster down: the scenarios of `make chaos`, in small, with no seconds asserted."""
+
+import pytest
+
+from benchmarks.chaos import QUICK, SCENARIOS, play
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_every_promise_is_kept(scenario: str) -> None:
+    findings = [finding for finding in play(scenario, is_quick=True) if not finding.is_figure]
+    assert findings
+    assert [finding for finding in findings if not finding.is_kept] == []
+
+
+def test_every_scenario_is_played_in_small() -> None:
+    assert QUICK.keys() == SCENARIOS.keys()
