@@ -68,11 +68,11 @@ def right_answer(server: LiveServer, body: bytes) -> bytes:
 
 
 def paced(count: int, every_s: float) -> Iterator[int]:
-    """Count up, at a steady pace."""
-    started_s = time.monotonic()
+    """Count up, at a steady pace; what takes longer is not made up for."""
     for number in range(count):
-        time.sleep(max(0.0, started_s + number * every_s - time.monotonic()))
+        started_s = time.monotonic()
         yield number
+        time.sleep(max(0.0, started_s + every_s - time.monotonic()))
 
 
 def until(look: Callable[[], T], deadline_s: float = DEADLINE_S) -> T:

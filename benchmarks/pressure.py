@@ -179,6 +179,7 @@ def slow_clients(
                 beside = load.run(address(server), picture(body), requests=requests, at_once=10)
                 held = crowd.held()
                 crowd.wait_until_closed(2 * limit_s + 30)
+                lingering = crowd.lingering()
                 crowds.append(crowd)
             ratios.append(alone.wall_s / beside.wall_s)
     closed = {kind: [each for crowd in crowds for each in crowd.closed()[kind]] for kind in sizes}
@@ -186,6 +187,7 @@ def slow_clients(
     return [
         *(_closed(kind, closed[kind], rounds * number, limit_s) for kind, number in sizes.items()),
         Finding("what they were told", listed(said), is_kept=True),
+        Finding("nothing of their answers is left in the kernel", f"{lingering} left", not lingering, True),  # noqa: FBT003
         Finding("normal requests are answered 200", f"{2 * rounds * requests} requests", is_kept=True),
         Finding("the crowd is there all the while", f"{held} of {sum(sizes.values())}", held > 0, True),  # noqa: FBT003
         _throughput("crowd", ratios),

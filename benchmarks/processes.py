@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 #: The kernel's numbers for ESTABLISHED and CLOSE_WAIT (include/net/tcp_states.h).
-_NOT_CLOSED_HERE = frozenset({"01", "08"})
+NOT_CLOSED_HERE = frozenset({"01", "08"})
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -85,13 +85,13 @@ def shared_mappings_bytes(pid: int) -> int:
     return sum(int(end, 16) - int(start, 16) for start, end in ranges)
 
 
-def accepted_from(port: int) -> set[int]:
-    """The clients' ports of all connections to a port that the service has not closed."""
+def accepted_from(port: int, states: frozenset[str] = NOT_CLOSED_HERE) -> set[int]:
+    """The clients' ports of all connections to a port of ours; those that we have not closed, if not told."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return {
         int(peer.rpartition(":")[2], 16)
         for _, own, peer, state, *_ in rows
-        if int(own.rpartition(":")[2], 16) == port and state in _NOT_CLOSED_HERE
+        if int(own.rpartition(":")[2], 16) == port and state in states
     }
 
 

@@ -16,8 +16,12 @@ from benchmarks.processes import accepted_from
 
 _TICK_S = 0.25
 
-#: So small that the kernel cannot take a picture in place of its client.
+#: The kernel's number for FIN_WAIT1: closed here, and not all delivered (include/net/tcp_states.h).
+_CLOSED_UNDELIVERED = frozenset({"04"})
+
+#: The kernel must not take the picture in the client's place: it sees little room here, and 4 MB to deliver.
 _NARROW_BYTES = 4096
+_LARGE_ANSWER = "/flip?quality=100"
 
 _ENDLESS_HEAD = b"POST /flip HTTP/1.1\r\nHost: localhost\r\nX-Slow: "
 
@@ -80,7 +84,7 @@ class Crowd:
         head_bytes = len(request) - len(body)
         # What they send, how much of it at once, then how fast; how fast they read.
         manners = {
-            "downloads": (request, len(request), 0, 10_000),
+            "downloads": (large := post(body, target=_LARGE_ANSWER), len(large), 0, 10_000),
             "uploads": (request, head_bytes, 1_000, 1_000),
             "heads": (_ENDLESS_HEAD + b"x" * 8000, len(_ENDLESS_HEAD), 10, 1_000),
         }
@@ -122,6 +126,10 @@ class Crowd:
             kind: sorted(slow.closed_s for slow in self._slow if slow.kind == kind and slow.closed_s)
             for kind in ("heads", "uploads", "downloads")
         }
+
+    def lingering(self) -> int:
+        """How many answers the kernel still tries to deliver, though the service has closed."""
+        return len(accepted_from(self._address[1], _CLOSED_UNDELIVERED) & self._ports.keys())
 
     def said(self) -> Counter[str]:
         """What they were told, by the first bytes of each answer."""
