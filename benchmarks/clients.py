@@ -38,6 +38,8 @@ class Exchange:
         worker: the pid that answered on this connection before, or does now; 0 when nobody has yet.
         status: 0 when there was no answer.
         failure: why the answer is missing or incomplete.
+        connecting_s: how long it took to connect.
+        started_s: when the first byte was sent.
     """
 
     address: Address
@@ -49,6 +51,7 @@ class Exchange:
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     failure: str = ""
+    connecting_s: float = 0.0
     started_s: float = 0.0
     first_line_s: float = 0.0
     ended_s: float = 0.0
@@ -58,13 +61,14 @@ class Exchange:
 
     def start(self) -> socket.socket | None:
         """Connect; None when that fails."""
-        self.started_s = time.monotonic()
+        self.started_s = began_s = time.monotonic()
         try:
             self.connection = self.connection or socket.create_connection(self.address, timeout=DEADLINE_S)
         except OSError as error:
             self.fail(str(error))
             return None
         self.connection.setblocking(False)  # noqa: FBT003 the standard library has no other way
+        self.connecting_s = time.monotonic() - began_s
         return self.connection
 
     def step(self, events: int) -> bool:
@@ -74,6 +78,7 @@ class Exchange:
             if events & selectors.EVENT_READ and self._read(self.connection):
                 return True
             if events & selectors.EVENT_WRITE:
+                self.started_s = self.started_s if self._sent else time.monotonic()
                 self._sent += self.connection.send(self._unsent())
         except BlockingIOError:
             return False

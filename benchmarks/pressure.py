@@ -88,7 +88,14 @@ def _times(first: list[Exchange], max_wait_s: float) -> list[Finding]:
     slowest_s = max((each.ended_s - each.started_s for each in served), default=0.0)
     service_s = max(map(_service_s, served), default=0.0)
     p95_s = percentile(refused_s, 95)
+    connecting_s = max(each.connecting_s for each in first)
     return [
+        Finding(
+            "no connection waits for a place among those to be accepted",
+            f"slowest {connecting_s:.3f} s",
+            connecting_s < 0.9,  # noqa: PLR2004 the kernel repeats what was not heard after 1 s
+            is_figure=True,
+        ),
         Finding(
             "a 503 comes within 0.25 s, for 95 %",
             f"p95 {p95_s:.3f} s, maximum {max(refused_s, default=0):.3f} s",
