@@ -26,11 +26,15 @@ class Snapshot:
         durations: requests per bucket, not cumulated, and one more for those above the last bound.
         duration_s: summed response time, in seconds.
         engine_s: summed time that engines spent on jobs, in seconds.
+        predicted_s: engine time that the admitted requests are thought to need still, in seconds.
+        held_bytes: of the pictures that come in or go out.
     """
 
     workers: int
     engines: int
     in_flight: int
+    predicted_s: float
+    held_bytes: int
     requests: Mapping[str, int]
     duration_bounds_s: Sequence[float]
     durations: Sequence[int]
@@ -59,6 +63,12 @@ class _Once(Collector):
         yield GaugeMetricFamily("flip_workers", "Workers that accept requests.", now.workers)
         yield GaugeMetricFamily("flip_engines", "Engines that can take work.", now.engines)
         yield GaugeMetricFamily("flip_jobs_in_flight", "Jobs waiting or worked on.", now.in_flight)
+        yield GaugeMetricFamily(
+            "flip_predicted_engine_seconds", "What the admitted requests need still.", now.predicted_s
+        )
+        yield GaugeMetricFamily(
+            "flip_held_bytes", "Bytes of pictures that come in or go out.", now.held_bytes
+        )
         requests = CounterMetricFamily("flip_requests", "Requests answered.", labels=["status"])
         for status, count in now.requests.items():
             requests.add_metric([status], count)

@@ -161,8 +161,10 @@ def _transform(job: Job, upload: int, sink: FileIO) -> Done:
     laps = _Laps()
     size = os.fstat(upload).st_size
     sink.seek(0)  # another engine may have died over this job
-    # An empty mapping is an error, and an empty picture is refused by its name.
-    source = mmap.mmap(upload, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
+    try:
+        source = mmap.mmap(upload, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
+    except OSError as error:  # there is no other reason
+        raise MemoryError from error
     with source:
         result = process(cast("Source", source), sink, job.recipe, job.limits, laps)
     spent = Spent(queue_us, laps.spent["decode"], laps.spent["transform"], laps.spent["encode"])

@@ -166,6 +166,8 @@ class Scoreboard:
             workers=sum(row[Cell.STATE] == State.ONLINE for row in workers),
             engines=sum(row[Cell.ENGINE_PID] != 0 for row in workers),
             in_flight=total(Cell.IN_FLIGHT),
+            predicted_s=total(Cell.PREDICTED_US) / 1e6,
+            held_bytes=total(Cell.HELD_BYTES),
             requests={
                 str(status) if status >= _FIRST_HTTP_STATUS else f"{status}xx": total(cell)
                 for status, cell in _STATUS_CELL.items()

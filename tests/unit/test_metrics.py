@@ -12,6 +12,8 @@ SNAPSHOT = Snapshot(
     workers=2,
     engines=1,
     in_flight=3,
+    predicted_s=0.75,
+    held_bytes=99,
     requests={"200": 40, "422": 2, "5xx": 0},
     duration_bounds_s=(0.1, 1.0, 10.0),
     durations=(30, 10, 0, 2),
@@ -37,6 +39,8 @@ def families() -> dict[str, Metric]:
         ("flip_workers", "gauge", 2),
         ("flip_engines", "gauge", 1),
         ("flip_jobs_in_flight", "gauge", 3),
+        ("flip_predicted_engine_seconds", "gauge", 0.75),
+        ("flip_held_bytes", "gauge", 99),
         ("flip_received_bytes", "counter", 2**40 + 1),
         ("flip_sent_bytes", "counter", 5),
         ("flip_jobs", "counter", 38),
@@ -79,7 +83,7 @@ def test_the_buckets_of_the_histogram_are_cumulated_and_the_last_one_holds_all(
 
 def test_every_figure_says_what_it_is(families: dict[str, Metric]) -> None:
     assert all(family.documentation.endswith(".") for family in families.values())
-    assert len(families) == 11
+    assert len(families) == 13
 
 
 def test_the_media_type_is_that_of_the_format() -> None:

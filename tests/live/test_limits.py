@@ -1,0 +1,220 @@
+"""What one picture, one client and all of them together may cost."""
+
+import hashlib
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+from support.live_server import DEADLINE_S, LiveServer
+
+SLOW = {"format": "avif"}  # takes seconds for the sample picture
+
+
+def flip(server: LiveServer, **query: str) -> httpx.Response:
+    return httpx.post(f"{server.url}/flip", params=query, timeout=DEADLINE_S)
+
+
+def kind(answer: httpx.Response) -> str:
+    problem: str = answer.json()["type"]
+    return problem.rpartition(":")[2]
+
+
+def connect(server: LiveServer) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), DEADLINE_S)
+
+
+def read_to_the_end(connection: socket.socket) -> None:
+    while connection.recv(65536):
+        pass
+
+
+def test_an_engine_retires_and_nobody_notices() -> None:
+    with LiveServer(environ={"WEB_CONCURRENCY": "1", "FLIP_ENGINE_MAX_JOBS": "3"}) as server:
+        answers = [flip(server) for _ in range(10)]
+        assert {answer.status_code for answer in answers} == {200}
+        assert len({answer.headers["X-Engine-PID"] for answer in answers}) == 4
+        server.wait_for("engine_retired", jobs=3, count=3)
+        assert server.workers()[0]["engine_deaths"] == 0
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveServer, Path]]:
+    """Two engines that are ended after half a second, and a place for what they died of."""
+    evidence = tmp_path_factory.mktemp("quarantine")
+    environ = {
+        "WEB_CONCURRENCY": "2",
+        "FLIP_ENGINE_TIMEOUT_S": "0.5",
+        "FLIP_QUARANTINE_DIR": str(evidence),
+    }
+    with LiveServer(environ=environ) as server:
+        yield server, evidence
+
+
+def test_a_picture_that_takes_too_long_is_given_up_and_then_refused_unseen(
+    impatient: tuple[LiveServer, Path], landscape: Path
+) -> None:
+    server, evidence = impatient
+    before = len(server.events)
+    for deaths in (1, 2):
+        answer = flip(server, **SLOW)
+        assert (answer.status_code, kind(answer)) == (422, "too-much-work")
+        server.wait_for("engine_died", after=before, signal="SIGALRM", count=deaths)
+        server.wait_for("engine_online", after=before, count=deaths)
+    # By now it is known, to the other worker too, whatever is asked for.
+    answers = [flip(server) for _ in range(6)]
+    assert {(answer.status_code, kind(answer)) for answer in answers} == {(422, "engine-killer")}
+    assert len({answer.headers["X-Worker-PID"] for answer in answers}) == 2
+    died = [event for event in server.events[before:] if event["event"] == "engine_died"]
+    assert len(died) == 2
+    digest = hashlib.sha256(landscape.read_bytes()).hexdigest()
+    server.wait_for("picture_ended_engines", digest=digest, format="jpeg", signal="SIGALRM", engines=2)
+    (file,) = evidence.iterdir()
+    assert file.name == f"{digest}.jpeg"
+    assert file.read_bytes() == landscape.read_bytes()
+
+
+@pytest.mark.parametrize("side", [5000, 9000])  # decoded it is too large, as it comes it is
+def test_a_picture_that_needs_too_much_memory_is_refused_and_the_engine_makes_room(side: int) -> None:
+    environ = {
+        "WEB_CONCURRENCY": "1",
+        "FLIP_ENGINE_MEMORY_BYTES": str(256 * 2**20),
+        "FLIP_MAX_BODY_BYTES": str(2**28),
+    }
+    huge = b"P6 %d %d 255\n" % (side, side) + bytes(side * side * 3)
+    with LiveServer(environ=environ) as server:
+        answer = httpx.post(f"{server.url}/flip", content=huge, timeout=DEADLINE_S)
+        assert (answer.status_code, kind(answer)) == (422, "too-many-pixels")
+        assert flip(server).status_code == 200
+        server.wait_for("engine_retired")
+
+
+def test_an_engine_is_the_first_to_go_when_memory_runs_out(server: LiveServer) -> None:
+    def score(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+    for worker in server.workers():
+        assert score(worker["engine_pid"]) > score(worker["pid"])
+
+
+def test_who_would_wait_too_long_is_told_when_to_come_back() -> None:
+    environ = {"WEB_CONCURRENCY": "1", "FLIP_MAX_WAIT_S": "0.5"}
+    with LiveServer(environ=environ) as server, ThreadPoolExecutor(12) as threads:
+        answers = [asked.result() for asked in [threads.submit(flip, server, **SLOW) for _ in range(12)]]
+        assert {answer.status_code for answer in answers} == {200, 503}
+        refused = [answer for answer in answers if answer.status_code == 503]
+        assert {kind(answer) for answer in refused} == {"service-unavailable"}
+        assert min(int(answer.headers["Retry-After"]) for answer in refused) >= 1
+
+
+def test_pictures_of_unknown_length_are_bounded_together() -> None:
+    environ = {"WEB_CONCURRENCY": "1", "FLIP_MAX_BYTES_IN_FLIGHT": "300000"}
+    with LiveServer(environ=environ) as server, connect(server) as first:
+        first.sendall(
+            b"POST /flip HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n30d40\r\n" + bytes(200_000)
+        )
+        while b"flip_held_bytes 200000.0" not in httpx.get(f"{server.url}/metrics").content:
+            pass  # bounded by the test's own time limit
+        answer = httpx.post(
+            f"{server.url}/flip", content=(bytes(50_000) for _ in range(4)), timeout=DEADLINE_S
+        )
+        assert (answer.status_code, kind(answer)) == (503, "service-unavailable")
+
+
+def test_one_connection_too_many_is_told_so() -> None:
+    with LiveServer("--worker-connections", "3", environ={"WEB_CONCURRENCY": "1"}) as server:
+        with ExitStack() as held:
+            for _ in range(3):
+                connection = held.enter_context(connect(server))
+                connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+            with connect(server) as fourth, fourth.makefile("rb") as answer:
+                head, _, problem = answer.read().partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 503 ")
+            assert b"retry-after: 1" in head
+            assert b"too many connections" in problem
+        while server.workers()[0]["requests"] < 5:
+            pass  # bounded by the test's own time limit
+        assert flip(server).status_code == 200
+
+
+def test_headers_that_do_not_come_are_not_waited_for() -> None:
+    environ = {"WEB_CONCURRENCY": "1", "FLIP_HEADERS_TIMEOUT_S": "0.5"}
+    with LiveServer(environ=environ) as server, connect(server) as silent, connect(server) as slow:
+        slow.sendall(b"POST /flip HTTP/1.1\r\nHost:")
+        with slow.makefile("rb") as answer:
+            assert answer.read().startswith(b"HTTP/1.1 408 ")
+        assert silent.recv(1) == b""
+        server.wait_for("client_too_slow", stage="headers", count=2)
+
+
+@pytest.fixture(scope="module")
+def brisk() -> Iterator[LiveServer]:
+    environ = {"WEB_CONCURRENCY": "1", "FLIP_SLOW_AFTER_S": "1", "FLIP_MIN_BYTES_PER_S": "1000000"}
+    with LiveServer(environ=environ) as server:
+        yield server
+
+
+def test_a_slow_upload_is_told_so(brisk: LiveServer, landscape: Path) -> None:
+    with connect(brisk) as connection, connection.makefile("rb") as answer:
+        connection.sendall(b"POST /flip HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n")
+        connection.sendall(landscape.read_bytes()[:400_000])
+        head, _, problem = answer.read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 ")
+    assert b"upload-too-slow" in problem
+    assert brisk.workers()[0]["in_flight"] == 0
+
+
+def test_a_slow_download_is_cut_off(brisk: LiveServer, landscape: Path) -> None:
+    picture = landscape.read_bytes()
+    before = len(brisk.events)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        connection.settimeout(DEADLINE_S)
+        connection.connect(("127.0.0.1", brisk.port))
+        request = b"POST /flip?format=png HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+        connection.sendall(request % len(picture) + picture)
+        assert connection.recv(15) == b"HTTP/1.1 200 OK"
+        brisk.wait_for("client_too_slow", after=before, stage="download")
+        with pytest.raises(ConnectionResetError):
+            read_to_the_end(connection)
+
+
+def test_an_engine_at_work_keeps_nobody_waiting_for_the_client(brisk: LiveServer) -> None:
+    """A picture that takes an engine longer than clients may dawdle is no slow client."""
+    assert flip(brisk, **SLOW).status_code == 200
+
+
+def test_what_a_client_left_behind_is_not_worked_on() -> None:
+    with LiveServer("--log-level", "debug", environ={"WEB_CONCURRENCY": "1"}) as server:
+        with ThreadPoolExecutor(1) as threads:
+            long_one = threads.submit(flip, server, **SLOW)
+            while not server.workers()[0]["in_flight"]:
+                pass  # bounded by the test's own time limit
+            with ExitStack() as leaving:
+                for _ in range(5):
+                    client = leaving.enter_context(connect(server))
+                    client.sendall(b"POST /flip HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+                while server.workers()[0]["in_flight"] < 6:
+                    assert not long_one.done()
+            server.wait_for("request", status=499, count=5)
+            assert long_one.result().status_code == 200
+        assert flip(server).status_code == 200
+        assert server.workers()[0]["jobs"] == 2
+
+
+def test_a_stopped_engine_is_no_reason_to_lose_a_request() -> None:
+    """Two engines die over a picture that is innocent: the second time somebody killed it with a purpose."""
+    with LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server, ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(flip, server, **SLOW)
+        while not any(worker["in_flight"] for worker in server.workers()):
+            pass  # bounded by the test's own time limit
+        victim, other = server.workers()
+        os.kill(victim["engine_pid"], signal.SIGKILL)
+        os.kill(other["engine_pid"], signal.SIGKILL)
+        assert answer.result().status_code == 200
