@@ -119,10 +119,11 @@ def _read_blocks(data: Data, position: int, size: tuple[int, int], limits: Limit
             blocks.append(frame)
         elif kind == _EXTENSION:
             end = _skip_sub_blocks(data, position + 2)
-            length = data[position + 2]
-            if length != _EXTENSION_BYTES.get(data[position + 1], length):
+            label, length = data[position + 1], data[position + 2]
+            if length != _EXTENSION_BYTES.get(label, length):
                 raise _damage("an extension has a wrong length")  # decoders stumble over it
-            if length:  # and over one that is empty
+            name_bytes = 1 + length if label == _APPLICATION else 0
+            if data[position + 2 + name_bytes]:  # and over one that is empty
                 blocks.append(data[position:end])
             position = end
         elif kind == 0:

@@ -59,8 +59,9 @@ def test_an_extension_that_decoders_stumble_over_is_damage(extension: bytes) -> 
         processed(gif_with(extension), "flip")
 
 
-def test_an_empty_extension_is_left_out() -> None:
-    outcome = processed(gif_with(b"\x21\0\0"), "flip")
+@pytest.mark.parametrize("extension", [b"\x21\0\0", b"\x21\xff\x0bNETSCAPE2.0\0"])
+def test_an_empty_extension_is_left_out(extension: bytes) -> None:
+    outcome = processed(gif_with(extension), "flip")
     outcome.image.load()
     assert outcome.data == processed(gif_with(b""), "flip").data
 
@@ -112,3 +113,22 @@ def test_pages_of_all_depths_go_into_one_file(order: str) -> None:
             before.seek(page)
             after.seek(page)
             assert grid_of(after) == grid_of(before)
+
+
+def bmp_with_alpha(across: int, down: int) -> bytes:
+    """Four by two pixels, a version 3 header, and as many pixels per metre as it is told."""
+    size = struct.pack("<IiiHHIIII", 56, 4, 2, 1, 32, 3, 0, across, down)
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    head = size + bytes(8) + masks
+    return b"BM" + struct.pack("<IHHI", 14 + len(head) + 32, 0, 0, 14 + len(head)) + head + pictures.noise(32)
+
+
+def test_a_resolution_without_measure_is_left_out_of_a_bmp_with_alpha() -> None:
+    outcome = processed(bmp_with_alpha(0xFEFEFEFE, 2835), "flip")
+    assert outcome.image.mode == "RGBA"
+    assert outcome.image.info["dpi"] == pytest.approx((96, 96), abs=0.1)
+
+
+def test_the_resolutions_of_a_bmp_with_alpha_change_places_with_its_sides() -> None:
+    outcome = processed(bmp_with_alpha(11811, 3780), "transpose")
+    assert outcome.image.info["dpi"] == pytest.approx((96, 300), abs=0.1)
