@@ -1,12 +1,14 @@
 # flipcluster: `make serve` and `make test` need nothing but Python >= 3.11, git and make.
 
 PYTHON ?= python3
+IMAGES ?= 300000
+SEED ?= $(shell date +%Y%m%d)
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 BIN := .venv/bin
 INSTALLED := .venv/.installed-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint check format ratios chaos soak lock clean
+.PHONY: help install serve test fuzz lint check format ratios chaos soak lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -24,6 +26,9 @@ serve: install ## start the cluster on 127.0.0.1:8000
 
 test: install ## run the tests
 	$(BIN)/pytest
+
+fuzz: install ## send odd images and requests for about 10 minutes (IMAGES=100000 SEED=7)
+	FUZZ_IMAGES=$(IMAGES) FUZZ_SEED=$(SEED) $(BIN)/pytest tests/fuzz -o log_cli=true --log-cli-level=INFO --log-disable=httpx
 
 lint: install ## format, lint, types, import contracts
 	$(BIN)/ruff format --check

@@ -1,5 +1,6 @@
 """The picture formats we know: how each is told from its bytes, opened, and what it can hold."""
 
+import logging
 import mmap
 import warnings
 from collections.abc import Iterator
@@ -26,6 +27,9 @@ from PIL import (
 )
 
 from server.errors import DamagedImage, ServiceError, TooManyPixels, UnsupportedImage
+
+# What it says of odd files is for nobody; without a handler Python would print it into our log.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 # We check the pixels ourselves, from the header and against the caller's limits.
 Image.MAX_IMAGE_PIXELS = None

@@ -144,11 +144,12 @@ def _rounded(dpi: tuple[float, float] | None) -> tuple[int, int]:
 
 def _to_bmp(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
     image = next(frames).image
+    dpi = target.attachments.dpi or (96, 96)
     if image.mode == "RGBA" and target.source is Format.BMP:
-        stills.write_bmp_with_alpha(sink, image)
+        stills.write_bmp_with_alpha(sink, image, dpi)
         return
     image = fit(image, Format.BMP)
-    image.save(sink, "BMP", dpi=target.attachments.dpi or (96, 96))
+    image.save(sink, "BMP", dpi=dpi)
 
 
 def _to_png(sink: Sink, frames: Iterator[Frame], target: Target) -> None:

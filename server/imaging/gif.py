@@ -14,6 +14,8 @@ from server.imaging.operations import Rect, swaps_axes, turned_rect, turned_size
 
 _IMAGE, _EXTENSION, _TRAILER = 0x2C, 0x21, 0x3B
 _COMMENT, _APPLICATION = 0xFE, 0xFF
+#: How long the first part of an extension is, by its label (sections 23, 25 and 26).
+_EXTENSION_BYTES = {0xF9: 4, 0x01: 12, _APPLICATION: 11}
 _HAS_TABLE, _IS_INTERLACED = 0x80, 0x40
 _OPAQUE = 255
 
@@ -117,7 +119,12 @@ def _read_blocks(data: Data, position: int, size: tuple[int, int], limits: Limit
             blocks.append(frame)
         elif kind == _EXTENSION:
             end = _skip_sub_blocks(data, position + 2)
-            blocks.append(data[position:end])
+            label, length = data[position + 1], data[position + 2]
+            if length != _EXTENSION_BYTES.get(label, length):
+                raise _damage("an extension has a wrong length")  # decoders stumble over it
+            name_bytes = 1 + length if label == _APPLICATION else 0
+            if data[position + 2 + name_bytes]:  # and over one that is empty
+                blocks.append(data[position:end])
             position = end
         elif kind == 0:
             position += 1  # stray terminators are common, and harmless

@@ -394,9 +394,11 @@ def encoder_settings(
     }
     if quality is not None:
         return settings | {"quality": quality, "keep_rgb": False}
+    # Green and blue may be stored coarser than red, and Pillow cannot write that.
+    subsampling = _FULL_CHROMA if settings["keep_rgb"] else _subsampling(image, is_turned=is_turned)
     return settings | {
         "qtables": _component_tables(image, is_turned=is_turned),
-        "subsampling": _subsampling(image, is_turned=is_turned),
+        "subsampling": subsampling,
     }
 
 

@@ -68,6 +68,11 @@ _COLOUR_CHUNKS = frozenset(
 )
 _METADATA_CHUNKS = frozenset({b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"tIME", b"pHYs"})
 
+#: Lengths that are fixed (11.3). Decoders that find another refuse the file, and we must not send such a one.
+_LENGTHS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9, b"tIME": 7}
+#: Chunks that name a compression method after their keyword; there is one method, 0 (11.3.2.3, 11.3.3.3).
+_COMPRESSED_CHUNKS = frozenset({b"iCCP", b"zTXt"})
+
 
 class Chunk(NamedTuple):
     """One chunk without length and checksum (PNG 3rd edition, 5.3)."""
@@ -153,6 +158,14 @@ def _chunks(data: Data) -> Iterator[Chunk]:
     raise _damage(f"it has more than {MAX_PARTS} chunks")
 
 
+def _is_sound(chunk: Chunk) -> bool:
+    """Whether a chunk that is passed on has a form that every decoder takes."""
+    if chunk.kind in _COMPRESSED_CHUNKS:
+        _keyword, end, rest = chunk.data.partition(b"\0")
+        return bool(end) and rest[:1] == b"\0"
+    return chunk.kind.isalpha() and len(chunk.data) == _LENGTHS.get(chunk.kind, len(chunk.data))
+
+
 class _Reader:
     """Collects chunks into a `Png`; one method per chunk type that matters."""
 
@@ -191,6 +204,8 @@ class _Reader:
             if self._animation is not None:  # else they belong to no animation and mean nothing
                 self._take_sequence(chunk.data)
                 (self._add_control if chunk.kind == b"fcTL" else self._add_frame_data)(chunk.data)
+        elif not _is_sound(chunk):
+            raise _damage("an ancillary chunk has a wrong form")
         elif chunk.kind[0] & 0x20 or chunk.kind == b"PLTE":
             (self._after if self._has_pixels else self._before).append(chunk)
         else:
@@ -230,12 +245,16 @@ class _Reader:
         """The whole file, once every chunk was added."""
         frames = tuple(PngFrame(rect, control, b"".join(parts)) for rect, control, parts in self._frames)
         declared, plays = self._animation or (0, 0)
-        if not self._has_pixels or not all(frame.stream for frame in frames):
+        still = b"".join(self._still) or None
+        if not self._has_pixels or not (still or frames) or not all(frame.stream for frame in frames):
             raise _damage("it has no pixels")
         if len(frames) != declared:
             raise _damage(f"it has {len(frames)} of its {declared} frames")
         if self._colour_type == 3:  # noqa: PLR2004
             self._check_palette()
+        needed = {0: 2, 2: 6}.get(self._colour_type, 0)
+        if any(len(chunk.data) < needed for chunk in self._before + self._after if chunk.kind == b"tRNS"):
+            raise _damage("its transparent colour is cut off")
         width, height = self._size
         self._limits.check_total(width * height * max(1, len(frames)))
         return Png(
@@ -245,7 +264,7 @@ class _Reader:
             is_interlaced=bool(self._interlace),
             before=tuple(self._before),
             after=tuple(self._after),
-            still=b"".join(self._still) or None,
+            still=still,
             frames=frames,
             plays=plays,
         )

@@ -128,13 +128,13 @@ def is_deep(form: Format, image: ImageFile.ImageFile, data: Data) -> bool:
     return False
 
 
-def write_bmp_with_alpha(sink: Sink, image: Image.Image) -> None:
+def write_bmp_with_alpha(sink: Sink, image: Image.Image, dpi: tuple[float, float]) -> None:
     """A BMP whose alpha readers see: with a version 4 header and bit fields (Windows, BITMAPV4HEADER).
 
     Pillow's own writer puts alpha into a field that every reader must ignore.
     """
     pixels = image.tobytes("raw", ("BGRA", 0, -1))
-    per_metre = [round(dpi / 0.0254) for dpi in image.info.get("dpi", (96, 96))]
+    per_metre = [round(number / 0.0254) for number in dpi]
     offset = _BMP_HEADER.size + _BMP_V4_INFO.size
     sink.write(_BMP_HEADER.pack(b"BM", offset + len(pixels), 0, 0, offset))
     masks = (0x00FF0000, 0x0000FF00, 0x000000FF, 0xFF000000)

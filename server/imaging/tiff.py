@@ -143,7 +143,8 @@ def is_deep(image: TiffImageFile) -> bool:
 def as_meant(image: TiffImageFile) -> Image.Image:
     """The decoded page with its gray as it is meant, which Pillow leaves undone for more than 8 bits.
 
-    White is the highest number, and 12 bits fill the 16 that they are kept in.
+    White is the highest number, and 12 bits fill the 16 that they are kept in. Samples lie in one order of
+    bytes, since all pages of a file must, and are not multiplied by their alpha, which cannot be written.
 
     Raises:
         UnsupportedImage: white is zero, and black is any number.
@@ -153,6 +154,10 @@ def as_meant(image: TiffImageFile) -> Image.Image:
         raise UnsupportedImage(
             "White is zero in this TIFF, and its samples are floating. Make white the highest."
         )
+    if image.mode == "I;16B":
+        return image.convert("I").convert("I;16")
+    if image.mode == "La":
+        return image.convert("LA")
     if image.mode == "I;16" and bits == (12,):
         return image.point(lambda sample: sample * (65535 / 4095))
     if image.mode == "I;16" and is_inverted:
@@ -181,7 +186,7 @@ def page_settings(
         compression = "tiff_adobe_deflate"
     if compression == "jpeg" and turned.mode not in _JPEG_MODES:
         compression = "tiff_adobe_deflate"
-    tags = ImageFileDirectory_v2(prefix=b"MM" if turned.mode == "I;16B" else b"II")
+    tags = ImageFileDirectory_v2()
     if compression in _PREDICTABLE and image.tag_v2.get(_PREDICTOR, 1) == 2 and turned.mode != "F":  # noqa: PLR2004
         tags[_PREDICTOR] = 2
     settings: dict[str, Any] = {"tiffinfo": tags, "compression": compression, "icc_profile": b""}

@@ -3,7 +3,7 @@
 import socket
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from io import BytesIO
 from pathlib import Path
@@ -225,14 +225,30 @@ def test_a_path_cannot_write_to_the_terminal_of_who_reads_the_log(server: LiveSe
     assert path == r"/\x1b[31mRED\n\x9b"
 
 
-def test_what_a_decoder_prints_stays_out_of_the_log(server: LiveServer) -> None:
+def damaged_fax() -> bytes:
+    """libtiff complains of it on its standard error."""
     with BytesIO() as file:
         noise = Image.frombytes("1", (200, 200), Random(1).randbytes(25 * 200))
         noise.save(file, "TIFF", compression="group4")
         damaged = bytearray(file.getvalue())
-    damaged[1000:1100] = b"\xff" * 100  # libtiff complains of it on its standard error
+    damaged[1000:1100] = b"\xff" * 100
+    return bytes(damaged)
+
+
+def tiff_of_many_samples() -> bytes:
+    """Pillow complains of it through Python's logging."""
+    tags = [(256, 1), (257, 1), (277, 164)]
+    return (
+        struct.pack("<2sHLH", b"II", 42, 8, 3)
+        + b"".join(struct.pack("<HHLL", tag, 3, 1, value) for tag, value in tags)
+        + bytes(4)
+    )
+
+
+@pytest.mark.parametrize("make", [damaged_fax, tiff_of_many_samples])
+def test_what_a_decoder_prints_stays_out_of_the_log(server: LiveServer, make: Callable[[], bytes]) -> None:
     before = len(server.events)
-    answer = httpx.post(f"{server.url}/flip", content=bytes(damaged))
+    answer = httpx.post(f"{server.url}/flip", content=make())
     server.wait_for("request", after=before, request_id=answer.headers["X-Request-ID"])
     assert {event["event"] for event in server.events[before:]} == {"request"}
 
