@@ -47,7 +47,7 @@ def overload(at_once: int = 200, max_wait_s: float = 10.0, body: str = "big") ->
 
     def then(exchange: Exchange) -> Exchange | None:
         exchange.close()
-        (first if len(first) < at_once and not exchange.not_before_s else retries).append(exchange)
+        (retries if exchange.not_before_s else first).append(exchange)
         wait_s = exchange.headers.get("retry-after", "")
         if exchange.status != _UNAVAILABLE or exchange.not_before_s or not wait_s.isdigit():
             return None
@@ -72,6 +72,7 @@ def _answers(first: list[Exchange], retries: list[Exchange]) -> list[Finding]:
     waits_s = [int(exchange.headers.get("retry-after", 0)) for exchange in refused]
     return [
         Finding("every answer is 200 or 503", listed(counts), counts.keys() <= {"200", "503"}),
+        Finding("it is too much: some are refused", f"{len(refused)} refused", bool(refused), is_figure=True),
         Finding("every 503 has a Retry-After", f"{unsaid} without", not unsaid),
         Finding(
             "one retry after that long succeeds, for 95 %",
