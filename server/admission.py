@@ -27,6 +27,10 @@ _LEAST_US = 500
 _HEADROOM = 1.25
 
 
+#: Who comes back too early comes in vain, who comes late loses a little: so much is added to a promise.
+_MARGIN = 0.5
+
+
 class Ticket:
     """What one admitted request takes of the cluster.
 
@@ -135,7 +139,7 @@ class Admission:
         self._row[Cell.PROMISED_US] = int(free_us + need_us / engines)
         return ServiceUnavailable(
             "All engines are busy for longer than you should wait. Try again later.",
-            retry_after_s=max(1, ceil((self._row[Cell.PROMISED_US] - now) / 1e6)),
+            retry_after_s=max(1, ceil((self._row[Cell.PROMISED_US] - now) / 1e6 * (1 + _MARGIN))),
         )
 
     def _engines(self) -> int:

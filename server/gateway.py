@@ -12,7 +12,7 @@ from io import FileIO
 from typing import Any
 from urllib.parse import urlsplit
 
-from gunicorn.asgi.parser import PythonProtocol
+from gunicorn.asgi.parser import CallbackRequest, ParseError, PythonProtocol
 from gunicorn.asgi.protocol import ASGIProtocol, BodyReceiver
 from gunicorn.workers import gasgi
 
@@ -210,21 +210,43 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         if not self._body_receiver.buffered:  # first what came before
             self._diverted_to = file
 
+    def _handle_h1c_exception(self, exc: Exception) -> bool:
+        """Answer 400 to what the parser chokes on, such as a length of thousands of digits."""
+        if not super()._handle_h1c_exception(exc):
+            log.debug("parser_failed", error=repr(exc)[:200])
+            self._send_error_response(HTTPStatus.BAD_REQUEST, "it cannot be parsed")
+            self._close_transport()
+        return True
+
     def _on_headers_complete(self) -> bool:
-        """Begin a request: its body is received with our time limits."""
+        """Begin a request: its head is one that HTTP allows, its body is received with our time limits."""
         is_without_body: bool = super()._on_headers_complete()
+        self._check_head(self._current_request)
         self._diverted_to = None
         self._body_receiver = _BodyReceiver(self._current_request, self)
         return is_without_body
 
     def _build_http_scope(self, *request: object) -> dict[str, Any]:
-        """Let the app divert the body; understand every form of target."""
+        """Let the app divert the body."""
         scope: dict[str, Any] = super()._build_http_scope(*request)
         self._scope = scope
         scope["divert"] = self._divert
-        if not scope["path"].startswith("/"):  # the absolute form of RFC 9112, section 3.2.2
-            scope["path"] = urlsplit(scope["path"]).path or "/"
         return scope
+
+    @staticmethod
+    def _check_head(request: CallbackRequest) -> None:
+        """Understand every form of target, and want a host (RFC 9112, section 3.2).
+
+        Raises:
+            ParseError: what gunicorn answers 400.
+        """
+        if request.version >= (1, 1) and not any(name == b"host" for name, _ in request.headers_bytes):
+            raise ParseError("there is no Host header")
+        if not request.path.startswith("/"):
+            try:
+                request.path = urlsplit(request.path).path or "/"
+            except ValueError:
+                raise ParseError("the target is no URL") from None
 
     def eof_received(self) -> None:
         """Take a client that will send no more for one that has left, and its request with it.
@@ -315,6 +337,18 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
     def load_wsgi(self) -> None:
         """Build the app of this worker, instead of importing one that knows nothing of the cluster."""
         self.asgi: Any = create_app(self.settings, self.membership, os.environ)
+
+    def _setup_event_loop(self) -> None:
+        """Let as many connections wait to be accepted as `backlog` says: asyncio says 100."""
+        super()._setup_event_loop()
+        create_server = self.loop.create_server
+
+        async def with_backlog(*arguments: Any, sock: socket.socket, **more: Any) -> asyncio.Server:  # noqa: ANN401
+            server: asyncio.Server = await create_server(*arguments, sock=sock, **more)
+            sock.listen(self.cfg.backlog)
+            return server
+
+        self.loop.create_server = with_backlog
 
     async def _serve(self) -> None:
         sweep = asyncio.create_task(self._sweep())

@@ -31,6 +31,9 @@ from server.logs import get_logger
 
 log = get_logger(__name__)
 
+#: How many engines may be lost over one request, if it is not plain that the picture did it.
+_PATIENCE = 4
+
 #: How long we wait to be told how an engine ended, and how often we look, in seconds.
 _VERDICT_S = 1.0
 _LOOK_EVERY_S = 0.002
@@ -60,6 +63,11 @@ class Lost:
     def took_too_long(self) -> bool:
         """Whether the kernel ended it for that."""
         return self.returncode == -signal.SIGALRM
+
+    @property
+    def may_be_an_accident(self) -> bool:
+        """Whether somebody else may have ended it: an operator, the kernel for want of memory."""
+        return self.pid == 0 or self.returncode == -signal.SIGKILL
 
 
 class Dispatcher:
@@ -120,18 +128,21 @@ class Dispatcher:
 
     async def _try(self, upload: FileIO, result: FileIO, recipe: Recipe) -> Done:
         """Ask an engine, and another one when the first dies: that costs the request nothing."""
-        first = await self._ask(upload, result, recipe, Lane.ORDINARY)
-        if not isinstance(first, Lost):
-            return _judge(first)
-        if first.took_too_long:
-            await self._convict(upload, first, deaths=1)
-            raise TooMuchWork("The image takes too long to process. Send a smaller or simpler one.")
-        log.warning("engine_lost_job", pid=first.pid)
-        second = await self._ask(upload, result, recipe, Lane.RETRY)
-        if not isinstance(second, Lost):
-            return _judge(second)
-        await self._convict(upload, second, deaths=FATAL)
-        raise _killer()
+        losses = guilt = 0
+        while True:
+            lane = Lane.RETRY if losses else Lane.ORDINARY
+            outcome = await self._ask(upload, result, recipe, lane)
+            if not isinstance(outcome, Lost):
+                return _judge(outcome)
+            if outcome.took_too_long:
+                await self._convict(upload, outcome, deaths=1)
+                raise TooMuchWork("The image takes too long to process. Send a smaller or simpler one.")
+            log.warning("engine_lost_job", pid=outcome.pid)
+            losses += 1
+            guilt += not outcome.may_be_an_accident
+            if guilt == FATAL or losses == _PATIENCE:
+                await self._convict(upload, outcome, deaths=FATAL)
+                raise _killer()
 
     async def _convict(self, upload: FileIO, lost: Lost, deaths: int) -> None:
         """Remember a picture that engines died of, with the evidence in the log."""

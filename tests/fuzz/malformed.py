@@ -43,6 +43,7 @@ _DISPOSITION = b'Content-Disposition: form-data; name="image"; filename="a"'
 FRAMING: Rows = {
     "length and chunks": (post(b"Content-Length: 4", b"Transfer-Encoding: chunked", body=_TWO_WAYS), (400,)),
     "chunks and length": (post(b"Transfer-Encoding: chunked", b"Content-Length: 4", body=_TWO_WAYS), (400,)),
+    "a length of thousands of digits": (post(b"Content-Length: " + b"9" * 5000, body=SMUGGLED), (400,)),
     "two lengths": (post(b"Content-Length: 0", _HIDDEN, body=SMUGGLED), (400,)),
     "the same length twice": (post(b"Content-Length: 5", b"Content-Length: 5", body=b"hello"), (400,)),
     **{
@@ -123,6 +124,7 @@ CHUNKS: Rows = {
 
 HEADS: Rows = {
     "bare LFs": (b"GET /healthz HTTP/1.1\nHost: a\n\n" + SMUGGLED, (400,)),
+    "no host": (b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n", (400,)),
     "a bare LF": (get(b"X: a\nY: b"), (400,)),
     "a bare CR": (get(b"X: a\rY: b"), (400,)),
     "NUL in a value": (get(b"X: a\0b"), (400,)),
@@ -169,7 +171,7 @@ TARGETS: Rows = {
     )
     for method, target, status in (
         (b"CONNECT", b"a:80", 404), (b"CONNECT", b"/flip", 405), (b"OPTIONS", b"*", 404), (b"GET", b"*", 400),
-        (b"GET", b"http://a/healthz", 200), (b"GET", b"http://other:1/healthz", 200), (b"GET", b"http://", 200),
+        (b"GET", b"http://a/healthz", 200), (b"GET", b"http://other:1/healthz", 200), (b"GET", b"http://", 200), (b"GET", b"http://[/healthz", 400),
         (b"GET", b"//healthz", 200), (b"GET", b"/../healthz", 404),
         (b"GET", b"/%2e%2e/healthz", 404), (b"GET", b"/%00", 404), (b"GET", b"/%zz", 404), (b"GET", b"/%", 404),
         (b"GET", b"/%ff%fe", 404), (b"GET", b"/\xff", 400), (b"GET", b"/healthz#a", 404), (b"GET", b"/healthz;a", 404),
