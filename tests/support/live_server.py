@@ -27,9 +27,11 @@ class LiveServer:
     Args:
         arguments: gunicorn's, after the address.
         environ: added to a clean environment.
+        root: where it is started; a copy of the repository, for tests that break it.
     """
 
-    def __init__(self, *arguments: str, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(self, *arguments: str, environ: Mapping[str, str] | None = None, root: Path = ROOT) -> None:
+        self._root = root
         self._command = [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0", *arguments]
         self._environ = clean_environ() | dict(environ or {})
         self.events: list[Event] = []
@@ -39,7 +41,7 @@ class LiveServer:
         # A session of its own, by which everything it starts can be found again.
         self._process = subprocess.Popen(
             self._command,
-            cwd=ROOT,
+            cwd=self._root,
             env=self._environ,
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
