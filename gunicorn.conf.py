@@ -29,7 +29,7 @@ if _here not in sys.path:
 for _name in [_name for _name in sys.modules if _name.partition(".")[0] == "server"]:
     del sys.modules[_name]
 
-from server import logs
+from server import check, logs
 from server.cluster.cpus import usable_cores
 from server.cluster.membership import Membership
 from server.cluster.quarantine import Quarantine
@@ -111,10 +111,12 @@ def on_starting(server: "Arbiter") -> None:
         sys.exit("flipcluster: no workers, nothing served; set -w or WEB_CONCURRENCY to 1 or more")
     if server.cfg.reload:
         sys.exit("flipcluster: --reload would restart workers with old code; send HUP after an edit")
+    check.guard(server)
 
 
-def on_reload(_server: "Arbiter") -> None:
+def on_reload(server: "Arbiter") -> None:
     """Let go of the work socket and the scoreboard that only the old configuration knew."""
+    check.guard(server)  # with the new code
     gc.collect()
 
 

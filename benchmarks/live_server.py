@@ -28,11 +28,17 @@ class LiveServer:
         arguments: gunicorn's, after the address.
         environ: added to a clean environment.
         ignore: events that are not kept; a long run has very many requests.
+        root: where it is started; a copy of the repository, for tests that break it.
     """
 
     def __init__(
-        self, *arguments: str, environ: Mapping[str, str] | None = None, ignore: Collection[str] = ()
+        self,
+        *arguments: str,
+        environ: Mapping[str, str] | None = None,
+        ignore: Collection[str] = (),
+        root: Path = ROOT,
     ) -> None:
+        self._root = root
         self._command = [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0", *arguments]
         self._environ = clean_environ() | dict(environ or {})
         self.events: list[Event] = []
@@ -43,7 +49,7 @@ class LiveServer:
         # A session of its own, by which everything it starts can be found again.
         self._process = subprocess.Popen(
             self._command,
-            cwd=ROOT,
+            cwd=self._root,
             env=self._environ,
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -81,7 +81,7 @@ def create_app(settings: Settings, membership: Membership, environ: Mapping[str,
         app.add_route(path, Transform(operation, admission, uploads, dispatcher, spares))
     app.add_route("/", probes.Front())
     app.add_route("/healthz", probes.Healthz())
-    app.add_route("/readyz", probes.Readyz(membership.scoreboard))
+    app.add_route("/readyz", probes.Readyz(membership.scoreboard, row))
     app.add_route("/status", probes.Status(membership.scoreboard))
     app.add_route("/metrics", probes.Metrics(membership.scoreboard))
     app.add_route("/openapi.json", probes.OpenApi())

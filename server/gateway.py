@@ -5,6 +5,7 @@ import fcntl
 import os
 import socket
 import struct
+import sys
 import termios
 from email.utils import formatdate
 from http import HTTPStatus
@@ -18,6 +19,7 @@ from gunicorn.workers import gasgi
 
 from server.app import create_app
 from server.cluster.membership import Membership
+from server.cluster.scoreboard import Cell, State
 from server.errors import RequestError, UploadTooSlow
 from server.logs import get_logger
 from server.settings import Settings
@@ -25,6 +27,9 @@ from server.web.middleware import Exchange, common_headers, log_exchange
 from server.web.problems import MEDIA_TYPE, OUR_FAULT, Problem
 
 log = get_logger(__name__)
+
+#: How often a worker that is told to end looks whether it can, in seconds.
+TICK_S = 0.1
 
 #: How long a connection that we close is still read from, in seconds, while the client takes our answer.
 LINGER_S = 2.0
@@ -79,6 +84,8 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
 
     _closed: bool
     _is_lingering = False
+    _is_last_answer = False
+    _decided_for: object = None
     _diverted_to: FileIO | None = None
     _scope: dict[str, Any]
     _received_bytes = 0
@@ -289,6 +296,25 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         exchange.count_on(self.worker.membership.row)
         log_exchange(exchange, method="-", path="-")
 
+    def _will_close(self, request: object, response_requires_close: object) -> bool:
+        """Decide whether an answer is its connection's last, in time for its headers to say so.
+
+        gunicorn decides a second time when the body is out, and would close a connection that was promised
+        to stay when it is told to stop in between.
+        """
+        if self._decided_for is not request:
+            self._decided_for = request
+            self.worker.count_answer()
+            self._is_last_answer = self.worker.is_draining or super()._will_close(
+                request, response_requires_close
+            )
+        return self._is_last_answer
+
+    def _may_send_more(self) -> bool:
+        """Whether the client may still send: the rest of a body, or a request before it knows."""
+        receiver = self._body_receiver
+        return receiver is not None and not (receiver._complete and self._current_request.should_close())  # noqa: SLF001
+
     def _close_transport(self) -> None:
         """Close after an answer, in a way that lets the client read it.
 
@@ -296,8 +322,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         and a reset overtakes the answer. So we end our side only, and read on for a moment
         (RFC 9112, section 9.6).
         """
-        receiver = self._body_receiver
-        if self._closed or receiver is None or receiver._complete:  # noqa: SLF001
+        if self._closed or not self._may_send_more():
             super()._close_transport()
         else:
             self._linger()
@@ -327,6 +352,14 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
     membership: Membership
     settings: Settings
     connections: set[Protocol]
+    is_draining = False
+    max_requests: int
+    _quick_shutdown: bool
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        # gunicorn would close connections at once, told or not, when it sees the limit reached.
+        self._max_answers, self.max_requests = self.max_requests, sys.maxsize
 
     def enlist(self, membership: Membership, settings: Settings) -> None:
         """Give the worker what it will need; called in the arbiter before it forks."""
@@ -367,3 +400,48 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
                     connection.check_pace(now_s)
                 except Exception:
                     log.exception("sweep_failed")  # the others still have to be looked at
+
+    def handle_exit_signal(self) -> None:
+        """End after what has begun (TERM); before the first connection nothing has."""
+        if self.servers:
+            self.drain()
+        else:
+            self.membership.row[Cell.STATE] = State.STOPPING
+            sys.exit(0)
+
+    def count_answer(self) -> None:
+        """Retire with the answer that is about to begin when it is the last of --max-requests."""
+        if self.nr + 1 >= self._max_answers:
+            self.drain()
+
+    def drain(self) -> None:
+        """Let every answer from here on be the last of its connection, and end when all are closed.
+
+        For gunicorn the worker stays alive until then: it would close connections that were not told, and
+        stop giving signs of life.
+        """
+        if not self.is_draining:
+            self.is_draining = True
+            self.membership.row[Cell.STATE] = State.STOPPING
+            log.info("worker_stopping", pid=os.getpid(), connections=self.nr_conns)
+            self._drained = self.loop.create_task(self._finish())
+
+    async def _finish(self) -> None:
+        deadline_s = self.loop.time() + self.cfg.graceful_timeout
+        await asyncio.sleep(TICK_S)  # whoever is connected already, and not accepted yet, is not refused
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(TICK_S)  # those accepted last are not counted at once
+        while self.nr_conns and self.loop.time() < deadline_s:  # noqa: ASYNC110 gunicorn counts and tells nobody
+            await asyncio.sleep(TICK_S)
+        if self.nr_conns:
+            log.warning("worker_out_of_time", pid=os.getpid(), connections=self.nr_conns)
+            self._quick_shutdown = True
+        self.alive = False
+
+    async def _shutdown(self) -> None:
+        """End; when the arbiter is gone, nobody has told us before."""
+        if not self._quick_shutdown:
+            self.drain()
+            await self._drained
+        await super()._shutdown()

@@ -29,6 +29,7 @@ _GUNICORN_EVENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Handling signal: %s": ("signal_received", ("signal",)),
     "Shutting down: %s": ("arbiter_stopped", ("name",)),
     "Hang up: %s": ("arbiter_reloading", ("name",)),
+    "Master has been promoted.": ("arbiter_promoted", ()),
     "Parent changed, shutting down: %s": ("arbiter_gone", ("worker",)),
 }
 

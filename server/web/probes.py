@@ -7,7 +7,7 @@ from pathlib import Path
 from falcon.asgi import Request, Response
 
 from server import metrics
-from server.cluster.scoreboard import Cell, Scoreboard, State
+from server.cluster.scoreboard import Cell, Row, Scoreboard, State
 from server.errors import ServiceUnavailable
 
 _OPENAPI = (Path(__file__).parent / "openapi.json").read_bytes()
@@ -36,13 +36,16 @@ class Healthz:
 
 
 class Readyz:
-    """`GET /readyz`: send traffic here, or do not yet."""
+    """`GET /readyz`: send traffic here, or do not yet, or not any more."""
 
-    def __init__(self, scoreboard: Scoreboard) -> None:
+    def __init__(self, scoreboard: Scoreboard, row: Row) -> None:
         self._scoreboard = scoreboard
+        self._row = row
 
     async def on_get(self, _req: Request, resp: Response) -> None:
-        """Answer 200 when there is an engine that can take work."""
+        """Answer 200 when there is an engine that can take work, and this worker takes more of it."""
+        if self._row[Cell.STATE] == State.STOPPING:
+            raise ServiceUnavailable("This worker is about to end. Ask again on a new connection.")
         if not any(row[Cell.ENGINE_PID] for row in self._scoreboard.workers()):
             raise ServiceUnavailable("No engine is running at the moment. Ask again in a second.")
         resp.content_type = "text/plain; charset=utf-8"

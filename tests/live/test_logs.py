@@ -43,6 +43,7 @@ def test_every_line_has_the_same_form_whoever_writes_it() -> None:
         "engine_died",
         "engine_online",
         "signal_received",
+        "worker_stopping",
         "worker_offline",
         "worker_exiting",
         "arbiter_stopped",

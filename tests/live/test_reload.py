@@ -1,0 +1,427 @@
+"""Reload, upgrade and stop: nothing that has begun is lost, and what would not start is not started."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from io import BufferedReader
+from pathlib import Path
+
+import httpx
+import pytest
+from support.live_server import DEADLINE_S, ROOT, LiveServer, clean_environ
+from support.load import (
+    LARGE_REQUEST,
+    REQUEST,
+    Load,
+    ask_once,
+    ask_until_told_to_close,
+    read_answer,
+    read_head,
+)
+
+CHECK = [sys.executable, "-m", "server.check"]
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of what is needed to run, to be broken."""
+    for name in ("server", "images"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "gunicorn.conf.py", tmp_path)
+    return tmp_path
+
+
+@contextmanager
+def broken(file: Path, was: str, becomes: str) -> Iterator[None]:
+    """Break one place of a file, and mend it again."""
+    whole = file.read_text()
+    assert whole.count(was) == 1
+    file.write_text(whole.replace(was, becomes))
+    yield
+    file.write_text(whole)
+
+
+def pids(server: LiveServer) -> set[int]:
+    return {worker["pid"] for worker in server.workers()}
+
+
+def check(*arguments: str, root: Path = ROOT, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*CHECK, *arguments],
+        cwd=root,
+        env=clean_environ() | environ,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=2 * DEADLINE_S,
+    )
+
+
+def reload(server: LiveServer, workers: int = 2) -> None:
+    """Send HUP and wait until the new workers are there and the old ones are gone."""
+    before = len(server.events)
+    os.kill(server.pid, signal.SIGHUP)
+    server.wait_for("worker_online", after=before, count=workers)
+    server.wait_for("worker_offline", after=before, count=workers)
+
+
+def upgrade(server: LiveServer) -> int:
+    """Send USR2, wait until the new arbiter's workers are there, and return its pid."""
+    before = len(server.events)
+    os.kill(server.pid, signal.SIGUSR2)
+    server.wait_for("worker_online", after=before, count=2)
+    return int(server.wait_for("arbiter_listening", after=before)["pid"])
+
+
+def begin_upload(server: LiveServer, body: bytes, clients: ExitStack) -> socket.socket:
+    """Send the headers of a request, and see that a worker has taken it on."""
+    client = clients.enter_context(socket.create_connection(("127.0.0.1", server.port), DEADLINE_S))
+    head = f"POST /flip HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}"
+    client.sendall(f"{head}\r\nExpect: 100-continue\r\n\r\n".encode())
+    assert client.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    return client
+
+
+# --- the check --------------------------------------------------------------------------------------------
+
+#: What is broken, how, and a word of what is said about it.
+BREAKAGES = {
+    "name": ("gunicorn.conf.py", "keepalive = 5", "keepalive = soon", "name 'soon' is not defined"),
+    "value": ("gunicorn.conf.py", "keepalive = 5", "keepalive = 'soon'", "'soon'"),
+    "syntax": ("server/settings.py", "def _lines(", "def _lines((", "SyntaxError"),
+    "import": ("server/web/probes.py", "import os", "import so", "No module named 'so'"),
+    "app": ("server/app.py", "probes.Healthz()", "probes.Health()", "Health"),
+    "engine": ("server/cluster/engine.py", "os.nice(nice)", "sys.exit(7)", "no engine starts"),
+    "picture": ("server/web/uploads.py", ".truncate()", ".shorten()", "the sample picture is not flipped"),
+}
+
+
+@pytest.mark.parametrize(("file", "was", "becomes", "says"), BREAKAGES.values(), ids=BREAKAGES)
+def test_the_check_says_in_its_last_line_what_would_not_start(
+    copy: Path, file: str, was: str, becomes: str, says: str
+) -> None:
+    with broken(copy / file, was, becomes):
+        result = check(root=copy)
+    assert result.returncode == 1
+    assert says in result.stderr.splitlines()[-1]
+
+
+def test_the_check_passes_what_starts_and_disturbs_nobody(server: LiveServer, tmp_path: Path) -> None:
+    before = server.processes()
+    pidfile = tmp_path / "pid"
+    result = check("-b", f"127.0.0.1:{server.port}", "--pid", str(pidfile))
+    assert (result.returncode, result.stdout, result.stderr) == (
+        0,
+        "flipcluster: fine, this would start\n",
+        "",
+    )
+    assert not pidfile.exists()
+    assert server.processes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "says"),
+    [
+        ([], {"FLIP_MAX_PIXELS": "many"}, "FLIP_MAX_PIXELS"),
+        ([], {"GUNICORN_CMD_ARGS": "-w 0"}, "WEB_CONCURRENCY"),
+        (["-k", "asgi"], {}, "-k"),
+        (["-c", "nowhere.py"], {}, "nowhere.py"),
+    ],
+)
+def test_the_check_needs_no_traceback_for_a_wrong_setting(
+    arguments: list[str], environ: dict[str, str], says: str
+) -> None:
+    result = check(*arguments, **environ)
+    assert result.returncode == 1
+    assert says in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
+def test_a_check_that_hangs_is_given_up_together_with_its_engine(copy: Path) -> None:
+    checker = copy / "server" / "check.py"
+    checker.write_text(checker.read_text().replace("DEADLINE_S = 20\n", "DEADLINE_S = 2\n"))
+    pid = copy / "pid"
+    hang = f"import pathlib; pathlib.Path({str(pid)!r}).write_text(str(os.getpid()))\nwhile True: pass"
+    engine = copy / "server" / "cluster" / "engine.py"
+    engine.write_text(engine.read_text().replace("def main() -> None:", f"{hang}\ndef main() -> None:"))
+    result = check(root=copy)
+    assert result.returncode == 1
+    assert result.stderr == "flipcluster: not done after 2 s\n"
+    LiveServer.wait_until_gone(int(pid.read_text()))
+
+
+# --- reload (HUP) -----------------------------------------------------------------------------------------
+
+
+def test_a_reload_of_what_would_not_start_is_refused(copy: Path) -> None:
+    with LiveServer(root=copy, environ={"WEB_CONCURRENCY": "1"}) as server:
+        old = pids(server)
+        for file, was, becomes, says in BREAKAGES.values():
+            before = len(server.events)
+            with broken(copy / file, was, becomes):
+                os.kill(server.pid, signal.SIGHUP)
+                assert says in server.wait_for("reload_refused", after=before)["reason"]
+            assert pids(server) == old
+            assert httpx.post(f"{server.url}/flip").status_code == 200
+            assert [event["event"] for event in server.events[before:] if event["event"] != "request"] == [
+                "signal_received",
+                "arbiter_reloading",
+                "reload_refused",
+            ]
+        reload(server, workers=1)
+        assert not pids(server) & old
+
+
+def test_reloads_lose_no_request() -> None:
+    with (
+        LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server,
+        Load(partial(ask_once, server.port), clients=3) as load,
+    ):
+        for _ in range(4):
+            reload(server)
+            load.wait_for_more()
+    assert load.failures == []
+
+
+def test_a_connection_is_told_before_a_reload_closes_it() -> None:
+    with (
+        LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server,
+        Load(partial(ask_until_told_to_close, server.port), clients=3) as load,
+    ):
+        for _ in range(4):
+            reload(server)
+            load.wait_for_more()
+    assert load.failures == []
+
+
+@contextmanager
+def slow_client(server: LiveServer) -> Iterator[tuple[socket.socket, BufferedReader]]:
+    """Connect with a small window, so that a large answer waits in the server."""
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        client.settimeout(DEADLINE_S)
+        client.connect(("127.0.0.1", server.port))
+        with client.makefile("rb") as stream:
+            yield client, stream
+
+
+def test_a_connection_that_was_not_told_to_close_stays_for_one_more_answer() -> None:
+    # With an access log gunicorn looks at the request again when the answer is out.
+    access_log = ("--access-logfile", os.devnull)
+    with (
+        LiveServer(*access_log, environ={"WEB_CONCURRENCY": "1"}) as server,
+        slow_client(server) as (client, stream),
+    ):
+        client.sendall(LARGE_REQUEST)
+        headers = read_head(stream)
+        assert headers["Connection"] != "close"
+        os.kill(server.pid, signal.SIGHUP)
+        server.wait_for("worker_stopping")
+        assert stream.read(int(headers["Content-Length"]))[:2] == b"BM"
+        client.sendall(REQUEST)
+        status, headers, _ = read_answer(stream)
+        assert (status, headers["Connection"]) == (200, "close")
+
+
+def test_a_worker_that_retires_keeps_the_same_promise() -> None:
+    retire = ("--max-requests", "2")
+    with (
+        LiveServer(*retire, environ={"WEB_CONCURRENCY": "1"}) as server,
+        slow_client(server) as (client, stream),
+    ):
+        client.sendall(LARGE_REQUEST)
+        headers = read_head(stream)
+        assert headers["Connection"] != "close"
+        with slow_client(server) as (other, others_stream):
+            for said in (None, "close"):
+                other.sendall(REQUEST)
+                assert read_answer(others_stream)[1]["Connection"] == said
+        assert stream.read(int(headers["Content-Length"]))[:2] == b"BM"
+        client.sendall(REQUEST)
+        status, headers, _ = read_answer(stream)
+        assert (status, headers["Connection"]) == (200, "close")
+
+
+def test_a_worker_whose_arbiter_is_gone_tells_its_connections() -> None:
+    with (
+        LiveServer(environ={"WEB_CONCURRENCY": "1"}) as server,
+        httpx.Client(base_url=server.url) as client,
+    ):
+        client.get("/healthz").raise_for_status()
+        os.kill(server.pid, signal.SIGKILL)
+        server.wait_for("worker_stopping", connections=1)
+        assert client.get("/healthz").raise_for_status().headers["Connection"] == "close"
+
+
+def test_what_is_sent_after_the_last_answer_does_not_destroy_it() -> None:
+    with LiveServer(environ={"WEB_CONCURRENCY": "1"}) as server, slow_client(server) as (client, stream):
+        client.sendall(REQUEST)
+        read_answer(stream)
+        os.kill(server.pid, signal.SIGHUP)
+        server.wait_for("worker_stopping")
+        before = len(server.events)
+        client.sendall(LARGE_REQUEST)
+        headers = read_head(stream)
+        assert headers["Connection"] == "close"
+        rest = 1 << 20
+        stream.read(int(headers["Content-Length"]) - rest)
+        server.wait_for("request", after=before, path="/flip")
+        for _ in range(100):
+            client.sendall(REQUEST)
+        assert len(stream.read(rest)) == rest
+        assert stream.read() == b""
+
+
+def test_a_reload_waits_no_longer_than_it_may(landscape: Path) -> None:
+    with (
+        LiveServer("--graceful-timeout", "1", environ={"WEB_CONCURRENCY": "1"}) as server,
+        ExitStack() as clients,
+    ):
+        (old,) = pids(server)
+        begin_upload(server, landscape.read_bytes(), clients)
+        os.kill(server.pid, signal.SIGHUP)
+        server.wait_for("worker_out_of_time", pid=old, connections=1)
+        server.wait_until_gone(old)
+
+
+# --- stop (TERM, INT, QUIT) -------------------------------------------------------------------------------
+
+
+def is_refused(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), DEADLINE_S).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_a_stop_answers_what_is_in_flight_and_refuses_what_is_new(landscape: Path) -> None:
+    body = landscape.read_bytes()
+    with LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server, ExitStack() as clients:
+        uploads = [begin_upload(server, body, clients) for _ in range(10)]
+        os.kill(server.pid, signal.SIGTERM)
+        server.wait_for("worker_stopping", count=2)
+        while not is_refused(server.port):
+            pass  # bounded by the test's own time limit
+        for upload in uploads:
+            upload.sendall(body)
+        for upload in uploads:
+            with upload.makefile("rb") as stream:
+                status, headers, _ = read_answer(stream)
+                assert (status, headers["Connection"]) == (200, "close")
+                assert stream.read() == b""
+        for pid in server.processes():
+            server.wait_until_gone(pid)
+        assert server.stop() == 0
+
+
+def test_a_connection_is_told_before_a_stop_closes_it() -> None:
+    with LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server:
+        port = server.port
+
+        def ask() -> Iterator[None]:
+            is_new = True
+            try:
+                for _ in ask_until_told_to_close(port):
+                    is_new = False
+                    yield
+            except ConnectionError:
+                if not is_new:
+                    raise
+                server.wait_until_gone(server.pid)  # refused, as what is new shall be
+
+        with Load(ask, clients=3) as load:
+            load.wait_for_more()
+            assert server.stop() == 0
+    assert load.failures == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_an_interrupt_waits_for_nobody(landscape: Path, number: signal.Signals) -> None:
+    body = landscape.read_bytes()
+    with (
+        LiveServer("--graceful-timeout", "600", environ={"WEB_CONCURRENCY": "2"}) as server,
+        ExitStack() as clients,
+    ):
+        uploads = [begin_upload(server, body, clients) for _ in range(2)]
+        processes = server.processes()
+        os.kill(server.pid, number)
+        for pid in processes:
+            server.wait_until_gone(pid)
+        assert [upload.recv(100) for upload in uploads] == [b"", b""]
+
+
+def test_an_interrupt_hastens_a_stop(landscape: Path) -> None:
+    with (
+        LiveServer("--graceful-timeout", "600", environ={"WEB_CONCURRENCY": "1"}) as server,
+        ExitStack() as clients,
+    ):
+        begin_upload(server, landscape.read_bytes(), clients)
+        processes = server.processes()
+        os.kill(server.pid, signal.SIGTERM)
+        server.wait_for("worker_stopping")
+        os.kill(server.pid, signal.SIGINT)
+        for pid in processes:
+            server.wait_until_gone(pid)
+
+
+def test_a_stop_does_not_wait_for_a_worker_that_is_still_starting(copy: Path) -> None:
+    with LiveServer(root=copy, environ={"WEB_CONCURRENCY": "1"}) as server:
+        (worker,) = server.workers()
+        never_ready = "print('waiting', file=sys.stderr, flush=True); os.read(control_fd, 1)"
+        with broken(copy / "server" / "cluster" / "engine.py", "os.nice(nice)", never_ready):
+            os.kill(worker["pid"], signal.SIGKILL)
+            server.wait_for("waiting")
+        assert server.stop() == 0
+
+
+def test_a_worker_that_is_told_to_stop_is_not_ready() -> None:
+    with LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server, httpx.Client(base_url=server.url) as client:
+        pid = int(client.get("/readyz").raise_for_status().headers["X-Worker-PID"])
+        os.kill(pid, signal.SIGTERM)
+        server.wait_for("worker_stopping", pid=pid)
+        answer = client.get("/readyz")
+        assert answer.headers["X-Worker-PID"] == str(pid)
+        assert answer.status_code == 503
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        assert answer.headers["Connection"] == "close"
+        server.wait_for("worker_offline", pid=pid)
+        assert httpx.get(f"{server.url}/readyz").status_code == 200  # the other one takes over
+
+
+# --- upgrade (USR2) ---------------------------------------------------------------------------------------
+
+
+def test_an_upgrade_loses_no_request() -> None:
+    with (
+        LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server,
+        Load(partial(ask_once, server.port), clients=3) as load,
+    ):
+        old = server.processes()
+        successor = upgrade(server)
+        assert len(server.processes()) == 2 * len(old)
+        load.wait_for_more()
+        os.kill(server.pid, signal.SIGTERM)
+        for pid in old:
+            server.wait_until_gone(pid)
+        load.wait_for_more()
+        assert server.processes()[0] == successor
+    assert load.failures == []
+
+
+def test_an_upgrade_to_what_would_not_start_is_refused(copy: Path) -> None:
+    file, was, becomes, says = BREAKAGES["engine"]  # gunicorn itself would not notice
+    with LiveServer(root=copy, environ={"WEB_CONCURRENCY": "1"}) as server:
+        processes = server.processes()
+        with broken(copy / file, was, becomes):
+            os.kill(server.pid, signal.SIGUSR2)
+            assert says in server.wait_for("upgrade_refused")["reason"]
+        assert server.processes() == processes
+        assert httpx.post(f"{server.url}/flip").status_code == 200

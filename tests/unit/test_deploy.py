@@ -1,0 +1,78 @@
+"""What operators are given fits what there is: the unit for systemd and the runbook."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from server import check, logs
+
+ROOT = Path(__file__).parents[2]
+UNIT = (ROOT / "deploy" / "flipcluster.service").read_text()
+RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
+HOME = "/opt/flipcluster"
+
+
+def values(key: str) -> list[str]:
+    return re.findall(rf"^{key}=(.*)$", UNIT, flags=re.MULTILINE)
+
+
+def here(path: str) -> Path:
+    """Where a path of the unit is in this checkout, whose interpreter may be elsewhere."""
+    return Path(path.replace(f"{HOME}/.venv/bin", str(Path(sys.executable).parent)).replace(HOME, str(ROOT)))
+
+
+def test_the_commands_of_the_unit_exist() -> None:
+    commands = [shlex.split(line) for line in values("Exec[A-Za-z]+")]
+    assert len(commands) == 4
+    for program, *arguments in commands:
+        assert here(program).is_file(), program
+        if "-m" in arguments:
+            assert find_spec(arguments[arguments.index("-m") + 1])
+    assert [(here(directory) / "gunicorn.conf.py").is_file() for directory in values("WorkingDirectory")] == [
+        True
+    ]
+
+
+def test_the_check_comes_before_the_start_and_before_the_reload() -> None:
+    checks = [f"{HOME}/.venv/bin/python -m server.check"]
+    assert values("ExecStartPre") == checks
+    assert values("ExecReload") == [*checks, "/bin/kill -HUP $MAINPID"]
+
+
+def test_systemd_waits_for_a_stop_that_meets_a_reload() -> None:
+    conf = (ROOT / "gunicorn.conf.py").read_text()
+    (graceful_timeout_s,) = re.findall(r"^graceful_timeout = (\d+)", conf, flags=re.MULTILINE)
+    (stop_s,) = values("TimeoutStopSec")
+    assert int(stop_s) >= check.DEADLINE_S + check.GRACE_S + 2 * int(graceful_timeout_s)
+
+
+def test_systemd_accepts_the_unit_where_there_is_one_to_ask(tmp_path: Path) -> None:
+    assert re.findall(r"^\[(\w+)\]$", UNIT, flags=re.MULTILINE) == ["Unit", "Service", "Install"]
+    if shutil.which("systemd-analyze"):
+        unit = tmp_path / "flipcluster.service"
+        unit.write_text(
+            UNIT.replace(f"{HOME}/.venv/bin", str(Path(sys.executable).parent)).replace(HOME, str(ROOT))
+        )
+        result = subprocess.run(
+            ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False, timeout=60
+        )
+        assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_the_runbook_explains_every_event_and_no_other() -> None:
+    table = RUNBOOK.partition("## Events")[2].partition("\n## ")[0]
+    explained = {
+        event
+        for row in re.findall(r"^\| (`.+?) \|", table, re.MULTILINE)
+        for event in re.findall("`(.+?)`", row)
+    }
+    sources = [ROOT / "gunicorn.conf.py", *(ROOT / "server").rglob("*.py")]
+    code = "\n".join(path.read_text() for path in sources)
+    logged = set(re.findall(r'\blog\.(?:debug|info|warning|error)\(\s*"(\w+)"', code))
+    assert logged >= {"worker_online", "request"}
+    assert explained >= logged | {event for event, _ in logs._GUNICORN_EVENTS.values()}  # noqa: SLF001
+    assert {event for event in explained if f'"{event}"' not in code} == set()
