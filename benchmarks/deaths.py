@@ -246,7 +246,7 @@ def leaks(
                 _let_all_work(server, meanwhile)
         left = until(lambda: _same(_holdings(server), held)) or _holdings(server)
         spare = sum(len(processes.memory_files(pid)) for pid in server.processes())
-    most_spare = SPARES * len(engines)
+    most_spare = (SPARES + FLIGHT_RECORDERS) * len(engines)
     return [
         *(Finding(f"as many {name} as before", f"{held[name]}, then {left[name]}", left[name] == held[name])
           for name in held),
@@ -256,6 +256,9 @@ def leaks(
 
 #: How many files in memory a worker may keep for its next pictures.
 SPARES = 8
+
+#: A worker and its engine hold their flight recorder once each.
+FLIGHT_RECORDERS = 2
 
 
 def _let_all_work(server: LiveServer, visitors: Visitors) -> list[int]:

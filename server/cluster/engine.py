@@ -199,8 +199,10 @@ def main() -> None:
     Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
     gc.freeze()  # what is loaded now stays for good; no collection has to look at it again
     lanes = [socket.socket(fileno=descriptor) for descriptor in terms.work]
-    with FileIO(terms.recorder, "r+b") as file, socket.socket(fileno=terms.control) as control:
-        Engine(terms, lanes, control, FlightRecorder(file)).serve()
+    with FileIO(terms.recorder, "r+b") as file:
+        recorder = FlightRecorder(file)
+    with socket.socket(fileno=terms.control) as control:
+        Engine(terms, lanes, control, recorder).serve()
 
 
 if __name__ == "__main__":
