@@ -143,7 +143,7 @@ class Admission:
         )
 
     def _engines(self) -> int:
-        return max(1, sum(row[Cell.ENGINE_PID] != 0 for row in self._scoreboard.workers()))
+        return max(1, self._scoreboard.count(Cell.ENGINE_PID))
 
     def _us_per_byte(self) -> float:
         """Engine time per byte of upload, over the whole cluster and its last jobs."""

@@ -147,6 +147,11 @@ class Scoreboard:
         """Add one cell up over all rows, those of workers that are gone too."""
         return sum(self._memory[cell::_WIDTH])
 
+    def count(self, cell: int) -> int:
+        """Count the rows in which a cell is not zero."""
+        values = self._memory[cell::_WIDTH].tolist()
+        return len(values) - values.count(0)
+
     def greatest(self, cell: int) -> int:
         """Find the greatest value of a cell over all rows."""
         return max(self._memory[cell::_WIDTH])
