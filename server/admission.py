@@ -24,7 +24,7 @@ _TYPICAL_BYTES = 1 << 20
 _LEAST_US = 500
 
 #: What was measured while little was going on is too short for when much is: uploads take the cores as well.
-_HEADROOM = 1.25
+_HEADROOM = 1.5
 
 
 #: Who comes back too early comes in vain, who comes late loses a little: so much is added to a promise.
@@ -39,6 +39,9 @@ class Ticket:
         row: the scoreboard's row of its worker.
         need_us: engine time, in microseconds.
         held_bytes: of its upload, as far as known.
+
+    Attributes:
+        admitted_us: when, microseconds of the monotonic clock.
     """
 
     def __init__(self, admission: "Admission", row: Row, need_us: int, held_bytes: int) -> None:
@@ -46,6 +49,7 @@ class Ticket:
         self._row = row
         self._need_us = need_us
         self._held_bytes = held_bytes
+        self.admitted_us = now_us()
         row[Cell.PREDICTED_US] += need_us
         row[Cell.HELD_BYTES] += held_bytes
 

@@ -77,7 +77,8 @@ class Dispatcher:
         membership: the work socket, the scoreboard and the quarantine of the cluster.
         limits: what the engines are told to refuse.
         spares: where the files for results come from; whoever has read one gives it back.
-        max_wait_s: an engine that comes to a job later than this does not start it, in seconds.
+        max_wait_s: an engine that comes to a job later than this after its admission does not start it, in
+            seconds.
     """
 
     def __init__(self, membership: Membership, limits: Limits, spares: Spares, *, max_wait_s: float) -> None:
@@ -92,10 +93,15 @@ class Dispatcher:
         self._numbers = count(self._row.index << 48 | (now_us() & (1 << 40) - 1) << 8 | 1)
         self._queueing = asyncio.Lock()  # an event loop waits for a descriptor once, not once per request
 
-    async def transform(self, upload: FileIO, recipe: Recipe) -> tuple[Done, FileIO]:
+    async def transform(self, upload: FileIO, recipe: Recipe, admitted_us: int) -> tuple[Done, FileIO]:
         """Have the upload transformed by an engine.
 
         Cancelling this skips the job if no engine has started it.
+
+        Args:
+            upload: the picture.
+            recipe: what to make of it.
+            admitted_us: since when its caller has been waiting, microseconds of the monotonic clock.
 
         Returns:
             What was done, and an open file with the new picture, one of the spares.
@@ -110,7 +116,7 @@ class Dispatcher:
             await self._refuse_if_quarantined(upload)
         result = self._spares.take()
         try:
-            done = await self._try(upload, result, recipe)
+            done = await self._try(upload, result, recipe, self._deadline_us(admitted_us))
         except ImageError:  # an engine has said its last word about the file, or died
             self._spares.give_back(result)
             raise
@@ -126,12 +132,18 @@ class Dispatcher:
             log.info("picture_refused", **asdict(evidence))
             raise _killer()
 
-    async def _try(self, upload: FileIO, result: FileIO, recipe: Recipe) -> Done:
+    def _deadline_us(self, admitted_us: int) -> int:
+        """The limit counts from admission; but an upload that took most of it still gets half of it."""
+        return max(admitted_us + self._max_wait_us, now_us() + self._max_wait_us // 2)
+
+    async def _try(self, upload: FileIO, result: FileIO, recipe: Recipe, deadline_us: int) -> Done:
         """Ask an engine, and another one when the first dies: that costs the request nothing."""
         losses = guilt = 0
         while True:
-            lane = Lane.RETRY if losses else Lane.ORDINARY
-            outcome = await self._ask(upload, result, recipe, lane)
+            # Who has lost an engine has waited already.
+            lane, until_us = (Lane.RETRY, 0) if losses else (Lane.ORDINARY, deadline_us)
+            job = Job(recipe, self._limits, next(self._numbers), now_us(), until_us)
+            outcome = await self._ask(job, lane, upload, result)
             if not isinstance(outcome, Lost):
                 return _judge(outcome)
             if outcome.took_too_long:
@@ -170,11 +182,8 @@ class Dispatcher:
         finally:
             self._row[Cell.IN_FLIGHT] -= 1
 
-    async def _ask(self, upload: FileIO, result: FileIO, recipe: Recipe, lane: Lane) -> Done | Refused | Lost:
+    async def _ask(self, job: Job, lane: Lane, upload: FileIO, result: FileIO) -> Done | Refused | Lost:
         """Send the job and wait for what comes back, be it the news that its engine died."""
-        sent_us = now_us()
-        deadline_us = sent_us + self._max_wait_us if lane is Lane.ORDINARY else 0
-        job = Job(recipe, self._limits, next(self._numbers), sent_us, deadline_us)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # Closed early, when the client leaves, it tells the engine to skip the job.
         with self._counted_in_flight(), ours:

@@ -71,7 +71,7 @@ class Transform:
         ticket = exchange.resources.enter_context(self._admission.admit(self._uploads.length_of(req)))
         try:
             async with self._uploads.received(req, ticket) as upload:
-                done, picture = await self._dispatcher.transform(upload, recipe)
+                done, picture = await self._dispatcher.transform(upload, recipe, ticket.admitted_us)
         except TooLate as error:
             raise ticket.refusal() from error
         except OSError as error:
