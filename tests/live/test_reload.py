@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from io import BufferedReader
@@ -179,21 +179,17 @@ def test_a_reload_of_what_would_not_start_is_refused(copy: Path) -> None:
         assert not pids(server) & old
 
 
-def test_reloads_lose_no_request() -> None:
+@pytest.mark.parametrize(
+    "visit",
+    [
+        pytest.param(ask_once, id="no request is lost"),
+        pytest.param(ask_until_told_to_close, id="a connection is told before it is closed"),
+    ],
+)
+def test_reloads_harm_nobody(visit: Callable[[int], Iterator[None]]) -> None:
     with (
         LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server,
-        Load(partial(ask_once, server.port), clients=3) as load,
-    ):
-        for _ in range(4):
-            reload(server)
-            load.wait_for_more()
-    assert load.failures == []
-
-
-def test_a_connection_is_told_before_a_reload_closes_it() -> None:
-    with (
-        LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server,
-        Load(partial(ask_until_told_to_close, server.port), clients=3) as load,
+        Load(partial(visit, server.port), clients=3) as load,
     ):
         for _ in range(4):
             reload(server)
