@@ -152,7 +152,7 @@ class Exchange:
 
 def drive(
     exchanges: Iterable[Exchange],
-    then: Callable[[Exchange], Exchange | None] = lambda _: None,
+    then: Callable[[Exchange], Exchange | None] = Exchange.close,
     deadline_s: float = 300.0,
     is_over: Callable[[], bool] = lambda: False,
 ) -> None:
@@ -160,7 +160,7 @@ def drive(
 
     Args:
         exchanges: to begin with.
-        then: called with each that is over; returns the next one, or None.
+        then: called with each that is over; returns the next one, or None. By itself it hangs up.
         deadline_s: after that many seconds everything unfinished has failed.
         is_over: looked at several times a second; the clients leave when it says so.
     """
@@ -197,7 +197,6 @@ def ask(address: Address, request: bytes, deadline_s: float = DEADLINE_S) -> Exc
     """Send one request on a new connection and wait for the answer."""
     exchange = Exchange(address, request)
     drive([exchange], deadline_s=deadline_s)
-    exchange.close()
     return exchange
 
 
