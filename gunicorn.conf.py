@@ -41,7 +41,7 @@ from server.settings import InvalidSettings, Settings
 try:
     _settings = Settings.from_environ(os.environ)
 except InvalidSettings as _error:
-    sys.exit(f"flipcluster: wrong setting\n{_error}")
+    sys.exit("\n".join(f"flipcluster: {_line}" for _line in str(_error).splitlines()))
 
 # A reload makes these anew too: old workers finish among themselves, whatever changed between versions.
 _scoreboard = Scoreboard()
