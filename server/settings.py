@@ -8,16 +8,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, FilePath, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, DirectoryPath, Field, FilePath, ValidationError
+from pydantic_core import PydanticCustomError
 
 from server.logs import LogFormat
 
 _PREFIX = "FLIP_"
+
+#: Whole numbers are what the kernel can take, and seconds what a clock can count.
+_Whole = Annotated[int, Field(le=2**63 - 1)]
+_Seconds = Annotated[float, Field(gt=0, le=1e9)]
+
 _SAMPLE_PICTURE = Path(__file__).parents[1] / "images" / "landscape.jpg"
 
 
 class InvalidSettings(Exception):
     """A setting is unknown or has a wrong value; the text names it and says what was expected."""
+
+
+def _not_empty(value: object) -> object:
+    if value == "":  # as a path, it would be the directory that gunicorn was started in
+        raise PydanticCustomError("empty", "Input should not be empty; leave the variable out instead")
+    return value
 
 
 class Settings(BaseModel):
@@ -27,14 +39,14 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     max_body_bytes: Annotated[
-        int, Field(gt=0, description="Largest upload accepted, in bytes. A larger one is answered 413.")
+        _Whole, Field(gt=0, description="Largest upload accepted, in bytes. A larger one is answered 413.")
     ] = 64 * 2**20
     upload_timeout_s: Annotated[
-        float,
-        Field(gt=0, description="Longest time an upload may take, in seconds. Then it is answered 408."),
+        _Seconds,
+        Field(description="Longest time an upload may take, in seconds. Then it is answered 408."),
     ] = 60.0
     max_pixels: Annotated[
-        int,
+        _Whole,
         Field(
             gt=0,
             description="Most pixels in one frame, told from the header before decoding (422). "
@@ -42,10 +54,10 @@ class Settings(BaseModel):
         ),
     ] = 100_000_000
     max_frames: Annotated[
-        int, Field(gt=0, description="Most frames of an animation or pages of a document (422).")
+        _Whole, Field(gt=0, description="Most frames of an animation or pages of a document (422).")
     ] = 1000
     max_total_pixels: Annotated[
-        int,
+        _Whole,
         Field(
             gt=0,
             description="Most pixels over all frames together (422): what bounds the time of one request.",
@@ -61,15 +73,14 @@ class Settings(BaseModel):
         ),
     ] = 10
     engine_timeout_s: Annotated[
-        float,
+        _Seconds,
         Field(
-            gt=0,
             description="Longest time that an engine may work on one picture, in seconds. Then the kernel "
             "ends the engine, and the request is answered 422.",
         ),
     ] = 60.0
     engine_memory_bytes: Annotated[
-        int,
+        _Whole,
         Field(
             ge=256 * 2**20,
             description="Most memory of an engine, in bytes of address space. A picture that needs more is "
@@ -77,7 +88,7 @@ class Settings(BaseModel):
         ),
     ] = 2 * 2**30
     engine_max_jobs: Annotated[
-        int,
+        _Whole,
         Field(
             ge=0,
             description="After how many pictures an engine makes room for a fresh one, each up to a tenth "
@@ -85,15 +96,14 @@ class Settings(BaseModel):
         ),
     ] = 10_000
     max_wait_s: Annotated[
-        float,
+        _Seconds,
         Field(
-            gt=0,
             description="Longest time that a request waits for an engine, in seconds. One that would wait "
             "longer is answered 503 at once, with a `Retry-After`.",
         ),
     ] = 10.0
     max_bytes_in_flight: Annotated[
-        int,
+        _Whole,
         Field(
             gt=0,
             description="Most bytes that all pictures coming in and going out have together. A request that "
@@ -101,15 +111,14 @@ class Settings(BaseModel):
         ),
     ] = 2**30
     headers_timeout_s: Annotated[
-        float,
+        _Seconds,
         Field(
-            gt=0,
             description="Longest time from a connection to the end of its first request's headers, in "
             "seconds. Then the connection is closed.",
         ),
     ] = 10.0
     min_bytes_per_s: Annotated[
-        int,
+        _Whole,
         Field(
             gt=0,
             description="Slowest upload and download, in bytes per second. A slower upload is answered 408, "
@@ -117,18 +126,18 @@ class Settings(BaseModel):
         ),
     ] = 16_384
     slow_after_s: Annotated[
-        float,
-        Field(gt=0, description="Over how long the speed of an upload or download is taken, in seconds."),
+        _Seconds,
+        Field(description="Over how long the speed of an upload or download is taken, in seconds."),
     ] = 10.0
     quarantine_s: Annotated[
-        float,
+        _Seconds,
         Field(
-            gt=0,
             description="How long a picture that ended two engines is refused without a try, in seconds.",
         ),
     ] = 3600.0
     quarantine_dir: Annotated[
         DirectoryPath | None,
+        BeforeValidator(_not_empty),
         Field(
             description="A directory in which such pictures are kept, at most 100 of them. None are kept "
             "when it is not set."
