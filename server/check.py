@@ -5,6 +5,7 @@ reloads, because gunicorn's own reload ends the service when the new configurati
 """
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -110,14 +111,15 @@ async def _fault_of(worker: Any) -> str | None:  # noqa: ANN401 gunicorn has no 
     lifespan = LifespanManager(worker.asgi, worker.log)
     await lifespan.startup()
     for method, path, fault in _QUESTIONS:
-        if (status := await _status_of(worker.asgi, method, path)) != HTTPStatus.OK:
-            return f"{fault} ({method} {path}: {status})"
+        status, body = await _ask(worker.asgi, method, path)
+        if status != HTTPStatus.OK:
+            return f"{fault} ({method} {path}: {status}, {json.loads(body)['detail']})"
     await lifespan.shutdown()
     return None
 
 
-async def _status_of(app: "App", method: str, path: str) -> int:
-    """Ask the app, as a server would that has read an empty body."""
+async def _ask(app: "App", method: str, path: str) -> tuple[int, bytes]:
+    """Ask the app, as a server would that has read an empty body, and return its status and body."""
     answer: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
@@ -134,8 +136,7 @@ async def _status_of(app: "App", method: str, path: str) -> int:
         "path": path,
     }
     await app({**scope, "query_string": b"", "headers": []}, receive, send)
-    status: int = answer[0]["status"]
-    return status
+    return answer[0]["status"], b"".join(message.get("body", b"") for message in answer)
 
 
 def _give_up(*_: object) -> NoReturn:
