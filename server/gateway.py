@@ -278,6 +278,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         next_step = _NEXT_STEPS.get(HTTPStatus(status), "Send a valid HTTP/1.1 request.")
         detail = OUR_FAULT if is_ours else f"The request was not understood: {message}. {next_step}"
         problem = Problem.of_status(HTTPStatus(status), detail)
+        exchange.problem = problem.slug
         body = problem.render(exchange.request_id)
         head = [
             (b"content-type", MEDIA_TYPE.encode()),

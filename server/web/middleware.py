@@ -27,6 +27,7 @@ class Exchange:
     """One request and its answer, as far as they have come.
 
     Attributes:
+        problem: the last word of the type of the problem that it is answered with.
         resources: what it holds; given back when the last byte of the answer is written or it is given up.
     """
 
@@ -38,6 +39,7 @@ class Exchange:
     bytes_in: int = 0
     bytes_out: int = 0
     engine_pid: int | None = None
+    problem: str | None = None
     resources: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -130,6 +132,7 @@ def log_exchange(exchange: Exchange, method: str, path: str) -> None:
         method=method,
         path=path if path.isprintable() else path.encode("unicode_escape").decode(),  # no escape sequences
         status=exchange.status,
+        problem=exchange.problem,
         bytes_in=exchange.bytes_in,
         bytes_out=exchange.bytes_out,
         ms=round(exchange.elapsed_s * 1e3, 1),

@@ -135,4 +135,6 @@ def _write(
     resp.status = problem.status
     resp.content_type = MEDIA_TYPE
     resp.stream = None
-    resp.data = problem.render(req.scope["exchange"].request_id)
+    exchange = req.scope["exchange"]
+    exchange.problem = problem.slug
+    resp.data = problem.render(exchange.request_id)

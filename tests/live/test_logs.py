@@ -18,6 +18,7 @@ def test_a_request_leaves_one_line_with_all_that_matters(server: LiveServer) -> 
     assert line["method"] == "POST"
     assert line["path"] == "/flip"
     assert line["status"] == 415
+    assert line["problem"] == "unsupported-image"
     assert line["bytes_in"] == len(b"nonsense")
     assert line["bytes_out"] == len(response.content)
     assert line["ms"] > 0
