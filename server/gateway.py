@@ -20,7 +20,7 @@ from gunicorn.workers import gasgi
 from server.app import create_app
 from server.cluster.membership import Membership
 from server.cluster.scoreboard import Cell, State
-from server.errors import RequestError, UploadTooSlow
+from server.errors import RequestError, ServiceUnavailable, UploadTooSlow
 from server.logs import get_logger
 from server.settings import Settings
 from server.web.middleware import Exchange, common_headers, log_exchange
@@ -276,8 +276,11 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         exchange = Exchange(status=status)
         is_ours = status == HTTPStatus.INTERNAL_SERVER_ERROR
         next_step = _NEXT_STEPS.get(HTTPStatus(status), "Send a valid HTTP/1.1 request.")
-        detail = OUR_FAULT if is_ours else f"The request was not understood: {message}. {next_step}"
-        problem = Problem.of_status(HTTPStatus(status), detail)
+        detail = OUR_FAULT if is_ours else f"The request was refused: {message}. {next_step}"
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:  # of the same type as the app's, so of the same title
+            problem = Problem.of_error(ServiceUnavailable(detail))
+        else:
+            problem = Problem.of_status(HTTPStatus(status), detail)
         exchange.problem = problem.slug
         body = problem.render(exchange.request_id)
         head = [

@@ -1,6 +1,7 @@
 """What one picture, one client and all of them together may cost."""
 
 import hashlib
+import json
 import os
 import signal
 import socket
@@ -12,6 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 from support.live_server import DEADLINE_S, LiveServer
+
+from server.errors import ServiceUnavailable
 
 SLOW = {"format": "avif"}  # takes seconds for the sample picture
 
@@ -137,6 +140,7 @@ def test_one_connection_too_many_is_told_so() -> None:
                 head, _, problem = answer.read().partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 503 ")
             assert b"retry-after: 1" in head
+            assert json.loads(problem)["title"] == ServiceUnavailable.title
             assert b"too many connections" in problem
         while server.workers()[0]["requests"] < 5:
             pass  # bounded by the test's own time limit
