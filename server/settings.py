@@ -107,7 +107,7 @@ class Settings(BaseModel):
         Field(
             gt=0,
             description="Most bytes that all pictures coming in and going out have together. A request that "
-            "would bring more is answered 503.",
+            "would bring more is answered 503, unless it is the only one.",
         ),
     ] = 2**30
     headers_timeout_s: Annotated[
