@@ -4,11 +4,21 @@ Read from environment variables with the prefix `FLIP_`. What gunicorn already h
 number of workers, time-outs) is set in `gunicorn.conf.py` or on its command line.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, DirectoryPath, Field, FilePath, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    DirectoryPath,
+    Field,
+    FilePath,
+    ValidationError,
+)
 from pydantic_core import PydanticCustomError
 
 from server.logs import LogFormat
@@ -30,6 +40,12 @@ def _not_empty(value: object) -> object:
     if value == "":  # as a path, it would be the directory that gunicorn was started in
         raise PydanticCustomError("empty", "Input should not be empty; leave the variable out instead")
     return value
+
+
+def _writable(directory: Path | None) -> Path | None:
+    if directory is not None and not os.access(directory, os.W_OK | os.X_OK):
+        raise PydanticCustomError("not_writable", "Directory cannot be written to")
+    return directory
 
 
 class Settings(BaseModel):
@@ -138,6 +154,7 @@ class Settings(BaseModel):
     quarantine_dir: Annotated[
         DirectoryPath | None,
         BeforeValidator(_not_empty),
+        AfterValidator(_writable),
         Field(
             description="A directory in which such pictures are kept, at most 100 of them. None are kept "
             "when it is not set."

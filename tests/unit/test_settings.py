@@ -95,6 +95,15 @@ def test_a_value_at_its_bound_is_accepted(name: str, value: str) -> None:
     assert getattr(settings, name.removeprefix("FLIP_").lower()) == int(value)
 
 
+def test_a_directory_that_cannot_be_written_to_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"FLIP_QUARANTINE_DIR": str(tmp_path)}
+    assert Settings.from_environ(given).quarantine_dir == tmp_path
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+    assert refusal(given).startswith("FLIP_QUARANTINE_DIR: Directory cannot be written to")
+
+
 def test_everything_that_is_wrong_is_told_at_once() -> None:
     lines = refusal({"FLIP_MAX_FRAMES": "many", "FLIP_MAX_PIXEL": "4"}).splitlines()
     assert sorted(line.partition(":")[0] for line in lines) == ["FLIP_MAX_FRAMES", "FLIP_MAX_PIXEL"]
