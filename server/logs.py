@@ -30,7 +30,7 @@ _GUNICORN_EVENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Shutting down: %s": ("arbiter_stopped", ("name",)),
     "Hang up: %s": ("arbiter_reloading", ("name",)),
     "Master has been promoted.": ("arbiter_promoted", ()),
-    "Parent changed, shutting down: %s": ("arbiter_gone", ("worker",)),
+    "Parent changed, shutting down: %s": ("arbiter_gone", ("pid",)),
 }
 
 #: Sentences that say again what another event has said.
@@ -47,7 +47,9 @@ def _name_gunicorn_event(_: WrappedLogger, __: str, event: EventDict) -> EventDi
     values = event.pop("positional_args", ())
     if known := _GUNICORN_EVENTS.get(event["_record"].msg):
         event["event"], names = known
-        event.update(zip(names, values, strict=False))
+        # The arbiter's end is told with the worker itself, which says nothing to anybody.
+        facts = (getattr(value, "pid", value) for value in values)
+        event.update(zip(names, facts, strict=False))
     return event
 
 

@@ -252,7 +252,9 @@ def test_a_worker_whose_arbiter_is_gone_tells_its_connections() -> None:
         httpx.Client(base_url=server.url) as client,
     ):
         client.get("/healthz").raise_for_status()
+        worker = server.workers()[0]["pid"]
         os.kill(server.pid, signal.SIGKILL)
+        server.wait_for("arbiter_gone", pid=worker)
         server.wait_for("worker_stopping", connections=1)
         assert client.get("/healthz").raise_for_status().headers["Connection"] == "close"
 
