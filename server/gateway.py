@@ -191,8 +191,10 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         """Take what has arrived: into the file that it was diverted to, or through the parser."""
         arrived = _ARRIVED[:nbytes]
         self._received_bytes += nbytes
-        if self._diverted_to is not None and self._is_within_body(nbytes):
-            self._diverted_to.write(arrived)
+        file = self._diverted_to
+        # It is closed when the upload was given up and the client goes on sending.
+        if file is not None and not file.closed and self._is_within_body(nbytes):
+            file.write(arrived)
             self._callback_parser._body_remaining -= nbytes  # noqa: SLF001
             self._scope["exchange"].bytes_in += nbytes
         else:

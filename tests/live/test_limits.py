@@ -6,7 +6,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -168,6 +168,27 @@ def test_a_slow_upload_is_told_so(brisk: LiveServer, landscape: Path) -> None:
     assert head.startswith(b"HTTP/1.1 408 ")
     assert b"upload-too-slow" in problem
     assert brisk.workers()[0]["in_flight"] == 0
+
+
+def test_a_slow_upload_that_goes_on_after_its_answer_is_no_fault_of_ours(brisk: LiveServer) -> None:
+    before = len(brisk.events)
+    answer = b""
+    with connect(brisk) as connection:
+        connection.sendall(b"POST /flip HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n")
+        connection.sendall(bytes(300_000))
+        connection.settimeout(0.01)
+        while not answer:
+            connection.sendall(bytes(1000))
+            with suppress(TimeoutError):
+                answer = connection.recv(65536)
+        connection.settimeout(DEADLINE_S)
+        connection.sendall(bytes(1000))
+        assert brisk.workers()[0]["in_flight"] == 0  # by now it has been read
+        connection.sendall(bytes(1000))
+        read_to_the_end(connection)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    brisk.wait_for("request", after=before, status=408)
+    assert [event for event in brisk.events[before:] if event["level"] == "error"] == []
 
 
 def test_a_slow_download_is_cut_off(brisk: LiveServer, landscape: Path) -> None:
