@@ -307,8 +307,12 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         if self._decided_for is not request:
             self._decided_for = request
             self.worker.count_answer()
-            self._is_last_answer = self.worker.is_draining or super()._will_close(
-                request, response_requires_close
+            receiver = self._body_receiver
+            self._is_last_answer = (
+                self.worker.is_draining
+                # The rest of a refused body is not waited for.
+                or (receiver is not None and not receiver._complete)  # noqa: SLF001
+                or super()._will_close(request, response_requires_close)
             )
         return self._is_last_answer
 

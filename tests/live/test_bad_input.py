@@ -179,6 +179,14 @@ def test_an_upload_over_the_limit_is_refused_and_the_refusal_arrives() -> None:
     is_problem(over, 413, "upload-too-large")
 
 
+def test_a_refusal_says_that_the_rest_of_the_body_is_not_waited_for(server: LiveServer) -> None:
+    """Who is not told would send the next request on a connection that is being closed."""
+    answer = exchange(server, b"POST /nothing HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nabc")
+    head, _, _ = answer.lower().partition(b"\r\n\r\n")
+    assert head.startswith(b"http/1.1 404 ")
+    assert b"connection: close" in head.split(b"\r\n")
+
+
 def test_an_upload_over_the_time_limit_is_told_so() -> None:
     with LiveServer(environ={"WEB_CONCURRENCY": "1", "FLIP_UPLOAD_TIMEOUT_S": "0.2"}) as server:
         answer = exchange(server, b"POST /flip HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc")
