@@ -98,7 +98,8 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         super().connection_made(transport)
         self._pace = ("headers", self.worker.loop.time(), 0)
         self.worker.connections.add(self)
-        sock = transport.get_extra_info("socket")
+        sock = self._socket = transport.get_extra_info("socket")
+        self._wire = _below_tls(transport)
         if sock.family in {socket.AF_INET, socket.AF_INET6}:
             sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _NOT_SENT_BYTES)
         if len(self.worker.connections) > self.worker.worker_connections:
@@ -133,7 +134,9 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         unsent_bytes = self._unsent_bytes()
         if unsent_bytes:
             return "download", self._written_bytes - unsent_bytes
-        if self._current_request is None and not self._closed:
+        if self._closed:  # it ends by itself, over TLS when the client has agreed
+            return "", 0
+        if self._current_request is None:
             # Between requests gunicorn's keep-alive timer runs, over half a head too.
             return "headers" if self.req_count <= 1 else "", 0
         if self._body_receiver is not None and not self._body_receiver._complete:  # noqa: SLF001
@@ -141,14 +144,13 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         return "", 0
 
     def _unsent_bytes(self) -> int:
-        """How much of what was written the client has not taken yet, in our buffer and in the kernel's."""
-        sock = self.transport.get_extra_info("socket")
-        if sock.fileno() < 0:  # closed just now
+        """How much of what was written the client has not taken yet, in our buffers and in the kernel's."""
+        if self._socket.fileno() < 0:  # closed just now
             return 0
-        outgoing = fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))
+        outgoing = fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4))
         in_kernel: int = struct.unpack("i", outgoing)[0]
-        in_buffer: int = self.transport.get_write_buffer_size()
-        return in_buffer + in_kernel
+        in_buffers: int = sum(buffer.get_write_buffer_size() for buffer in {self.transport, self._wire})
+        return in_buffers + in_kernel
 
     def _end_headers(self) -> None:
         if self._received_bytes:
@@ -173,11 +175,10 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         """Close the connection and drop what a slow client has not read: it would wait in the kernel."""
         log.info("client_too_slow", stage=stage, received=self._received_bytes, sent=self._written_bytes)
         if stage == "download":
-            sock = self.transport.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.transport.abort()
         else:
-            self.transport.close()
+            super()._close_transport()
 
     def _send_body(self, body: bytes, *framing: Any, **more: Any) -> None:  # noqa: ANN401 gunicorn's
         self._written_bytes += len(body)
@@ -346,6 +347,12 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         """Take bytes from the client; once the answer is out they are of no use."""
         if not self._is_lingering:
             super().data_received(data)
+
+
+def _below_tls(transport: Any) -> Any:  # noqa: ANN401 asyncio has no types for this
+    """Return the transport that writes to the socket: TLS has one with a buffer of its own."""
+    tls = getattr(transport, "_ssl_protocol", None)
+    return getattr(tls, "_transport", transport)
 
 
 # The worker looks the class up by this name and has no setting for it.
