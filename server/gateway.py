@@ -385,16 +385,21 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         self.asgi: Any = create_app(self.settings, self.membership, os.environ)
 
     def _setup_event_loop(self) -> None:
-        """Let as many connections wait to be accepted as `backlog` says: asyncio says 100."""
+        """Let as many connections wait to be accepted as `backlog` says, and TLS take no longer than headers.
+
+        asyncio says 100, and a minute in which a connection is counted nowhere.
+        """
         super()._setup_event_loop()
         create_server = self.loop.create_server
 
-        async def with_backlog(*arguments: Any, sock: socket.socket, **more: Any) -> asyncio.Server:  # noqa: ANN401
+        async def with_limits(*arguments: Any, sock: socket.socket, **more: Any) -> asyncio.Server:  # noqa: ANN401
+            if more.get("ssl"):
+                more["ssl_handshake_timeout"] = self.settings.headers_timeout_s
             server: asyncio.Server = await create_server(*arguments, sock=sock, **more)
             sock.listen(self.cfg.backlog)
             return server
 
-        self.loop.create_server = with_backlog
+        self.loop.create_server = with_limits
 
     async def _serve(self) -> None:
         sweep = asyncio.create_task(self._sweep())

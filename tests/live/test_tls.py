@@ -54,6 +54,11 @@ def connect(server: LiveServer) -> ssl.SSLSocket:
     return context.wrap_socket(plain)
 
 
+def test_a_handshake_that_does_not_come_is_not_waited_for(server: LiveServer) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), DEADLINE_S) as connection:
+        assert connection.recv(1) == b""
+
+
 def test_headers_that_do_not_come_are_answered_once(server: LiveServer) -> None:
     before = len(server.events)
     with connect(server) as connection:
