@@ -97,12 +97,13 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         """Take the connection on, or say at once that there are too many."""
         super().connection_made(transport)
         self._pace = ("headers", self.worker.loop.time(), 0)
-        self.worker.connections.add(self)
         sock = self._socket = transport.get_extra_info("socket")
         self._wire = _below_tls(transport)
         if sock.family in {socket.AF_INET, socket.AF_INET6}:
             sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _NOT_SENT_BYTES)
-        if len(self.worker.connections) > self.worker.worker_connections:
+        if len(self.worker.connections) < self.worker.worker_connections:
+            self.worker.connections.add(self)
+        else:  # it takes no place while it lingers
             self._send_error_response(
                 HTTPStatus.SERVICE_UNAVAILABLE, "too many connections", (("retry-after", "1"),)
             )

@@ -4,6 +4,7 @@ import hashlib
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -141,6 +142,28 @@ def test_one_connection_too_many_is_told_so() -> None:
         while server.workers()[0]["requests"] < 5:
             pass  # bounded by the test's own time limit
         assert flip(server).status_code == 200
+
+
+def test_connections_that_were_refused_take_no_place() -> None:
+    request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    stubborn = ExitStack()  # whoever is refused does not hang up
+    with LiveServer("--worker-connections", "3", environ={"WEB_CONCURRENCY": "1"}) as server, stubborn:
+        with ExitStack() as held:
+            for _ in range(3):
+                connection = held.enter_context(connect(server))
+                connection.sendall(request)
+                assert connection.recv(13) == b"HTTP/1.1 200 "
+            for _ in range(3):
+                assert stubborn.enter_context(connect(server)).recv(13) == b"HTTP/1.1 503 "
+        answer = b""
+        tries = 0
+        while answer != b"HTTP/1.1 200 ":
+            tries += 1
+            assert tries < 100
+            time.sleep(0.05)
+            connection = stubborn.enter_context(connect(server))
+            connection.sendall(request)
+            answer = connection.recv(13)
 
 
 def test_headers_that_do_not_come_are_not_waited_for() -> None:
