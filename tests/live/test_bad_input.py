@@ -154,6 +154,11 @@ def test_a_wrong_method_is_told_the_right_one(server: LiveServer, method: str) -
     assert "POST" in body["detail"]
 
 
+def test_a_method_that_http_does_not_have_is_told_what_to_do(server: LiveServer) -> None:
+    body = is_problem(httpx.request("FOO", f"{server.url}/flip"), 400, "bad-request")
+    assert "send it again" in body["detail"]
+
+
 @pytest.mark.parametrize("path", ["/nope", "/flip/", "/flip/again", "/%00"])
 def test_an_unknown_path_is_told_where_to_look(server: LiveServer, path: str) -> None:
     body = is_problem(httpx.post(server.url + path), 404, "not-found")
