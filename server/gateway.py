@@ -7,6 +7,7 @@ import socket
 import struct
 import sys
 import termios
+from contextlib import suppress
 from email.utils import formatdate
 from http import HTTPStatus
 from io import FileIO
@@ -340,7 +341,8 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
             super()._close_transport()
             return
         self._closed = self._is_lingering = True
-        self.transport.write_eof()
+        with suppress(OSError):  # the client has just reset the connection; we shall be told
+            self.transport.write_eof()
         self._resume_reading()
         self.worker.loop.call_later(LINGER_S, self.transport.close)
 

@@ -192,6 +192,18 @@ def test_a_refusal_says_that_the_rest_of_the_body_is_not_waited_for(server: Live
     assert b"connection: close" in head.split(b"\r\n")
 
 
+def test_a_client_that_resets_its_connection_over_a_refusal_is_no_fault_of_ours(server: LiveServer) -> None:
+    before = len(server.events)
+    for _ in range(600):  # the moment between the answer and the end of our side is short
+        with socket.create_connection(("127.0.0.1", server.port), DEADLINE_S) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.sendall(b"POST /nothing HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nabc")
+            assert connection.recv(1) == b"H"
+    server.wait_for("request", after=before, path="/nothing", count=600)
+    server.workers()
+    assert [event for event in server.events[before:] if event["level"] == "error"] == []
+
+
 def test_an_upload_over_the_time_limit_is_told_so() -> None:
     with LiveServer(environ={"WEB_CONCURRENCY": "1", "FLIP_UPLOAD_TIMEOUT_S": "0.2"}) as server:
         answer = exchange(server, b"POST /flip HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc")
