@@ -7,6 +7,7 @@ import socket
 import struct
 import sys
 import termios
+from contextlib import suppress
 from email.utils import formatdate
 from http import HTTPStatus
 from io import FileIO
@@ -97,11 +98,13 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         """Take the connection on, or say at once that there are too many."""
         super().connection_made(transport)
         self._pace = ("headers", self.worker.loop.time(), 0)
-        self.worker.connections.add(self)
-        sock = transport.get_extra_info("socket")
+        sock = self._socket = transport.get_extra_info("socket")
+        self._wire = _below_tls(transport)
         if sock.family in {socket.AF_INET, socket.AF_INET6}:
             sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _NOT_SENT_BYTES)
-        if len(self.worker.connections) > self.worker.worker_connections:
+        if len(self.worker.connections) < self.worker.worker_connections:
+            self.worker.connections.add(self)
+        else:  # it takes no place while it lingers
             self._send_error_response(
                 HTTPStatus.SERVICE_UNAVAILABLE, "too many connections", (("retry-after", "1"),)
             )
@@ -133,7 +136,9 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         unsent_bytes = self._unsent_bytes()
         if unsent_bytes:
             return "download", self._written_bytes - unsent_bytes
-        if self._current_request is None and not self._closed:
+        if self._closed:  # it ends by itself, over TLS when the client has agreed
+            return "", 0
+        if self._current_request is None:
             # Between requests gunicorn's keep-alive timer runs, over half a head too.
             return "headers" if self.req_count <= 1 else "", 0
         if self._body_receiver is not None and not self._body_receiver._complete:  # noqa: SLF001
@@ -141,14 +146,13 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         return "", 0
 
     def _unsent_bytes(self) -> int:
-        """How much of what was written the client has not taken yet, in our buffer and in the kernel's."""
-        sock = self.transport.get_extra_info("socket")
-        if sock.fileno() < 0:  # closed just now
+        """How much of what was written the client has not taken yet, in our buffers and in the kernel's."""
+        if self._socket.fileno() < 0:  # closed just now
             return 0
-        outgoing = fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))
+        outgoing = fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4))
         in_kernel: int = struct.unpack("i", outgoing)[0]
-        in_buffer: int = self.transport.get_write_buffer_size()
-        return in_buffer + in_kernel
+        in_buffers: int = sum(buffer.get_write_buffer_size() for buffer in {self.transport, self._wire})
+        return in_buffers + in_kernel
 
     def _end_headers(self) -> None:
         if self._received_bytes:
@@ -173,11 +177,10 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         """Close the connection and drop what a slow client has not read: it would wait in the kernel."""
         log.info("client_too_slow", stage=stage, received=self._received_bytes, sent=self._written_bytes)
         if stage == "download":
-            sock = self.transport.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.transport.abort()
         else:
-            self.transport.close()
+            super()._close_transport()
 
     def _send_body(self, body: bytes, *framing: Any, **more: Any) -> None:  # noqa: ANN401 gunicorn's
         self._written_bytes += len(body)
@@ -191,8 +194,10 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         """Take what has arrived: into the file that it was diverted to, or through the parser."""
         arrived = _ARRIVED[:nbytes]
         self._received_bytes += nbytes
-        if self._diverted_to is not None and self._is_within_body(nbytes):
-            self._diverted_to.write(arrived)
+        file = self._diverted_to
+        # It is closed when the upload was given up and the client goes on sending.
+        if file is not None and not file.closed and self._is_within_body(nbytes):
+            file.write(arrived)
             self._callback_parser._body_remaining -= nbytes  # noqa: SLF001
             self._scope["exchange"].bytes_in += nbytes
         else:
@@ -309,8 +314,12 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         if self._decided_for is not request:
             self._decided_for = request
             self.worker.count_answer()
-            self._is_last_answer = self.worker.is_draining or super()._will_close(
-                request, response_requires_close
+            receiver = self._body_receiver
+            self._is_last_answer = (
+                self.worker.is_draining
+                # The rest of a refused body is not waited for.
+                or (receiver is not None and not receiver._complete)  # noqa: SLF001
+                or super()._will_close(request, response_requires_close)
             )
         return self._is_last_answer
 
@@ -336,7 +345,8 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
             super()._close_transport()
             return
         self._closed = self._is_lingering = True
-        self.transport.write_eof()
+        with suppress(OSError):  # the client has just reset the connection; we shall be told
+            self.transport.write_eof()
         self._resume_reading()
         self.worker.loop.call_later(LINGER_S, self.transport.close)
 
@@ -344,6 +354,12 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         """Take bytes from the client; once the answer is out they are of no use."""
         if not self._is_lingering:
             super().data_received(data)
+
+
+def _below_tls(transport: Any) -> Any:  # noqa: ANN401 asyncio has no types for this
+    """Return the transport that writes to the socket: TLS has one with a buffer of its own."""
+    tls = getattr(transport, "_ssl_protocol", None)
+    return getattr(tls, "_transport", transport)
 
 
 # The worker looks the class up by this name and has no setting for it.
@@ -376,16 +392,21 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         self.asgi: Any = create_app(self.settings, self.membership, os.environ)
 
     def _setup_event_loop(self) -> None:
-        """Let as many connections wait to be accepted as `backlog` says: asyncio says 100."""
+        """Let as many connections wait to be accepted as `backlog` says, and TLS take no longer than headers.
+
+        asyncio says 100, and a minute in which a connection is counted nowhere.
+        """
         super()._setup_event_loop()
         create_server = self.loop.create_server
 
-        async def with_backlog(*arguments: Any, sock: socket.socket, **more: Any) -> asyncio.Server:  # noqa: ANN401
+        async def with_limits(*arguments: Any, sock: socket.socket, **more: Any) -> asyncio.Server:  # noqa: ANN401
+            if more.get("ssl"):
+                more["ssl_handshake_timeout"] = self.settings.headers_timeout_s
             server: asyncio.Server = await create_server(*arguments, sock=sock, **more)
             sock.listen(self.cfg.backlog)
             return server
 
-        self.loop.create_server = with_backlog
+        self.loop.create_server = with_limits
 
     async def _serve(self) -> None:
         sweep = asyncio.create_task(self._sweep())

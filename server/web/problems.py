@@ -115,7 +115,8 @@ async def _answer_framework_error(
     if template := _FRAMEWORK_DETAILS.get(status):
         detail = template.format(method=req.method, allow=headers.get("Allow", ""))
     else:  # the framework's sentence may quote the caller: it is no template
-        detail = error.description or "Correct the request and send it again."
+        what = (error.description or "The request is wrong").rstrip(".")
+        detail = f"{what}. Correct it and send it again."
     _write(req, resp, Problem.of_status(status, detail), headers)
 
 

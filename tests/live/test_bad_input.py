@@ -154,6 +154,11 @@ def test_a_wrong_method_is_told_the_right_one(server: LiveServer, method: str) -
     assert "POST" in body["detail"]
 
 
+def test_a_method_that_http_does_not_have_is_told_what_to_do(server: LiveServer) -> None:
+    body = is_problem(httpx.request("FOO", f"{server.url}/flip"), 400, "bad-request")
+    assert "send it again" in body["detail"]
+
+
 @pytest.mark.parametrize("path", ["/nope", "/flip/", "/flip/again", "/%00"])
 def test_an_unknown_path_is_told_where_to_look(server: LiveServer, path: str) -> None:
     body = is_problem(httpx.post(server.url + path), 404, "not-found")
@@ -177,6 +182,26 @@ def test_an_upload_over_the_limit_is_refused_and_the_refusal_arrives() -> None:
     assert untold.stdout.endswith(b"413"), untold
     assert exact.status_code == 415
     is_problem(over, 413, "upload-too-large")
+
+
+def test_a_refusal_says_that_the_rest_of_the_body_is_not_waited_for(server: LiveServer) -> None:
+    """Who is not told would send the next request on a connection that is being closed."""
+    answer = exchange(server, b"POST /nothing HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nabc")
+    head, _, _ = answer.lower().partition(b"\r\n\r\n")
+    assert head.startswith(b"http/1.1 404 ")
+    assert b"connection: close" in head.split(b"\r\n")
+
+
+def test_a_client_that_resets_its_connection_over_a_refusal_is_no_fault_of_ours(server: LiveServer) -> None:
+    before = len(server.events)
+    for _ in range(600):  # the moment between the answer and the end of our side is short
+        with socket.create_connection(("127.0.0.1", server.port), DEADLINE_S) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.sendall(b"POST /nothing HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nabc")
+            assert connection.recv(1) == b"H"
+    server.wait_for("request", after=before, path="/nothing", count=600)
+    server.workers()
+    assert [event for event in server.events[before:] if event["level"] == "error"] == []
 
 
 def test_an_upload_over_the_time_limit_is_told_so() -> None:

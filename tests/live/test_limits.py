@@ -5,9 +5,10 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -147,6 +148,28 @@ def test_one_connection_too_many_is_told_so() -> None:
         assert flip(server).status_code == 200
 
 
+def test_connections_that_were_refused_take_no_place() -> None:
+    request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    stubborn = ExitStack()  # whoever is refused does not hang up
+    with LiveServer("--worker-connections", "3", environ={"WEB_CONCURRENCY": "1"}) as server, stubborn:
+        with ExitStack() as held:
+            for _ in range(3):
+                connection = held.enter_context(connect(server))
+                connection.sendall(request)
+                assert connection.recv(13) == b"HTTP/1.1 200 "
+            for _ in range(3):
+                assert stubborn.enter_context(connect(server)).recv(13) == b"HTTP/1.1 503 "
+        answer = b""
+        tries = 0
+        while answer != b"HTTP/1.1 200 ":
+            tries += 1
+            assert tries < 100
+            time.sleep(0.05)
+            connection = stubborn.enter_context(connect(server))
+            connection.sendall(request)
+            answer = connection.recv(13)
+
+
 def test_headers_that_do_not_come_are_not_waited_for() -> None:
     environ = {"WEB_CONCURRENCY": "1", "FLIP_HEADERS_TIMEOUT_S": "0.5"}
     with LiveServer(environ=environ) as server, connect(server) as silent, connect(server) as slow:
@@ -172,6 +195,27 @@ def test_a_slow_upload_is_told_so(brisk: LiveServer, landscape: Path) -> None:
     assert head.startswith(b"HTTP/1.1 408 ")
     assert b"upload-too-slow" in problem
     assert brisk.workers()[0]["in_flight"] == 0
+
+
+def test_a_slow_upload_that_goes_on_after_its_answer_is_no_fault_of_ours(brisk: LiveServer) -> None:
+    before = len(brisk.events)
+    answer = b""
+    with connect(brisk) as connection:
+        connection.sendall(b"POST /flip HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n")
+        connection.sendall(bytes(300_000))
+        connection.settimeout(0.01)
+        while not answer:
+            connection.sendall(bytes(1000))
+            with suppress(TimeoutError):
+                answer = connection.recv(65536)
+        connection.settimeout(DEADLINE_S)
+        connection.sendall(bytes(1000))
+        assert brisk.workers()[0]["in_flight"] == 0  # by now it has been read
+        connection.sendall(bytes(1000))
+        read_to_the_end(connection)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    brisk.wait_for("request", after=before, status=408)
+    assert [event for event in brisk.events[before:] if event["level"] == "error"] == []
 
 
 def test_a_slow_download_is_cut_off(brisk: LiveServer, landscape: Path) -> None:
