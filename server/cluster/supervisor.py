@@ -107,7 +107,8 @@ class Supervisor:
                 if death.is_planned:
                     log.info("engine_retired", pid=death.pid, jobs=death.done)
                     continue
-                did_work = death.done > 0
+                # One that died over a picture came as far as working: a crash loop does not.
+                did_work = death.done > 0 or death.job != 0
                 event, facts = "engine_died", {"pid": death.pid, **describe_exit(death.returncode)}
             except OSError as error:  # no process or descriptor to be had at the moment
                 event, facts = "engine_spawn_failed", {"error": str(error)}
