@@ -117,6 +117,11 @@ def on_starting(server: "Arbiter") -> None:
 def on_reload(server: "Arbiter") -> None:
     """Let go of the work socket and the scoreboard that only the old configuration knew."""
     check.guard(server)  # with the new code
+    # The old workers have their own ends. Ours, and those that new workers would inherit, would keep the
+    # pictures that wait in there when all old ones die before they came to them.
+    for worker in server.WORKERS.values():
+        with worker.membership.work:
+            pass
     gc.collect()
 
 

@@ -72,6 +72,11 @@ def reload(server: LiveServer, workers: int = 2) -> None:
     server.wait_for("worker_offline", after=before, count=workers)
 
 
+def sockets(pid: int) -> int:
+    """How many sockets a process has open."""
+    return sum(str(link.readlink()).startswith("socket:") for link in Path(f"/proc/{pid}/fd").iterdir())
+
+
 def upgrade(server: LiveServer) -> int:
     """Send USR2, wait until the new arbiter's workers are there, and return its pid."""
     before = len(server.events)
@@ -421,3 +426,12 @@ def test_an_upgrade_to_what_would_not_start_is_refused(copy: Path) -> None:
             assert says in server.wait_for("upgrade_refused")["reason"]
         assert server.processes() == processes
         assert httpx.post(f"{server.url}/flip").status_code == 200
+
+
+def test_a_reload_lets_go_of_the_old_work_socket() -> None:
+    """Whoever held it would hold what waits in it, too: the pictures of workers that were killed."""
+    with LiveServer(environ={"WEB_CONCURRENCY": "1"}) as server:
+        arbiter_had = sockets(server.pid)
+        for _ in range(3):
+            reload(server, workers=1)
+        assert sockets(server.pid) == arbiter_had
