@@ -383,6 +383,24 @@ def test_a_stop_does_not_wait_for_a_worker_that_is_still_starting(copy: Path) ->
         assert server.stop() == 0
 
 
+def test_a_worker_does_not_miss_a_stop_that_comes_as_soon_as_it_is_forked(copy: Path) -> None:
+    """The handlers that it has from the arbiter only take note of a signal."""
+    forked = "    _soft, hard = resource.getrlimit"
+    stopped = f"    os.kill(os.getpid(), signal.SIGTERM) if os.path.exists('told') else None\n{forked}"
+    with (
+        broken(copy / "gunicorn.conf.py", forked, stopped),
+        LiveServer("--graceful-timeout", "600", root=copy, environ={"WEB_CONCURRENCY": "1"}) as server,
+    ):
+        (worker,) = server.workers()
+        (copy / "told").touch()
+        before = len(server.events)
+        os.kill(worker["pid"], signal.SIGKILL)
+        stopped_pid = server.wait_for("worker_booting", after=before)["pid"]
+        server.wait_for("worker_exiting", after=before, pid=stopped_pid)
+        (copy / "told").unlink()
+        assert "engine_online" not in {event["event"] for event in server.events[before:]}
+
+
 def test_a_worker_that_is_told_to_stop_is_not_ready() -> None:
     with LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server, httpx.Client(base_url=server.url) as client:
         pid = int(client.get("/readyz").raise_for_status().headers["X-Worker-PID"])
