@@ -15,6 +15,10 @@ from server.logs import LogFormat
 _PREFIX = "FLIP_"
 _SAMPLE_PICTURE = Path(__file__).parents[1] / "images" / "landscape.jpg"
 
+#: What the kernel takes for a time and an amount of memory (setitimer(2), setrlimit(2)), with room to spare.
+_LONGEST_S = 1e9
+_MOST_BYTES = 2**62
+
 
 class InvalidSettings(Exception):
     """A setting is unknown or has a wrong value; the text names it and says what was expected."""
@@ -24,7 +28,7 @@ class Settings(BaseModel):
     """All settings of the service itself."""
 
     # A bundled picture that is missing must stop the start too, so defaults are validated as well.
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     max_body_bytes: Annotated[
         int, Field(gt=0, description="Largest upload accepted, in bytes. A larger one is answered 413.")
@@ -64,6 +68,7 @@ class Settings(BaseModel):
         float,
         Field(
             gt=0,
+            le=_LONGEST_S,
             description="Longest time that an engine may work on one picture, in seconds. Then the kernel "
             "ends the engine, and the request is answered 422.",
         ),
@@ -72,6 +77,7 @@ class Settings(BaseModel):
         int,
         Field(
             ge=256 * 2**20,
+            le=_MOST_BYTES,
             description="Most memory of an engine, in bytes of address space. A picture that needs more is "
             "answered 422.",
         ),
@@ -124,6 +130,7 @@ class Settings(BaseModel):
         float,
         Field(
             gt=0,
+            le=_LONGEST_S,
             description="How long a picture that ended two engines is refused without a try, in seconds.",
         ),
     ] = 3600.0
