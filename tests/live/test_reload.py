@@ -455,3 +455,17 @@ def test_a_reload_lets_go_of_the_old_work_socket() -> None:
         for _ in range(3):
             reload(server, workers=1)
         assert sockets(server.pid) == arbiter_had
+
+
+def test_an_engine_that_is_stuck_before_it_is_ready_is_replaced(copy: Path) -> None:
+    package = copy / "server" / "cluster"
+    impatient = broken(package / "supervisor.py", "BOOT_S = 20.0", "BOOT_S = 5.0")
+    with impatient, LiveServer(root=copy, environ={"WEB_CONCURRENCY": "1"}) as server:
+        (worker,) = server.workers()
+        stuck = "print('stuck', file=sys.stderr, flush=True); signal.pause()"
+        with broken(package / "engine.py", "os.nice(terms.nice)", stuck):
+            os.kill(worker["engine_pid"], signal.SIGKILL)
+            server.wait_for("stuck")
+        server.wait_for("engine_died", count=2, signal="SIGKILL")
+        server.wait_for("engine_online", count=2)
+        assert httpx.post(f"{server.url}/flip").status_code == 200
