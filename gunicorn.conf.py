@@ -50,6 +50,7 @@ _quarantine = Quarantine(_settings.quarantine_s, _settings.quarantine_dir)
 _backoff = Backoff()
 _delays_s: list[float] = []  # one for each crash that no worker has been forked for yet
 _log = logs.get_logger("server.arbiter")
+_STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
 
 
 # --- what runs -----------------------------------------------------------------------------------------
@@ -112,11 +113,24 @@ def on_starting(server: "Arbiter") -> None:
     if server.cfg.reload:
         sys.exit("flipcluster: --reload would restart workers with old code; send HUP after an edit")
     check.guard(server)
+    # Until a worker has its own handlers, those of the arbiter would only take note of a signal, and Python
+    # forgets what comes just after the fork; the arbiter sends it once. So it waits (gateway.init_signals).
+    os.register_at_fork(before=_hold_stops_back, after_in_parent=_let_stops_through)
+
+
+def pre_exec(_server: "Arbiter") -> None:
+    """In the fork that becomes a new arbiter (USR2)."""
+    _let_stops_through()
 
 
 def on_reload(server: "Arbiter") -> None:
     """Let go of the work socket and the scoreboard that only the old configuration knew."""
     check.guard(server)  # with the new code
+    # The old workers have their own ends. Ours, and those that new workers would inherit, would keep the
+    # pictures that wait in there when all old ones die before they came to them.
+    for worker in server.WORKERS.values():
+        with worker.membership.work:
+            pass
     gc.collect()
 
 
@@ -164,13 +178,19 @@ def _keep_memory() -> None:
         mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
 
 
+def _hold_stops_back() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+
+
+def _let_stops_through() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+
+
 def _sleep_or_exit(delay_s: float) -> None:
-    # The handlers inherited from the arbiter only take note of a signal; here it must end the wait.
-    stop_signals = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
-    if signal.sigtimedwait(stop_signals, delay_s) is not None:
+    # Stops are held back since the fork, or here when an arbiter of before forked us; one ends the wait.
+    _hold_stops_back()
+    if signal.sigtimedwait(_STOP_SIGNALS, delay_s) is not None:
         sys.exit(0)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals)
 
 
 def _invitation(address: tuple[str, int] | str) -> str:

@@ -30,6 +30,10 @@ _HEADROOM = 1.5
 #: Who comes back too early comes in vain, who comes late loses a little: so much is added to a promise.
 _MARGIN = 0.5
 
+#: The longest that anybody is told to stay away, in seconds. Promises go no further: a few callers that are
+#: refused again and again, with large bodies or only lengths that say so, would send away all others.
+_LONGEST_S = 60
+
 
 class Ticket:
     """What one admitted request takes of the cluster.
@@ -140,7 +144,8 @@ class Admission:
         now = now_us()
         engines = self._engines()
         free_us = max(now + excess_us / engines, self._scoreboard.greatest(Cell.PROMISED_US))
-        self._row[Cell.PROMISED_US] = int(free_us + need_us / engines)
+        last_us = now + _LONGEST_S * 1e6 / (1 + _MARGIN)
+        self._row[Cell.PROMISED_US] = int(min(free_us + need_us / engines, last_us))
         return ServiceUnavailable(
             "All engines are busy for longer than you should wait. Try again later.",
             retry_after_s=max(1, ceil((self._row[Cell.PROMISED_US] - now) / 1e6 * (1 + _MARGIN))),

@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import os
+import signal
 import socket
 import struct
 import sys
@@ -386,6 +387,11 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         self.membership = membership
         self.settings = settings
         self.connections = set()
+
+    def init_signals(self) -> None:
+        """Take over, and let through what the arbiter has sent since the fork (gunicorn.conf.py)."""
+        super().init_signals()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 
     def load_wsgi(self) -> None:
         """Build the app of this worker, instead of importing one that knows nothing of the cluster."""

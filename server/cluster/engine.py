@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
@@ -35,7 +36,7 @@ _NOT_FOR_US = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, sig
 _NO_MEMORY = "The image needs more memory than it may have. Send a smaller one."
 
 #: When the machine runs out of memory, the kernel ends an engine before a worker (proc(5)).
-_OOM_SCORE = "500"
+_OOM_SCORE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +186,16 @@ def _silence_decoders() -> None:
         os.dup2(nowhere.fileno(), 2)
 
 
+def volunteer(score: Path) -> None:
+    """Ask the kernel to end this process before a worker when memory runs out (proc(5)).
+
+    Whoever runs with a higher score already, as in many containers, may not lower it; and nobody has to.
+    """
+    with suppress(OSError):
+        if int(score.read_text()) < _OOM_SCORE:
+            score.write_text(str(_OOM_SCORE))
+
+
 def main() -> None:
     """Entry point of the process."""
     terms = Terms.decode(sys.argv[1])
@@ -196,7 +207,7 @@ def main() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     memory_bytes = terms.memory_bytes if hard == resource.RLIM_INFINITY else min(terms.memory_bytes, hard)
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
+    volunteer(Path("/proc/self/oom_score_adj"))
     gc.freeze()  # what is loaded now stays for good; no collection has to look at it again
     lanes = [socket.socket(fileno=descriptor) for descriptor in terms.work]
     with FileIO(terms.recorder, "r+b") as file:

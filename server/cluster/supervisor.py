@@ -29,6 +29,9 @@ _IMPORT_ROOT = str(Path(__file__).parents[2])
 #: How much sooner than others an engine may retire, as a part of its jobs, so that not all do at once.
 _JITTER = 0.1
 
+#: How long an engine may take to become ready, in seconds: less than gunicorn gives its worker (`timeout`).
+BOOT_S = 20.0
+
 
 @dataclass(frozen=True, slots=True)
 class Death:
@@ -107,7 +110,8 @@ class Supervisor:
                 if death.is_planned:
                     log.info("engine_retired", pid=death.pid, jobs=death.done)
                     continue
-                did_work = death.done > 0
+                # One that died over a picture came as far as working: a crash loop does not.
+                did_work = death.done > 0 or death.job != 0
                 event, facts = "engine_died", {"pid": death.pid, **describe_exit(death.returncode)}
             except OSError as error:  # no process or descriptor to be had at the moment
                 event, facts = "engine_spawn_failed", {"error": str(error)}
@@ -129,7 +133,7 @@ class Supervisor:
             self._row[Cell.ENGINE_STARTS] += 1
             ours.setblocking(False)  # noqa: FBT003 the standard library has no other way
             try:
-                if await asyncio.get_running_loop().sock_recv(ours, 1):
+                if await self._is_ready(ours, process):
                     self._row[Cell.ENGINE_PID] = process.pid
                     log.info("engine_online", pid=process.pid, boot_ms=(now_us() - started_us) // 1000)
                     self._first_attempt.set()
@@ -141,6 +145,16 @@ class Supervisor:
                 ours.close()  # the engine's sign to go, when it is not gone already
                 await process.wait()
         return death
+
+    @staticmethod
+    async def _is_ready(control: socket.socket, process: asyncio.subprocess.Process) -> bool:
+        """Wait for the engine's sign; one that gives none for too long, stopped or stuck, is killed."""
+        try:
+            async with asyncio.timeout(BOOT_S):
+                return bool(await asyncio.get_running_loop().sock_recv(control, 1))
+        except TimeoutError:
+            process.kill()
+            return False
 
     def _publish(self, death: Death) -> None:
         """Let the worker whose job was lost read what became of its engine; the number comes last."""

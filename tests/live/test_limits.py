@@ -13,11 +13,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.live_server import DEADLINE_S, LiveServer
+from support.live_server import DEADLINE_S, ROOT, LiveServer
 
 from server.errors import ServiceUnavailable
 
 SLOW = {"format": "avif"}  # takes seconds for the sample picture
+
+SABOTAGE = f"{ROOT / 'tests' / 'support' / 'sabotage'}:{ROOT}"
 
 
 def flip(server: LiveServer, **query: str) -> httpx.Response:
@@ -266,3 +268,15 @@ def test_a_stopped_engine_is_no_reason_to_lose_a_request() -> None:
         os.kill(victim["engine_pid"], signal.SIGKILL)
         os.kill(other["engine_pid"], signal.SIGKILL)
         assert answer.result().status_code == 200
+
+
+def test_many_pictures_that_kill_do_not_keep_engines_away() -> None:
+    """Each of them is new, so that none is refused unseen, and kills an engine at its first job."""
+    with LiveServer(environ={"WEB_CONCURRENCY": "1", "PYTHONPATH": SABOTAGE}) as server:
+        for number in range(3):
+            killer = b"sabotage:segfault %d" % number
+            answer = httpx.post(f"{server.url}/flip", content=killer, timeout=DEADLINE_S)
+            assert kind(answer) == "engine-killer"
+        delays = [event["respawn_in_s"] for event in server.events if event["event"] == "engine_died"]
+        assert set(delays) == {0.0}
+        assert flip(server).status_code == 200

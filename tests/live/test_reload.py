@@ -72,6 +72,11 @@ def reload(server: LiveServer, workers: int = 2) -> None:
     server.wait_for("worker_offline", after=before, count=workers)
 
 
+def sockets(pid: int) -> int:
+    """How many sockets a process has open."""
+    return sum(str(link.readlink()).startswith("socket:") for link in Path(f"/proc/{pid}/fd").iterdir())
+
+
 def upgrade(server: LiveServer) -> int:
     """Send USR2, wait until the new arbiter's workers are there, and return its pid."""
     before = len(server.events)
@@ -298,6 +303,8 @@ def is_refused(port: int) -> bool:
         socket.create_connection(("127.0.0.1", port), DEADLINE_S).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:  # just when the last worker closes the socket (ADR 9)
+        return False
     return False
 
 
@@ -374,11 +381,29 @@ def test_an_interrupt_hastens_a_stop(landscape: Path) -> None:
 def test_a_stop_does_not_wait_for_a_worker_that_is_still_starting(copy: Path) -> None:
     with LiveServer(root=copy, environ={"WEB_CONCURRENCY": "1"}) as server:
         (worker,) = server.workers()
-        never_ready = "print('waiting', file=sys.stderr, flush=True); os.read(control_fd, 1)"
+        never_ready = "print('waiting', file=sys.stderr, flush=True); os.read(terms.control, 1)"
         with broken(copy / "server" / "cluster" / "engine.py", "os.nice(terms.nice)", never_ready):
             os.kill(worker["pid"], signal.SIGKILL)
             server.wait_for("waiting")
         assert server.stop() == 0
+
+
+def test_a_worker_does_not_miss_a_stop_that_comes_as_soon_as_it_is_forked(copy: Path) -> None:
+    """The handlers that it has from the arbiter only take note of a signal."""
+    forked = "    _soft, hard = resource.getrlimit"
+    stopped = f"    os.kill(os.getpid(), signal.SIGTERM) if os.path.exists('told') else None\n{forked}"
+    with (
+        broken(copy / "gunicorn.conf.py", forked, stopped),
+        LiveServer("--graceful-timeout", "600", root=copy, environ={"WEB_CONCURRENCY": "1"}) as server,
+    ):
+        (worker,) = server.workers()
+        (copy / "told").touch()
+        before = len(server.events)
+        os.kill(worker["pid"], signal.SIGKILL)
+        stopped_pid = server.wait_for("worker_booting", after=before)["pid"]
+        server.wait_for("worker_exiting", after=before, pid=stopped_pid)
+        (copy / "told").unlink()
+        assert "engine_online" not in {event["event"] for event in server.events[before:]}
 
 
 def test_a_worker_that_is_told_to_stop_is_not_ready() -> None:
@@ -423,4 +448,27 @@ def test_an_upgrade_to_what_would_not_start_is_refused(copy: Path) -> None:
             os.kill(server.pid, signal.SIGUSR2)
             assert says in server.wait_for("upgrade_refused")["reason"]
         assert server.processes() == processes
+        assert httpx.post(f"{server.url}/flip").status_code == 200
+
+
+def test_a_reload_lets_go_of_the_old_work_socket() -> None:
+    """Whoever held it would hold what waits in it, too: the pictures of workers that were killed."""
+    with LiveServer(environ={"WEB_CONCURRENCY": "1"}) as server:
+        arbiter_had = sockets(server.pid)
+        for _ in range(3):
+            reload(server, workers=1)
+        assert sockets(server.pid) == arbiter_had
+
+
+def test_an_engine_that_is_stuck_before_it_is_ready_is_replaced(copy: Path) -> None:
+    package = copy / "server" / "cluster"
+    impatient = broken(package / "supervisor.py", "BOOT_S = 20.0", "BOOT_S = 5.0")
+    with impatient, LiveServer(root=copy, environ={"WEB_CONCURRENCY": "1"}) as server:
+        (worker,) = server.workers()
+        stuck = "print('stuck', file=sys.stderr, flush=True); signal.pause()"
+        with broken(package / "engine.py", "os.nice(terms.nice)", stuck):
+            os.kill(worker["engine_pid"], signal.SIGKILL)
+            server.wait_for("stuck")
+        server.wait_for("engine_died", count=2, signal="SIGKILL")
+        server.wait_for("engine_online", count=2)
         assert httpx.post(f"{server.url}/flip").status_code == 200

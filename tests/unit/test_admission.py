@@ -120,6 +120,14 @@ def test_those_refused_are_told_one_after_the_other(held: ExitStack) -> None:
     assert waits[-1] == 5  # half as late again
 
 
+def test_those_who_are_refused_again_and_again_do_not_send_others_away_for_long(held: ExitStack) -> None:
+    cluster = Cluster()
+    fill(cluster, held)
+    for _ in range(100):
+        told(cluster.gates[0].admit(60 * PICTURE_BYTES).__enter__)
+    assert told(cluster.gates[1].admit(PICTURE_BYTES).__enter__) == 60
+
+
 def test_the_bytes_of_all_pictures_are_bounded(held: ExitStack) -> None:
     cluster = Cluster(max_held_bytes=3 * PICTURE_BYTES)
     assert fill(cluster, held) == 3

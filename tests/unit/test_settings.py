@@ -74,6 +74,8 @@ def test_variables_without_the_prefix_are_ignored(name: str) -> None:
         ("FLIP_MAX_TOTAL_PIXELS", "0"),
         ("FLIP_ENGINE_NICE", "-1"),
         ("FLIP_ENGINE_NICE", "20"),
+        ("FLIP_UPLOAD_TIMEOUT_S", "nan"),
+        ("FLIP_QUARANTINE_S", "1e30"),
         ("FLIP_SAMPLE_PICTURE", "/no/such/picture.jpg"),
         ("FLIP_SAMPLE_PICTURE", "/"),
         ("FLIP_LOG_FORMAT", "xml"),
