@@ -13,6 +13,7 @@ import resource
 import signal
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ _quarantine = Quarantine(_settings.quarantine_s, _settings.quarantine_dir)
 _backoff = Backoff()
 _delays_s: list[float] = []  # one for each crash that no worker has been forked for yet
 _log = logs.get_logger("server.arbiter")
+_unborn: "list[Worker]" = []  # the one about to be forked
 _STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
 
 
@@ -112,7 +114,7 @@ def on_starting(server: "Arbiter") -> None:
         sys.exit("flipcluster: no workers, nothing served; set -w or WEB_CONCURRENCY to 1 or more")
     if server.cfg.reload:
         sys.exit("flipcluster: --reload would restart workers with old code; send HUP after an edit")
-    check.guard(server)
+    _take_over(server)
     # Until a worker has its own handlers, those of the arbiter would only take note of a signal, and Python
     # forgets what comes just after the fork; the arbiter sends it once. So it waits (gateway.init_signals).
     os.register_at_fork(before=_hold_stops_back, after_in_parent=_let_stops_through)
@@ -125,7 +127,7 @@ def pre_exec(_server: "Arbiter") -> None:
 
 def on_reload(server: "Arbiter") -> None:
     """Let go of the work socket and the scoreboard that only the old configuration knew."""
-    check.guard(server)  # with the new code
+    _take_over(server)  # with the new code
     # The old workers have their own ends. Ours, and those that new workers would inherit, would keep the
     # pictures that wait in there when all old ones die before they came to them.
     for worker in server.WORKERS.values():
@@ -146,6 +148,7 @@ def pre_fork(_server: "Arbiter", worker: "Worker") -> None:
     worker.forked_s = time.monotonic()
     worker.jobs_before = worker.membership.row[Cell.JOBS]
     worker.boot_delay_s = _delays_s.pop() if _delays_s else 0.0
+    _unborn.append(worker)
 
 
 def post_fork(_server: "Arbiter", worker: "Worker") -> None:
@@ -169,6 +172,25 @@ def child_exit(server: "Arbiter", worker: "Worker") -> None:
         _delays_s.append(_backoff.delay_s(time.monotonic() - worker.forked_s, did_work=did_work))
 
 
+def _take_over(server: "Arbiter") -> None:
+    check.guard(server)
+    server.spawn_worker = partial(_spawn_worker, server)
+
+
+def _spawn_worker(server: "Arbiter") -> None:
+    # gunicorn ends the service when the kernel has no process or descriptor to give at the moment. So this
+    # turn is left out: the arbiter counts its workers every second.
+    try:
+        type(server).spawn_worker(server)
+    except OSError as error:
+        _log.error("worker_spawn_failed", error=str(error))
+        for worker in _unborn:
+            worker.tmp.close()
+            worker.membership.scoreboard.release(worker.membership.row)
+    finally:
+        _unborn.clear()
+
+
 def _keep_memory() -> None:
     # Pieces of bodies are a quarter of a megabyte; glibc would give each back to the kernel and fetch it anew
     # (mallopt(3)). Engines get the same through their environment, which it is too late for here.
@@ -187,10 +209,13 @@ def _let_stops_through() -> None:
 
 
 def _sleep_or_exit(delay_s: float) -> None:
-    # Stops are held back since the fork, or here when an arbiter of before forked us; one ends the wait.
+    # Stops are held back since the fork, or here when an arbiter of before forked us; one ends the wait, and
+    # so does the end of the arbiter.
     _hold_stops_back()
-    if signal.sigtimedwait(_STOP_SIGNALS, delay_s) is not None:
-        sys.exit(0)
+    arbiter, until_s = os.getppid(), time.monotonic() + delay_s
+    while (left_s := until_s - time.monotonic()) > 0:
+        if signal.sigtimedwait(_STOP_SIGNALS, min(left_s, 1.0)) is not None or os.getppid() != arbiter:
+            sys.exit(0)
 
 
 def _invitation(address: tuple[str, int] | str) -> str:

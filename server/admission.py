@@ -26,7 +26,6 @@ _LEAST_US = 500
 #: What was measured while little was going on is too short for when much is: uploads take the cores as well.
 _HEADROOM = 1.5
 
-
 #: Who comes back too early comes in vain, who comes late loses a little: so much is added to a promise.
 _MARGIN = 0.5
 
@@ -35,32 +34,53 @@ _MARGIN = 0.5
 _LONGEST_S = 60
 
 
+def _need_us(body_bytes: int, us_per_byte: float) -> int:
+    return max(_LEAST_US, int(body_bytes * us_per_byte))
+
+
 class Ticket:
-    """What one admitted request takes of the cluster.
+    """What one admitted request takes of the cluster: the bytes of its picture, and engine time for them.
 
     Args:
         admission: the gate it came through.
         row: the scoreboard's row of its worker.
-        need_us: engine time, in microseconds.
-        held_bytes: of its upload, as far as known.
+        body_bytes: the length of its body; None when nobody said.
+        us_per_byte: engine time, in microseconds.
 
     Attributes:
         admitted_us: when, microseconds of the monotonic clock.
+        held_bytes: what its picture counts with.
     """
 
-    def __init__(self, admission: "Admission", row: Row, need_us: int, held_bytes: int) -> None:
+    def __init__(self, admission: "Admission", row: Row, body_bytes: int | None, us_per_byte: float) -> None:
         self._admission = admission
         self._row = row
-        self._need_us = need_us
-        self._held_bytes = held_bytes
+        self._body_bytes = body_bytes
+        self._us_per_byte = us_per_byte
+        self._is_working = True
+        self._need_us = 0
         self.admitted_us = now_us()
-        row[Cell.PREDICTED_US] += need_us
-        row[Cell.HELD_BYTES] += held_bytes
+        self.held_bytes = 0
+        self.hold(body_bytes or 0)
 
     def hold(self, held_bytes: int) -> None:
         """Count its picture with this many bytes from now on."""
-        self._row[Cell.HELD_BYTES] += held_bytes - self._held_bytes
-        self._held_bytes = held_bytes
+        need_us = 0
+        if self._is_working:
+            size = held_bytes if self._body_bytes else max(held_bytes, _TYPICAL_BYTES)
+            need_us = _need_us(size, self._us_per_byte)
+        self._row[Cell.PREDICTED_US] += need_us - self._need_us
+        self._row[Cell.HELD_BYTES] += held_bytes - self.held_bytes
+        self._need_us, self.held_bytes = need_us, held_bytes
+
+    def expect(self, arrived_bytes: int, bytes_per_s: float) -> None:
+        """Count an upload with what has come, and what will come at this speed within the limit on waiting.
+
+        A head costs its sender nothing: what it only announces must not keep others away for long.
+        """
+        if self._body_bytes:
+            coming_bytes = bytes_per_s * self._admission.max_wait_s
+            self.hold(min(self._body_bytes, int(arrived_bytes + coming_bytes)))
 
     def grow_to(self, held_bytes: int) -> None:
         """Count its picture with this many bytes if it turns out to have more than was known.
@@ -68,7 +88,7 @@ class Ticket:
         Raises:
             ServiceUnavailable: there is no room for them.
         """
-        more_bytes = held_bytes - self._held_bytes
+        more_bytes = held_bytes - self.held_bytes
         if more_bytes > 0:
             if self._admission.excess_bytes(more_bytes) > 0:
                 raise ServiceUnavailable("There is no room for your image at the moment. Try again later.")
@@ -80,13 +100,14 @@ class Ticket:
 
     def finish_work(self) -> None:
         """It needs no engine any more."""
-        self._row[Cell.PREDICTED_US] -= self._need_us
-        self._need_us = 0
+        self._is_working = False
+        self.hold(self.held_bytes)
 
     def give_back(self) -> None:
         """It is over."""
         self.finish_work()
         self.hold(0)
+        self._body_bytes = None  # nothing is expected any more
 
 
 class Admission:
@@ -96,13 +117,14 @@ class Admission:
         scoreboard: where the figures are.
         row: the worker's own.
         max_wait_s: the longest that an admitted request is thought to wait for an engine, in seconds.
-        max_held_bytes: the most bytes that the pictures of all admitted requests have together.
+        max_held_bytes: the most bytes that the pictures of all admitted requests have together; not less than
+            one may have.
     """
 
     def __init__(self, scoreboard: Scoreboard, row: Row, *, max_wait_s: float, max_held_bytes: int) -> None:
         self._scoreboard = scoreboard
         self._row = row
-        self._max_wait_us = max_wait_s * 1e6
+        self.max_wait_s = max_wait_s
         self._max_held_bytes = max_held_bytes
 
     @contextmanager
@@ -116,21 +138,20 @@ class Admission:
             ServiceUnavailable: with the seconds after which there will be room.
         """
         us_per_byte = self._us_per_byte()
-        need_us = max(_LEAST_US, int((body_bytes or _TYPICAL_BYTES) * us_per_byte))
-        excess_us = self._scoreboard.total(Cell.PREDICTED_US) - self._max_wait_us * self._engines()
+        excess_us = self._scoreboard.total(Cell.PREDICTED_US) - self.max_wait_s * 1e6 * self._engines()
         excess_bytes = self.excess_bytes(body_bytes or 0)
         if excess_us > 0 or excess_bytes > 0:
+            need_us = _need_us(body_bytes or _TYPICAL_BYTES, us_per_byte)
             raise self.refusal(need_us, max(excess_us, excess_bytes * us_per_byte))
-        ticket = Ticket(self, self._row, need_us, body_bytes or 0)
+        ticket = Ticket(self, self._row, body_bytes, us_per_byte)
         try:
             yield ticket
         finally:
             ticket.give_back()
 
     def excess_bytes(self, more_bytes: int) -> int:
-        """How many bytes too many are held if these come too; a single picture may always come."""
-        held_bytes = self._scoreboard.total(Cell.HELD_BYTES)
-        return held_bytes + more_bytes - self._max_held_bytes if held_bytes else 0
+        """How many bytes too many are held if these come too."""
+        return self._scoreboard.total(Cell.HELD_BYTES) + more_bytes - self._max_held_bytes
 
     def refusal(self, need_us: float, excess_us: float = 0) -> ServiceUnavailable:
         """Choose when a refused caller shall come back: when there is room, and behind all told so before.

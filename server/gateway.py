@@ -25,7 +25,7 @@ from server.cluster.scoreboard import Cell, State
 from server.errors import RequestError, ServiceUnavailable, UploadTooSlow
 from server.logs import get_logger
 from server.settings import Settings
-from server.web.middleware import Exchange, common_headers, log_exchange
+from server.web.middleware import Exchange, common_headers, conclude
 from server.web.problems import MEDIA_TYPE, OUR_FAULT, Problem
 
 log = get_logger(__name__)
@@ -89,7 +89,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
     _is_last_answer = False
     _decided_for: object = None
     _diverted_to: FileIO | None = None
-    _scope: dict[str, Any]
+    _scope: dict[str, Any] = {}  # noqa: RUF012 never changed, only replaced
     _received_bytes = 0
     _written_bytes = 0
     # What the connection is waiting for, since when, and how many bytes it had moved then.
@@ -101,6 +101,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         self._pace = ("headers", self.worker.loop.time(), 0)
         sock = self._socket = transport.get_extra_info("socket")
         self._wire = _below_tls(transport)
+        self._client = transport.get_extra_info("peername")
         if sock.family in {socket.AF_INET, socket.AF_INET6}:
             sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _NOT_SENT_BYTES)
         if len(self.worker.connections) < self.worker.worker_connections:
@@ -123,11 +124,17 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         settings = self.worker.settings
         if stage != before:
             self._pace = (stage, now_s, moved_bytes)
-        elif stage == "headers":
-            if now_s - since_s > settings.headers_timeout_s:
+            return
+        elapsed_s = now_s - since_s
+        if stage == "headers":
+            if elapsed_s > settings.headers_timeout_s:
                 self._end_headers()
-        elif stage and now_s - since_s > settings.slow_after_s:
-            if moved_bytes - had_bytes < settings.min_bytes_per_s * (now_s - since_s):
+            return
+        bytes_per_s = (moved_bytes - had_bytes) / elapsed_s
+        if stage == "upload" and (exchange := self._exchange) and exchange.ticket:
+            exchange.ticket.expect(exchange.bytes_in, bytes_per_s)
+        if stage and elapsed_s > settings.slow_after_s:
+            if bytes_per_s < settings.min_bytes_per_s:
                 self._end_slow(stage)
             else:
                 self._pace = (stage, now_s, moved_bytes)
@@ -142,9 +149,16 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         if self._current_request is None:
             # Between requests gunicorn's keep-alive timer runs, over half a head too.
             return "headers" if self.req_count <= 1 else "", 0
-        if self._body_receiver is not None and not self._body_receiver._complete:  # noqa: SLF001
-            return "upload", self._received_bytes
-        return "", 0
+        return ("upload", self._received_bytes) if self._is_receiving() else ("", 0)
+
+    @property
+    def _exchange(self) -> Any:  # noqa: ANN401 an Exchange
+        """What the app has made of the request; None until it has seen it."""
+        return self._scope.get("exchange")
+
+    def _is_receiving(self) -> bool:
+        """Whether a body is on its way."""
+        return self._body_receiver is not None and not self._body_receiver._complete  # noqa: SLF001
 
     def _unsent_bytes(self) -> int:
         """How much of what was written the client has not taken yet, in our buffers and in the kernel's."""
@@ -176,7 +190,13 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
 
     def _abandon(self, stage: str) -> None:
         """Close the connection and drop what a slow client has not read: it would wait in the kernel."""
-        log.info("client_too_slow", stage=stage, received=self._received_bytes, sent=self._written_bytes)
+        log.info(
+            "client_too_slow",
+            client=self._client[0] if self._client else None,
+            stage=stage,
+            received=self._received_bytes,
+            sent=self._written_bytes,
+        )
         if stage == "download":
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.transport.abort()
@@ -197,10 +217,10 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         self._received_bytes += nbytes
         file = self._diverted_to
         # It is closed when the upload was given up and the client goes on sending.
-        if file is not None and not file.closed and self._is_within_body(nbytes):
+        if file is not None and not file.closed and self._is_within_body(nbytes) and self._has_room(nbytes):
             file.write(arrived)
             self._callback_parser._body_remaining -= nbytes  # noqa: SLF001
-            self._scope["exchange"].bytes_in += nbytes
+            self._exchange.bytes_in += nbytes
         else:
             self._diverted_to = None
             self.data_received(bytes(arrived))
@@ -214,6 +234,11 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
             and parser._state == "body"  # noqa: SLF001
             and nbytes < parser._body_remaining  # noqa: SLF001
         )
+
+    def _has_room(self, nbytes: int) -> bool:
+        """Whether so many bytes are within what the upload counts with; else the app has to ask for more."""
+        exchange: Exchange = self._exchange
+        return exchange.ticket is not None and exchange.bytes_in + nbytes <= exchange.ticket.held_bytes
 
     def _divert(self, file: FileIO) -> None:
         """Write the body to a file as it arrives, from here to near its end; the rest comes as ever.
@@ -236,6 +261,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         is_without_body: bool = super()._on_headers_complete()
         self._check_head(self._current_request)
         self._diverted_to = None
+        self._scope = {}
         self._body_receiver = _BodyReceiver(self._current_request, self)
         return is_without_body
 
@@ -264,8 +290,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
     def eof_received(self) -> None:
         """Take a client that will send no more for one that has left, and its request with it.
 
-        That is nearly always so, and asyncio closes the connection in any case: nothing sent from here on
-        would arrive.
+        That is nearly always so. A client that only ends its side, and goes on reading, gets no answer.
         """
         self.connection_lost(None)
 
@@ -279,7 +304,10 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         """Answer a request that could not even be parsed, or that the app left unanswered."""
         if self._closed:  # the client left, and the app took the hint and answered nothing
             return
-        exchange = Exchange(status=status)
+        # What goes wrong within a body is the end of a request that the app has seen.
+        scope = self._scope if self._is_receiving() else {}
+        exchange: Exchange = scope.get("exchange") or Exchange()
+        exchange.status = status
         is_ours = status == HTTPStatus.INTERNAL_SERVER_ERROR
         next_step = _NEXT_STEPS.get(HTTPStatus(status), "Send a valid HTTP/1.1 request.")
         detail = OUR_FAULT if is_ours else f"The request was refused: {message}. {next_step}"
@@ -303,8 +331,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         ]
         self._safe_write(b"\r\n".join([*lines, b"", b""]) + body)
         exchange.bytes_out = len(body)
-        exchange.count_on(self.worker.membership.row)
-        log_exchange(exchange, method="-", path="-")
+        conclude(exchange, self.worker.membership.row, {"client": self._client, **scope})
 
     def _will_close(self, request: object, response_requires_close: object) -> bool:
         """Decide whether an answer is its connection's last, in time for its headers to say so.
@@ -315,11 +342,9 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         if self._decided_for is not request:
             self._decided_for = request
             self.worker.count_answer()
-            receiver = self._body_receiver
             self._is_last_answer = (
                 self.worker.is_draining
-                # The rest of a refused body is not waited for.
-                or (receiver is not None and not receiver._complete)  # noqa: SLF001
+                or self._is_receiving()  # the rest of a refused body is not waited for
                 or super()._will_close(request, response_requires_close)
             )
         return self._is_last_answer

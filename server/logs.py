@@ -53,6 +53,11 @@ def _name_gunicorn_event(_: WrappedLogger, __: str, event: EventDict) -> EventDi
     return event
 
 
+def _leave_out_nothings(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """For people; a machine wants every field in every line."""
+    return {name: value for name, value in event.items() if value is not None}
+
+
 def _is_news(record: logging.LogRecord) -> bool:
     return record.msg not in _REPETITIONS
 
@@ -73,7 +78,7 @@ def formatter(log_format: LogFormat, *, is_terminal: bool) -> logging.Formatter:
     """
     is_pretty = is_terminal if log_format == "auto" else log_format == "pretty"
     renderer: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=is_terminal, sort_keys=False)]
+        [_leave_out_nothings, structlog.dev.ConsoleRenderer(colors=is_terminal, sort_keys=False)]
         if is_pretty
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )

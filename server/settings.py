@@ -18,6 +18,7 @@ from pydantic import (
     Field,
     FilePath,
     ValidationError,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -123,7 +124,7 @@ class Settings(BaseModel):
         Field(
             gt=0,
             description="Most bytes that all pictures coming in and going out have together. A request that "
-            "would bring more is answered 503, unless it is the only one.",
+            "would bring more is answered 503.",
         ),
     ] = 2**30
     headers_timeout_s: Annotated[
@@ -168,6 +169,14 @@ class Settings(BaseModel):
         Field(description="`pretty` for people, `json` for machines, `auto`: pretty on a terminal."),
     ] = "auto"
 
+    @model_validator(mode="after")
+    def _has_room_for_one(self) -> Self:
+        if self.max_bytes_in_flight < self.max_body_bytes:
+            raise PydanticCustomError(
+                "no_room", "FLIP_MAX_BYTES_IN_FLIGHT: Input should not be less than FLIP_MAX_BODY_BYTES"
+            )
+        return self
+
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Self:
         """Read the settings from environment variables; those without our prefix are ignored.
@@ -188,7 +197,9 @@ class Settings(BaseModel):
 
 def _lines(error: ValidationError) -> list[str]:
     return [
-        f"{_PREFIX}{'_'.join(map(str, problem['loc'])).upper()}: "
+        problem["msg"]  # about several, which it names
+        if not problem["loc"]
+        else f"{_PREFIX}{'_'.join(map(str, problem['loc'])).upper()}: "
         + (
             "there is no such setting; docs/settings.md lists them"
             if problem["type"] == "extra_forbidden"

@@ -91,7 +91,8 @@ class Dispatcher:
         self._max_wait_us = int(max_wait_s * 1e6)
         # Unlike those of any other worker, and of those that had this row before us.
         self._numbers = count(self._row.index << 48 | (now_us() & (1 << 40) - 1) << 8 | 1)
-        self._queueing = asyncio.Lock()  # an event loop waits for a descriptor once, not once per request
+        # An event loop waits for a descriptor once, not once per request.
+        self._queueing = {lane: asyncio.Lock() for lane in Lane}
 
     async def transform(self, upload: FileIO, recipe: Recipe, admitted_us: int) -> tuple[Done, FileIO]:
         """Have the upload transformed by an engine.
@@ -226,7 +227,7 @@ class Dispatcher:
     async def _hand_over(self, job: Job, lane: Lane, files: Sequence[int]) -> None:
         message = job.encode()
         end = self._work.worker_ends[lane]
-        async with self._queueing:
+        async with self._queueing[lane]:
             while True:
                 try:
                     send(end, message, files)

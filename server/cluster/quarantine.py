@@ -5,9 +5,11 @@ import mmap
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Self
 
 from server.errors import UnsupportedImage
@@ -109,9 +111,11 @@ class Quarantine:
         if not path.exists():
             if sum(1 for _ in self._directory.iterdir()) >= _MOST_FILES:
                 return False
-            unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
-            unfinished.write_bytes(os.pread(upload.fileno(), evidence.body_bytes, 0))
-            unfinished.rename(path)
+            with NamedTemporaryFile(dir=self._directory) as unfinished:  # gone when it cannot be finished
+                unfinished.write(os.pread(upload.fileno(), evidence.body_bytes, 0))
+                unfinished.flush()
+                with suppress(FileExistsError):  # by somebody who had the same picture at the same time
+                    os.link(unfinished.name, path)
         return True
 
     def _slot(self, digest: str) -> memoryview:

@@ -5,11 +5,12 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from server.admission import Ticket
 from server.cluster.scoreboard import Row
 from server.logs import get_logger
 
@@ -28,6 +29,8 @@ class Exchange:
 
     Attributes:
         problem: the last word of the type of the problem that it is answered with.
+        is_logged: by whoever refused it over the app's head.
+        ticket: of its admission; None before, and for what needs none.
         resources: what it holds; given back when the last byte of the answer is written or it is given up.
     """
 
@@ -40,16 +43,14 @@ class Exchange:
     bytes_out: int = 0
     engine_pid: int | None = None
     problem: str | None = None
+    is_logged: bool = False
+    ticket: Ticket | None = None
     resources: ExitStack = field(default_factory=ExitStack)
 
     @property
     def elapsed_s(self) -> float:
         """Seconds since the headers were read."""
         return time.perf_counter() - self.started_s
-
-    def count_on(self, row: Row) -> None:
-        """Count it among a worker's requests."""
-        row.count_request(self.status, self.elapsed_s, self.bytes_in, self.bytes_out)
 
 
 Message = dict[str, Any]
@@ -111,8 +112,8 @@ class Envelope:
             raise
         finally:
             exchange.resources.close()
-            exchange.count_on(self._row)
-            log_exchange(exchange, scope["method"], scope["path"])
+            if not exchange.is_logged:
+                conclude(exchange, self._row, scope)
 
 
 def common_headers(exchange: Exchange) -> list[tuple[bytes, bytes]]:
@@ -125,11 +126,16 @@ def common_headers(exchange: Exchange) -> list[tuple[bytes, bytes]]:
     ]
 
 
-def log_exchange(exchange: Exchange, method: str, path: str) -> None:
-    """Write the one line that a request leaves in the log."""
+def conclude(exchange: Exchange, row: Row, scope: Mapping[str, Any]) -> None:
+    """Count a request among a worker's, and write the one line that it leaves in the log."""
+    row.count_request(exchange.status, exchange.elapsed_s, exchange.bytes_in, exchange.bytes_out)
+    exchange.is_logged = True
+    path = scope.get("path", "-")
+    client = scope.get("client")
     log.info(
         "request",
-        method=method,
+        client=client[0] if client else None,
+        method=scope.get("method", "-"),
         path=path if path.isprintable() else path.encode("unicode_escape").decode(),  # no escape sequences
         status=exchange.status,
         problem=exchange.problem,

@@ -68,7 +68,8 @@ class Transform:
         """Answer with the picture, transformed."""
         recipe = _read_recipe(req, self._operation)
         exchange = req.scope["exchange"]
-        ticket = exchange.resources.enter_context(self._admission.admit(self._uploads.length_of(req)))
+        admitted = self._admission.admit(self._uploads.length_of(req))
+        ticket = exchange.ticket = exchange.resources.enter_context(admitted)
         try:
             async with self._uploads.received(req, ticket) as upload:
                 done, picture = await self._dispatcher.transform(upload, recipe, ticket.admitted_us)

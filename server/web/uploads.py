@@ -92,6 +92,7 @@ class Uploads:
                 f"The body did not arrive within {self._timeout_s:g} s. Send a smaller one, or faster."
             ) from None
         upload.truncate()  # of the file's last use nothing may be left
+        ticket.hold(upload.tell())
 
     async def _read_form(self, req: Request, upload: FileIO, ticket: Ticket) -> None:
         parts = 0
@@ -109,6 +110,8 @@ class Uploads:
             raise MalformedMultipart(f"The header of a part is not in UTF-8. {_ONE_FILE}") from None
         if parts == 0:
             raise MalformedMultipart(f"The form has no part. {_ONE_FILE}")
+        if req.scope["exchange"].bytes_in > self._max_body_bytes:  # most of it around the part
+            raise self._too_large()
 
     async def _read_part(self, part: BodyPart, number: int, upload: FileIO, ticket: Ticket) -> None:
         if part.filename is None:

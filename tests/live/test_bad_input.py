@@ -184,6 +184,19 @@ def test_an_upload_over_the_limit_is_refused_and_the_refusal_arrives() -> None:
     is_problem(over, 413, "upload-too-large")
 
 
+def test_what_lies_around_the_picture_counts_as_well() -> None:
+    with LiveServer(environ={"WEB_CONCURRENCY": "1", "FLIP_MAX_BODY_BYTES": "100000"}) as server:
+        part = (
+            b'\r\n--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nabc\r\n--x--\r\n'
+        )
+        answer = httpx.post(
+            f"{server.url}/flip",
+            content=iter([bytes(100_000), part]),
+            headers={"Content-Type": "multipart/form-data; boundary=x"},
+        )
+        is_problem(answer, 413, "upload-too-large")
+
+
 def test_a_refusal_says_that_the_rest_of_the_body_is_not_waited_for(server: LiveServer) -> None:
     """Who is not told would send the next request on a connection that is being closed."""
     answer = exchange(server, b"POST /nothing HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nabc")

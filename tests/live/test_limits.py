@@ -119,7 +119,11 @@ def test_who_would_wait_too_long_is_told_when_to_come_back() -> None:
 
 
 def test_pictures_of_unknown_length_are_bounded_together() -> None:
-    environ = {"WEB_CONCURRENCY": "1", "FLIP_MAX_BYTES_IN_FLIGHT": "300000"}
+    environ = {
+        "WEB_CONCURRENCY": "1",
+        "FLIP_MAX_BODY_BYTES": "300000",
+        "FLIP_MAX_BYTES_IN_FLIGHT": "300000",
+    }
     with LiveServer(environ=environ) as server, connect(server) as first:
         first.sendall(
             b"POST /flip HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n30d40\r\n" + bytes(200_000)
@@ -130,6 +134,22 @@ def test_pictures_of_unknown_length_are_bounded_together() -> None:
             f"{server.url}/flip", content=(bytes(50_000) for _ in range(4)), timeout=DEADLINE_S
         )
         assert (answer.status_code, kind(answer)) == (503, "service-unavailable")
+
+
+def test_uploads_that_are_announced_and_do_not_come_keep_nobody_away(landscape: Path) -> None:
+    picture = landscape.read_bytes()
+    environ = {"WEB_CONCURRENCY": "1", "FLIP_SLOW_AFTER_S": "600", "FLIP_MAX_BYTES_IN_FLIGHT": str(64 << 20)}
+    with LiveServer(environ=environ) as server, ExitStack() as held:
+        head = b"POST /flip HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+        first, second = (held.enter_context(connect(server)) for _ in range(2))
+        first.sendall(head % len(picture) + picture[:1])
+        second.sendall(head % ((64 << 20) - len(picture)))  # there is no room left
+        while httpx.post(f"{server.url}/flip", content=picture).status_code != 200:
+            pass  # bounded by the test's own time limit
+        # Who comes to life again is taken as before, and so is everything that it sends.
+        first.sendall(picture[1:])
+        with first.makefile("rb") as answer:
+            assert answer.readline().startswith(b"HTTP/1.1 200 ")
 
 
 def test_one_connection_too_many_is_told_so() -> None:

@@ -3,6 +3,7 @@
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ def test_a_request_leaves_one_line_with_all_that_matters(server: LiveServer) -> 
     before = len(server.events)
     response = httpx.post(f"{server.url}/flip", content=b"nonsense", headers={"X-Request-ID": "line-1"})
     line = server.wait_for("request", after=before, request_id="line-1")
+    assert line["client"] == "127.0.0.1"
     assert line["method"] == "POST"
     assert line["path"] == "/flip"
     assert line["status"] == 415
@@ -25,6 +27,29 @@ def test_a_request_leaves_one_line_with_all_that_matters(server: LiveServer) -> 
     assert line["worker"] == int(response.headers["X-Worker-PID"])
     assert line["engine"] in {worker["engine_pid"] for worker in server.workers()}
     assert [event for event in server.events if event.get("request_id") == "line-1"] == [line]
+
+
+def test_a_body_that_cannot_be_parsed_leaves_one_line_too(server: LiveServer) -> None:
+    before = len(server.events)
+    with socket.create_connection(("127.0.0.1", server.port), DEADLINE_S) as client:
+        client.sendall(
+            b"POST /flip HTTP/1.1\r\nHost: x\r\nX-Request-ID: line-2\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
+        )
+        while b"flip_held_bytes 3.0" not in httpx.get(f"{server.url}/metrics").content:
+            pass  # bounded by the test's own time limit
+        client.sendall(b"zz\r\n")
+        with client.makefile("rb") as stream:
+            answer = stream.read()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"x-request-id: line-2\r\n" in answer
+    line = server.wait_for("request", after=before, request_id="line-2")
+    assert [line[name] for name in ("method", "path", "status", "bytes_in")] == ["POST", "/flip", 400, 3]
+    # Whatever the app may have to say about it would come before the next request.
+    answer_id = httpx.get(f"{server.url}/healthz", headers={"X-Request-ID": "line-3"}).headers["X-Request-ID"]
+    server.wait_for("request", after=before, request_id=answer_id)
+    lines = [event for event in server.events[before:] if event["event"] == "request"]
+    assert [event["request_id"] for event in lines if event["path"] == "/flip"] == ["line-2"]
 
 
 def test_every_line_has_the_same_form_whoever_writes_it() -> None:

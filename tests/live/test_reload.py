@@ -472,3 +472,21 @@ def test_an_engine_that_is_stuck_before_it_is_ready_is_replaced(copy: Path) -> N
         server.wait_for("engine_died", count=2, signal="SIGKILL")
         server.wait_for("engine_online", count=2)
         assert httpx.post(f"{server.url}/flip").status_code == 200
+
+
+def test_a_fork_that_fails_is_tried_again_and_ends_nothing(copy: Path) -> None:
+    with (copy / "gunicorn.conf.py").open("a") as configuration:
+        configuration.write(
+            "def _fork(forks=iter([os.fork, os.fork, int.__call__, os.fork]), real=os.fork):\n"
+            "    if next(forks, real) is not real:\n"
+            "        raise BlockingIOError(11, 'no process left')\n"
+            "    return real()\n"
+            "os.fork = _fork\n"
+        )
+    with LiveServer(root=copy, environ={"WEB_CONCURRENCY": "2"}) as server:
+        victim = server.workers()[0]["pid"]
+        os.kill(victim, signal.SIGKILL)
+        assert "no process left" in server.wait_for("worker_spawn_failed")["error"]
+        server.wait_for("worker_online", count=3)
+        assert len(server.workers()) == 2  # no row of the scoreboard is lost
+        assert httpx.post(f"{server.url}/flip", timeout=DEADLINE_S).status_code == 200

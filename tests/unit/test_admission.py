@@ -133,10 +133,19 @@ def test_the_bytes_of_all_pictures_are_bounded(held: ExitStack) -> None:
     assert fill(cluster, held) == 3
 
 
-def test_a_single_picture_may_have_more_bytes_than_all_may_together() -> None:
-    cluster = Cluster(max_held_bytes=PICTURE_BYTES // 2)
-    with cluster.gates[0].admit(PICTURE_BYTES):
-        assert told(cluster.gates[1].admit(1).__enter__) >= 1
+def test_what_is_announced_and_does_not_come_makes_room_for_others(held: ExitStack) -> None:
+    cluster = Cluster(max_held_bytes=2 * PICTURE_BYTES)
+    with cluster.gates[0].admit(PICTURE_BYTES) as silent, cluster.gates[0].admit(PICTURE_BYTES) as slow:
+        silent.expect(0, 0.0)
+        slow.expect(PICTURE_BYTES // 10, PICTURE_BYTES / 2)  # per second, and that is the limit on waiting
+        assert cluster.scoreboard.total(Cell.HELD_BYTES) == 0.6 * PICTURE_BYTES
+        assert cluster.scoreboard.total(Cell.PREDICTED_US) == pytest.approx(60_500, abs=2)
+        slow.expect(PICTURE_BYTES // 10, PICTURE_BYTES)
+        assert cluster.scoreboard.total(Cell.HELD_BYTES) == PICTURE_BYTES  # and no more than was said
+        assert fill(cluster, held) == 1
+    slow.expect(1, 1.0)
+    held.close()
+    assert [cluster.scoreboard.total(cell) for cell in (Cell.PREDICTED_US, Cell.HELD_BYTES)] == [0, 0]
 
 
 def test_a_body_of_unknown_length_counts_as_it_grows() -> None:

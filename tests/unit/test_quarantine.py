@@ -1,5 +1,6 @@
 """Pictures that ended engines are remembered, for a while, and no others."""
 
+import errno
 import hashlib
 from collections.abc import Iterator
 from io import FileIO
@@ -99,6 +100,18 @@ def test_the_bytes_are_kept_where_they_shall_be(upload: FileIO, tmp_path: Path) 
     (file,) = tmp_path.iterdir()
     assert file.name == f"{found.digest}.png"
     assert hashlib.sha256(file.read_bytes()).hexdigest() == found.digest
+
+
+def test_a_file_that_cannot_be_finished_does_not_stay(
+    upload: FileIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.link", full)
+    with pytest.raises(OSError, match="No space"):
+        Quarantine(60, tmp_path).keep(upload, Evidence.of(upload))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_directory_does_not_fill_the_disk(upload: FileIO, tmp_path: Path) -> None:

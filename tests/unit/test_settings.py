@@ -106,6 +106,12 @@ def test_a_directory_that_cannot_be_written_to_is_refused(
     assert refusal(given).startswith("FLIP_QUARANTINE_DIR: Directory cannot be written to")
 
 
+def test_there_has_to_be_room_for_one_picture() -> None:
+    text = refusal({"FLIP_MAX_BYTES_IN_FLIGHT": "1000", "FLIP_MAX_BODY_BYTES": "1001"})
+    assert text.startswith("FLIP_MAX_BYTES_IN_FLIGHT: ")
+    assert "FLIP_MAX_BODY_BYTES" in text
+
+
 def test_everything_that_is_wrong_is_told_at_once() -> None:
     lines = refusal({"FLIP_MAX_FRAMES": "many", "FLIP_MAX_PIXEL": "4"}).splitlines()
     assert sorted(line.partition(":")[0] for line in lines) == ["FLIP_MAX_FRAMES", "FLIP_MAX_PIXEL"]
