@@ -271,15 +271,16 @@ def _let_all_work(server: LiveServer, visitors: Visitors) -> list[int]:
 
 def _holdings(server: LiveServer) -> dict[str, object]:
     """Everything that could grow, as it is on a service that has nothing to do."""
-    workers = sorted(len(_lasting(worker["pid"])) for worker in server.workers())
-    engines = sorted(len(_lasting(engine)) for engine in living_engines(server))
+    workers = [worker["pid"] for worker in server.workers()]
+    engines = living_engines(server)
     pids = server.processes()
+    until(lambda: not processes.accepted_from(server.port))  # it learns a little later that we have left
     shared = sum(map(processes.shared_mappings_bytes, pids))
     return {
         "processes": len(pids),
         "descriptors of the arbiter": len(processes.descriptors(server.pid)),
-        "descriptors of each worker": workers,
-        "descriptors of each engine": engines,
+        "descriptors of each worker": sorted(len(_lasting(pid)) for pid in workers),
+        "descriptors of each engine": sorted(len(_lasting(pid)) for pid in engines),
         "bytes of shared memory": shared,
         "files in /dev/shm": len(list(Path("/dev/shm").iterdir())),  # noqa: S108 looked at only
     }
