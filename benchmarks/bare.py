@@ -10,9 +10,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
+from math import log10
 from pathlib import Path
 
-from PIL import Image, JpegImagePlugin
+from PIL import Image, ImageChops, ImageStat, JpegImagePlugin
 
 
 def flip(picture: bytes) -> bytes:
@@ -24,6 +25,15 @@ def flip(picture: bytes) -> bytes:
         sampling = JpegImagePlugin.get_sampling(image)
         turned.save(file, "JPEG", qtables=image.quantization, subsampling=sampling)
         return file.getvalue()
+
+
+def fidelity_db(picture: bytes, answer: bytes) -> float:
+    """How near an answer comes to Pillow's flip, as peak signal-to-noise ratio in decibels."""
+    with Image.open(BytesIO(picture)) as original, Image.open(BytesIO(answer)) as flipped:
+        expected = original.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+        errors = ImageStat.Stat(ImageChops.difference(flipped, expected))
+    mean_squared_error = sum(errors.sum2) / sum(errors.count)
+    return 10 * log10(255**2 / mean_squared_error)
 
 
 @dataclass(frozen=True, slots=True)

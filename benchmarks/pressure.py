@@ -23,13 +23,13 @@ from benchmarks.findings import (
     paced,
     percentile,
     picture,
+    probed,
     right_answer,
     sampled,
     summary,
     until,
 )
 from benchmarks.live_server import LiveServer
-from benchmarks.ratios import Service, probe
 from benchmarks.slow import Crowd
 
 _IN_FLIGHT_BYTES = 1 << 30
@@ -131,12 +131,12 @@ def health(rounds: int = 4, requests: int = 150, at_once: int = 50, body: str = 
     """Probe the service's health while it is busy; alternate with rounds that nobody probes."""
     ratios, taken_ms = [], []
     with cluster(FLIP_MAX_WAIT_S="600") as server:
-        where = Service(server.pid, address(server))
-        load.run(where.address, picture(body), requests=10, at_once=4)
+        where = address(server)
+        load.run(where, picture(body), requests=10, at_once=4)
         for _ in range(rounds):
-            alone = load.run(where.address, picture(body), requests=requests, at_once=at_once)
-            with probe(where) as probed_ms:
-                beside = load.run(where.address, picture(body), requests=requests, at_once=at_once)
+            alone = load.run(where, picture(body), requests=requests, at_once=at_once)
+            with probed(where) as probed_ms:
+                beside = load.run(where, picture(body), requests=requests, at_once=at_once)
             ratios.append(alone.wall_s / beside.wall_s)
             taken_ms += probed_ms
     p99 = percentile(taken_ms, 99)
