@@ -69,6 +69,12 @@ def right_answer(server: LiveServer, body: bytes) -> bytes:
     return answer.body
 
 
+def visitors(server: LiveServer, body: str, *, at_once: int, is_loyal: bool = False) -> Visitors:
+    """Clients that send a sample picture, and know the right answer."""
+    answer = right_answer(server, picture(body))
+    return Visitors(address(server), post(picture(body)), answer, at_once=at_once, is_loyal=is_loyal)
+
+
 def paced(count: int, every_s: float) -> Iterator[int]:
     """Count up, at a steady pace; what takes longer is not made up for."""
     for number in range(count):
