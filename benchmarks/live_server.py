@@ -20,6 +20,11 @@ DEADLINE_S = 20.0
 
 Event = dict[str, Any]
 
+#: With Python's own it would speak of asyncio's inner life, and of what its processes hold when they end.
+_CHANGES_THE_SERVICE = frozenset(
+    {"WEB_CONCURRENCY", "PORT", "PYTHONDEVMODE", "PYTHONASYNCIODEBUG", "PYTHONWARNINGS"}
+)
+
 
 class LiveServer:
     """gunicorn as a user starts it: alone, in the repository's root.
@@ -173,7 +178,7 @@ def clean_environ() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("FLIP_", "GUNICORN_")) and name not in {"WEB_CONCURRENCY", "PORT"}
+        if not name.startswith(("FLIP_", "GUNICORN_")) and name not in _CHANGES_THE_SERVICE
     }
 
 
