@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from io import BytesIO
 from math import log10
@@ -59,25 +60,24 @@ def run(picture: Path, *, processes: int, pictures_each: int, environ: Mapping[s
         environ: the environment of the processes, where the malloc settings are.
     """
     command = [sys.executable, "-m", "benchmarks.bare", str(picture), str(pictures_each)]
-    children = [
-        subprocess.Popen(command, env=dict(environ), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(processes)
-    ]
-    for child in children:  # each says when it is warm
-        assert child.stdout is not None
-        child.stdout.readline()
-    started = time.perf_counter()
-    for child in children:
-        assert child.stdin is not None
-        child.stdin.close()
-    cpu_s = 0.0
-    for child in children:
-        assert child.stdout is not None
-        cpu_s += float(child.stdout.readline())
-    wall_s = time.perf_counter() - started
-    for child in children:
-        child.wait()
-    return Bare(wall_s, cpu_s)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with ExitStack() as stack:
+        children = [
+            stack.enter_context(subprocess.Popen(command, env=dict(environ), text=True, **pipes))
+            for _ in range(processes)
+        ]
+        for child in children:  # each says when it is warm
+            assert child.stdout is not None
+            child.stdout.readline()
+        started = time.perf_counter()
+        for child in children:
+            assert child.stdin is not None
+            child.stdin.close()
+        cpu_s = 0.0
+        for child in children:
+            assert child.stdout is not None
+            cpu_s += float(child.stdout.readline())
+        return Bare(time.perf_counter() - started, cpu_s)
 
 
 def _main() -> None:
