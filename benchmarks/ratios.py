@@ -12,11 +12,13 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
+from typing import IO
 
 from benchmarks import bare, load, processes
 from benchmarks.findings import probed
@@ -81,9 +83,14 @@ def _address(process: subprocess.Popen[str], workers: int) -> tuple[str, int]:
         online += '"worker_online"' in line
         if online == workers:
             # Somebody has to go on reading, or the service would wait for room in the pipe.
-            threading.Thread(target=lambda: [None for _ in log], daemon=True).start()
+            threading.Thread(target=_discard, args=(log,), daemon=True).start()
             return "127.0.0.1", port
     sys.exit("the service did not start; run `gunicorn` to see why")
+
+
+def _discard(log: IO[str]) -> None:
+    with log:
+        deque(log, maxlen=0)
 
 
 def measure_service(under_test: Service, picture: bytes, requests: int) -> Measured:
