@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from io import BytesIO
+from math import log10
 from pathlib import Path
 
-from PIL import Image, JpegImagePlugin
+from PIL import Image, ImageChops, ImageStat, JpegImagePlugin
 
 
 def flip(picture: bytes) -> bytes:
@@ -24,6 +26,15 @@ def flip(picture: bytes) -> bytes:
         sampling = JpegImagePlugin.get_sampling(image)
         turned.save(file, "JPEG", qtables=image.quantization, subsampling=sampling)
         return file.getvalue()
+
+
+def fidelity_db(picture: bytes, answer: bytes) -> float:
+    """How near an answer comes to Pillow's flip, as peak signal-to-noise ratio in decibels."""
+    with Image.open(BytesIO(picture)) as original, Image.open(BytesIO(answer)) as flipped:
+        expected = original.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+        errors = ImageStat.Stat(ImageChops.difference(flipped, expected))
+    mean_squared_error = sum(errors.sum2) / sum(errors.count)
+    return 10 * log10(255**2 / mean_squared_error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,25 +60,24 @@ def run(picture: Path, *, processes: int, pictures_each: int, environ: Mapping[s
         environ: the environment of the processes, where the malloc settings are.
     """
     command = [sys.executable, "-m", "benchmarks.bare", str(picture), str(pictures_each)]
-    children = [
-        subprocess.Popen(command, env=dict(environ), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(processes)
-    ]
-    for child in children:  # each says when it is warm
-        assert child.stdout is not None
-        child.stdout.readline()
-    started = time.perf_counter()
-    for child in children:
-        assert child.stdin is not None
-        child.stdin.close()
-    cpu_s = 0.0
-    for child in children:
-        assert child.stdout is not None
-        cpu_s += float(child.stdout.readline())
-    wall_s = time.perf_counter() - started
-    for child in children:
-        child.wait()
-    return Bare(wall_s, cpu_s)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with ExitStack() as stack:
+        children = [
+            stack.enter_context(subprocess.Popen(command, env=dict(environ), text=True, **pipes))
+            for _ in range(processes)
+        ]
+        for child in children:  # each says when it is warm
+            assert child.stdout is not None
+            child.stdout.readline()
+        started = time.perf_counter()
+        for child in children:
+            assert child.stdin is not None
+            child.stdin.close()
+        cpu_s = 0.0
+        for child in children:
+            assert child.stdout is not None
+            cpu_s += float(child.stdout.readline())
+        return Bare(time.perf_counter() - started, cpu_s)
 
 
 def _main() -> None:

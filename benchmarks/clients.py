@@ -188,9 +188,10 @@ def drive(
                     finish(key.data)
                 elif events & selectors.EVENT_WRITE and key.data.is_sent:
                     selector.modify(key.fileobj, selectors.EVENT_READ, key.data)
-        for key in list(selector.get_map().values()):
-            key.data.fail(f"no answer within {time.monotonic() - key.data.started_s:.0f} s")
-            then(key.data)
+        begun = [key.data for key in selector.get_map().values()]
+        for exchange in [*begun, *(exchange for *_, exchange in waiting)]:
+            exchange.fail("no answer in time")
+            then(exchange)
 
 
 def ask(address: Address, request: bytes, deadline_s: float = DEADLINE_S) -> Exchange:
@@ -259,14 +260,13 @@ class Visitors:
     def _next(self, exchange: Exchange) -> Exchange | None:
         if exchange.request is not HELLO:
             self._record(exchange)
-        if self._is_over or not (self._is_loyal and exchange.is_kept_alive):
-            exchange.close()
-        if self._is_over:
-            return None
-        if self._is_loyal and exchange.is_kept_alive:
+        if self._is_loyal and exchange.is_kept_alive and not self._is_over:
             return Exchange(
                 self._address, self._request, connection=exchange.connection, worker=exchange.worker
             )
+        exchange.close()
+        if self._is_over:
+            return None
         successor = self._new()
         if exchange.failure:  # a service that is down is not asked a thousand times a second
             successor.not_before_s = time.monotonic() + 0.05

@@ -28,6 +28,7 @@ from benchmarks.findings import (
     right_answer,
     summary,
     until,
+    visitors,
 )
 from benchmarks.live_server import ROOT, LiveServer
 
@@ -41,17 +42,14 @@ def engine_kills(
     """Kill an engine again and again; every request is answered all the same."""
     replaced_s = []
     with cluster() as server:
-        answer = right_answer(server, picture(body))
-        with Visitors(address(server), post(picture(body)), answer, at_once=at_once) as visitors:
+        with visitors(server, body, at_once=at_once) as others:
             for number in paced(kills, every_s):
                 engines = living_engines(server)
                 replaced_s.append(_kill_engine(server, engines[number % len(engines)]))
         living_engines(server)
         died = count(server, "engine_died")
     return [
-        Finding(
-            "every request is answered 200 with the right pixels", summary(visitors), not visitors.failed
-        ),
+        Finding("every request is answered 200 with the right pixels", summary(others), not others.failed),
         Finding("every engine killed is replaced", f"{kills} killed, {died} died", died == kills),
         _replaced("engine", replaced_s),
     ]
@@ -74,20 +72,18 @@ def worker_kills(
     victims = set()
     with cluster() as server:
         workers = len(server.workers())
-        answer = right_answer(server, picture(body))
-        request = post(picture(body))
-        with Visitors(address(server), request, answer, at_once=at_once, is_loyal=True) as visitors:
+        with visitors(server, body, at_once=at_once, is_loyal=True) as others:
             for _ in paced(kills, every_s):
                 victim = _oldest_worker(server)
                 victims.add(victim)
-                visitors.wait_until(lambda exchange: exchange.status == 200)  # noqa: PLR2004 HTTP's
+                others.wait_until(lambda exchange: exchange.status == 200)  # noqa: PLR2004 HTTP's
                 replaced_s.append(_kill_worker(server, victim))
         left = len(living_engines(server))
-        strangers = [exchange for exchange in visitors.failed if exchange.worker not in victims]
+        strangers = [exchange for exchange in others.failed if exchange.worker not in victims]
     return [
         Finding(
             "only requests on the killed workers' own connections fail",
-            f"{summary(visitors)}; failed on others: {len(strangers)}",
+            f"{summary(others)}; failed on others: {len(strangers)}",
             not strangers,
         ),
         Finding("worker and engine are replaced", f"{kills} killed, {left} left", left == workers),
@@ -123,13 +119,10 @@ def sabotage(
     findings = []
     limits = {"FLIP_ENGINE_TIMEOUT_S": str(timeout_s), "FLIP_ENGINE_MEMORY_BYTES": str(memory_bytes)}
     with cluster(PYTHONPATH=path, **limits) as server:
-        answer = right_answer(server, picture(body))
-        with Visitors(address(server), post(picture(body)), answer, at_once=at_once) as visitors:
+        with visitors(server, body, at_once=at_once) as others:
             for kind, is_fatal in SABOTAGES.items():
                 findings += _sabotage(server, kind, is_fatal=is_fatal)
-        findings.append(
-            Finding("all other requests are answered 200", summary(visitors), not visitors.failed)
-        )
+        findings.append(Finding("all other requests are answered 200", summary(others), not others.failed))
     return findings
 
 
@@ -229,15 +222,10 @@ def leaks(
 ) -> list[Finding]:
     """Kill very many, and compare what the cluster holds with what it held."""
     with cluster() as server:
-        answer = right_answer(server, picture(body))
-
-        def visitors() -> Visitors:
-            return Visitors(address(server), post(picture(body)), answer, at_once=4)
-
-        with visitors() as before:
+        with visitors(server, body, at_once=4) as before:
             _let_all_work(server, before)
         held = _holdings(server)
-        with visitors() as meanwhile:
+        with visitors(server, body, at_once=4) as meanwhile:
             for number in range(engine_kills):
                 engines = _let_all_work(server, meanwhile)
                 _kill_engine(server, engines[number % len(engines)])
@@ -261,25 +249,26 @@ SPARES = 8
 FLIGHT_RECORDERS = 2
 
 
-def _let_all_work(server: LiveServer, visitors: Visitors) -> list[int]:
+def _let_all_work(server: LiveServer, others: Visitors) -> list[int]:
     """Wait until each engine has done something: one that dies before is taken for broken."""
     engines = living_engines(server)
     for engine in engines:
-        visitors.wait_until(lambda exchange, pid=str(engine): exchange.headers.get("x-engine-pid") == pid)
+        others.wait_until(lambda exchange, pid=str(engine): exchange.headers.get("x-engine-pid") == pid)
     return engines
 
 
 def _holdings(server: LiveServer) -> dict[str, object]:
     """Everything that could grow, as it is on a service that has nothing to do."""
-    workers = sorted(len(_lasting(worker["pid"])) for worker in server.workers())
-    engines = sorted(len(_lasting(engine)) for engine in living_engines(server))
+    workers = [worker["pid"] for worker in server.workers()]
+    engines = living_engines(server)
     pids = server.processes()
+    until(lambda: not processes.accepted_from(server.port))  # it learns a little later that we have left
     shared = sum(map(processes.shared_mappings_bytes, pids))
     return {
         "processes": len(pids),
         "descriptors of the arbiter": len(processes.descriptors(server.pid)),
-        "descriptors of each worker": workers,
-        "descriptors of each engine": engines,
+        "descriptors of each worker": sorted(len(_lasting(pid)) for pid in workers),
+        "descriptors of each engine": sorted(len(_lasting(pid)) for pid in engines),
         "bytes of shared memory": shared,
         "files in /dev/shm": len(list(Path("/dev/shm").iterdir())),  # noqa: S108 looked at only
     }

@@ -4,16 +4,18 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from math import ceil
 from pathlib import Path
 from typing import TypeVar
 
+from benchmarks.bare import fidelity_db
 from benchmarks.clients import Address, Visitors, ask, post
 from benchmarks.live_server import DEADLINE_S, LiveServer
-from benchmarks.ratios import fidelity_db
+from benchmarks.load import ask_health
 from images.render import HERE, benchmark_picture, small_picture
 from server.cluster.cpus import usable_cores
 
@@ -65,6 +67,12 @@ def right_answer(server: LiveServer, body: bytes) -> bytes:
     assert answer.status == 200, answer  # noqa: PLR2004 HTTP's
     assert fidelity_db(body, answer.body) > _LEAST_FIDELITY_DB
     return answer.body
+
+
+def visitors(server: LiveServer, body: str, *, at_once: int, is_loyal: bool = False) -> Visitors:
+    """Clients that send a sample picture, and know the right answer."""
+    answer = right_answer(server, picture(body))
+    return Visitors(address(server), post(picture(body)), answer, at_once=at_once, is_loyal=is_loyal)
 
 
 def paced(count: int, every_s: float) -> Iterator[int]:
@@ -124,18 +132,24 @@ def listed(counts: Counter[str]) -> str:
 
 @contextmanager
 def sampled(measure: Callable[[], T], every_s: float = 0.25) -> Iterator[list[T]]:
-    """Measure something all the while."""
-    values = [measure()]
+    """Measure something all the while, once at least; a measurement that fails is raised at the end."""
+    values: list[T] = []
     stop = threading.Event()
 
     def keep_measuring() -> None:
+        values.append(measure())
         while not stop.wait(every_s):
             values.append(measure())
 
-    thread = threading.Thread(target=keep_measuring)
-    thread.start()
-    try:
-        yield values
-    finally:
-        stop.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as thread:
+        measuring = thread.submit(keep_measuring)
+        try:
+            yield values
+        finally:
+            stop.set()
+        measuring.result()
+
+
+def probed(where: Address) -> AbstractContextManager[list[float]]:
+    """Ask for a service's health all the while; how long each answer took, in milliseconds."""
+    return sampled(lambda: ask_health(where), every_s=0.05)

@@ -20,6 +20,11 @@ DEADLINE_S = 20.0
 
 Event = dict[str, Any]
 
+#: With Python's own it would speak of asyncio's inner life, and of what its processes hold when they end.
+_CHANGES_THE_SERVICE = frozenset(
+    {"WEB_CONCURRENCY", "PORT", "PYTHONDEVMODE", "PYTHONASYNCIODEBUG", "PYTHONWARNINGS"}
+)
+
 
 class LiveServer:
     """gunicorn as a user starts it: alone, in the repository's root.
@@ -128,12 +133,9 @@ class LiveServer:
         return workers
 
     def processes(self) -> list[int]:
-        """Every process of its session that has not ended, the arbiter first."""
-        return sorted(
-            int(entry.name)
-            for entry in Path("/proc").iterdir()
-            if entry.name.isdigit() and _session_of(entry) == self.pid
-        )
+        """Every process of its session that has not ended, the oldest first: the arbiter."""
+        found = filter(None, map(_origin, Path("/proc").glob("[0-9]*")))
+        return [pid for _, pid, session in sorted(found) if session == self.pid]
 
     @staticmethod
     def wait_until_gone(pid: int) -> None:
@@ -176,7 +178,7 @@ def clean_environ() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("FLIP_", "GUNICORN_")) and name not in {"WEB_CONCURRENCY", "PORT"}
+        if not name.startswith(("FLIP_", "GUNICORN_")) and name not in _CHANGES_THE_SERVICE
     }
 
 
@@ -188,10 +190,10 @@ def _parse(line: str) -> Event:
     return event if isinstance(event, dict) and "event" in event else {"event": line.rstrip("\n")}
 
 
-def _session_of(entry: Path) -> int:
+def _origin(entry: Path) -> tuple[int, int, int] | None:
+    """When a process started (not in the order of pids: those begin anew), its pid, and its session."""
     try:
         fields = (entry / "stat").read_text().rpartition(")")[2].split()
     except OSError:  # it has ended
-        return 0
-    state, _, _, session = fields[:4]
-    return 0 if state == "Z" else int(session)
+        return None
+    return None if fields[0] == "Z" else (int(fields[19]), int(entry.name), int(fields[3]))

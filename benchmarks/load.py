@@ -83,15 +83,17 @@ def run(address: tuple[str, int], picture: bytes, *, requests: int, at_once: int
     return Load(time.perf_counter() - started, response_s, bodies)
 
 
-def ask_health(address: tuple[str, int]) -> None:
-    """Ask for `/healthz` once.
+def ask_health(address: tuple[str, int]) -> float:
+    """Ask for `/healthz` once, on a new connection, and return how long that took, in milliseconds.
 
     Raises:
         WrongAnswer: it is not well.
     """
+    started = time.perf_counter()
     with socket.create_connection(address, timeout=60) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         _read_answer(connection, bytearray(_BUFFER_BYTES))
+    return (time.perf_counter() - started) * 1e3
 
 
 def _read_answer(connection: socket.socket, buffer: bytearray) -> int:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 
 from benchmarks import load, processes
-from benchmarks.clients import Exchange, Visitors, drive, outcome, post
+from benchmarks.clients import Exchange, drive, outcome, post
 from benchmarks.findings import (
     Finding,
     address,
@@ -23,13 +23,14 @@ from benchmarks.findings import (
     paced,
     percentile,
     picture,
+    probed,
     right_answer,
     sampled,
     summary,
     until,
+    visitors,
 )
 from benchmarks.live_server import LiveServer
-from benchmarks.ratios import Service, probe
 from benchmarks.slow import Crowd
 
 _IN_FLIGHT_BYTES = 1 << 30
@@ -131,12 +132,12 @@ def health(rounds: int = 4, requests: int = 150, at_once: int = 50, body: str = 
     """Probe the service's health while it is busy; alternate with rounds that nobody probes."""
     ratios, taken_ms = [], []
     with cluster(FLIP_MAX_WAIT_S="600") as server:
-        where = Service(server.pid, address(server))
-        load.run(where.address, picture(body), requests=10, at_once=4)
+        where = address(server)
+        load.run(where, picture(body), requests=10, at_once=4)
         for _ in range(rounds):
-            alone = load.run(where.address, picture(body), requests=requests, at_once=at_once)
-            with probe(where) as probed_ms:
-                beside = load.run(where.address, picture(body), requests=requests, at_once=at_once)
+            alone = load.run(where, picture(body), requests=requests, at_once=at_once)
+            with probed(where) as probed_ms:
+                beside = load.run(where, picture(body), requests=requests, at_once=at_once)
             ratios.append(alone.wall_s / beside.wall_s)
             taken_ms += probed_ms
     p99 = percentile(taken_ms, 99)
@@ -212,20 +213,18 @@ def reloads(
     times: int = 12, every_s: float = 5.0, at_once: int = 10, in_flight_at_end: int = 10, body: str = "medium"
 ) -> list[Finding]:
     """Reload again and again under load, then stop with pictures in flight."""
-    request = post(picture(body))
     with cluster(FLIP_MAX_WAIT_S="600") as server:
         workers = len(server.workers())
-        answer = right_answer(server, picture(body))
         with (
-            Visitors(address(server), request, answer, at_once=at_once) as passers_by,
-            Visitors(address(server), request, answer, at_once=2, is_loyal=True) as regulars,
+            visitors(server, body, at_once=at_once) as passers_by,
+            visitors(server, body, at_once=2, is_loyal=True) as regulars,
         ):
             for number in paced(times, every_s):
                 os.kill(server.pid, signal.SIGHUP)
                 server.wait_for("worker_online", count=(number + 2) * workers)
             server.wait_for("worker_offline", count=times * workers)
         unclean = count(server, "worker_died")
-        last = _stop_with_requests(server, request, in_flight_at_end)
+        last = _stop_with_requests(server, post(picture(body)), in_flight_at_end)
     return [
         Finding(f"no request is lost by {times} reloads", summary(passers_by), not passers_by.failed),
         Finding(

@@ -11,19 +11,17 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from io import BytesIO
-from math import log10
 from pathlib import Path
 from statistics import median, quantiles
-
-from PIL import Image, ImageChops, ImageStat
+from typing import IO
 
 from benchmarks import bare, load, processes
+from benchmarks.findings import probed
 from images.render import benchmark_picture, small_picture
 from server.cluster.cpus import usable_cores
 from server.cluster.supervisor import MALLOC_SETTINGS
@@ -31,7 +29,6 @@ from server.cluster.supervisor import MALLOC_SETTINGS
 _ROOT = Path(__file__).parents[1]
 _AT_ONCE = 10
 _DEADLINE_S = 30.0
-_PROBE_EVERY_S = 0.05
 _FEWEST_PROBES = 20
 
 
@@ -86,9 +83,14 @@ def _address(process: subprocess.Popen[str], workers: int) -> tuple[str, int]:
         online += '"worker_online"' in line
         if online == workers:
             # Somebody has to go on reading, or the service would wait for room in the pipe.
-            threading.Thread(target=lambda: [None for _ in log], daemon=True).start()
+            threading.Thread(target=_discard, args=(log,), daemon=True).start()
             return "127.0.0.1", port
     sys.exit("the service did not start; run `gunicorn` to see why")
+
+
+def _discard(log: IO[str]) -> None:
+    with log:
+        deque(log, maxlen=0)
 
 
 def measure_service(under_test: Service, picture: bytes, requests: int) -> Measured:
@@ -103,31 +105,6 @@ def measure_service(under_test: Service, picture: bytes, requests: int) -> Measu
         cpu_ms=sum(spent.values()) / requests * 1e3,
         workers_ms=sum(cpu for pid, cpu in spent.items() if pid not in engines) / requests * 1e3,
     )
-
-
-@contextmanager
-def probe(under_test: Service) -> Iterator[list[float]]:
-    """Ask for the service's health all the while, each time on a new connection.
-
-    Yields:
-        How long each answer took, in milliseconds; it grows until the block ends.
-    """
-    taken_ms: list[float] = []
-    stop = threading.Event()
-
-    def ask() -> None:
-        while not stop.wait(_PROBE_EVERY_S):
-            started = time.perf_counter()
-            load.ask_health(under_test.address)
-            taken_ms.append((time.perf_counter() - started) * 1e3)
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
-        yield taken_ms
-    finally:
-        stop.set()
-        thread.join()
 
 
 def measure_bare(picture: Path, cores: int, pictures_each: int) -> Measured:
@@ -164,7 +141,9 @@ def run_rounds(
             bare_one = measure_bare(picture, cores, share)
             cluster_one = measure_service(cluster, body, pictures)
             single_one = measure_service(single, body, share)
-            with probe(cluster) as taken_ms:  # apart: on a free core of the single process it would be free
+            with probed(
+                cluster.address
+            ) as taken_ms:  # apart: on a free core of the single process it would be free
                 load.run(cluster.address, body, requests=share, at_once=_AT_ONCE)
             health_ms += taken_ms
             results.append(Round(bare_one, cluster_one, single_one))
@@ -195,17 +174,8 @@ def print_fidelity(under_test: Service, picture: Path) -> None:
     with urllib.request.urlopen(request, timeout=_DEADLINE_S) as answer:  # noqa: S310 our own
         body = answer.read()
     size = len(body) / picture.stat().st_size
-    psnr_db = fidelity_db(picture.read_bytes(), body)
+    psnr_db = bare.fidelity_db(picture.read_bytes(), body)
     print(f"  the picture: {psnr_db:.2f} dB PSNR, {(size - 1) * 100:+.2f} % of its size")
-
-
-def fidelity_db(picture: bytes, answer: bytes) -> float:
-    """How near an answer comes to Pillow's flip, as peak signal-to-noise ratio in decibels."""
-    with Image.open(BytesIO(picture)) as original, Image.open(BytesIO(answer)) as flipped:
-        expected = original.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-        errors = ImageStat.Stat(ImageChops.difference(flipped, expected))
-    mean_squared_error = sum(errors.sum2) / sum(errors.count)
-    return 10 * log10(255**2 / mean_squared_error)
 
 
 def print_memory(under_test: Service) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from io import BytesIO
@@ -89,21 +90,22 @@ class Campaign:
 
     def _send_all(self, numbers: Iterable[int]) -> Counter[int]:
         statuses: Counter[int] = Counter()
-        connection = HTTPConnection("127.0.0.1", self._server.port, timeout=DEADLINE_S)
-        for number in numbers:
-            request = self.request(number)
-            try:
-                connection.request("POST", request.target, request.body, request.headers, encode_chunked=True)
-                answer = connection.getresponse()
-                body = answer.read()
-                statuses[answer.status] += 1
-                wrong = _what_is_wrong(request, answer, body)
-            except (HTTPException, OSError) as error:
-                connection.close()  # the next request opens it again
-                wrong = f"no answer: {error!r}"
-            if wrong:
-                self._report(request, wrong)
-        connection.close()
+        with closing(HTTPConnection("127.0.0.1", self._server.port, timeout=DEADLINE_S)) as connection:
+            for number in numbers:
+                request = self.request(number)
+                try:
+                    connection.request(
+                        "POST", request.target, request.body, request.headers, encode_chunked=True
+                    )
+                    answer = connection.getresponse()
+                    body = answer.read()
+                    statuses[answer.status] += 1
+                    wrong = _what_is_wrong(request, answer, body)
+                except (HTTPException, OSError) as error:
+                    connection.close()  # the next request opens it again
+                    wrong = f"no answer: {error!r}"
+                if wrong:
+                    self._report(request, wrong)
         return statuses
 
     def request(self, number: int) -> Request:

@@ -19,7 +19,12 @@ from server.imaging.codec import Format, sniff
 log = logging.getLogger("fuzz")
 
 #: Low enough that one header cannot ask for a picture that takes seconds, or for memory like a leak's.
-LIMITS = {"FLIP_MAX_PIXELS": "250000", "FLIP_MAX_FRAMES": "50", "FLIP_MAX_TOTAL_PIXELS": "1000000"}
+LIMITS = {
+    "FLIP_MAX_PIXELS": "250000",
+    "FLIP_MAX_FRAMES": "50",
+    "FLIP_MAX_TOTAL_PIXELS": "1000000",
+    "FLIP_MAX_WAIT_S": "600",  # on a busy machine a longer file would have all others refused
+}
 
 #: How much more each process may hold at the end than after a fifth of the images: an engine keeps what its
 #: largest picture needed, which is most for AVIF.

@@ -300,7 +300,7 @@ def test_a_wish_for_a_websocket_is_answered_in_http(server: LiveServer) -> None:
     }
     before = len(server.events)
     is_problem(httpx.get(f"{server.url}/flip", headers=headers), 405, "method-not-allowed")
-    assert server.wait_for("request", after=before, path="/flip")["status"] == 405
+    server.wait_for("request", after=before, path="/flip", status=405)
 
 
 def test_a_body_longer_than_its_length_is_no_second_request(server: LiveServer) -> None:
@@ -322,7 +322,7 @@ def test_a_body_shorter_than_its_length_gets_no_picture(server: LiveServer, land
         connection.sendall(head + picture)
         connection.shutdown(socket.SHUT_WR)
         assert connection.recv(100) == b""
-    assert server.wait_for("request", after=before, path="/flip")["status"] == 499
+    server.wait_for("request", after=before, path="/flip", status=499)
 
 
 def exchange(server: LiveServer, request_text: bytes) -> bytes:

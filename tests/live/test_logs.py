@@ -78,22 +78,27 @@ def test_every_line_has_the_same_form_whoever_writes_it() -> None:
 
 def test_a_terminal_shows_readable_lines_and_what_to_do_next() -> None:
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0", "-w", "1"],
-        cwd=ROOT,
-        env=clean_environ(),
-        stdin=subprocess.DEVNULL,
-        stderr=theirs,
-        start_new_session=True,
-    )
-    os.close(theirs)
-    seen = ""
-    deadline = time.monotonic() + DEADLINE_S
-    while "worker_online" not in seen and time.monotonic() < deadline:
-        seen += os.read(ours, 65536).decode()
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(DEADLINE_S) == 0
-    os.close(ours)
+    with (
+        open(ours, "rb", buffering=0) as terminal,  # noqa: PTH123 a descriptor has no path
+        subprocess.Popen(
+            [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0", "-w", "1"],
+            cwd=ROOT,
+            env=clean_environ(),
+            stdin=subprocess.DEVNULL,
+            stderr=theirs,
+            start_new_session=True,
+        ) as process,
+    ):
+        os.close(theirs)
+        try:
+            seen = ""
+            deadline = time.monotonic() + DEADLINE_S
+            while "worker_online" not in seen and time.monotonic() < deadline:
+                seen += terminal.read(65536).decode()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(DEADLINE_S) == 0
+        finally:
+            process.kill()
     assert "worker_online" in seen
     assert '{"event"' not in seen
     assert "Try: curl --data-binary @images/landscape.jpg http://localhost:" in seen
