@@ -459,10 +459,14 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def handle_exit_signal(self) -> None:
         """End after what has begun (TERM); before the first connection nothing has."""
+        row = self.membership.row
         if self.servers:
             self.drain()
+        elif row[Cell.STATE] == State.ONLINE:
+            # The doors open in a moment, and gunicorn's start would not hear that it is cancelled.
+            self.loop.call_soon(self.handle_exit_signal)
         else:
-            self.membership.row[Cell.STATE] = State.STOPPING
+            row[Cell.STATE] = State.STOPPING
             sys.exit(0)
 
     def count_answer(self) -> None:

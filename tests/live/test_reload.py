@@ -405,6 +405,16 @@ def test_a_worker_does_not_miss_a_stop_that_comes_as_soon_as_it_is_forked(copy: 
         assert "engine_online" not in {event["event"] for event in server.events[before:]}
 
 
+def test_a_worker_that_is_told_to_stop_as_it_comes_online_ends(copy: Path) -> None:
+    online = 'log.info("worker_online"'
+    stop = f"os.kill(os.getpid(), {signal.SIGTERM:d})"
+    with (
+        broken(copy / "server" / "web" / "lifespan.py", online, f"{stop}\n        {online}"),
+        LiveServer(root=copy, environ={"WEB_CONCURRENCY": "1"}) as server,
+    ):
+        server.wait_for("worker_offline")
+
+
 def test_a_worker_that_is_told_to_stop_is_not_ready() -> None:
     with LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server, httpx.Client(base_url=server.url) as client:
         pid = int(client.get("/readyz").raise_for_status().headers["X-Worker-PID"])
