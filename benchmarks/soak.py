@@ -28,6 +28,7 @@ from benchmarks.live_server import LiveServer
 from benchmarks.slow import Crowd
 
 _AT_ONCE = 8
+_PAUSE_S = 0.05
 _CROWD = {"heads": 20, "uploads": 10, "downloads": 10}
 _CROWD_DEADLINE_S = 50.0
 
@@ -133,7 +134,12 @@ def _visit(where: Address, record: Record, until_s: float) -> None:
         exchange.close()
         name = under_way.pop(exchange)
         record.add(name, mix[name], exchange)
-        return begin() if time.monotonic() < until_s else None
+        if time.monotonic() >= until_s:
+            return None
+        successor = begin()
+        if exchange.failure:  # a service that is down is not asked a thousand times a second
+            successor.not_before_s = time.monotonic() + _PAUSE_S
+        return successor
 
     drive([begin() for _ in range(_AT_ONCE)], then, deadline_s=until_s - time.monotonic() + 60)
 
@@ -171,7 +177,7 @@ _DEEDS = ((7.0, _kill_engine), (47.0, _kill_worker), (61.0, _bring_crowd))
 def _roles(server: LiveServer) -> dict[str, list[int]]:
     """The processes by what they are, the oldest first."""
     roles: dict[str, list[int]] = {_ARBITER: [server.pid], _WORKER: [], _ENGINE: []}
-    for pid in sorted(processes.tree(server.pid))[1:]:
+    for pid in server.processes()[1:]:
         with suppress(OSError):  # it has ended
             is_engine = "server.cluster.engine" in processes.command(pid)
             roles[_ENGINE if is_engine else _WORKER].append(pid)
