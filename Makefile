@@ -6,6 +6,7 @@ SEED ?= $(shell date +%Y%m%d)
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 BIN := .venv/bin
 INSTALLED := .venv/.installed-$(VERSION)
+COMPILED := .venv/.compiled-$(VERSION)
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test fuzz lint check format ratios chaos soak lock clean
@@ -13,12 +14,17 @@ INSTALLED := .venv/.installed-$(VERSION)
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
-install: $(INSTALLED) ## install everything into .venv
+install: $(INSTALLED) $(COMPILED) ## install everything into .venv
 
 $(INSTALLED): requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "flipcluster needs Python 3.11 or newer; $(PYTHON) is $(or $(VERSION),not there). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+# Without a C compiler, or with one that fails, the service still runs; its log says what is missing.
+$(COMPILED): $(INSTALLED) setup.py server/imaging/entropy.py
+	@$(BIN)/python setup.py -q build_ext --inplace --force >.venv/compile.log 2>&1 || true
 	@touch $@
 
 serve: install ## start the cluster on 127.0.0.1:8000
@@ -57,6 +63,6 @@ lock: ## write the pinned requirements anew, with hashes (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock" requirements/dev.in -o requirements/dev.txt
 
 clean: ## remove everything that was installed or generated
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache images/benchmark-*.jpg
+	rm -rf .venv build server/imaging/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache images/benchmark-*.jpg
 	rm -f flipped.jpg mirrored.jpg turned.webp
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

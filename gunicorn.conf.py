@@ -37,6 +37,7 @@ from server.cluster.quarantine import Quarantine
 from server.cluster.respawn import Backoff
 from server.cluster.scoreboard import Cell, Scoreboard, State
 from server.cluster.work import WorkSocket
+from server.imaging import sequential
 from server.settings import InvalidSettings, Settings
 
 try:
@@ -137,7 +138,9 @@ def on_reload(server: "Arbiter") -> None:
 
 
 def when_ready(server: "Arbiter") -> None:
-    """Tell a person at a terminal what to do next."""
+    """Say what will not work here, and tell a person at a terminal what to do next."""
+    if reason := sequential.why_not():
+        _log.warning("lossless_unavailable", reason=reason)
     if sys.stderr and sys.stderr.isatty():
         sys.stderr.write(_invitation(server.LISTENERS[0].sock.getsockname()))
 

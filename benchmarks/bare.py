@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import BytesIO
-from math import log10
+from math import inf, log10
 from pathlib import Path
 
 from PIL import Image, ImageChops, ImageStat, JpegImagePlugin
@@ -34,7 +34,7 @@ def fidelity_db(picture: bytes, answer: bytes) -> float:
         expected = original.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
         errors = ImageStat.Stat(ImageChops.difference(flipped, expected))
     mean_squared_error = sum(errors.sum2) / sum(errors.count)
-    return 10 * log10(255**2 / mean_squared_error)
+    return 10 * log10(255**2 / mean_squared_error) if mean_squared_error else inf
 
 
 @dataclass(frozen=True, slots=True)

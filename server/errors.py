@@ -13,6 +13,7 @@
     │   ├── DamagedImage            truncated or corrupt
     │   ├── TooManyPixels           larger than the limit, told from the header
     │   ├── TooManyFrames           more frames than the limit, told from the header
+    │   ├── NotLossless             wanted without loss, and cannot be had so
     │   ├── TooMuchWork             an engine did not finish it within the limit
     │   └── EngineKiller            ended every engine that tried it
     └── ServiceUnavailable          not the caller's fault: try again later
@@ -96,6 +97,12 @@ class TooManyFrames(ImageError):
     """More frames than the limit, told from the container before decoding."""
 
     title = "The image has too many frames"
+
+
+class NotLossless(ImageError):
+    """Wanted without loss, and cannot be had so."""
+
+    title = "The image cannot be turned without loss"
 
 
 class TooMuchWork(ImageError):

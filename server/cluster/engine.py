@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Self, cast
 
 from server.cluster.work import Done, FlightRecorder, Job, Refused, Spent, now_us, receive, send
 from server.errors import ImageError, TooManyPixels
+from server.imaging import sequential
 from server.imaging.pipeline import Stage, process
 
 if TYPE_CHECKING:
@@ -208,6 +209,8 @@ def main() -> None:
     memory_bytes = terms.memory_bytes if hard == resource.RLIM_INFINITY else min(terms.memory_bytes, hard)
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     volunteer(Path("/proc/self/oom_score_adj"))
+    with suppress(sequential.Impossible):  # the arbiter has said so
+        sequential.kernel()
     gc.freeze()  # what is loaded now stays for good; no collection has to look at it again
     lanes = [socket.socket(fileno=descriptor) for descriptor in terms.work]
     with FileIO(terms.recorder, "r+b") as file:

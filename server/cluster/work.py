@@ -23,15 +23,16 @@ from typing import Any, Self
 from server import errors
 from server.imaging.codec import CODECS, Format
 from server.imaging.operations import Operation
-from server.imaging.pipeline import Limits, Recipe, Result
+from server.imaging.pipeline import PATHS, Limits, Path, Recipe, Result
 
 #: A message is a few hundred bytes; one with a traceback may be longer.
 MESSAGE_BYTES = 65536
 
 _PICTURE_ERRORS = {cls.__name__: cls for cls in (errors.UnsupportedImage, errors.DamagedImage,
-                                                  errors.TooManyPixels, errors.TooManyFrames)}  # fmt: skip
+                                                  errors.TooManyPixels, errors.TooManyFrames,
+                                                  errors.NotLossless)}  # fmt: skip
 
-_PATHS = {path: path for path in ("lossless", "pixels")}
+_PATHS: dict[str, Path] = {path: path for path in PATHS}
 
 #: How much of a traceback is sent: in JSON one character may take twelve bytes.
 _TRACEBACK_CHARACTERS = 5000
@@ -107,6 +108,7 @@ class Job:
                 format=Format(recipe["format"]) if recipe["format"] else None,
                 quality=recipe["quality"],
                 strip=recipe["strip"],
+                path=recipe["path"],
             ),
             limits=Limits(**fields["limits"]),
             number=fields["number"],

@@ -19,11 +19,17 @@ from server.imaging.limits import Limits
 from server.imaging.metadata import EXIF_PREFIX, orientation_of, upright_exif, upright_xmp, without_thumbnails
 from server.imaging.operations import swaps_axes
 
-_EOI, _SOS, _DHT, _DRI, _COM = 0xD9, 0xDA, 0xC4, 0xDD, 0xFE
+SOF0, SOF1, DHT, SOS, DRI = 0xC0, 0xC1, 0xC4, 0xDA, 0xDD
+DQT = 0xDB
+_EOI, _COM = 0xD9, 0xFE
 _APP0, _APP1, _APP2, _APP12 = 0xE0, 0xE1, 0xE2, 0xEC
 _APP13, _APP14, _APP15 = 0xED, 0xEE, 0xEF
 _RST0, _RST7 = 0xD0, 0xD7
-_FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {_DHT, 0xC8, 0xCC}  # ITU-T T.81, table B.1
+#: What says how a picture came about and not what it looks like, and what ends it.
+METADATA = frozenset({*range(_APP0, _APP15 + 1), _COM, _EOI})
+#: What can go before other pixels of the same picture as it is.
+CODING = frozenset({DQT, DHT, DRI})
+_FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {DHT, 0xC8, 0xCC}  # ITU-T T.81, table B.1
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _LOSSLESS = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
 
@@ -40,6 +46,8 @@ _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 _JFIF, _ICC, _XMP, _MPF = b"JFIF\0", b"ICC_PROFILE\0", b"http://ns.adobe.com/xap/1.0/\0", b"MPF\0"
 _PHOTOSHOP = b"Photoshop 3.0\0"
 
+#: Square pixels, and nothing said of their size (JFIF 1.02).
+_NO_DENSITY = b"\0\0\1\0\1"
 #: Where unit and densities lie in what libjpeg writes: SOI, APP0, length, identifier, version (JFIF 1.02).
 _DENSITY_POSITION = 13
 _FIRST_MARKER_POSITION = 2
@@ -63,11 +71,12 @@ _UNLIKELY: dict[str, Any] = {"L": 1, "RGB": (1, 2, 3), "CMYK": (1, 2, 3, 4)}
 
 
 class Segment(NamedTuple):
-    """One marker segment; `start` and `end` enclose its parameters (B.1.1.4)."""
+    """One marker segment; `start` and `end` enclose its parameters (B.1.1.4), `stop` ends a scan's pixels."""
 
     marker: int
     start: int
     end: int
+    stop: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +90,11 @@ class Jpeg:
         icc: the colour profile, empty for none.
         jfif: the parameters of its JFIF segment, empty for none.
         texts: the APPn and COM segments that can go beside new pixels, marker and parameters.
-        adobe_transform: the colour transform of its Adobe segment, None for no such segment.
+        adobe: the parameters of its Adobe segment, empty for none.
         has_own_huffman_tables: False when all are the typical ones of K.3.
         scans: how many it has.
         last_scan: where the entropy-coded data of the last scan ends: the position of its EOI.
+        segments: all of them, in their order.
     """
 
     size: tuple[int, int]
@@ -93,10 +103,16 @@ class Jpeg:
     icc: bytes
     jfif: bytes
     texts: tuple[tuple[int, bytes], ...]
-    adobe_transform: int | None
+    adobe: bytes
     has_own_huffman_tables: bool
     scans: int
     last_scan: int
+    segments: tuple[Segment, ...]
+
+    @property
+    def adobe_transform(self) -> int | None:
+        """The colour transform that its Adobe segment names; None for no such segment."""
+        return self.adobe[11] if self.adobe else None
 
     @property
     def is_progressive(self) -> bool:
@@ -136,22 +152,23 @@ def _segments(data: Data) -> Iterator[Segment]:
         if marker == _EOI:
             if not scans:
                 raise _damage("it has no pixels")
-            yield Segment(_EOI, position, position)
+            yield Segment(_EOI, position, position, position)
             return
         start = position + 4
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
         if position < start or position > size:
             raise _damage("it is cut off")
-        yield Segment(marker, start, position)
-        if marker == _DRI:
-            interval = int.from_bytes(data[start : start + 2], "big")
-        elif marker == _SOS:
+        end = position
+        if marker == SOS:
             scans += 1
             if scans > _MAX_SCANS:
                 raise _damage(f"it has more than {_MAX_SCANS} scans")
-            scan, position = position, _end_of_scan(data, position)
+            position = _end_of_scan(data, end)
             if interval:
-                _check_restarts(data, scan, position)
+                _check_restarts(data, end, position)
+        yield Segment(marker, start, end, position)
+        if marker == DRI:
+            interval = int.from_bytes(data[start : start + 2], "big")
     raise _damage(f"it has more than {MAX_PARTS} segments")
 
 
@@ -178,24 +195,27 @@ def _check_restarts(data: Data, start: int, end: int) -> None:
         raise _damage("a part of its pixels is missing")
 
 
-def _huffman_tables(dht: bytes) -> set[bytes]:
-    """The tables of one DHT segment, each with its class and number in front (B.2.4.2)."""
-    tables = set()
+def huffman_tables(dht: bytes) -> dict[int, bytes]:
+    """The tables of one DHT segment by class and number: sixteen counts and the symbols (B.2.4.2)."""
+    tables = {}
     while len(dht) >= 17:  # noqa: PLR2004 - class and number, and sixteen counts
         length = 17 + sum(dht[1:17])
-        tables.add(dht[:length])
+        tables[dht[0]] = dht[1:length]
         dht = dht[length:]
     return tables
 
 
 @cache
-def _typical_huffman_tables() -> frozenset[bytes]:
-    """The tables of K.3, as libjpeg writes them when it is not told to optimise."""
+def typical_huffman_tables() -> dict[int, bytes]:
+    """The tables of K.3, as libjpeg writes them when it is not told to optimise; they can code everything."""
     plain = BytesIO()
     Image.new("RGB", (_CELL, _CELL)).save(plain, "JPEG")
     data = plain.getvalue()
-    segments = (segment for segment in _segments(data) if segment.marker == _DHT)
-    return frozenset().union(*(_huffman_tables(data[start:end]) for _, start, end in segments))
+    tables: dict[int, bytes] = {}
+    for marker, start, end, _ in _segments(data):
+        if marker == DHT:
+            tables |= huffman_tables(data[start:end])
+    return tables
 
 
 def _joined_profile(parts: list[bytes]) -> bytes:
@@ -256,21 +276,24 @@ def read_jpeg(data: Data, limits: Limits) -> Jpeg:
     """
     found: dict[int, bytes] = {}
     texts: list[tuple[int, bytes]] = []
-    tables: set[bytes] = set()
+    segments: list[Segment] = []
+    tables: set[tuple[int, bytes]] = set()
     process, frame, size, scans, end = 0, b"", (0, 0), 0, 0
     coverage = _Coverage(bytes(6), is_progressive=False)
-    for marker, start, stop in _segments(data):
+    for segment in _segments(data):
+        segments.append(segment)
+        marker, start, stop, _ = segment
         if marker in _FRAME_HEADERS and not frame:
             process, frame = marker, data[start:stop]
             size = _checked_size(frame, limits)
             coverage = _Coverage(frame, is_progressive=process in _PROGRESSIVE)
-        elif marker == _DHT:
-            tables |= _huffman_tables(data[start:stop])
+        elif marker == DHT:
+            tables |= huffman_tables(data[start:stop]).items()
         elif marker in (_APP0, _APP14):
             found.setdefault(marker, data[start:stop])
         elif _APP1 <= marker <= _APP15 or marker == _COM:
             texts.append((marker, data[start:stop]))
-        elif marker == _SOS:
+        elif marker == SOS:
             scans += 1
             coverage.add(data[start:stop])
         elif marker == _EOI:
@@ -289,10 +312,11 @@ def read_jpeg(data: Data, limits: Limits) -> Jpeg:
         icc=_joined_profile(icc),
         jfif=jfif if jfif.startswith(_JFIF) else b"",
         texts=tuple(texts),
-        adobe_transform=adobe[11] if adobe.startswith(b"Adobe") and len(adobe) > 11 else None,  # noqa: PLR2004
-        has_own_huffman_tables=not tables <= _typical_huffman_tables(),
+        adobe=adobe if adobe.startswith(b"Adobe") and len(adobe) > 11 else b"",  # noqa: PLR2004
+        has_own_huffman_tables=not tables <= typical_huffman_tables().items(),
         scans=scans,
         last_scan=end,
+        segments=tuple(segments),
     )
 
 
@@ -402,7 +426,8 @@ def encoder_settings(
     }
 
 
-def _segment(marker: int, parameters: bytes) -> bytes:
+def written_segment(marker: int, parameters: bytes) -> bytes:
+    """A marker segment as it is stored (B.1.1.4)."""
     return bytes([0xFF, marker]) + (len(parameters) + 2).to_bytes(2, "big") + parameters
 
 
@@ -414,36 +439,52 @@ def kept_segments(jpeg: Jpeg, *, strip: bool) -> bytes:
     if strip:
         if not kept_icc(jpeg.icc, strip=True):
             return b""
-        return b"".join(_segment(marker, text) for marker, text in jpeg.texts if text.startswith(_ICC))
+        return b"".join(written_segment(marker, text) for marker, text in jpeg.texts if text.startswith(_ICC))
     kept: list[bytes] = []
     has_exif = False
     for marker, text in jpeg.texts:
         if marker == _APP1 and text.startswith(EXIF_PREFIX):
             exif = text if has_exif else EXIF_PREFIX + upright_exif(text)
             if exif != EXIF_PREFIX:
-                kept.insert(0 if not has_exif else len(kept), _segment(marker, exif))
+                kept.insert(0 if not has_exif else len(kept), written_segment(marker, exif))
             has_exif = True
         elif marker == _APP1 and text.startswith(_XMP):
-            kept.append(_segment(marker, upright_xmp(text)))
+            kept.append(written_segment(marker, upright_xmp(text)))
         elif marker == _APP13 and text.startswith(_PHOTOSHOP):
-            kept.append(_segment(marker, _PHOTOSHOP + without_thumbnails(text[len(_PHOTOSHOP) :])))
+            kept.append(written_segment(marker, _PHOTOSHOP + without_thumbnails(text[len(_PHOTOSHOP) :])))
         elif not (marker == _APP2 and text.startswith(_MPF)):
-            kept.append(_segment(marker, text))
+            kept.append(written_segment(marker, text))
     return b"".join(kept)
+
+
+def kept_headers(jpeg: Jpeg, *, strip: bool, is_turned: bool) -> bytes:
+    """The source's segments for the same coefficients: those kept, and those that say what the samples mean.
+
+    The thumbnail that a JFIF segment may hold is left out; `strip` takes the densities.
+    """
+    jfif = jpeg.jfif
+    if jfif:
+        unit, horizontal, vertical = jfif[7:8], jfif[8:10], jfif[10:12]
+        density = unit + (vertical + horizontal if is_turned else horizontal + vertical)
+        if strip or len(vertical) < 2:  # noqa: PLR2004 - a cut-off segment
+            density = _NO_DENSITY
+        jfif = written_segment(_APP0, jfif[:7] + density + b"\0\0")
+    adobe = written_segment(_APP14, jpeg.adobe) if jpeg.adobe else b""
+    return jfif + kept_segments(jpeg, strip=strip) + adobe
 
 
 def segments_for(*, exif: bytes, icc: bytes, xmp: bytes) -> bytes:
     """Segments for metadata from another format. What does not fit into segments is left out."""
     parts: list[bytes] = []
     if exif and len(EXIF_PREFIX + exif) <= _MAX_SEGMENT_BYTES:
-        parts.append(_segment(_APP1, EXIF_PREFIX + exif))
+        parts.append(written_segment(_APP1, EXIF_PREFIX + exif))
     if xmp and len(_XMP + xmp) <= _MAX_SEGMENT_BYTES:
-        parts.append(_segment(_APP1, _XMP + xmp))
+        parts.append(written_segment(_APP1, _XMP + xmp))
     room = _MAX_SEGMENT_BYTES - len(_ICC) - 2
     pieces = [icc[start : start + room] for start in range(0, len(icc), room)]
     if len(pieces) <= 255:  # noqa: PLR2004 - the number is one byte
         for number, piece in enumerate(pieces, 1):
-            parts.append(_segment(_APP2, _ICC + bytes([number, len(pieces)]) + piece))
+            parts.append(written_segment(_APP2, _ICC + bytes([number, len(pieces)]) + piece))
     return b"".join(parts)
 
 

@@ -89,6 +89,12 @@ def swaps_axes(transpose: Transpose | None) -> bool:
     return _MATRIX_OF[transpose][0] == 0
 
 
+def mirrored_axes(transpose: Transpose | None) -> tuple[bool, bool]:
+    """Whether the source's rows and its columns come in reverse, before they change places if they do."""
+    a, b, c, d = _MATRIX_OF[transpose]
+    return -1 in (b, d), -1 in (a, c)
+
+
 def turned_size(transpose: Transpose | None, size: tuple[int, int]) -> tuple[int, int]:
     """Width and height after the turn, in pixels."""
     return (size[1], size[0]) if swaps_axes(transpose) else size

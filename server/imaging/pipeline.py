@@ -9,7 +9,7 @@ from PIL import Image
 from PIL.Image import Transpose
 from PIL.TiffImagePlugin import TiffImageFile
 
-from server.errors import UnsupportedImage
+from server.errors import NotLossless, UnsupportedImage
 from server.imaging import gif, ifd, jpeg, png, stills, tiff, vp8, webp
 from server.imaging.codec import (
     CODECS,
@@ -36,13 +36,32 @@ from server.imaging.conversion import (
 )
 from server.imaging.icc import kept_icc
 from server.imaging.limits import Limits
+from server.imaging.lossless import Moving
 from server.imaging.metadata import orientation_of, upright_exif, upright_xmp
 from server.imaging.operations import Operation, Rect, compose, swaps_axes, turned_rect, turned_size
+from server.imaging.recoded import Recoding
+from server.imaging.sequential import Impossible
 
 if TYPE_CHECKING:
     from PIL.JpegImagePlugin import JpegImageFile
 
-__all__ = ["OUTPUT_FORMATS", "Format", "Limits", "Operation", "Recipe", "Result", "Stage", "process"]
+__all__ = [
+    "OUTPUT_FORMATS",
+    "PATHS",
+    "Format",
+    "Limits",
+    "Operation",
+    "Path",
+    "Recipe",
+    "Result",
+    "Stage",
+    "process",
+]
+
+#: How a picture is made: "pixels" are decoded and encoded again; the coefficients of a JPEG only change
+#: places ("lossless"), or some of them are mixed and quantized again ("coefficients").
+Path = Literal["lossless", "coefficients", "pixels"]
+PATHS: tuple[Path, ...] = ("lossless", "coefficients", "pixels")
 
 #: What `lap` is told has just ended.
 Stage = Literal["decode", "transform", "encode"]
@@ -60,12 +79,14 @@ class Recipe:
         quality: 1 to 100; None keeps a JPEG's own tables, and elsewhere means a good default.
         strip: drop EXIF, XMP, texts, comments and resolution. The colour profile goes too if it is sRGB;
             any other one stays, because without it the colours would change.
+        path: None for lossless where that is possible, and pixels otherwise.
     """
 
     operation: Operation
     format: Format | None = None
     quality: int | None = None
     strip: bool = False
+    path: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +98,7 @@ class Result:
         media_type: for `Content-Type`.
         width, height: of the canvas, in pixels.
         frames: how many there are; pages, for a TIFF.
-        path: how it was made; "pixels" is decoded and encoded again.
+        path: how it was made.
     """
 
     format: Format
@@ -85,7 +106,7 @@ class Result:
     width: int
     height: int
     frames: int
-    path: str
+    path: Path
 
 
 def _no_lap(_stage: Stage, /) -> None:
@@ -108,9 +129,9 @@ class _Job:
     def target(self) -> Format:
         return self.recipe.format or self.form
 
-    def result(self, size: tuple[int, int], frames: int = 1) -> Result:
+    def result(self, size: tuple[int, int], frames: int = 1, path: Path = "pixels") -> Result:
         """The answer, once everything is written."""
-        return Result(self.target, CODECS[self.target].media_type, *size, frames, "pixels")
+        return Result(self.target, CODECS[self.target].media_type, *size, frames, path)
 
     def turn(self, image: Image.Image, transpose: Transpose | None) -> Image.Image:
         """The turned picture; tells the lap."""
@@ -145,11 +166,14 @@ def process(
         UnsupportedImage: not an image, outside the allow-list, or not expressible in the wanted format.
         DamagedImage: cut off or corrupt.
         TooManyPixels, TooManyFrames: outside the limits.
+        NotLossless: that was the path to take.
     """
     data = as_data(source)
     form = sniff(data)
     job = _Job(source, data, form, sink, recipe, limits, lap)
     route = _SAME_FORMAT.get(form, _redraw) if job.target is form else _redraw
+    if recipe.path == "lossless" and route is not _jpeg:
+        raise NotLossless("Only a JPEG that stays one can be turned without loss. Leave `path` out.")
     if job.target is not Format.JPEG:  # other encoders may leave holes, through which old bytes would show
         sink.truncate(0)
     result = route(job)
@@ -162,12 +186,19 @@ def _jpeg(job: _Job) -> Result:
     """JPEG to JPEG, coded as the source was."""
     with decoding(Format.JPEG):
         markers = jpeg.read_jpeg(job.data, job.limits)
+    transpose = compose(markers.orientation, job.recipe.operation)
+    if job.recipe.path != "pixels":
+        try:
+            return _moved_jpeg(job, markers, transpose)
+        except Impossible as reason:
+            if job.recipe.path == "lossless":
+                raise NotLossless(f"This is not possible without loss: {reason}. Leave `path` out.") from None
+    with decoding(Format.JPEG):
         image = cast("JpegImageFile", open_image(Format.JPEG, job.source))
         if not image.quantization and job.recipe.quality is None:
             raise UnsupportedImage(
                 "This JPEG is lossless, which cannot be written again. Ask for format=png, or for a quality.",
             )
-        transpose = compose(markers.orientation, job.recipe.operation)
         settings = jpeg.encoder_settings(markers, image, transpose, job.recipe.quality)
         kept = jpeg.kept_segments(markers, strip=job.recipe.strip)
         image.load()
@@ -182,6 +213,28 @@ def _jpeg(job: _Job) -> Result:
         jpeg.write_density(job.sink, markers.jfif, transpose)
     job.lap("encode")
     return job.result(turned.size)
+
+
+def _moved_jpeg(job: _Job, markers: jpeg.Jpeg, transpose: Transpose | None) -> Result:
+    """JPEG to JPEG by its coefficients.
+
+    Raises:
+        Impossible: that cannot be done; nothing has been written.
+    """
+    if job.recipe.quality is not None:
+        raise Impossible("another quality is asked for")
+    turn: Moving | Recoding
+    try:
+        turn = Moving(job.data, markers, transpose)
+    except Impossible:
+        turn = Recoding(job.data, markers, transpose, must_be_exact=job.recipe.path == "lossless")
+    job.lap("decode")
+    job.lap("transform")  # which is part of either
+    turn.write(job.sink, strip=job.recipe.strip)
+    job.lap("encode")
+    return job.result(
+        turned_size(transpose, markers.size), path="lossless" if turn.is_exact else "coefficients"
+    )
 
 
 def _png(job: _Job) -> Result:

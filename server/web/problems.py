@@ -26,6 +26,7 @@ STATUS_OF: dict[type[errors.ServiceError], HTTPStatus] = {
     errors.DamagedImage: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.TooManyPixels: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.TooManyFrames: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.NotLossless: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.TooMuchWork: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.EngineKiller: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.ServiceUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,

@@ -118,6 +118,7 @@ class Campaign:
             "format": random.choice((None,) * 8 + ("jpeg", "png", "webp", "gif", "tiff", "bmp", "avif")),
             "quality": random.choice((None, None, 1, 50, 100)),
             "strip": random.choice((None, None, "true")),
+            "path": random.choice((None, None, None, "lossless", "pixels")),
         }
         target = f"{path}?{urlencode({name: value for name, value in query.items() if value is not None})}"
         headers, body = random.choice((_plain, _plain, _plain, _chunked, _form))(picture.data)

@@ -106,7 +106,7 @@ def test_a_flip_costs_no_more_than_one_encoding_with_the_same_tables() -> None:
     picture = LANDSCAPE.read_bytes()
     limits = Limits(max_pixels=10**7, max_frames=1, max_total_pixels=10**7)
     with BytesIO() as sink:
-        process(BytesIO(picture), sink, Recipe(Operation.FLIP), limits)
+        process(BytesIO(picture), sink, Recipe(Operation.FLIP, path="pixels"), limits)
         result = sink.getvalue()
     with Image.open(LANDSCAPE) as original, Image.open(BytesIO(result)) as flipped:
         expected = original.transpose(Image.Transpose.FLIP_TOP_BOTTOM)

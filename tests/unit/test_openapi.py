@@ -170,7 +170,7 @@ def ask(app: App) -> Iterator[Ask]:
 
 def picture(form: str = "PNG", frames: int = 1) -> bytes:
     file = BytesIO()
-    first, *others = [Image.new("RGB", (8, 6), (number * 40, 90, 200)) for number in range(frames)]
+    first, *others = [Image.new("RGB", (16, 16), (number * 40, 90, 200)) for number in range(frames)]
     first.save(file, form, **({"save_all": True, "append_images": others} if others else {}))
     return file.getvalue()
 
@@ -299,7 +299,7 @@ def test_every_way_to_fail_is_documented_with_an_example(path: str) -> None:
 @pytest.mark.parametrize("path", OPERATIONS)
 def test_every_operation_takes_the_same_parameters_and_a_rotation_an_angle(path: str) -> None:
     extra = {"angle"} if path == "/rotate" else set()
-    assert parameters_of(path).keys() == {"format", "quality", "strip"} | extra
+    assert parameters_of(path).keys() == {"format", "quality", "strip", "path"} | extra
 
 
 def test_the_formats_that_can_be_asked_for_are_those_that_we_write() -> None:
@@ -365,6 +365,8 @@ def test_a_format_that_is_asked_for_comes_back(ask: Ask, form: str) -> None:
     [
         {"quality": str(DOCUMENT["components"]["parameters"]["quality"]["schema"]["minimum"])},
         {"quality": str(DOCUMENT["components"]["parameters"]["quality"]["schema"]["maximum"])},
+        {"path": "lossless"},
+        {"path": "pixels"},
         {"strip": "true"},
         {"strip": "false"},
         *({"angle": str(angle)} for angle in DOCUMENT["components"]["parameters"]["angle"]["schema"]["enum"]),

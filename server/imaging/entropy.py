@@ -1,0 +1,920 @@
+# cython: language_level=3, boundscheck=True, wraparound=False, cdivision=True, initializedcheck=False
+"""The entropy-coded data of a sequential JPEG: walked once, then written in another order.
+
+Mirroring an 8x8 block only changes the sign of the coefficients with an odd frequency in that direction, and
+the code of a coefficient with the other sign has its extra bits inverted and its length unchanged. So the
+bits of all AC coefficients are copied, some of them inverted, and only DC differences are coded anew, because
+each block has another predecessor.
+
+Written in Cython's pure-Python mode and compiled by `setup.py`, with the checks of all indices kept: what
+comes in here is from strangers.
+
+Source: ITU-T T.81, annexes C (Huffman tables) and F.1.2, F.2.2 (sequential coding).
+"""
+
+import cython
+
+#: What `walk` returns when the data ends before the picture does, and what is wrong when it returns another
+#: number below 0.
+ENDS_EARLY = -1
+FAULTS = {
+    -2: "a code that is in no table",
+    -3: "a coefficient out of range",
+    -4: "a restart marker out of place",
+    -5: "data behind the last block",
+}
+_ENDS_EARLY = cython.declare(cython.int, -1)
+_UNKNOWN_CODE = cython.declare(cython.int, -2)
+_OUT_OF_RANGE = cython.declare(cython.int, -3)
+_BAD_RESTART = cython.declare(cython.int, -4)
+_SURPLUS = cython.declare(cython.int, -5)
+
+# How many bits the fast tables look at.
+_FAST_BITS = cython.declare(cython.int, 11)
+_ENTRIES = cython.declare(cython.int, 2048)
+
+# Behind the last coefficient: where the walk over a block stands after its end-of-block code.
+_END_OF_BLOCK = cython.declare(cython.int, 128)
+
+
+@cython.ccall
+@cython.exceptval(check=True)
+def build(
+    counts: cython.const[cython.uchar][::1],
+    symbols: cython.const[cython.uchar][::1],
+    short: cython.ushort[::1],
+    limits: cython.uint[::1],
+    codes: cython.uint[::1],
+) -> cython.bint:
+    """Make the tables for one Huffman table (C.2, F.2.2.3).
+
+    Args:
+        counts: how many codes there are of 1 to 16 bits, 16 numbers.
+        symbols: in the order of their codes, filled up to 256.
+        short: 2048 entries by the next 11 bits: length << 8 | symbol, 0 for a longer code.
+        limits: 34 numbers: for each length from 0 to 16 the first 16 bits behind its codes; then, from 17 on,
+            what to add to a code for the position of its symbol, modulo 2**32.
+        codes: 256 entries by symbol: length << 16 | code, 0 for none.
+
+    Returns:
+        Whether it is a table at all: no more codes than there is room for.
+    """
+    code: cython.uint = 0
+    position: cython.uint = 0
+    length: cython.int
+    i: cython.int
+    first: cython.Py_ssize_t
+    j: cython.Py_ssize_t
+    for j in range(_ENTRIES):
+        short[j] = 0
+    for j in range(256):
+        codes[j] = 0
+    limits[0] = 0
+    for length in range(1, 17):
+        limits[17 + length] = position - code
+        for i in range(counts[length - 1]):
+            if code >= (cython.cast(cython.uint, 1) << length) or position >= symbols.shape[0]:
+                return False
+            codes[symbols[position]] = length << 16 | code
+            if length <= _FAST_BITS:
+                first = code << (_FAST_BITS - length)
+                for j in range(first, first + (1 << (_FAST_BITS - length))):
+                    short[j] = length << 8 | symbols[position]
+            code += 1
+            position += 1
+        limits[length] = code << (16 - length)
+        code <<= 1
+    return True
+
+
+@cython.ccall
+@cython.exceptval(check=True)
+def pair(short: cython.const[cython.ushort][::1], pairs: cython.ulonglong[::1]) -> cython.void:
+    """Make the table that takes two AC symbols at once, with their extra bits (F.1.2.2).
+
+    Args:
+        short: as `build` made it.
+        pairs: 2048 entries by the next 11 bits; 0 where not even one symbol is complete. From the lowest bit:
+            5 bits how many bits, 8 how many coefficients, 5 how many of these are of the first symbol (0 if
+            it is alone); from bit 32 on 16 bits that mark the extra bits of the first, and 16 for the second.
+    """
+    i: cython.uint
+    entry: cython.ulonglong
+    first: cython.uint
+    second: cython.uint
+    size: cython.uint
+    length: cython.uint
+    taken: cython.uint
+    more: cython.uint
+    for i in range(_ENTRIES):
+        pairs[i] = 0
+        first = short[i]
+        size = first & 15
+        length = (first >> 8) + size
+        if first == 0 or length > _FAST_BITS:
+            continue
+        taken = _coefficients(first & 255)
+        entry = cython.cast(cython.ulonglong, (1 << size) - 1) << 48
+        second = 0
+        if taken < _END_OF_BLOCK:
+            second = short[(i << length) & (_ENTRIES - 1)]
+            size = second & 15
+            more = (second >> 8) + size
+            if second == 0 or length + more > _FAST_BITS:
+                second = 0
+        if second:
+            entry = entry >> 16 << more | cython.cast(cython.ulonglong, (1 << size) - 1) << 48
+            entry |= taken << 13
+            length += more
+            taken += _coefficients(second & 255)
+        pairs[i] = entry | taken << 5 | length
+
+
+@cython.cfunc
+@cython.nogil
+@cython.inline
+@cython.exceptval(check=False)
+def _coefficients(symbol: cython.uint) -> cython.uint:
+    """How many coefficients a symbol stands for: zeros and one that is none, sixteen zeros, or all others."""
+    if symbol & 15:
+        return (symbol >> 4) + 1
+    return 16 if symbol == 0xF0 else _END_OF_BLOCK
+
+
+@cython.cfunc
+@cython.nogil
+@cython.inline
+@cython.exceptval(check=False)
+def _byte_at(
+    data: cython.const[cython.uchar][::1], position: cython.Py_ssize_t, end: cython.Py_ssize_t
+) -> cython.int:
+    """The byte at a position; -1 where there is a marker or nothing. 0xFF stands for itself and a zero."""
+    byte: cython.int
+    if position >= end:
+        return -1
+    byte = data[position]
+    if byte == 0xFF and (position + 1 == end or data[position + 1] != 0):
+        return -1
+    return byte
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _long_code(
+    word: cython.uint,
+    limits: cython.const[cython.uint][::1],
+    symbols: cython.const[cython.uchar][::1],
+    table: cython.Py_ssize_t,
+) -> cython.uint:
+    """Find the code of 12 to 16 bits that 16 bits start with: length << 8 | symbol; 0 for none."""
+    length: cython.int
+    position: cython.uint
+    for length in range(_FAST_BITS + 1, 17):
+        if word < limits[34 * table + length]:
+            position = (word >> (16 - length)) + limits[34 * table + 17 + length]
+            return length << 8 | symbols[256 * table + (position & 255)]
+    return 0
+
+
+@cython.ccall
+@cython.exceptval(check=True)
+def walk(
+    data: cython.const[cython.uchar][::1],
+    start: cython.Py_ssize_t,
+    end: cython.Py_ssize_t,
+    mcus: cython.Py_ssize_t,
+    interval: cython.Py_ssize_t,
+    layout: cython.const[cython.int][::1],
+    short: cython.const[cython.ushort][::1],
+    pairs: cython.const[cython.ulonglong][::1],
+    limits: cython.const[cython.uint][::1],
+    symbols: cython.const[cython.uchar][::1],
+    inverted: cython.const[cython.uint][::1],
+    dc: cython.short[::1],
+    starts: cython.uint[::1],
+    ac: cython.uint[::1],
+) -> cython.Py_ssize_t:
+    """Walk over one scan: note each block's DC coefficient, and copy its AC bits, some of them inverted.
+
+    Args:
+        data: the file.
+        start, end: where the scan's entropy-coded segments lie in it.
+        mcus: how many there are.
+        interval: MCUs from one restart marker to the next, 0 for none.
+        layout: for each block of an MCU three numbers: its component, and which its DC and AC tables are.
+        short, pairs, limits, symbols: the tables, one after the other, as `build` and `pair` made them.
+        inverted: by how many coefficients were seen, all ones where the last of them changes its sign; 0
+            from 65 to 255.
+        dc: for each block, in the order of the scan.
+        starts: where the AC bits of each block start in `ac`, and in the end where they stop.
+        ac: takes all AC bits, 32 in a number, the first one highest; and those of one MCU more.
+
+    Returns:
+        How many bits there are in `ac`, or what is wrong.
+    """
+    reg: cython.ulonglong = 0  # the next bits, the first one highest
+    held: cython.int = 0  # how many of them there are
+    made_up: cython.int = 0  # how many of these stand behind the data
+    out: cython.ulonglong = 0
+    pending: cython.int = 0  # how many bits of `out` are not complete words yet
+    words: cython.Py_ssize_t = 0
+    position: cython.Py_ssize_t = start
+    block: cython.Py_ssize_t = 0
+    mcu: cython.Py_ssize_t
+    until_restart: cython.Py_ssize_t = interval
+    restart: cython.uint = 0xD0
+    unit: cython.Py_ssize_t
+    units: cython.Py_ssize_t = layout.shape[0] // 3
+    component: cython.int
+    table: cython.Py_ssize_t
+    fast: cython.Py_ssize_t
+    predicted: cython.int[4]
+    difference: cython.int
+    byte: cython.int
+    word: cython.uint
+    entry: cython.uint
+    both: cython.ulonglong
+    bits: cython.ulonglong
+    length: cython.uint
+    size: cython.uint
+    seen: cython.uint
+    first: cython.uint
+    ones: cython.uint = 0x01010101
+    tops: cython.uint = ones << 7
+    with cython.nogil:
+        predicted[0] = predicted[1] = predicted[2] = predicted[3] = 0
+        for mcu in range(mcus):
+            if interval:
+                if until_restart == 0:
+                    if held - made_up > 7:
+                        return _SURPLUS
+                    if position + 1 >= end or data[position] != 0xFF or data[position + 1] != restart:
+                        return _BAD_RESTART
+                    position += 2
+                    restart = 0xD0 | (restart + 1) & 7
+                    reg = 0
+                    held = made_up = 0
+                    predicted[0] = predicted[1] = predicted[2] = predicted[3] = 0
+                    until_restart = interval
+                until_restart -= 1
+            for unit in range(units):
+                component = layout[3 * unit]
+                table = layout[3 * unit + 1]
+                while held <= 56:
+                    byte = _byte_at(data, position, end)
+                    if byte < 0:
+                        made_up += 8
+                    else:
+                        reg |= cython.cast(cython.ulonglong, byte) << (56 - held)
+                        position += 2 if byte == 0xFF else 1
+                    held += 8
+                entry = short[table << 11 | reg >> 53]
+                if entry == 0:
+                    entry = _long_code(cython.cast(cython.uint, reg >> 48), limits, symbols, table)
+                    if entry == 0:
+                        return _UNKNOWN_CODE
+                length = entry >> 8
+                size = entry & 255
+                if size > 11:
+                    return _OUT_OF_RANGE
+                reg <<= length
+                difference = cython.cast(cython.int, reg >> 1 >> (63 - size))
+                reg <<= size
+                held -= length + size
+                if size and difference < 1 << (size - 1):
+                    difference -= (1 << size) - 1
+                difference += predicted[component]
+                if difference > 32767 or difference < -32768:
+                    return _OUT_OF_RANGE
+                predicted[component] = difference
+                dc[block] = difference
+                starts[block] = cython.cast(cython.uint, words << 5 | pending)
+                block += 1
+                table = layout[3 * unit + 2]
+                fast = table << 11
+                seen = 1  # the DC coefficient
+                while seen < 64:
+                    if held < 32:
+                        word = 0
+                        if position + 4 <= end:
+                            word = (
+                                cython.cast(cython.uint, data[position]) << 24
+                                | cython.cast(cython.uint, data[position + 1]) << 16
+                                | cython.cast(cython.uint, data[position + 2]) << 8
+                                | data[position + 3]
+                            )
+                        if word and not (~word - ones) & word & tops:  # none of them is 0xFF
+                            position += 4
+                            reg |= cython.cast(cython.ulonglong, word) << (32 - held)
+                            held += 32
+                        else:
+                            while held <= 56:
+                                byte = _byte_at(data, position, end)
+                                if byte < 0:
+                                    made_up += 8
+                                else:
+                                    reg |= cython.cast(cython.ulonglong, byte) << (56 - held)
+                                    position += 2 if byte == 0xFF else 1
+                                held += 8
+                    both = pairs[fast | reg >> 53]
+                    first = (both >> 13) & 31
+                    if both and seen + first < 64:
+                        length = both & 31
+                        bits = reg >> (64 - length)
+                        bits ^= (both >> 32 & 0xFFFF) & inverted[seen + first]
+                        seen += both >> 5 & 255
+                        bits ^= both >> 48 & inverted[seen]
+                    else:  # one symbol: a long one, or the last of the block
+                        entry = short[fast | reg >> 53]
+                        if entry == 0:
+                            entry = _long_code(cython.cast(cython.uint, reg >> 48), limits, symbols, table)
+                            if entry == 0:
+                                return _UNKNOWN_CODE
+                        size = entry & 15
+                        length = (entry >> 8) + size
+                        bits = reg >> (64 - length)
+                        seen += _coefficients(entry & 255)
+                        bits ^= ((cython.cast(cython.ulonglong, 1) << size) - 1) & inverted[seen]
+                    reg <<= length
+                    held -= length
+                    out = out << length | bits
+                    pending += length
+                    ac[words] = cython.cast(cython.uint, out << (64 - pending) >> 32)
+                    words += pending >> 5
+                    pending &= 31
+                if 64 < seen < 128:  # and not by an end-of-block code
+                    return _OUT_OF_RANGE
+            if made_up > held:
+                return _ENDS_EARLY
+        if held - made_up > 7 or position < end:
+            return _SURPLUS
+        ac[words] = cython.cast(cython.uint, out << (32 - pending))
+        starts[block] = cython.cast(cython.uint, words << 5 | pending)
+        return words << 5 | pending
+
+
+@cython.ccall
+@cython.exceptval(check=True)
+def predict(
+    dc: cython.const[cython.short][::1],
+    across: cython.Py_ssize_t,
+    down: cython.Py_ssize_t,
+    interval: cython.Py_ssize_t,
+    layout: cython.const[cython.int][::1],
+    sources: cython.const[cython.int][::1],
+    is_flipped: cython.bint,
+    is_flopped: cython.bint,
+    differences: cython.short[::1],
+    sizes: cython.uint[::1],
+) -> cython.bint:
+    """Put the DC coefficients in their new order, and say how each differs from the one before (F.1.1.5.1).
+
+    Args:
+        dc: for each block, in the old order.
+        across, down: MCUs in a row, and rows.
+        interval: MCUs from one restart marker to the next, 0 for none.
+        layout: as for `walk`.
+        sources: for each block of a new MCU which of the old one it is.
+        is_flipped, is_flopped: upside down, left to right.
+        differences: for each block, in the new order.
+        sizes: by number of a DC table, gets a bit set for each size that it must have a code for.
+
+    Returns:
+        Whether all differences are within what can be coded.
+    """
+    predicted: cython.int[4]
+    unit: cython.Py_ssize_t
+    units: cython.Py_ssize_t = layout.shape[0] // 3
+    x: cython.Py_ssize_t
+    y: cython.Py_ssize_t
+    mcu: cython.Py_ssize_t
+    row: cython.Py_ssize_t
+    block: cython.Py_ssize_t = 0
+    until_restart: cython.Py_ssize_t = interval
+    value: cython.int
+    component: cython.int
+    difference: cython.int
+    with cython.nogil:
+        predicted[0] = predicted[1] = predicted[2] = predicted[3] = 0
+        for y in range(down):
+            row = (down - 1 - y if is_flipped else y) * across
+            for x in range(across):
+                mcu = row + (across - 1 - x if is_flopped else x)
+                if interval:
+                    if until_restart == 0:
+                        predicted[0] = predicted[1] = predicted[2] = predicted[3] = 0
+                        until_restart = interval
+                    until_restart -= 1
+                for unit in range(units):
+                    value = dc[mcu * units + sources[unit]]
+                    component = layout[3 * unit]
+                    difference = value - predicted[component]
+                    if difference > 2047 or difference < -2047:
+                        return False
+                    predicted[component] = value
+                    differences[block] = difference
+                    sizes[layout[3 * unit + 1]] |= cython.cast(cython.uint, 1) << _size(difference)
+                    block += 1
+        return True
+
+
+@cython.cfunc
+@cython.nogil
+@cython.inline
+@cython.exceptval(check=False)
+def _size(value: cython.int) -> cython.int:
+    """How many extra bits a value takes (table F.1)."""
+    size: cython.int = 0
+    if value < 0:
+        value = -value
+    while value:
+        value >>= 1
+        size += 1
+    return size
+
+
+@cython.ccall
+@cython.exceptval(check=True)
+def write(
+    state: cython.longlong[::1],
+    across: cython.Py_ssize_t,
+    down: cython.Py_ssize_t,
+    interval: cython.Py_ssize_t,
+    layout: cython.const[cython.int][::1],
+    sources: cython.const[cython.int][::1],
+    is_flipped: cython.bint,
+    is_flopped: cython.bint,
+    differences: cython.const[cython.short][::1],
+    codes: cython.const[cython.uint][::1],
+    starts: cython.const[cython.uint][::1],
+    ac: cython.const[cython.uint][::1],
+    room: cython.uchar[::1],
+) -> cython.Py_ssize_t:
+    """Write as many rows of MCUs as there is room for, and after the last one the bits that fill its byte.
+
+    Args:
+        state: three numbers, all 0 before the first call: the next row, bits that are no whole word yet, and
+            how many of them there are.
+        across, down, interval, layout, sources, is_flipped, is_flopped, differences: as for `predict`.
+        codes: of all tables, as `build` made them.
+        starts, ac: as `walk` made them.
+        room: what is written starts at its start.
+
+    Returns:
+        How many bytes were written; 0 when there is not even room for one row.
+    """
+    out: cython.ulonglong = state[1]
+    pending: cython.int = cython.cast(cython.int, state[2])
+    y: cython.Py_ssize_t = state[0]
+    x: cython.Py_ssize_t
+    row: cython.Py_ssize_t
+    mcu: cython.Py_ssize_t
+    unit: cython.Py_ssize_t
+    units: cython.Py_ssize_t = layout.shape[0] // 3
+    source: cython.Py_ssize_t
+    block: cython.Py_ssize_t = y * across * units
+    written: cython.Py_ssize_t = 0
+    most: cython.Py_ssize_t
+    position: cython.uint
+    stop: cython.uint
+    take: cython.uint
+    word: cython.uint
+    difference: cython.int
+    size: cython.int
+    code: cython.uint
+    with cython.nogil:
+        while y < down:
+            row = (down - 1 - y if is_flipped else y) * across
+            # Each byte may be 0xFF, which a zero follows; a DC code has 27 bits at most; and restart markers.
+            most = 2 * ((starts[(row + across) * units] - starts[row * units]) // 8 + 4 * across * units + 8)
+            if written + most + (4 * across if interval else 0) > room.shape[0]:
+                break
+            for x in range(across):
+                mcu = row + (across - 1 - x if is_flopped else x)
+                if interval and (y * across + x) % interval == 0 and y + x > 0:
+                    written = _finish(out, pending, room, written)
+                    pending = 0
+                    room[written] = 0xFF
+                    room[written + 1] = 0xD0 | ((y * across + x) // interval - 1) & 7
+                    written += 2
+                for unit in range(units):
+                    source = mcu * units + sources[unit]
+                    difference = differences[block]
+                    block += 1
+                    size = _size(difference)
+                    code = codes[256 * layout[3 * unit + 1] + size]
+                    if difference < 0:
+                        difference += (1 << size) - 1
+                    out = (out << (code >> 16) | code & 0xFFFF) << size | difference
+                    pending += (code >> 16) + size
+                    position = starts[source]
+                    stop = starts[source + 1]
+                    while True:
+                        if pending >= 32:
+                            pending -= 32
+                            written = _put(cython.cast(cython.uint, out >> pending), room, written)
+                        if position == stop:
+                            break
+                        take = 32 - (position & 31)
+                        if take > stop - position:
+                            take = stop - position
+                        word = ac[position >> 5] << (position & 31)
+                        out = out << take | word >> (32 - take)
+                        pending += take
+                        position += take
+            y += 1
+        if y == down and y > state[0]:
+            written = _finish(out, pending, room, written)
+        state[0] = y
+        state[1] = out
+        state[2] = pending
+        return written
+
+
+@cython.cfunc
+@cython.nogil
+@cython.inline
+@cython.exceptval(-1)
+def _put(word: cython.uint, room: cython.uchar[::1], written: cython.Py_ssize_t) -> cython.Py_ssize_t:
+    """Write four bytes, each 0xFF followed by a zero (B.1.1.5)."""
+    ones: cython.uint = 0x01010101
+    byte: cython.uchar
+    i: cython.int
+    if not (~word - ones) & word & (ones << 7):
+        room[written] = word >> 24
+        room[written + 1] = word >> 16 & 255
+        room[written + 2] = word >> 8 & 255
+        room[written + 3] = word & 255
+        return written + 4
+    for i in range(24, -8, -8):
+        byte = word >> i & 255
+        room[written] = byte
+        written += 1
+        if byte == 0xFF:
+            room[written] = 0
+            written += 1
+    return written
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(-1)
+def _finish(
+    out: cython.ulonglong, pending: cython.int, room: cython.uchar[::1], written: cython.Py_ssize_t
+) -> cython.Py_ssize_t:
+    """Write what is pending and fill its last byte with ones (F.1.2.3)."""
+    byte: cython.uchar
+    out = out << 7 | 0x7F
+    pending += 7
+    while pending >= 8:
+        pending -= 8
+        byte = out >> pending & 255
+        room[written] = byte
+        written += 1
+        if byte == 0xFF:
+            room[written] = 0
+            written += 1
+    return written
+
+
+@cython.ccall
+@cython.exceptval(check=True)
+def decode(
+    data: cython.const[cython.uchar][::1],
+    start: cython.Py_ssize_t,
+    end: cython.Py_ssize_t,
+    across: cython.Py_ssize_t,
+    down: cython.Py_ssize_t,
+    interval: cython.Py_ssize_t,
+    layout: cython.const[cython.int][::1],
+    short: cython.const[cython.ushort][::1],
+    limits: cython.const[cython.uint][::1],
+    symbols: cython.const[cython.uchar][::1],
+    zigzag: cython.const[cython.uchar][::1],
+    places: cython.const[cython.Py_ssize_t][::1],
+    coefficients: cython.short[::1],
+) -> cython.int:
+    """Decode one scan to its quantized coefficients (F.2.2).
+
+    Args:
+        data, start, end, interval, layout, short, limits, symbols: as for `walk`.
+        across, down: MCUs in a row, and rows.
+        zigzag: where in its block each coefficient is, in the order of their coding.
+        places: for each block of an MCU three numbers: where the first one's coefficients are, how much
+            farther those of the next MCU to the right are, and those of the next MCU below.
+        coefficients: all zeros.
+
+    Returns:
+        0, or what is wrong, as `walk`.
+    """
+    reg: cython.ulonglong = 0
+    held: cython.int = 0
+    made_up: cython.int = 0
+    position: cython.Py_ssize_t = start
+    x: cython.Py_ssize_t
+    y: cython.Py_ssize_t
+    place: cython.Py_ssize_t
+    until_restart: cython.Py_ssize_t = interval
+    restart: cython.uint = 0xD0
+    unit: cython.Py_ssize_t
+    units: cython.Py_ssize_t = layout.shape[0] // 3
+    component: cython.int
+    table: cython.Py_ssize_t
+    predicted: cython.int[4]
+    value: cython.int
+    byte: cython.int
+    entry: cython.uint
+    length: cython.uint
+    size: cython.uint
+    seen: cython.uint
+    with cython.nogil:
+        predicted[0] = predicted[1] = predicted[2] = predicted[3] = 0
+        for y in range(down):
+            for x in range(across):
+                if interval:
+                    if until_restart == 0:
+                        if held - made_up > 7:
+                            return _SURPLUS
+                        if position + 1 >= end or data[position] != 0xFF or data[position + 1] != restart:
+                            return _BAD_RESTART
+                        position += 2
+                        restart = 0xD0 | (restart + 1) & 7
+                        reg = 0
+                        held = made_up = 0
+                        predicted[0] = predicted[1] = predicted[2] = predicted[3] = 0
+                        until_restart = interval
+                    until_restart -= 1
+                for unit in range(units):
+                    component = layout[3 * unit]
+                    place = places[3 * unit] + x * places[3 * unit + 1] + y * places[3 * unit + 2]
+                    seen = 0
+                    while seen < 64:
+                        while held <= 56:
+                            byte = _byte_at(data, position, end)
+                            if byte < 0:
+                                made_up += 8
+                            else:
+                                reg |= cython.cast(cython.ulonglong, byte) << (56 - held)
+                                position += 2 if byte == 0xFF else 1
+                            held += 8
+                        table = layout[3 * unit + 1] if seen == 0 else layout[3 * unit + 2]
+                        entry = short[table << 11 | reg >> 53]
+                        if entry == 0:
+                            entry = _long_code(cython.cast(cython.uint, reg >> 48), limits, symbols, table)
+                            if entry == 0:
+                                return _UNKNOWN_CODE
+                        length = entry >> 8
+                        size = entry & 255 if seen == 0 else entry & 15
+                        if size > 11:
+                            return _OUT_OF_RANGE
+                        reg <<= length
+                        value = cython.cast(cython.int, reg >> 1 >> (63 - size))
+                        reg <<= size
+                        held -= length + size
+                        if size and value < 1 << (size - 1):
+                            value -= (1 << size) - 1
+                        if seen == 0:
+                            value += predicted[component]
+                            if value > 32767 or value < -32768:
+                                return _OUT_OF_RANGE
+                            predicted[component] = value
+                            coefficients[place] = value
+                            seen = 1
+                        else:
+                            seen += _coefficients(entry & 255)
+                            if size:
+                                if seen > 64:
+                                    return _OUT_OF_RANGE
+                                coefficients[place + zigzag[seen - 1]] = value
+                            elif 64 < seen < 128:
+                                return _OUT_OF_RANGE
+                if made_up > held:
+                    return _ENDS_EARLY
+        if held - made_up > 7 or position < end:
+            return _SURPLUS
+    return 0
+
+
+@cython.ccall
+@cython.exceptval(check=True)
+def mirror(
+    old: cython.const[cython.short][::1],
+    new: cython.short[::1],
+    lines: cython.Py_ssize_t,
+    to_next_line: cython.Py_ssize_t,
+    blocks: cython.Py_ssize_t,
+    to_next_block: cython.Py_ssize_t,
+    is_across: cython.bint,
+    steps: cython.const[cython.ushort][::1],
+    matrices: cython.const[cython.double][::1],
+) -> cython.bint:
+    """Mirror lines of blocks whose far edge is not that of their last block: every sample moves by some rows.
+
+    In the direction of the line each new block is a linear mixture of two old ones, which touches no
+    frequency of the other direction. So what was quantized away in that direction stays away, and nothing
+    but the new quantization is rounded.
+
+    Args:
+        old, new: coefficients, each block with its 64 in rows.
+        lines: how many there are.
+        to_next_line, to_next_block: how far apart their coefficients are.
+        blocks: how many a line has that hold samples.
+        is_across: lines run across, and columns are mirrored; else they run down, and rows are.
+        steps: what a coefficient is multiplied with (quantization), by its place in the block.
+        matrices: three of 8x8, at 8 * w + v what frequency w of an old block adds to frequency v of a new
+            one: of the old block in the mirrored place, of the one before that, and, for the last new block,
+            of the first old one.
+
+    Returns:
+        Whether all new coefficients are within what can be coded.
+    """
+    sums: cython.double[64]
+    line: cython.Py_ssize_t
+    block: cython.Py_ssize_t
+    place: cython.Py_ssize_t
+    part: cython.Py_ssize_t
+    parts: cython.Py_ssize_t
+    matrix: cython.Py_ssize_t
+    i: cython.Py_ssize_t
+    v: cython.Py_ssize_t
+    stride: cython.Py_ssize_t = 1 if is_across else 8
+    frequency: cython.Py_ssize_t
+    first: cython.Py_ssize_t
+    value: cython.double
+    rounded: cython.int
+    with cython.nogil:
+        for line in range(lines):
+            for block in range(blocks):
+                for i in range(64):
+                    sums[i] = 0.0
+                parts = 1 if block == blocks - 1 else 2
+                for part in range(parts):
+                    matrix = 128 if parts == 1 else 64 * part
+                    place = line * to_next_line + (blocks - 1 - block - part) * to_next_block
+                    for i in range(64):
+                        if old[place + i]:
+                            value = old[place + i] * cython.cast(cython.double, steps[i])
+                            frequency = i & 7 if is_across else i >> 3
+                            first = i & 56 if is_across else i & 7
+                            for v in range(8):
+                                sums[first + v * stride] += value * matrices[matrix + 8 * frequency + v]
+                place = line * to_next_line + block * to_next_block
+                for i in range(64):
+                    value = sums[i] / steps[i]
+                    rounded = cython.cast(cython.int, value + (0.5 if value >= 0 else -0.5))
+                    if rounded > 1023 or rounded < -1024:
+                        return False
+                    new[place + i] = rounded
+    return True
+
+
+@cython.ccall
+@cython.exceptval(check=True)
+def encode(
+    state: cython.longlong[::1],
+    across: cython.Py_ssize_t,
+    down: cython.Py_ssize_t,
+    interval: cython.Py_ssize_t,
+    layout: cython.const[cython.int][::1],
+    codes: cython.const[cython.uint][::1],
+    places: cython.const[cython.Py_ssize_t][::1],
+    real: cython.const[cython.Py_ssize_t][::1],
+    origins: cython.const[cython.int][::1],
+    coefficients: cython.const[cython.short][::1],
+    room: cython.uchar[::1],
+) -> cython.Py_ssize_t:
+    """Code as many MCUs as there is room for, and after the last one the bits that fill its byte (F.1.2).
+
+    Args:
+        state: seven numbers, all 0 before the first call: the next MCU, bits that are no whole word yet, how
+            many of them there are, and the last DC coefficient of each component.
+        across, down, interval, layout: of what is written.
+        codes: of all tables, as `build` made them.
+        places: as for `decode`, of the blocks to be written.
+        real: for each block of an MCU six numbers: in which row of its component the first one is, how many
+            rows the MCU below is farther, and how many rows hold samples; and the same for columns. Behind
+            these nothing but the last DC coefficient is repeated.
+        origins: for each component 64 numbers: where in the old block each coefficient is, in the order of
+            their coding; with 64 added when it changes its sign.
+        coefficients: all of them.
+        room: what is written starts at its start.
+
+    Returns:
+        How many bytes were written; -1 when a table has no code for a symbol, -2 when a coefficient is too
+        large for any.
+    """
+    out: cython.ulonglong = state[1]
+    pending: cython.int = cython.cast(cython.int, state[2])
+    mcu: cython.Py_ssize_t = state[0]
+    mcus: cython.Py_ssize_t = across * down
+    units: cython.Py_ssize_t = layout.shape[0] // 3
+    unit: cython.Py_ssize_t
+    x: cython.Py_ssize_t
+    y: cython.Py_ssize_t
+    written: cython.Py_ssize_t = 0
+    # 64 codes of 16 bits with 11 more each, any byte of which a zero may follow, and a restart marker.
+    most: cython.Py_ssize_t = units * 2 * 64 * 4 + 16
+    place: cython.Py_ssize_t
+    component: cython.int
+    table: cython.Py_ssize_t
+    value: cython.int
+    size: cython.int
+    run: cython.int
+    code: cython.uint
+    k: cython.int
+    origin: cython.int
+    is_real: cython.bint
+    last: cython.int[4]
+    with cython.nogil:
+        for k in range(4):
+            last[k] = cython.cast(cython.int, state[3 + k])
+        while mcu < mcus and written + most <= room.shape[0]:
+            y = mcu // across
+            x = mcu - y * across
+            if interval and mcu and mcu % interval == 0:
+                written = _finish(out, pending, room, written)
+                pending = 0
+                room[written] = 0xFF
+                room[written + 1] = 0xD0 | (mcu // interval - 1) & 7
+                written += 2
+                last[0] = last[1] = last[2] = last[3] = 0
+            for unit in range(units):
+                component = layout[3 * unit]
+                is_real = (
+                    real[6 * unit] + y * real[6 * unit + 1] < real[6 * unit + 2]
+                    and real[6 * unit + 3] + x * real[6 * unit + 4] < real[6 * unit + 5]
+                )
+                place = places[3 * unit] + x * places[3 * unit + 1] + y * places[3 * unit + 2]
+                value = 0
+                if is_real:
+                    value = coefficients[place] - last[component]
+                    last[component] = coefficients[place]
+                size = _size(value)
+                if size > 11:
+                    return -2
+                code = codes[256 * layout[3 * unit + 1] + size]
+                if code == 0:
+                    return -1
+                if value < 0:
+                    value += (1 << size) - 1
+                out = (out << (code >> 16) | code & 0xFFFF) << size | value
+                pending += (code >> 16) + size
+                if pending >= 32:
+                    pending -= 32
+                    written = _put(cython.cast(cython.uint, out >> pending), room, written)
+                table = 256 * layout[3 * unit + 2]
+                run = 0
+                if is_real:
+                    for k in range(1, 64):
+                        origin = origins[64 * component + k]
+                        value = coefficients[place + (origin & 63)]
+                        if value == 0:
+                            run += 1
+                            continue
+                        while run > 15:
+                            code = codes[table + 0xF0]
+                            if code == 0:
+                                return -1
+                            out = out << (code >> 16) | code & 0xFFFF
+                            pending += code >> 16
+                            if pending >= 32:
+                                pending -= 32
+                                written = _put(cython.cast(cython.uint, out >> pending), room, written)
+                            run -= 16
+                        if origin > 63:
+                            value = -value
+                        size = _size(value)
+                        if size > 10:
+                            return -2
+                        code = codes[table + (run << 4 | size)]
+                        if code == 0:
+                            return -1
+                        if value < 0:
+                            value += (1 << size) - 1
+                        out = (out << (code >> 16) | code & 0xFFFF) << size | value
+                        pending += (code >> 16) + size
+                        if pending >= 32:
+                            pending -= 32
+                            written = _put(cython.cast(cython.uint, out >> pending), room, written)
+                        run = 0
+                else:
+                    run = 63
+                if run:
+                    code = codes[table]
+                    if code == 0:
+                        return -1
+                    out = out << (code >> 16) | code & 0xFFFF
+                    pending += code >> 16
+                    if pending >= 32:
+                        pending -= 32
+                        written = _put(cython.cast(cython.uint, out >> pending), room, written)
+            mcu += 1
+        if mcu == mcus and mcu > state[0]:
+            written = _finish(out, pending, room, written)
+        state[0] = mcu
+        state[1] = out
+        state[2] = pending
+        for k in range(4):
+            state[3 + k] = last[k]
+    return written

@@ -1,0 +1,357 @@
+"""JPEGs turned by coefficients where moving coded blocks is not enough: these are decoded and coded anew.
+
+Rows that become columns are still exact: a block is transposed, and nothing is rounded. Where the edge of the
+picture is not that of a block, every sample of a component moves by some rows against the blocks; then the
+coefficients are mixed in that direction and quantized again, with the same tables. No pixel is clamped, no
+chroma is sampled anew, and what is aligned stays exact: in a picture 1080 pixels high, all of its luma.
+
+Source: ITU-T T.81; moving blocks in the DCT domain: S.-F. Chang and D. G. Messerschmitt, "Manipulation and
+compositing of MC-DCT compressed video", IEEE JSAC 13(1), 1995, section III.
+"""
+
+from array import array
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import product
+from math import cos, pi, sqrt
+from typing import NamedTuple
+
+from PIL.Image import Transpose
+
+from server.imaging import jpeg
+from server.imaging.codec import Data, Sink
+from server.imaging.jpeg import Jpeg
+from server.imaging.operations import mirrored_axes, swaps_axes
+from server.imaging.sequential import (
+    CELL,
+    ROOM_BYTES,
+    ZIGZAG,
+    Component,
+    Frame,
+    Impossible,
+    Scan,
+    Table,
+    check_blocks,
+    check_result,
+    joined,
+    kernel,
+    read_scans,
+)
+
+_BLOCK = CELL * CELL
+_SIGN = 64
+
+#: What the kernel returns for a symbol that a table cannot code.
+_NO_CODE = -1
+
+
+class _Axis(NamedTuple):
+    """One direction of one component.
+
+    Attributes:
+        blocks: how many blocks hold samples.
+        rest: how many samples the last of them holds, 0 for all.
+        is_mirrored: whether they come in reverse.
+    """
+
+    blocks: int
+    rest: int
+    is_mirrored: bool
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether blocks only change places."""
+        return not (self.is_mirrored and self.rest)
+
+    @property
+    def is_reversed(self) -> bool:
+        """Whether they do so when they are written."""
+        return self.is_mirrored and not self.rest
+
+
+class _Plane(NamedTuple):
+    """The coefficients of one component among those of all.
+
+    Attributes:
+        start: where its first is.
+        rows, columns: its blocks, with those that only fill an MCU.
+        down, across: its two directions.
+    """
+
+    component: Component
+    start: int
+    rows: int
+    columns: int
+    down: _Axis
+    across: _Axis
+
+    def place(self, row: int, column: int) -> int:
+        """Where the first coefficient of a block is."""
+        return self.start + (row * self.columns + column) * _BLOCK
+
+    def source(self, row: int, column: int) -> int:
+        """Where that of the block is that comes to this row and column, before these change places."""
+        return self.place(
+            self.down.blocks - 1 - row if self.down.is_reversed else row,
+            self.across.blocks - 1 - column if self.across.is_reversed else column,
+        )
+
+
+class _NoCodeError(Exception):
+    """A Huffman table lacks a symbol."""
+
+
+class Recoding:
+    """One picture on its way: decoded to coefficients and coded when it is made, written when it is asked to.
+
+    Args:
+        data: the file.
+        markers: of it.
+        transpose: the turn.
+        must_be_exact: whether rounding is not allowed.
+
+    Attributes:
+        is_exact: whether nothing was rounded.
+        size: width and height of the result.
+
+    Raises:
+        Impossible: this file and this turn need pixels.
+        DamagedImage: its data ends before the picture does.
+    """
+
+    def __init__(
+        self, data: Data, markers: Jpeg, transpose: Transpose | None, *, must_be_exact: bool
+    ) -> None:
+        self._data = data
+        self._markers = markers
+        self._is_turned = swaps_axes(transpose)
+        frame, scans = read_scans(data, markers)
+        if len(scans) > 1:
+            raise Impossible("its components come one after the other")
+        self._scan = scans[0]
+        self.size = (frame.height, frame.width) if self._is_turned else (frame.width, frame.height)
+        self._planes = list(_planes(frame, self._scan, *mirrored_axes(transpose)))
+        self.is_exact = all(plane.down.is_exact and plane.across.is_exact for plane in self._planes)
+        if must_be_exact and not self.is_exact:
+            raise Impossible(f"the edge of its {frame.width} x {frame.height} pixels is within a block")
+        self._quantization = dict(_quantization(data, markers))
+        coefficients = self._decoded()
+        for plane in self._planes:
+            if not plane.down.is_exact:
+                _mirror(coefficients, plane, self._steps(plane.component), is_across=False)
+            if not plane.across.is_exact:
+                _mirror(coefficients, plane, self._steps(plane.component), is_across=True)
+        self._tables = self._scan.tables
+        try:
+            self._coded = list(self._encoded(coefficients))
+        except _NoCodeError:
+            self._tables = [Table.for_everything(key) for key in self._scan.keys]
+            self._coded = list(self._encoded(coefficients))
+
+    def _decoded(self) -> "array[int]":
+        """All coefficients, plane by plane."""
+        scan = self._scan
+        check_blocks(scan)
+        places = array("q")
+        for plane in self._planes:
+            component = plane.component
+            for row, column in product(range(component.down), range(component.across)):
+                first = plane.place(row, column)
+                right, below = (
+                    plane.place(row, column + component.across),
+                    plane.place(row + component.down, column),
+                )
+                places.extend((first, right - first, below - first))
+        last = self._planes[-1]
+        coefficients = array("h", [0]) * last.place(last.rows, 0)
+        tables = scan.tables
+        result = kernel().decode(
+            self._data, scan.segment.end, scan.segment.stop, scan.across, scan.down, scan.interval,
+            scan.layout, joined([table.short for table in tables]),
+            joined([table.limits for table in tables]), b"".join(table.symbols for table in tables),
+            bytes(ZIGZAG), places, coefficients,
+        )  # fmt: skip
+        check_result(result)
+        return coefficients
+
+    def _steps(self, component: Component) -> "array[int]":
+        """The quantization table of a component, by position in the block."""
+        if 0 in (steps := self._quantization.get(component.quantization, [0])):
+            raise Impossible("one of its quantization tables is missing or has a zero")
+        by_position = dict(zip(ZIGZAG, steps, strict=True))
+        return array("H", [by_position[position] for position in range(_BLOCK)])
+
+    def _encoded(self, coefficients: "array[int]") -> Iterator[bytes]:
+        """Code all coefficients in their new order (A.2.3).
+
+        Raises:
+            _NoCodeError: a table cannot code them.
+        """
+        scan = self._scan
+        across, down = (scan.down, scan.across) if self._is_turned else (scan.across, scan.down)
+        places, real, origins = array("q"), array("q"), array("i")
+        for plane in self._planes:
+            for first, right, below, *holds in self._blocks_of_an_mcu(plane):
+                places.extend((first, right - first, below - first))
+                real.extend(holds)
+        for plane in sorted(self._planes, key=lambda plane: plane.component.number):
+            origins.extend(self._origins(plane))
+        codes = joined([table.codes for table in self._tables])
+        state, room = array("q", [0]) * 7, bytearray(ROOM_BYTES)
+        while state[0] < across * down:
+            written = kernel().encode(
+                state,
+                across,
+                down,
+                scan.interval,
+                scan.layout,
+                codes,
+                places,
+                real,
+                origins,
+                coefficients,
+                room,
+            )
+            if written == _NO_CODE:
+                raise _NoCodeError
+            if written < 0:
+                raise Impossible("one of its coefficients is too large")
+            yield bytes(memoryview(room)[:written])
+
+    def _blocks_of_an_mcu(self, plane: _Plane) -> Iterator[tuple[int, ...]]:
+        """For each block of a new MCU: where it, its like to the right and below are, and what is real."""
+        rows, columns = plane.component.down, plane.component.across
+        if self._is_turned:
+            for y, x in product(range(columns), range(rows)):
+                yield (
+                    *(plane.source(x, y), plane.source(x + rows, y), plane.source(x, y + columns)),
+                    *(y, columns, plane.across.blocks, x, rows, plane.down.blocks),
+                )
+        else:
+            for y, x in product(range(rows), range(columns)):
+                yield (
+                    *(plane.source(y, x), plane.source(y, x + columns), plane.source(y + rows, x)),
+                    *(y, rows, plane.down.blocks, x, columns, plane.across.blocks),
+                )
+
+    def _origins(self, plane: _Plane) -> Iterator[int]:
+        """Where in its old block each coefficient of a new one is, and whether its sign changes."""
+        for position in ZIGZAG:
+            row, column = divmod(position, CELL)
+            if self._is_turned:
+                row, column = column, row
+            is_negated = (row * plane.down.is_reversed + column * plane.across.is_reversed) % 2
+            yield row * CELL + column + _SIGN * is_negated
+
+    def write(self, sink: Sink, *, strip: bool) -> None:
+        """Write the picture, turned, with its metadata as it shall be."""
+        sink.write(b"\xff\xd8" + jpeg.kept_headers(self._markers, strip=strip, is_turned=self._is_turned))
+        for key, steps in self._quantization.items():
+            sink.write(_quantization_segment(key, self._turned(steps)))
+        for segment in self._markers.segments:
+            if segment.marker in (jpeg.SOF0, jpeg.SOF1):
+                header = bytearray(self._data[segment.start : segment.end])
+                if self._is_turned:
+                    header[1:5] = header[3:5] + header[1:3]
+                    for at in range(7, len(header), 3):
+                        header[at] = header[at] >> 4 | header[at] << 4 & 0xF0
+                sink.write(jpeg.written_segment(segment.marker, bytes(header)))
+        for key, table in zip(self._scan.keys, self._tables, strict=True):
+            sink.write(jpeg.written_segment(jpeg.DHT, bytes([key]) + table.raw))
+        if self._scan.interval:
+            sink.write(jpeg.written_segment(jpeg.DRI, self._scan.interval.to_bytes(2, "big")))
+        chosen = bytes(self._data[self._scan.segment.start : self._scan.segment.end])
+        sink.write(jpeg.written_segment(jpeg.SOS, chosen))
+        sink.writelines(self._coded)
+        sink.write(b"\xff\xd9")
+
+    def _turned(self, steps: Sequence[int]) -> Sequence[int]:
+        """A quantization table for blocks whose rows became columns."""
+        if not self._is_turned:
+            return steps
+        by_position = dict(zip(ZIGZAG, steps, strict=True))
+        return [by_position[position % CELL * CELL + position // CELL] for position in ZIGZAG]
+
+
+def _planes(frame: Frame, scan: Scan, is_flipped: bool, is_flopped: bool) -> Iterator[_Plane]:  # noqa: FBT001
+    start = 0
+    width, height = frame.mcu
+    for component in scan.components:
+        rows, columns = scan.down * component.down, scan.across * component.across
+        down = _axis("height", frame.height, component.down, height // CELL, is_mirrored=is_flipped)
+        across = _axis("width", frame.width, component.across, width // CELL, is_mirrored=is_flopped)
+        if not (down.is_exact or across.is_exact):
+            raise Impossible("its blocks would have to be quantized again twice")
+        yield _Plane(component, start, rows, columns, down, across)
+        start += rows * columns * _BLOCK
+
+
+def _axis(name: str, pixels: int, factor: int, greatest: int, *, is_mirrored: bool) -> _Axis:
+    samples, part = divmod(pixels * factor, greatest)
+    if part and is_mirrored:
+        raise Impossible(f"its {name} of {pixels} ends within a sample of its colours")
+    samples += part > 0
+    return _Axis(-(-samples // CELL), samples % CELL, is_mirrored)
+
+
+def _mirror(coefficients: "array[int]", plane: _Plane, steps: "array[int]", *, is_across: bool) -> None:
+    """Mirror one plane in one direction, where its edge is within its last block."""
+    row = plane.columns * _BLOCK
+    axis = plane.across if is_across else plane.down
+    lines = (plane.rows, row, axis.blocks, _BLOCK) if is_across else (plane.columns, _BLOCK, axis.blocks, row)
+    with memoryview(coefficients)[plane.start : plane.place(plane.rows, 0)] as old:
+        new = array("h", [0]) * len(old)
+        if not kernel().mirror(old, new, *lines, is_across, steps, _mixtures(axis.rest)):
+            raise Impossible("one of its coefficients becomes too large")
+        old[:] = memoryview(new)
+
+
+@cache
+def _mixtures(rest: int) -> "array[float]":
+    """What frequencies of old blocks add to those of a new one, when the last old one holds so many samples.
+
+    Sample r of a new block is sample rest - 1 - r of the old one in the mirrored place, or, from `rest` on,
+    sample 8 + rest - 1 - r of the one before that. The last new block has none before; its first old row is
+    repeated, as encoders do.
+    """
+    cosines = [
+        [
+            cos((2 * sample + 1) * frequency * pi / 16) / (2 if frequency else 2 * sqrt(2))
+            for sample in range(CELL)
+        ]
+        for frequency in range(CELL)
+    ]
+    here = [(r, rest - 1 - r) for r in range(rest)]
+    before = [(r, CELL + rest - 1 - r) for r in range(rest, CELL)]
+    repeated = [(r, 0) for r in range(rest, CELL)]
+    return array(
+        "d",
+        [
+            sum(cosines[new][r] * cosines[old][y] for r, y in pairs)
+            for pairs in (here, before, here + repeated)
+            for old in range(CELL)
+            for new in range(CELL)
+        ],
+    )
+
+
+def _quantization(data: Data, markers: Jpeg) -> Iterator[tuple[int, Sequence[int]]]:
+    """The quantization tables by number, as they are stored (B.2.4.1)."""
+    for segment in markers.segments:
+        if segment.marker == jpeg.DQT:
+            left = bytes(data[segment.start : segment.end])
+            while left:
+                size = 2 if left[0] >> 4 else 1
+                steps = [
+                    int.from_bytes(left[at : at + size], "big") for at in range(1, 1 + size * _BLOCK, size)
+                ]
+                yield left[0] & 15, steps
+                left = left[1 + size * _BLOCK :]
+
+
+def _quantization_segment(number: int, steps: Sequence[int]) -> bytes:
+    is_wide = max(steps) > 255  # noqa: PLR2004 what a byte holds
+    size = 2 if is_wide else 1
+    return jpeg.written_segment(
+        jpeg.DQT, bytes([is_wide << 4 | number]) + b"".join(step.to_bytes(size, "big") for step in steps)
+    )

@@ -1,0 +1,303 @@
+"""What a sequential JPEG is made of: its frame, its components, its scans and their Huffman tables.
+
+Source: ITU-T T.81, annexes A (how samples become MCUs) and B (markers).
+"""
+
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib import import_module
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import find_spec
+from types import ModuleType
+from typing import NamedTuple, Self
+
+from server.imaging import jpeg
+from server.imaging.codec import Data, Format, damaged
+from server.imaging.jpeg import Jpeg, Segment
+
+_KERNEL = "server.imaging.entropy"
+
+_FRAMES = frozenset({jpeg.SOF0, jpeg.SOF1})
+_COMPONENTS = frozenset({1, 3, 4})
+_MAX_SAMPLING = 4
+_MAX_BLOCKS_OF_AN_MCU = 10  # B.2.3
+
+#: Width and height of a block, in samples.
+CELL = 8
+
+#: The order in which coefficients are coded, by their position in the block (figure A.6).
+ZIGZAG = (
+    0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6,
+    7, 14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31,
+    39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
+)  # fmt: skip
+
+#: A block takes two bits at least, one for DC and one for its end.
+_BLOCKS_OF_A_BYTE = 4
+
+#: How much is written at once, in bytes.
+ROOM_BYTES = 1 << 18
+
+#: AC tables have this bit in their class and number (B.2.4.2).
+_AC = 0x10
+
+
+class Impossible(Exception):
+    """This picture, or this turn, needs its pixels; the text says why."""
+
+
+def why_not() -> str | None:
+    """Say why no JPEG can be turned without loss here; None when they can."""
+    spec = find_spec(_KERNEL)
+    if spec is None or not isinstance(spec.loader, ExtensionFileLoader):
+        return "server/imaging/entropy.py is not compiled; `make install` does that where a C compiler is"
+    return None
+
+
+@cache
+def kernel() -> ModuleType:
+    """Load the compiled module.
+
+    Not when this one is loaded: a process that loads its modules again cannot do that with a compiled one,
+    and only engines need it.
+
+    Raises:
+        Impossible: there is none.
+    """
+    if reason := why_not():
+        raise Impossible(reason)
+    return import_module(_KERNEL)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One Huffman table: its sixteen counts and its symbols as they are stored, and for the kernel."""
+
+    raw: bytes
+    symbols: bytes
+    short: "array[int]"
+    pairs: "array[int]"
+    limits: "array[int]"
+    codes: "array[int]"
+
+    @classmethod
+    @lru_cache(maxsize=32)  # nearly all cameras write the same four
+    def of(cls, raw: bytes) -> Self:
+        """Prepare a table.
+
+        Raises:
+            Impossible: it makes no sense.
+        """
+        symbols = raw[16:].ljust(256, b"\0")
+        short, pairs = array("H", [0]) * 2048, array("Q", [0]) * 2048
+        limits, codes = array("I", [0]) * 34, array("I", [0]) * 256
+        if len(raw) < 16 or not kernel().build(raw[:16], symbols, short, limits, codes):  # noqa: PLR2004
+            raise Impossible("one of its Huffman tables makes no sense")
+        kernel().pair(short, pairs)
+        return cls(raw, symbols, short, pairs, limits, codes)
+
+    @classmethod
+    def for_everything(cls, key: int) -> Self:
+        """A table that has a code for every symbol, to take the place of another.
+
+        Args:
+            key: class and number of that one.
+        """
+        typical = jpeg.typical_huffman_tables()
+        return cls.of(typical.get(key) or typical[key & _AC])
+
+    def has_codes_for(self, symbols: int) -> bool:
+        """Whether all of a set of symbols, a bit for each, have a code."""
+        return all(self.codes[symbol] for symbol in range(symbols.bit_length()) if symbols >> symbol & 1)
+
+
+class Component(NamedTuple):
+    """One component.
+
+    Args:
+        number: its place in the frame.
+        across, down: its blocks in an MCU of several components.
+        quantization: the number of its quantization table.
+    """
+
+    number: int
+    across: int
+    down: int
+    quantization: int
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What the frame header says (B.2.2).
+
+    Args:
+        width, height: in pixels.
+        components: by their names, in their order.
+    """
+
+    width: int
+    height: int
+    components: Mapping[int, Component]
+
+    @classmethod
+    def read(cls, parameters: bytes) -> Self:
+        """Read the parameters of a frame header.
+
+        Raises:
+            Impossible: it is none of ours.
+        """
+        count = parameters[5] if len(parameters) > 5 else 0  # noqa: PLR2004 where the number is
+        if count not in _COMPONENTS or len(parameters) != 6 + 3 * count:
+            raise Impossible("it has an unusual number of components")
+        if parameters[0] != 8:  # noqa: PLR2004
+            raise Impossible("its samples have other than 8 bits")
+        components = {}
+        for number in range(count):
+            name, sampling, table = parameters[6 + 3 * number : 9 + 3 * number]
+            across, down = divmod(sampling, 16)
+            if not (0 < across <= _MAX_SAMPLING and 0 < down <= _MAX_SAMPLING):
+                raise Impossible("its sampling factors are out of range")
+            # Where there is one only, its sampling factors mean nothing (A.2.2).
+            across, down = (across, down) if count > 1 else (1, 1)
+            components[name] = Component(number, across, down, table)
+        if len(components) != count:
+            raise Impossible("two of its components have one name")
+        height, width = (int.from_bytes(parameters[at : at + 2], "big") for at in (1, 3))
+        return cls(width, height, components)
+
+    @property
+    def mcu(self) -> tuple[int, int]:
+        """Width and height of an MCU of all components, in pixels."""
+        return (
+            CELL * max(component.across for component in self.components.values()),
+            CELL * max(component.down for component in self.components.values()),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """One scan.
+
+    Args:
+        segment: its header, and where its entropy-coded data ends.
+        components: those in it; alone, one has a single block in an MCU.
+        across, down: MCUs in a row, and rows.
+        interval: MCUs from one restart marker to the next, 0 for none.
+        keys: class and number of each of its tables, as DHT segments name them.
+        tables: the tables.
+        layout: for the kernel: for each block of an MCU its component, and which its DC and AC table are.
+    """
+
+    segment: Segment
+    components: Sequence[Component]
+    across: int
+    down: int
+    interval: int
+    keys: Sequence[int]
+    tables: Sequence[Table]
+    layout: "array[int]"
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks it has."""
+        return self.across * self.down * len(self.layout) // 3
+
+
+def read_scans(data: Data, markers: Jpeg) -> tuple[Frame, list[Scan]]:
+    """Read the structure of a sequential Huffman JPEG of 8 bits.
+
+    Raises:
+        Impossible: it is another one.
+    """
+    frame: Frame | None = None
+    tables: dict[int, bytes] = {}
+    interval = 0
+    scans = []
+    for segment in markers.segments:
+        parameters = bytes(data[segment.start : segment.end])
+        if segment.marker in _FRAMES and frame is None:
+            frame = Frame.read(parameters)
+        elif segment.marker == jpeg.DHT:
+            tables |= jpeg.huffman_tables(parameters)
+        elif segment.marker == jpeg.DRI:
+            interval = int.from_bytes(parameters[:2], "big")
+        elif segment.marker == jpeg.SOS and frame is not None:
+            scans.append(_scan(segment, parameters, frame, tables, interval))
+        elif segment.marker not in jpeg.METADATA | jpeg.CODING:
+            raise Impossible("it is coded in another way, such as progressively")
+    seen = [component.number for scan in scans for component in scan.components]
+    if frame is None or sorted(seen) != list(range(len(frame.components))):
+        raise Impossible("one of its components comes twice or not at all")
+    return frame, scans
+
+
+def _scan(
+    segment: Segment, parameters: bytes, frame: Frame, known: Mapping[int, bytes], interval: int
+) -> Scan:
+    """Read the header of a scan (B.2.3) and lay its MCUs out (A.2)."""
+    count = parameters[0] if parameters else 0
+    chosen = {
+        parameters[1 + 2 * i]: parameters[2 + 2 * i] for i in range(count) if len(parameters) == 4 + 2 * count
+    }
+    if not 0 < len(chosen) == count or chosen.keys() - frame.components.keys():
+        raise Impossible("a scan has an unusual header")
+    components = [frame.components[name] for name in chosen]
+    width, height = frame.mcu
+    across, down = -(-frame.width // width), -(-frame.height // height)
+    if count == 1:
+        # As many blocks as it needs itself, and not whole MCUs of all.
+        (alone,) = components
+        across, down = -(-frame.width * alone.across // width), -(-frame.height * alone.down // height)
+        components = [alone._replace(across=1, down=1)]
+    keys = list(dict.fromkeys(_keys(chosen.values())))
+    if not set(keys) <= known.keys():
+        raise Impossible("one of its Huffman tables is missing")
+    layout = array("i")
+    for component, choice in zip(components, chosen.values(), strict=True):
+        numbers = [keys.index(key) for key in _keys([choice])]
+        layout.extend([component.number, *numbers] * (component.across * component.down))
+    if len(layout) > 3 * _MAX_BLOCKS_OF_AN_MCU:
+        raise Impossible("its MCUs have too many blocks")
+    return Scan(
+        segment, components, across, down, interval, keys, [Table.of(known[key]) for key in keys], layout
+    )
+
+
+def _keys(choices: Iterable[int]) -> Iterator[int]:
+    """The DC and the AC table of each component, by what its scan chooses (B.2.3)."""
+    for choice in choices:
+        yield choice >> 4
+        yield _AC | choice & 15
+
+
+def check_blocks(scan: Scan) -> None:
+    """Refuse a scan that has not even two bits for each block, before memory is taken for them.
+
+    Raises:
+        DamagedImage: it is one.
+    """
+    if scan.blocks > _BLOCKS_OF_A_BYTE * (scan.segment.stop - scan.segment.end):
+        raise damaged(Format.JPEG, "its pixels end early")
+
+
+def check_result(result: int) -> None:
+    """Look at what the kernel returned.
+
+    Raises:
+        DamagedImage: the data ends before the picture does.
+        Impossible: it found a fault that a decoder may overlook.
+    """
+    if result == kernel().ENDS_EARLY:
+        raise damaged(Format.JPEG, "its pixels end early")
+    if result < 0:
+        raise Impossible(f"it has {kernel().FAULTS[result]}")
+
+
+def joined(arrays: Sequence["array[int]"]) -> "array[int]":
+    """All of them, one after the other."""
+    whole = arrays[0][:]
+    for one in arrays[1:]:
+        whole += one
+    return whole

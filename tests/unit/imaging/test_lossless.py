@@ -1,0 +1,259 @@
+"""JPEGs turned by their coefficients: what jpegtran finds too, the same pixels, and no damage overlooked."""
+
+import subprocess
+from functools import cache
+from io import BytesIO
+from itertools import product
+from os import environ
+from random import Random
+from shutil import which
+
+import pytest
+from PIL import Image, ImageChops, ImageStat
+from PIL.Image import Transpose
+from support.pictures import GENEROUS
+
+from server.errors import DamagedImage, NotLossless
+from server.imaging import sequential
+from server.imaging.operations import Operation
+from server.imaging.pipeline import Recipe, process
+
+#: Not in CI, which installs them.
+needs_jpegtran = pytest.mark.skipif(
+    which("jpegtran") is None and "CI" not in environ, reason="needs libjpeg-turbo-progs, for jpegtran"
+)
+
+TURNS = {
+    Operation.FLIP: (("-flip", "vertical"), Transpose.FLIP_TOP_BOTTOM),
+    Operation.FLOP: (("-flip", "horizontal"), Transpose.FLIP_LEFT_RIGHT),
+    Operation.ROTATE_180: (("-rotate", "180"), Transpose.ROTATE_180),
+    Operation.ROTATE_90: (("-rotate", "90"), Transpose.ROTATE_270),
+    Operation.ROTATE_270: (("-rotate", "270"), Transpose.ROTATE_90),
+    Operation.TRANSPOSE: (("-transpose",), Transpose.TRANSPOSE),
+    Operation.TRANSVERSE: (("-transverse",), Transpose.TRANSVERSE),
+}
+BACK = {Operation.ROTATE_90: Operation.ROTATE_270, Operation.ROTATE_270: Operation.ROTATE_90}
+
+
+def run(*command: str, given: bytes) -> bytes:
+    """What a program makes of its standard input."""
+    return subprocess.run(command, input=given, capture_output=True, check=True, timeout=60).stdout
+
+
+def picture(size: tuple[int, int], mode: str, seed: object) -> Image.Image:
+    """A picture that is smooth here and noise there."""
+    random = Random(f"{seed}")
+    coarse = Image.frombytes(mode, (9, 7), random.randbytes(63 * len(mode)))
+    noise = Image.frombytes(mode, size, random.randbytes(size[0] * size[1] * len(mode)))
+    mask = Image.frombytes("L", (4, 3), random.randbytes(12)).resize(size, Image.Resampling.BICUBIC)
+    return Image.composite(coarse.resize(size, Image.Resampling.BICUBIC), noise, mask)
+
+
+def smooth(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
+    """A picture that survives compression."""
+    return Image.frombytes(mode, (5, 4), Random(1).randbytes(20 * len(mode))).resize(
+        size, Image.Resampling.BICUBIC
+    )
+
+
+def encoded(image: Image.Image, **options: object) -> bytes:
+    file = BytesIO()
+    image.save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def pnm(image: Image.Image) -> bytes:
+    file = BytesIO()
+    image.save(file, "PPM")
+    return file.getvalue()
+
+
+def turned(
+    jpeg: bytes, operation: Operation = Operation.FLIP, wants: str = "lossless", **more: object
+) -> bytes:
+    """The picture turned, on the path that we want to see taken."""
+    sink = BytesIO()
+    result = process(BytesIO(jpeg), sink, Recipe(operation, **more), GENEROUS)  # type: ignore[arg-type]
+    assert result.path == wants
+    with Image.open(sink) as image:
+        assert image.size == (result.width, result.height)
+    return sink.getvalue()
+
+
+def fidelity_db(answer: bytes, picture: bytes, transpose: Transpose) -> float:
+    """Peak signal to noise of an answer, against what is seen of the picture, turned."""
+    with Image.open(BytesIO(answer)) as one, Image.open(BytesIO(picture)) as other:
+        errors = ImageStat.Stat(ImageChops.difference(one, other.transpose(transpose)))
+    squares = sum(errors.sum2) / sum(errors.count)
+    return 255**2 / squares if squares else float("inf")
+
+
+SAMPLINGS = [
+    *("1x1", "2x1", "1x2", "2x2", "4x1", "1x4", "4x2", "2x4"),
+    *("2x2,1x2,2x1", "1x1,1x1,2x2", "3x1,1x1,3x1"),
+]
+SIZES = [(1, 1), (2, 3), (5, 2), (11, 9)]  # in MCUs
+
+
+def mcu(sampling: str) -> tuple[int, int]:
+    """Width and height of an MCU, in pixels."""
+    factors = [tuple(map(int, one.split("x"))) for one in sampling.split(",")]
+    return 8 * max(x for x, _ in factors), 8 * max(y for _, y in factors)
+
+
+CODINGS = {
+    "standard tables": (),
+    "optimised tables": ("-optimize",),
+    "restart after one": ("-restart", "1B"),
+    "restart after seven": ("-restart", "7B", "-optimize"),
+    "restart after a row": ("-restart", "1"),
+    "coarse": ("-quality", "10", "-optimize"),
+    "fine": ("-quality", "100"),
+}
+
+
+@cache
+def generated() -> dict[str, bytes]:
+    """Files of all kinds that cjpeg can make."""
+    files = {}
+    for (name, options), sampling, size in product(CODINGS.items(), SAMPLINGS, SIZES):
+        width, height = mcu(sampling)
+        image = picture((size[0] * width, size[1] * height), "RGB", (name, sampling, size))
+        files[f"{name} {sampling} {size}"] = run("cjpeg", "-sample", sampling, *options, given=pnm(image))
+    for (name, options), size in product(CODINGS.items(), SIZES):
+        image = picture((size[0] * 8, size[1] * 8), "L", (name, size))
+        files[f"{name} gray {size}"] = run("cjpeg", "-grayscale", *options, given=pnm(image))
+    for (name, options), size in product(CODINGS.items(), SIZES[1:]):
+        image = picture((size[0] * 8, size[1] * 8), "CMYK", (name, size))
+        inks = encoded(image, optimize="-optimize" in options)
+        restarts = options[:2] if "-restart" in options else ()
+        files[f"{name} inks {size}"] = run("jpegtran", *restarts, given=inks)
+    return files
+
+
+def coefficients(jpeg: bytes) -> bytes:
+    """A file's coefficients in a form of their own: equal files have equal ones."""
+    return run("jpegtran", "-copy", "none", "-optimize", given=jpeg)
+
+
+@needs_jpegtran
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("operation", TURNS)
+def test_the_coefficients_are_those_that_jpegtran_finds(operation: Operation) -> None:
+    for name, jpeg in generated().items():
+        theirs = run("jpegtran", "-perfect", "-optimize", "-copy", "none", *TURNS[operation][0], given=jpeg)
+        ours = turned(jpeg, operation)
+        assert coefficients(ours) == theirs, name
+        assert coefficients(turned(ours, BACK.get(operation, operation))) == coefficients(jpeg), name
+        with Image.open(BytesIO(ours)) as one, Image.open(BytesIO(theirs)) as other:
+            assert one.tobytes() == other.tobytes(), name
+
+
+@needs_jpegtran
+@pytest.mark.parametrize("operation", [Operation.FLIP, Operation.FLOP, Operation.ROTATE_180])
+@pytest.mark.parametrize("script", ["0;1;2;", "0 1;2;", "2;0 1;", "1;0;2;"])
+def test_scans_one_after_the_other_stay_so(
+    operation: Operation, script: str, tmp_path: pytest.TempPathFactory
+) -> None:
+    scans = tmp_path / "scans"  # type: ignore[operator]
+    scans.write_text(script)
+    jpeg = run(
+        *("cjpeg", "-sample", "2x2", "-restart", "2B", "-optimize", "-scans", str(scans)),
+        given=pnm(picture((96, 64), "RGB", script)),
+    )
+    ours = turned(jpeg, operation)
+    assert ours.count(b"\xff\xda") == script.count(";")
+    assert coefficients(ours) == run(
+        "jpegtran", "-perfect", "-optimize", "-copy", "none", *TURNS[operation][0], given=jpeg
+    )
+
+
+@pytest.mark.parametrize("operation", TURNS)
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+def test_the_pixels_are_those_that_are_seen(operation: Operation, subsampling: str) -> None:
+    jpeg = encoded(smooth((96, 64)), subsampling=subsampling, quality=90)
+    assert fidelity_db(turned(jpeg, operation), jpeg, TURNS[operation][1]) > 1e5  # 50 dB
+    assert fidelity_db(turned(jpeg, operation, "pixels", path="pixels"), jpeg, TURNS[operation][1]) > 1e4
+
+
+@pytest.mark.parametrize("operation", TURNS)
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("size", [(96, 61), (93, 64), (48, 8 * 9 + 4), (17, 24), (1, 8), (8, 1)])
+def test_a_picture_that_ends_within_a_block_is_never_trimmed(
+    operation: Operation, mode: str, size: tuple[int, int]
+) -> None:
+    jpeg = encoded(smooth(size, mode), subsampling=0, quality=95)
+    sink = BytesIO()
+    result = process(BytesIO(jpeg), sink, Recipe(operation), GENEROUS)
+    assert result.path in {"lossless", "coefficients"}
+    with Image.open(BytesIO(jpeg)) as original, Image.open(sink) as answer:
+        assert answer.size == original.transpose(TURNS[operation][1]).size
+    assert fidelity_db(sink.getvalue(), jpeg, TURNS[operation][1]) > 1e4  # 40 dB
+
+
+def test_where_only_colours_end_within_a_block_the_luma_is_exact() -> None:
+    jpeg = encoded(smooth((64, 72)), subsampling="4:2:0", quality=95)
+    answer = turned(jpeg, wants="coefficients")
+    with Image.open(BytesIO(answer)) as one, Image.open(BytesIO(jpeg)) as other:
+        one.draft("L", one.size)
+        other.draft("L", other.size)
+        assert one.tobytes() == other.transpose(Transpose.FLIP_TOP_BOTTOM).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("jpeg", "recipe", "says"),
+    [
+        (encoded(smooth((16, 16)), progressive=True), {}, "progressively"),
+        (encoded(smooth((16, 15)), subsampling="4:2:0"), {}, "height of 15"),
+        (encoded(smooth((16, 12))), {}, "16 x 12 pixels"),
+        (encoded(smooth((16, 16))), {"quality": 50}, "quality"),
+        (encoded(smooth((16, 16))), {"format": "png"}, "stays one"),
+    ],
+)
+def test_who_wants_it_without_loss_or_not_at_all_is_told_why_not(
+    jpeg: bytes, recipe: dict[str, object], says: str
+) -> None:
+    with pytest.raises(NotLossless, match=says):
+        turned(jpeg, path="lossless", **recipe)
+    if "format" not in recipe:
+        sink = BytesIO()
+        assert process(BytesIO(jpeg), sink, Recipe(Operation.FLIP, **recipe), GENEROUS).path != "lossless"  # type: ignore[arg-type]
+
+
+def test_without_a_compiler_pictures_are_turned_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    sequential.kernel.cache_clear()
+    monkeypatch.setattr(sequential, "why_not", lambda: "no compiler")
+    jpeg = encoded(smooth((16, 16)))
+    turned(jpeg, wants="pixels")
+    with pytest.raises(NotLossless, match="no compiler"):
+        turned(jpeg, path="lossless")
+    monkeypatch.undo()
+    sequential.kernel.cache_clear()
+    turned(jpeg)
+
+
+@pytest.mark.parametrize("options", [{}, {"optimize": True}, {"restart_marker_blocks": 2}])
+@pytest.mark.parametrize("operation", [Operation.FLIP, Operation.TRANSPOSE])
+def test_pixels_that_end_early_are_damage_wherever_they_end(
+    options: dict[str, object], operation: Operation
+) -> None:
+    jpeg = encoded(picture((64, 64), "RGB", 3), **options)
+    start = jpeg.index(b"\xff\xda") + 14
+    refused = 0
+    for end in range(start, len(jpeg) - 2):
+        if jpeg[end - 1] == 0xFF:
+            continue  # that would be another file
+        with pytest.raises(DamagedImage):
+            turned(jpeg[:end] + b"\xff\xd9", operation)
+        refused += 1
+    assert refused > 1000
+
+
+def test_the_densities_change_places_with_the_sides() -> None:
+    jpeg = encoded(smooth((16, 24)), subsampling=0, dpi=(72, 300))
+    with Image.open(BytesIO(turned(jpeg, Operation.ROTATE_90))) as image:
+        assert image.info["dpi"] == (300, 72)
+    with Image.open(BytesIO(turned(jpeg, Operation.FLIP))) as image:
+        assert image.info["dpi"] == (72, 300)
+    with Image.open(BytesIO(turned(jpeg, Operation.FLIP, strip=True))) as image:
+        assert "dpi" not in image.info
