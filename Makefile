@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 IMAGES ?= 300000
+JPEGS ?= 1000000
 SEED ?= $(shell date +%Y%m%d)
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 BIN := .venv/bin
@@ -33,8 +34,8 @@ serve: install ## start the cluster on 127.0.0.1:8000
 test: install ## run the tests
 	$(BIN)/pytest
 
-fuzz: install ## send odd images and requests for about 10 minutes (IMAGES=100000 SEED=7)
-	FUZZ_IMAGES=$(IMAGES) FUZZ_SEED=$(SEED) $(BIN)/pytest tests/fuzz -o log_cli=true --log-cli-level=INFO --log-disable=httpx
+fuzz: install ## send odd images and requests for about 20 minutes (IMAGES=100000 JPEGS=100000 SEED=7)
+	FUZZ_IMAGES=$(IMAGES) FUZZ_JPEGS=$(JPEGS) FUZZ_SEED=$(SEED) $(BIN)/pytest tests/fuzz -o log_cli=true --log-cli-level=INFO --log-disable=httpx
 
 lint: install ## format, lint, types, import contracts
 	$(BIN)/ruff format --check

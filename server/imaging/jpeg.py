@@ -20,15 +20,12 @@ from server.imaging.metadata import EXIF_PREFIX, orientation_of, upright_exif, u
 from server.imaging.operations import swaps_axes
 
 SOF0, SOF1, DHT, SOS, DRI = 0xC0, 0xC1, 0xC4, 0xDA, 0xDD
-DQT = 0xDB
-_EOI, _COM = 0xD9, 0xFE
+EOI, DQT, _COM = 0xD9, 0xDB, 0xFE
 _APP0, _APP1, _APP2, _APP12 = 0xE0, 0xE1, 0xE2, 0xEC
 _APP13, _APP14, _APP15 = 0xED, 0xEE, 0xEF
 _RST0, _RST7 = 0xD0, 0xD7
 #: What says how a picture came about and not what it looks like, and what ends it.
-METADATA = frozenset({*range(_APP0, _APP15 + 1), _COM, _EOI})
-#: What can go before other pixels of the same picture as it is.
-CODING = frozenset({DQT, DHT, DRI})
+METADATA = frozenset({*range(_APP0, _APP15 + 1), _COM, EOI})
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {DHT, 0xC8, 0xCC}  # ITU-T T.81, table B.1
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _LOSSLESS = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
@@ -149,10 +146,10 @@ def _segments(data: Data) -> Iterator[Segment]:
         if padding > _MAX_PADDING_BYTES:  # Pillow takes them one by one
             raise _damage("there is too much between its segments")
         marker = data[position + 1]
-        if marker == _EOI:
+        if marker == EOI:
             if not scans:
                 raise _damage("it has no pixels")
-            yield Segment(_EOI, position, position, position)
+            yield Segment(EOI, position, position, position)
             return
         start = position + 4
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
@@ -296,7 +293,7 @@ def read_jpeg(data: Data, limits: Limits) -> Jpeg:
         elif marker == SOS:
             scans += 1
             coverage.add(data[start:stop])
-        elif marker == _EOI:
+        elif marker == EOI:
             end = start
     if not frame:
         raise _damage("it has no frame header")

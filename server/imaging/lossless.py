@@ -28,7 +28,7 @@ from server.imaging.sequential import (
     check_result,
     joined,
     kernel,
-    read_scans,
+    read_structure,
 )
 
 #: That the data has come to its end is seen at the end of an MCU: ten blocks of 64 codes with 27 bits.
@@ -74,9 +74,9 @@ class Moving:
         self._data = data
         self._markers = markers
         self._is_flipped, self._is_flopped = mirrored_axes(transpose)
-        frame, scans = read_scans(data, markers)
-        self._check_edges(frame)
-        self._walked = [self._walk(scan) for scan in scans]
+        structure = read_structure(data, markers)
+        self._check_edges(structure.frame)
+        self._walked = [self._walk(scan) for scan in structure.scans]
 
     def _check_edges(self, frame: Frame) -> None:
         width, height = frame.mcu

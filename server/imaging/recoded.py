@@ -35,7 +35,7 @@ from server.imaging.sequential import (
     check_result,
     joined,
     kernel,
-    read_scans,
+    read_structure,
 )
 
 _BLOCK = CELL * CELL
@@ -125,16 +125,16 @@ class Recoding:
         self._data = data
         self._markers = markers
         self._is_turned = swaps_axes(transpose)
-        frame, scans = read_scans(data, markers)
-        if len(scans) > 1:
+        structure = read_structure(data, markers)
+        frame, self._quantization = structure.frame, structure.quantization
+        if len(structure.scans) > 1:
             raise Impossible("its components come one after the other")
-        self._scan = scans[0]
+        self._scan = structure.scans[0]
         self.size = (frame.height, frame.width) if self._is_turned else (frame.width, frame.height)
         self._planes = list(_planes(frame, self._scan, *mirrored_axes(transpose)))
         self.is_exact = all(plane.down.is_exact and plane.across.is_exact for plane in self._planes)
         if must_be_exact and not self.is_exact:
             raise Impossible(f"the edge of its {frame.width} x {frame.height} pixels is within a block")
-        self._quantization = dict(_quantization(data, markers))
         coefficients = self._decoded()
         for plane in self._planes:
             if not plane.down.is_exact:
@@ -176,9 +176,7 @@ class Recoding:
 
     def _steps(self, component: Component) -> "array[int]":
         """The quantization table of a component, by position in the block."""
-        if 0 in (steps := self._quantization.get(component.quantization, [0])):
-            raise Impossible("one of its quantization tables is missing or has a zero")
-        by_position = dict(zip(ZIGZAG, steps, strict=True))
+        by_position = dict(zip(ZIGZAG, self._quantization[component.quantization], strict=True))
         return array("H", [by_position[position] for position in range(_BLOCK)])
 
     def _encoded(self, coefficients: "array[int]") -> Iterator[bytes]:
@@ -333,20 +331,6 @@ def _mixtures(rest: int) -> "array[float]":
             for new in range(CELL)
         ],
     )
-
-
-def _quantization(data: Data, markers: Jpeg) -> Iterator[tuple[int, Sequence[int]]]:
-    """The quantization tables by number, as they are stored (B.2.4.1)."""
-    for segment in markers.segments:
-        if segment.marker == jpeg.DQT:
-            left = bytes(data[segment.start : segment.end])
-            while left:
-                size = 2 if left[0] >> 4 else 1
-                steps = [
-                    int.from_bytes(left[at : at + size], "big") for at in range(1, 1 + size * _BLOCK, size)
-                ]
-                yield left[0] & 15, steps
-                left = left[1 + size * _BLOCK :]
 
 
 def _quantization_segment(number: int, steps: Sequence[int]) -> bytes:

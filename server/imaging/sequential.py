@@ -40,6 +40,9 @@ _BLOCKS_OF_A_BYTE = 4
 #: How much is written at once, in bytes.
 ROOM_BYTES = 1 << 18
 
+#: How many Huffman tables of a class there may be, and quantization tables.
+_TABLES = 4
+
 #: AC tables have this bit in their class and number (B.2.4.2).
 _AC = 0x10
 
@@ -205,32 +208,95 @@ class Scan:
         return self.across * self.down * len(self.layout) // 3
 
 
-def read_scans(data: Data, markers: Jpeg) -> tuple[Frame, list[Scan]]:
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """What a file is made of.
+
+    Args:
+        frame: its frame.
+        scans: its scans.
+        quantization: its quantization tables by number, in the order in which they are stored.
+    """
+
+    frame: Frame
+    scans: Sequence[Scan]
+    quantization: Mapping[int, Sequence[int]]
+
+
+def read_structure(data: Data, markers: Jpeg) -> Structure:
     """Read the structure of a sequential Huffman JPEG of 8 bits.
 
+    Whatever a decoder might complain of or take in another way is left to it.
+
     Raises:
-        Impossible: it is another one.
+        Impossible: it is another one, or there is something odd about it.
     """
     frame: Frame | None = None
     tables: dict[int, bytes] = {}
+    quantization: dict[int, Sequence[int]] = {}
     interval = 0
     scans = []
-    for segment in markers.segments:
-        parameters = bytes(data[segment.start : segment.end])
+    for segment, parameters in _segments(data, markers):
         if segment.marker in _FRAMES and frame is None:
             frame = Frame.read(parameters)
         elif segment.marker == jpeg.DHT:
-            tables |= jpeg.huffman_tables(parameters)
-        elif segment.marker == jpeg.DRI:
-            interval = int.from_bytes(parameters[:2], "big")
+            tables |= _huffman_tables(parameters)
+        elif segment.marker == jpeg.DQT:
+            quantization |= _quantization_tables(parameters)
+        elif segment.marker == jpeg.DRI and len(parameters) == 2:  # noqa: PLR2004 it is one number
+            interval = int.from_bytes(parameters, "big")
         elif segment.marker == jpeg.SOS and frame is not None:
             scans.append(_scan(segment, parameters, frame, tables, interval))
-        elif segment.marker not in jpeg.METADATA | jpeg.CODING:
+        elif segment.marker not in jpeg.METADATA:
             raise Impossible("it is coded in another way, such as progressively")
     seen = [component.number for scan in scans for component in scan.components]
     if frame is None or sorted(seen) != list(range(len(frame.components))):
         raise Impossible("one of its components comes twice or not at all")
-    return frame, scans
+    if not {component.quantization for component in frame.components.values()} <= quantization.keys():
+        raise Impossible("one of its quantization tables is missing")
+    return Structure(frame, scans, quantization)
+
+
+def _segments(data: Data, markers: Jpeg) -> Iterator[tuple[Segment, bytes]]:
+    """All segments with their parameters, one right behind the other."""
+    end = 2
+    for segment in markers.segments:
+        if segment.marker == jpeg.EOI:
+            return
+        if segment.start != end + 4:
+            raise Impossible("there is something between its segments")
+        end = segment.stop
+        yield segment, bytes(data[segment.start : segment.end])
+
+
+def _huffman_tables(dht: bytes) -> dict[int, bytes]:
+    """The tables of a DHT segment (B.2.4.2)."""
+    tables = jpeg.huffman_tables(dht)
+    used = sum(1 + len(raw) for raw in tables.values())
+    is_sound = all(
+        key & ~_AC < _TABLES
+        and len(raw) == 16 + sum(raw[:16]) <= 16 + 256
+        and (key & _AC or max(raw[16:], default=0) < 16)  # noqa: PLR2004 the size of a difference
+        for key, raw in tables.items()
+    )
+    if used != len(dht) or not is_sound:
+        raise Impossible("one of its Huffman tables makes no sense")
+    return tables
+
+
+def _quantization_tables(dqt: bytes) -> dict[int, Sequence[int]]:
+    """The tables of a DQT segment (B.2.4.1)."""
+    tables: dict[int, Sequence[int]] = {}
+    while dqt:
+        precision, number = divmod(dqt[0], 16)
+        size = precision + 1
+        numbers = (dqt[at : at + size] for at in range(1, 1 + size * CELL * CELL, size))
+        steps = [int.from_bytes(step, "big") for step in numbers]
+        if precision > 1 or number >= _TABLES or len(dqt) < 1 + size * CELL * CELL or 0 in steps:
+            raise Impossible("one of its quantization tables makes no sense")
+        tables[number] = steps
+        dqt = dqt[1 + size * CELL * CELL :]
+    return tables
 
 
 def _scan(
