@@ -94,9 +94,9 @@ def pair(short: cython.const[cython.ushort][::1], pairs: cython.ulonglong[::1]) 
 
     Args:
         short: as `build` made it.
-        pairs: 2048 entries by the next 11 bits; 0 where not even one symbol is complete. From the lowest bit:
-            5 bits how many bits, 8 how many coefficients, 5 how many of these are of the first symbol (0 if
-            it is alone); from bit 32 on 16 bits that mark the extra bits of the first, and 16 for the second.
+        pairs: 2048 entries by the next 11 bits. From the lowest bit: 6 bits how many bits, 8 how many
+            coefficients, 6 how many of these are of the first symbol: 0 if it is alone, 63 where not even one
+            is complete; from bit 32 on 16 bits that mark the extra bits of the first, and 16 for the second.
     """
     i: cython.uint
     entry: cython.ulonglong
@@ -107,7 +107,7 @@ def pair(short: cython.const[cython.ushort][::1], pairs: cython.ulonglong[::1]) 
     taken: cython.uint
     more: cython.uint
     for i in range(_ENTRIES):
-        pairs[i] = 0
+        pairs[i] = 63 << 14  # as if there were too many
         first = short[i]
         size = first & 15
         length = (first >> 8) + size
@@ -124,10 +124,10 @@ def pair(short: cython.const[cython.ushort][::1], pairs: cython.ulonglong[::1]) 
                 second = 0
         if second:
             entry = entry >> 16 << more | cython.cast(cython.ulonglong, (1 << size) - 1) << 48
-            entry |= taken << 13
+            entry |= taken << 14
             length += more
             taken += _coefficients(second & 255)
-        pairs[i] = entry | taken << 5 | length
+        pairs[i] = entry | taken << 6 | length
 
 
 @cython.cfunc
@@ -190,7 +190,7 @@ def walk(
     pairs: cython.const[cython.ulonglong][::1],
     limits: cython.const[cython.uint][::1],
     symbols: cython.const[cython.uchar][::1],
-    inverted: cython.const[cython.uint][::1],
+    inverted: cython.ulonglong,
     dc: cython.short[::1],
     starts: cython.uint[::1],
     ac: cython.uint[::1],
@@ -204,8 +204,8 @@ def walk(
         interval: MCUs from one restart marker to the next, 0 for none.
         layout: for each block of an MCU three numbers: its component, and which its DC and AC tables are.
         short, pairs, limits, symbols: the tables, one after the other, as `build` and `pair` made them.
-        inverted: by how many coefficients were seen, all ones where the last of them changes its sign; 0
-            from 65 to 255.
+        inverted: which coefficients change their sign, by their number in the order of coding: bit 1 for the
+            DC coefficient, and bit 0 for the last.
         dc: for each block, in the order of the scan.
         starts: where the AC bits of each block start in `ac`, and in the end where they stop.
         ac: takes all AC bits, 32 in a number, the first one highest; and those of one MCU more.
@@ -217,8 +217,7 @@ def walk(
     held: cython.int = 0  # how many of them there are
     made_up: cython.int = 0  # how many of these stand behind the data
     out: cython.ulonglong = 0
-    pending: cython.int = 0  # how many bits of `out` are not complete words yet
-    words: cython.Py_ssize_t = 0
+    copied: cython.Py_ssize_t = 0  # bits
     position: cython.Py_ssize_t = start
     block: cython.Py_ssize_t = 0
     mcu: cython.Py_ssize_t
@@ -289,7 +288,7 @@ def walk(
                     return _OUT_OF_RANGE
                 predicted[component] = difference
                 dc[block] = difference
-                starts[block] = cython.cast(cython.uint, words << 5 | pending)
+                starts[block] = cython.cast(cython.uint, copied)
                 block += 1
                 table = layout[3 * unit + 2]
                 fast = table << 11
@@ -317,16 +316,16 @@ def walk(
                                     reg |= cython.cast(cython.ulonglong, byte) << (56 - held)
                                     position += 2 if byte == 0xFF else 1
                                 held += 8
-                    both = pairs[fast | reg >> 53]
-                    first = (both >> 13) & 31
-                    if both and seen + first < 64:
-                        length = both & 31
+                    both = pairs[fast + (reg >> 53)]
+                    first = seen + (both >> 14 & 63)
+                    if first < 64:
+                        length = both & 63
                         bits = reg >> (64 - length)
-                        bits ^= (both >> 32 & 0xFFFF) & inverted[seen + first]
-                        seen += both >> 5 & 255
-                        bits ^= both >> 48 & inverted[seen]
+                        bits ^= (both >> 32 & 0xFFFF) & -(inverted >> first & 1)
+                        seen += both >> 6 & 255
+                        bits ^= both >> 48 & -(inverted >> (seen & 63) & 1)
                     else:  # one symbol: a long one, or the last of the block
-                        entry = short[fast | reg >> 53]
+                        entry = short[fast + (reg >> 53)]
                         if entry == 0:
                             entry = _long_code(cython.cast(cython.uint, reg >> 48), limits, symbols, table)
                             if entry == 0:
@@ -335,23 +334,23 @@ def walk(
                         length = (entry >> 8) + size
                         bits = reg >> (64 - length)
                         seen += _coefficients(entry & 255)
-                        bits ^= ((cython.cast(cython.ulonglong, 1) << size) - 1) & inverted[seen]
+                        bits ^= ((cython.cast(cython.ulonglong, 1) << size) - 1) & -(
+                            inverted >> (seen & 63) & 1
+                        )
                     reg <<= length
                     held -= length
                     out = out << length | bits
-                    pending += length
-                    ac[words] = cython.cast(cython.uint, out << (64 - pending) >> 32)
-                    words += pending >> 5
-                    pending &= 31
+                    ac[copied >> 5] = cython.cast(cython.uint, out << (64 - length - (copied & 31)) >> 32)
+                    copied += length
                 if 64 < seen < 128:  # and not by an end-of-block code
                     return _OUT_OF_RANGE
             if made_up > held:
                 return _ENDS_EARLY
         if held - made_up > 7 or position < end:
             return _SURPLUS
-        ac[words] = cython.cast(cython.uint, out << (32 - pending))
-        starts[block] = cython.cast(cython.uint, words << 5 | pending)
-        return words << 5 | pending
+        ac[copied >> 5] = cython.cast(cython.uint, out << (32 - (copied & 31)))
+        starts[block] = cython.cast(cython.uint, copied)
+        return copied
 
 
 @cython.ccall
@@ -365,7 +364,8 @@ def predict(
     sources: cython.const[cython.int][::1],
     is_flipped: cython.bint,
     is_flopped: cython.bint,
-    differences: cython.short[::1],
+    size_of: cython.const[cython.uchar][::1],
+    differences: cython.uint[::1],
     sizes: cython.uint[::1],
 ) -> cython.bint:
     """Put the DC coefficients in their new order, and say how each differs from the one before (F.1.1.5.1).
@@ -377,7 +377,8 @@ def predict(
         layout: as for `walk`.
         sources: for each block of a new MCU which of the old one it is.
         is_flipped, is_flopped: upside down, left to right.
-        differences: for each block, in the new order.
+        size_of: how many extra bits a difference takes, by its amount, from 0 to 2047 (table F.1).
+        differences: for each block, in the new order: how many extra bits << 16 | these bits.
         sizes: by number of a DC table, gets a bit set for each size that it must have a code for.
 
     Returns:
@@ -395,6 +396,8 @@ def predict(
     value: cython.int
     component: cython.int
     difference: cython.int
+    amount: cython.int
+    size: cython.uint
     with cython.nogil:
         predicted[0] = predicted[1] = predicted[2] = predicted[3] = 0
         for y in range(down):
@@ -410,11 +413,15 @@ def predict(
                     value = dc[mcu * units + sources[unit]]
                     component = layout[3 * unit]
                     difference = value - predicted[component]
-                    if difference > 2047 or difference < -2047:
+                    amount = difference if difference >= 0 else -difference
+                    if amount > 2047:
                         return False
                     predicted[component] = value
-                    differences[block] = difference
-                    sizes[layout[3 * unit + 1]] |= cython.cast(cython.uint, 1) << _size(difference)
+                    size = size_of[amount]
+                    if difference < 0:
+                        difference += (1 << size) - 1
+                    differences[block] = size << 16 | difference
+                    sizes[layout[3 * unit + 1]] |= cython.cast(cython.uint, 1) << size
                     block += 1
         return True
 
@@ -445,7 +452,7 @@ def write(
     sources: cython.const[cython.int][::1],
     is_flipped: cython.bint,
     is_flopped: cython.bint,
-    differences: cython.const[cython.short][::1],
+    differences: cython.const[cython.uint][::1],
     codes: cython.const[cython.uint][::1],
     starts: cython.const[cython.uint][::1],
     ac: cython.const[cython.uint][::1],
@@ -479,9 +486,8 @@ def write(
     position: cython.uint
     stop: cython.uint
     take: cython.uint
-    word: cython.uint
-    difference: cython.int
-    size: cython.int
+    both: cython.ulonglong
+    size: cython.uint
     code: cython.uint
     with cython.nogil:
         while y < down:
@@ -500,14 +506,11 @@ def write(
                     written += 2
                 for unit in range(units):
                     source = mcu * units + sources[unit]
-                    difference = differences[block]
-                    block += 1
-                    size = _size(difference)
+                    size = differences[block] >> 16
                     code = codes[256 * layout[3 * unit + 1] + size]
-                    if difference < 0:
-                        difference += (1 << size) - 1
-                    out = (out << (code >> 16) | code & 0xFFFF) << size | difference
+                    out = (out << (code >> 16) | code & 0xFFFF) << size | differences[block] & 0xFFFF
                     pending += (code >> 16) + size
+                    block += 1
                     position = starts[source]
                     stop = starts[source + 1]
                     while True:
@@ -516,11 +519,13 @@ def write(
                             written = _put(cython.cast(cython.uint, out >> pending), room, written)
                         if position == stop:
                             break
-                        take = 32 - (position & 31)
+                        take = 32
                         if take > stop - position:
                             take = stop - position
-                        word = ac[position >> 5] << (position & 31)
-                        out = out << take | word >> (32 - take)
+                        both = (
+                            cython.cast(cython.ulonglong, ac[position >> 5]) << 32 | ac[(position >> 5) + 1]
+                        )
+                        out = out << take | both << (position & 31) >> (64 - take)
                         pending += take
                         position += take
             y += 1

@@ -31,6 +31,9 @@ from server.imaging.sequential import (
     read_structure,
 )
 
+#: How many extra bits a DC difference takes, by its amount (table F.1).
+_SIZE_OF = bytes(amount.bit_length() for amount in range(2048))
+
 #: That the data has come to its end is seen at the end of an MCU: ten blocks of 64 codes with 27 bits.
 _WORDS_OF_AN_MCU = 10 * 64
 
@@ -97,11 +100,11 @@ class Moving:
             b"".join(table.symbols for table in tables), self._inverted(), dc, starts, ac,
         )  # fmt: skip
         check_result(result)
-        sources, differences = self._sources(scan), array("h", [0]) * scan.blocks
+        sources, differences = self._sources(scan), array("I", [0]) * scan.blocks
         sizes = array("I", [0]) * len(scan.tables)
         if not kernel().predict(
             dc, scan.across, scan.down, scan.interval, scan.layout, sources, self._is_flipped,
-            self._is_flopped, differences, sizes,
+            self._is_flopped, _SIZE_OF, differences, sizes,
         ):  # fmt: skip
             raise Impossible("two of its blocks differ too much")
         tables = [
@@ -110,13 +113,12 @@ class Moving:
         ]
         return _Walked(scan, sources, starts, ac, differences, tables)
 
-    def _inverted(self) -> "array[int]":
-        """Which coefficients change their sign, as the kernel wants it."""
-        inverted = array("I", [0]) * 256
-        for seen, position in enumerate(ZIGZAG, 1):
+    def _inverted(self) -> int:
+        """Which coefficients change their sign, a bit for each, as the kernel wants it."""
+        inverted = 0
+        for number, position in enumerate(ZIGZAG, 1):
             row, column = divmod(position, CELL)
-            if (row * self._is_flipped + column * self._is_flopped) % 2:
-                inverted[seen] = 0xFFFFFFFF
+            inverted |= (row * self._is_flipped + column * self._is_flopped) % 2 << number % 64
         return inverted
 
     def _sources(self, scan: Scan) -> "array[int]":
