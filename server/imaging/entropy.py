@@ -426,21 +426,6 @@ def predict(
         return True
 
 
-@cython.cfunc
-@cython.nogil
-@cython.inline
-@cython.exceptval(check=False)
-def _size(value: cython.int) -> cython.int:
-    """How many extra bits a value takes (table F.1)."""
-    size: cython.int = 0
-    if value < 0:
-        value = -value
-    while value:
-        value >>= 1
-        size += 1
-    return size
-
-
 @cython.ccall
 @cython.exceptval(check=True)
 def write(
@@ -596,19 +581,22 @@ def decode(
     short: cython.const[cython.ushort][::1],
     limits: cython.const[cython.uint][::1],
     symbols: cython.const[cython.uchar][::1],
-    zigzag: cython.const[cython.uchar][::1],
+    targets: cython.const[cython.uchar][::1],
     places: cython.const[cython.Py_ssize_t][::1],
     coefficients: cython.short[::1],
+    used: cython.ulonglong[::1],
 ) -> cython.int:
     """Decode one scan to its quantized coefficients (F.2.2).
 
     Args:
         data, start, end, interval, layout, short, limits, symbols: as for `walk`.
         across, down: MCUs in a row, and rows.
-        zigzag: where in its block each coefficient is, in the order of their coding.
+        targets: for each component 64 numbers: where in its block each coefficient is put, in the order of
+            their coding; with 64 added when it changes its sign.
         places: for each block of an MCU three numbers: where the first one's coefficients are, how much
             farther those of the next MCU to the right are, and those of the next MCU below.
         coefficients: all zeros.
+        used: for each block gets a bit set for each coefficient, the first one lowest, that is not 0.
 
     Returns:
         0, or what is wrong, as `walk`.
@@ -628,6 +616,7 @@ def decode(
     table: cython.Py_ssize_t
     predicted: cython.int[4]
     value: cython.int
+    target: cython.int
     byte: cython.int
     entry: cython.uint
     length: cython.uint
@@ -691,7 +680,9 @@ def decode(
                             if size:
                                 if seen > 64:
                                     return _OUT_OF_RANGE
-                                coefficients[place + zigzag[seen - 1]] = value
+                                target = targets[64 * component + seen - 1]
+                                coefficients[place + (target & 63)] = -value if target > 63 else value
+                                used[place >> 6] |= cython.cast(cython.ulonglong, 1) << (target & 63)
                             elif 64 < seen < 128:
                                 return _OUT_OF_RANGE
                 if made_up > held:
@@ -706,11 +697,13 @@ def decode(
 def mirror(
     old: cython.const[cython.short][::1],
     new: cython.short[::1],
+    used: cython.ulonglong[::1],
     lines: cython.Py_ssize_t,
     to_next_line: cython.Py_ssize_t,
     blocks: cython.Py_ssize_t,
     to_next_block: cython.Py_ssize_t,
     is_across: cython.bint,
+    positions: cython.const[cython.uchar][::1],
     steps: cython.const[cython.ushort][::1],
     matrices: cython.const[cython.double][::1],
 ) -> cython.bint:
@@ -721,12 +714,14 @@ def mirror(
     but the new quantization is rounded.
 
     Args:
-        old, new: coefficients, each block with its 64 in rows.
+        old, new: coefficients.
+        used: which of the new ones are not 0, as from `decode`.
         lines: how many there are.
         to_next_line, to_next_block: how far apart their coefficients are.
         blocks: how many a line has that hold samples.
         is_across: lines run across, and columns are mirrored; else they run down, and rows are.
-        steps: what a coefficient is multiplied with (quantization), by its place in the block.
+        positions: which frequency each coefficient of a block is of, 8 * down + across.
+        steps: what each is multiplied with (quantization).
         matrices: three of 8x8, at 8 * w + v what frequency w of an old block adds to frequency v of a new
             one: of the old block in the mirrored place, of the one before that, and, for the last new block,
             of the first old one.
@@ -747,6 +742,7 @@ def mirror(
     frequency: cython.Py_ssize_t
     first: cython.Py_ssize_t
     value: cython.double
+    bits: cython.ulonglong
     rounded: cython.int
     with cython.nogil:
         for line in range(lines):
@@ -760,17 +756,21 @@ def mirror(
                     for i in range(64):
                         if old[place + i]:
                             value = old[place + i] * cython.cast(cython.double, steps[i])
-                            frequency = i & 7 if is_across else i >> 3
-                            first = i & 56 if is_across else i & 7
+                            frequency = positions[i] & 7 if is_across else positions[i] >> 3
+                            first = positions[i] & 56 if is_across else positions[i] & 7
                             for v in range(8):
                                 sums[first + v * stride] += value * matrices[matrix + 8 * frequency + v]
                 place = line * to_next_line + block * to_next_block
+                bits = 0
                 for i in range(64):
-                    value = sums[i] / steps[i]
+                    value = sums[positions[i] & 63] / steps[i]
                     rounded = cython.cast(cython.int, value + (0.5 if value >= 0 else -0.5))
                     if rounded > 1023 or rounded < -1024:
                         return False
                     new[place + i] = rounded
+                    if rounded:
+                        bits |= cython.cast(cython.ulonglong, 1) << i
+                used[place >> 6] = bits
     return True
 
 
@@ -785,8 +785,10 @@ def encode(
     codes: cython.const[cython.uint][::1],
     places: cython.const[cython.Py_ssize_t][::1],
     real: cython.const[cython.Py_ssize_t][::1],
-    origins: cython.const[cython.int][::1],
+    size_of: cython.const[cython.uchar][::1],
     coefficients: cython.const[cython.short][::1],
+    used: cython.const[cython.ulonglong][::1],
+    number_of: cython.const[cython.uchar][::1],
     room: cython.uchar[::1],
 ) -> cython.Py_ssize_t:
     """Code as many MCUs as there is room for, and after the last one the bits that fill its byte (F.1.2).
@@ -800,9 +802,10 @@ def encode(
         real: for each block of an MCU six numbers: in which row of its component the first one is, how many
             rows the MCU below is farther, and how many rows hold samples; and the same for columns. Behind
             these nothing but the last DC coefficient is repeated.
-        origins: for each component 64 numbers: where in the old block each coefficient is, in the order of
-            their coding; with 64 added when it changes its sign.
-        coefficients: all of them.
+        size_of: as for `predict`.
+        coefficients, used: as from `decode`, each block in the order of coding.
+        number_of: 64 numbers: which bit is set in a power of two, by the highest 6 bits of its product with
+            the sequence of de Bruijn below.
         room: what is written starts at its start.
 
     Returns:
@@ -828,7 +831,11 @@ def encode(
     run: cython.int
     code: cython.uint
     k: cython.int
-    origin: cython.int
+    number: cython.int
+    last_number: cython.int
+    amount: cython.int
+    left: cython.ulonglong
+    sequence: cython.ulonglong = 0x03F79D71B4CB0A89
     is_real: cython.bint
     last: cython.int[4]
     with cython.nogil:
@@ -855,9 +862,10 @@ def encode(
                 if is_real:
                     value = coefficients[place] - last[component]
                     last[component] = coefficients[place]
-                size = _size(value)
-                if size > 11:
+                amount = value if value >= 0 else -value
+                if amount > 2047:
                     return -2
+                size = size_of[amount]
                 code = codes[256 * layout[3 * unit + 1] + size]
                 if code == 0:
                     return -1
@@ -869,43 +877,39 @@ def encode(
                     pending -= 32
                     written = _put(cython.cast(cython.uint, out >> pending), room, written)
                 table = 256 * layout[3 * unit + 2]
-                run = 0
-                if is_real:
-                    for k in range(1, 64):
-                        origin = origins[64 * component + k]
-                        value = coefficients[place + (origin & 63)]
-                        if value == 0:
-                            run += 1
-                            continue
-                        while run > 15:
-                            code = codes[table + 0xF0]
-                            if code == 0:
-                                return -1
-                            out = out << (code >> 16) | code & 0xFFFF
-                            pending += code >> 16
-                            if pending >= 32:
-                                pending -= 32
-                                written = _put(cython.cast(cython.uint, out >> pending), room, written)
-                            run -= 16
-                        if origin > 63:
-                            value = -value
-                        size = _size(value)
-                        if size > 10:
-                            return -2
-                        code = codes[table + (run << 4 | size)]
+                left = used[place >> 6] & ~cython.cast(cython.ulonglong, 1) if is_real else 0
+                last_number = 0
+                while left:
+                    number = number_of[(left & -left) * sequence >> 58]
+                    left &= left - 1
+                    value = coefficients[place + number]
+                    run = number - last_number - 1
+                    last_number = number
+                    while run > 15:
+                        code = codes[table + 0xF0]
                         if code == 0:
                             return -1
-                        if value < 0:
-                            value += (1 << size) - 1
-                        out = (out << (code >> 16) | code & 0xFFFF) << size | value
-                        pending += (code >> 16) + size
+                        out = out << (code >> 16) | code & 0xFFFF
+                        pending += code >> 16
                         if pending >= 32:
                             pending -= 32
                             written = _put(cython.cast(cython.uint, out >> pending), room, written)
-                        run = 0
-                else:
-                    run = 63
-                if run:
+                        run -= 16
+                    amount = value if value >= 0 else -value
+                    if amount > 1023:
+                        return -2
+                    size = size_of[amount]
+                    code = codes[table + (run << 4 | size)]
+                    if code == 0:
+                        return -1
+                    if value < 0:
+                        value += (1 << size) - 1
+                    out = (out << (code >> 16) | code & 0xFFFF) << size | value
+                    pending += (code >> 16) + size
+                    if pending >= 32:
+                        pending -= 32
+                        written = _put(cython.cast(cython.uint, out >> pending), room, written)
+                if last_number < 63:
                     code = codes[table]
                     if code == 0:
                         return -1

@@ -19,6 +19,7 @@ from server.imaging.operations import mirrored_axes, swaps_axes
 from server.imaging.sequential import (
     CELL,
     ROOM_BYTES,
+    SIZE_OF,
     ZIGZAG,
     Frame,
     Impossible,
@@ -30,9 +31,6 @@ from server.imaging.sequential import (
     kernel,
     read_structure,
 )
-
-#: How many extra bits a DC difference takes, by its amount (table F.1).
-_SIZE_OF = bytes(amount.bit_length() for amount in range(2048))
 
 #: That the data has come to its end is seen at the end of an MCU: ten blocks of 64 codes with 27 bits.
 _WORDS_OF_AN_MCU = 10 * 64
@@ -104,7 +102,7 @@ class Moving:
         sizes = array("I", [0]) * len(scan.tables)
         if not kernel().predict(
             dc, scan.across, scan.down, scan.interval, scan.layout, sources, self._is_flipped,
-            self._is_flopped, _SIZE_OF, differences, sizes,
+            self._is_flopped, SIZE_OF, differences, sizes,
         ):  # fmt: skip
             raise Impossible("two of its blocks differ too much")
         tables = [

@@ -25,6 +25,7 @@ from server.imaging.operations import mirrored_axes, swaps_axes
 from server.imaging.sequential import (
     CELL,
     ROOM_BYTES,
+    SIZE_OF,
     ZIGZAG,
     Component,
     Frame,
@@ -40,6 +41,11 @@ from server.imaging.sequential import (
 
 _BLOCK = CELL * CELL
 _SIGN = 64
+
+#: Which bit is set in a power of two, as the kernel looks it up.
+_NUMBER_OF = bytes(
+    number for _, number in sorted(((1 << n) * 0x03F79D71B4CB0A89 % 2**64 >> 58, n) for n in range(64))
+)
 
 #: What the kernel returns for a symbol that a table cannot code.
 _NO_CODE = -1
@@ -135,21 +141,22 @@ class Recoding:
         self.is_exact = all(plane.down.is_exact and plane.across.is_exact for plane in self._planes)
         if must_be_exact and not self.is_exact:
             raise Impossible(f"the edge of its {frame.width} x {frame.height} pixels is within a block")
-        coefficients = self._decoded()
+        last = self._planes[-1]
+        self._coefficients = array("h", [0]) * last.place(last.rows, 0)
+        self._used = array("Q", [0]) * (len(self._coefficients) // _BLOCK)
+        self._decode()
         for plane in self._planes:
-            if not plane.down.is_exact:
-                _mirror(coefficients, plane, self._steps(plane.component), is_across=False)
-            if not plane.across.is_exact:
-                _mirror(coefficients, plane, self._steps(plane.component), is_across=True)
+            if not (plane.down.is_exact and plane.across.is_exact):
+                self._mirror(plane)
         self._tables = self._scan.tables
         try:
-            self._coded = list(self._encoded(coefficients))
+            self._coded = list(self._encoded())
         except _NoCodeError:
             self._tables = [Table.for_everything(key) for key in self._scan.keys]
-            self._coded = list(self._encoded(coefficients))
+            self._coded = list(self._encoded())
 
-    def _decoded(self) -> "array[int]":
-        """All coefficients, plane by plane."""
+    def _decode(self) -> None:
+        """Fetch all coefficients, plane by plane, each block in its new order of coding."""
         scan = self._scan
         check_blocks(scan)
         places = array("q")
@@ -162,24 +169,50 @@ class Recoding:
                     plane.place(row + component.down, column),
                 )
                 places.extend((first, right - first, below - first))
-        last = self._planes[-1]
-        coefficients = array("h", [0]) * last.place(last.rows, 0)
+        by_number = sorted(self._planes, key=lambda plane: plane.component.number)
+        targets = bytes(target for plane in by_number for target in self._targets(plane))
         tables = scan.tables
         result = kernel().decode(
             self._data, scan.segment.end, scan.segment.stop, scan.across, scan.down, scan.interval,
             scan.layout, joined([table.short for table in tables]),
             joined([table.limits for table in tables]), b"".join(table.symbols for table in tables),
-            bytes(ZIGZAG), places, coefficients,
+            targets, places, self._coefficients, self._used,
         )  # fmt: skip
         check_result(result)
-        return coefficients
 
-    def _steps(self, component: Component) -> "array[int]":
-        """The quantization table of a component, by position in the block."""
-        by_position = dict(zip(ZIGZAG, self._quantization[component.quantization], strict=True))
-        return array("H", [by_position[position] for position in range(_BLOCK)])
+    def _targets(self, plane: _Plane) -> Iterator[int]:
+        """Which coefficient of a new block each of an old one becomes, and whether its sign changes."""
+        for position in ZIGZAG:
+            row, column = divmod(position, CELL)
+            is_negated = (row * plane.down.is_reversed + column * plane.across.is_reversed) % 2
+            yield ZIGZAG.index(self._new_position(position)) + _SIGN * is_negated
 
-    def _encoded(self, coefficients: "array[int]") -> Iterator[bytes]:
+    def _new_position(self, position: int) -> int:
+        """Where in a new block a coefficient is that was here in an old one, and the other way round."""
+        return position % CELL * CELL + position // CELL if self._is_turned else position
+
+    def _mirror(self, plane: _Plane) -> None:
+        """Mirror one plane in the direction in which its edge is within its last block."""
+        is_across = not plane.across.is_exact
+        axis = plane.across if is_across else plane.down
+        row = plane.columns * _BLOCK
+        lines = (
+            (plane.rows, row, axis.blocks, _BLOCK) if is_across else (plane.columns, _BLOCK, axis.blocks, row)
+        )
+        positions = bytes(map(self._new_position, ZIGZAG))
+        by_position = dict(zip(ZIGZAG, self._quantization[plane.component.quantization], strict=True))
+        steps = array("H", [by_position[position] for position in positions])
+        first, end = plane.start, plane.place(plane.rows, 0)
+        with (
+            memoryview(self._coefficients)[first:end] as old,
+            memoryview(self._used)[first // _BLOCK : end // _BLOCK] as used,
+        ):
+            new = array("h", [0]) * len(old)
+            if not kernel().mirror(old, new, used, *lines, is_across, positions, steps, _mixtures(axis.rest)):
+                raise Impossible("one of its coefficients becomes too large")
+            old[:] = memoryview(new)
+
+    def _encoded(self) -> Iterator[bytes]:
         """Code all coefficients in their new order (A.2.3).
 
         Raises:
@@ -187,29 +220,18 @@ class Recoding:
         """
         scan = self._scan
         across, down = (scan.down, scan.across) if self._is_turned else (scan.across, scan.down)
-        places, real, origins = array("q"), array("q"), array("i")
+        places, real = array("q"), array("q")
         for plane in self._planes:
             for first, right, below, *holds in self._blocks_of_an_mcu(plane):
                 places.extend((first, right - first, below - first))
                 real.extend(holds)
-        for plane in sorted(self._planes, key=lambda plane: plane.component.number):
-            origins.extend(self._origins(plane))
         codes = joined([table.codes for table in self._tables])
         state, room = array("q", [0]) * 7, bytearray(ROOM_BYTES)
         while state[0] < across * down:
             written = kernel().encode(
-                state,
-                across,
-                down,
-                scan.interval,
-                scan.layout,
-                codes,
-                places,
-                real,
-                origins,
-                coefficients,
-                room,
-            )
+                state, across, down, scan.interval, scan.layout, codes, places, real, SIZE_OF,
+                self._coefficients, self._used, _NUMBER_OF, room,
+            )  # fmt: skip
             if written == _NO_CODE:
                 raise _NoCodeError
             if written < 0:
@@ -231,15 +253,6 @@ class Recoding:
                     *(plane.source(y, x), plane.source(y, x + columns), plane.source(y + rows, x)),
                     *(y, rows, plane.down.blocks, x, columns, plane.across.blocks),
                 )
-
-    def _origins(self, plane: _Plane) -> Iterator[int]:
-        """Where in its old block each coefficient of a new one is, and whether its sign changes."""
-        for position in ZIGZAG:
-            row, column = divmod(position, CELL)
-            if self._is_turned:
-                row, column = column, row
-            is_negated = (row * plane.down.is_reversed + column * plane.across.is_reversed) % 2
-            yield row * CELL + column + _SIGN * is_negated
 
     def write(self, sink: Sink, *, strip: bool) -> None:
         """Write the picture, turned, with its metadata as it shall be."""
@@ -265,10 +278,8 @@ class Recoding:
 
     def _turned(self, steps: Sequence[int]) -> Sequence[int]:
         """A quantization table for blocks whose rows became columns."""
-        if not self._is_turned:
-            return steps
         by_position = dict(zip(ZIGZAG, steps, strict=True))
-        return [by_position[position % CELL * CELL + position // CELL] for position in ZIGZAG]
+        return [by_position[self._new_position(position)] for position in ZIGZAG]
 
 
 def _planes(frame: Frame, scan: Scan, is_flipped: bool, is_flopped: bool) -> Iterator[_Plane]:  # noqa: FBT001
@@ -290,18 +301,6 @@ def _axis(name: str, pixels: int, factor: int, greatest: int, *, is_mirrored: bo
         raise Impossible(f"its {name} of {pixels} ends within a sample of its colours")
     samples += part > 0
     return _Axis(-(-samples // CELL), samples % CELL, is_mirrored)
-
-
-def _mirror(coefficients: "array[int]", plane: _Plane, steps: "array[int]", *, is_across: bool) -> None:
-    """Mirror one plane in one direction, where its edge is within its last block."""
-    row = plane.columns * _BLOCK
-    axis = plane.across if is_across else plane.down
-    lines = (plane.rows, row, axis.blocks, _BLOCK) if is_across else (plane.columns, _BLOCK, axis.blocks, row)
-    with memoryview(coefficients)[plane.start : plane.place(plane.rows, 0)] as old:
-        new = array("h", [0]) * len(old)
-        if not kernel().mirror(old, new, *lines, is_across, steps, _mixtures(axis.rest)):
-            raise Impossible("one of its coefficients becomes too large")
-        old[:] = memoryview(new)
 
 
 @cache

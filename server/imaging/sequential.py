@@ -34,6 +34,9 @@ ZIGZAG = (
     39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
 )  # fmt: skip
 
+#: How many extra bits a number takes, by its amount (tables F.1 and F.2).
+SIZE_OF = bytes(amount.bit_length() for amount in range(2048))
+
 #: A block takes two bits at least, one for DC and one for its end.
 _BLOCKS_OF_A_BYTE = 4
 
