@@ -617,11 +617,16 @@ def decode(
     predicted: cython.int[4]
     value: cython.int
     target: cython.int
+    negation: cython.int
+    bits: cython.ulonglong
     byte: cython.int
+    word: cython.uint
     entry: cython.uint
     length: cython.uint
-    size: cython.uint
+    size: cython.int
     seen: cython.uint
+    ones: cython.uint = 0x01010101
+    tops: cython.uint = ones << 7
     with cython.nogil:
         predicted[0] = predicted[1] = predicted[2] = predicted[3] = 0
         for y in range(down):
@@ -642,49 +647,70 @@ def decode(
                 for unit in range(units):
                     component = layout[3 * unit]
                     place = places[3 * unit] + x * places[3 * unit + 1] + y * places[3 * unit + 2]
+                    table = layout[3 * unit + 1]
+                    bits = 0
                     seen = 0
                     while seen < 64:
-                        while held <= 56:
-                            byte = _byte_at(data, position, end)
-                            if byte < 0:
-                                made_up += 8
+                        if held < 32:
+                            word = 0
+                            if position + 4 <= end:
+                                word = (
+                                    cython.cast(cython.uint, data[position]) << 24
+                                    | cython.cast(cython.uint, data[position + 1]) << 16
+                                    | cython.cast(cython.uint, data[position + 2]) << 8
+                                    | data[position + 3]
+                                )
+                            if word and not (~word - ones) & word & tops:  # none of them is 0xFF
+                                position += 4
+                                reg |= cython.cast(cython.ulonglong, word) << (32 - held)
+                                held += 32
                             else:
-                                reg |= cython.cast(cython.ulonglong, byte) << (56 - held)
-                                position += 2 if byte == 0xFF else 1
-                            held += 8
-                        table = layout[3 * unit + 1] if seen == 0 else layout[3 * unit + 2]
-                        entry = short[table << 11 | reg >> 53]
+                                while held <= 56:
+                                    byte = _byte_at(data, position, end)
+                                    if byte < 0:
+                                        made_up += 8
+                                    else:
+                                        reg |= cython.cast(cython.ulonglong, byte) << (56 - held)
+                                        position += 2 if byte == 0xFF else 1
+                                    held += 8
+                        entry = short[(table << 11) + (reg >> 53)]
                         if entry == 0:
                             entry = _long_code(cython.cast(cython.uint, reg >> 48), limits, symbols, table)
                             if entry == 0:
                                 return _UNKNOWN_CODE
                         length = entry >> 8
-                        size = entry & 255 if seen == 0 else entry & 15
-                        if size > 11:
-                            return _OUT_OF_RANGE
+                        size = entry & 15
                         reg <<= length
                         value = cython.cast(cython.int, reg >> 1 >> (63 - size))
                         reg <<= size
                         held -= length + size
-                        if size and value < 1 << (size - 1):
-                            value -= (1 << size) - 1
+                        if size > 11:
+                            return _OUT_OF_RANGE
+                        # A first bit of 0 says less than 0 (F.2.2.1). A branch would be guessed wrong.
+                        value += ((value >> (size - 1 if size else 0) & 1) - 1) & (1 - (1 << size))
                         if seen == 0:
+                            if entry & 0xF0:
+                                return _OUT_OF_RANGE
                             value += predicted[component]
                             if value > 32767 or value < -32768:
                                 return _OUT_OF_RANGE
                             predicted[component] = value
                             coefficients[place] = value
+                            table = layout[3 * unit + 2]
                             seen = 1
+                        elif size:
+                            seen += (entry >> 4 & 15) + 1
+                            if seen > 64:
+                                return _OUT_OF_RANGE
+                            target = targets[64 * component + seen - 1]
+                            negation = -(target >> 6)
+                            coefficients[place + (target & 63)] = (value ^ negation) - negation
+                            bits |= cython.cast(cython.ulonglong, 1) << (target & 63)
                         else:
                             seen += _coefficients(entry & 255)
-                            if size:
-                                if seen > 64:
-                                    return _OUT_OF_RANGE
-                                target = targets[64 * component + seen - 1]
-                                coefficients[place + (target & 63)] = -value if target > 63 else value
-                                used[place >> 6] |= cython.cast(cython.ulonglong, 1) << (target & 63)
-                            elif 64 < seen < 128:
+                            if 64 < seen < 128:
                                 return _OUT_OF_RANGE
+                    used[place >> 6] = bits
                 if made_up > held:
                     return _ENDS_EARLY
         if held - made_up > 7 or position < end:
@@ -833,6 +859,7 @@ def encode(
     k: cython.int
     number: cython.int
     last_number: cython.int
+    sign: cython.int
     amount: cython.int
     left: cython.ulonglong
     sequence: cython.ulonglong = 0x03F79D71B4CB0A89
@@ -862,16 +889,15 @@ def encode(
                 if is_real:
                     value = coefficients[place] - last[component]
                     last[component] = coefficients[place]
-                amount = value if value >= 0 else -value
+                sign = value >> 31
+                amount = (value ^ sign) - sign
                 if amount > 2047:
                     return -2
                 size = size_of[amount]
                 code = codes[256 * layout[3 * unit + 1] + size]
                 if code == 0:
                     return -1
-                if value < 0:
-                    value += (1 << size) - 1
-                out = (out << (code >> 16) | code & 0xFFFF) << size | value
+                out = (out << (code >> 16) | code & 0xFFFF) << size | (value + sign & (1 << size) - 1)
                 pending += (code >> 16) + size
                 if pending >= 32:
                     pending -= 32
@@ -895,16 +921,15 @@ def encode(
                             pending -= 32
                             written = _put(cython.cast(cython.uint, out >> pending), room, written)
                         run -= 16
-                    amount = value if value >= 0 else -value
+                    sign = value >> 31
+                    amount = (value ^ sign) - sign
                     if amount > 1023:
                         return -2
                     size = size_of[amount]
                     code = codes[table + (run << 4 | size)]
                     if code == 0:
                         return -1
-                    if value < 0:
-                        value += (1 << size) - 1
-                    out = (out << (code >> 16) | code & 0xFFFF) << size | value
+                    out = (out << (code >> 16) | code & 0xFFFF) << size | (value + sign & (1 << size) - 1)
                     pending += (code >> 16) + size
                     if pending >= 32:
                         pending -= 32
