@@ -16,6 +16,8 @@ from pathlib import Path
 
 from PIL import Image, ImageChops, ImageStat, JpegImagePlugin
 
+from server.imaging.pipeline import Limits, Operation, Recipe, process
+
 
 def flip(picture: bytes) -> bytes:
     """Turn a JPEG upside down, at the quality it has."""
@@ -26,6 +28,18 @@ def flip(picture: bytes) -> bytes:
         sampling = JpegImagePlugin.get_sampling(image)
         turned.save(file, "JPEG", qtables=image.quantization, subsampling=sampling)
         return file.getvalue()
+
+
+def move(picture: bytes) -> bytes:
+    """Turn a JPEG upside down as the service does, without the service."""
+    limits = Limits(max_pixels=10**8, max_frames=1, max_total_pixels=10**8)
+    with BytesIO() as file:
+        assert process(BytesIO(picture), file, Recipe(Operation.FLIP), limits).path == "lossless"
+        return file.getvalue()
+
+
+#: What is done to the picture, by name.
+METHODS = {"pixels": flip, "lossless": move}
 
 
 def fidelity_db(picture: bytes, answer: bytes) -> float:
@@ -50,16 +64,19 @@ class Bare:
     cpu_s: float
 
 
-def run(picture: Path, *, processes: int, pictures_each: int, environ: Mapping[str, str]) -> Bare:
+def run(
+    method: str, picture: Path, *, processes: int, pictures_each: int, environ: Mapping[str, str]
+) -> Bare:
     """Flip a picture again and again in several processes at once.
 
     Args:
+        method: one of METHODS.
         picture: a JPEG file.
         processes: how many at once.
         pictures_each: how many times each process flips it.
         environ: the environment of the processes, where the malloc settings are.
     """
-    command = [sys.executable, "-m", "benchmarks.bare", str(picture), str(pictures_each)]
+    command = [sys.executable, "-m", "benchmarks.bare", method, str(picture), str(pictures_each)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with ExitStack() as stack:
         children = [
@@ -81,13 +98,13 @@ def run(picture: Path, *, processes: int, pictures_each: int, environ: Mapping[s
 
 
 def _main() -> None:
-    picture, pictures = Path(sys.argv[1]).read_bytes(), int(sys.argv[2])
-    flip(picture)
+    method, picture, pictures = METHODS[sys.argv[1]], Path(sys.argv[2]).read_bytes(), int(sys.argv[3])
+    method(picture)
     print("warm", flush=True)
     sys.stdin.read()
     before = resource.getrusage(resource.RUSAGE_SELF)
     for _ in range(pictures):
-        flip(picture)
+        method(picture)
     after = resource.getrusage(resource.RUSAGE_SELF)
     print(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, flush=True)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from benchmarks.live_server import DEADLINE_S
+from benchmarks.load import PIXELS
 
 Address = tuple[str, int]
 
@@ -23,7 +24,7 @@ _PIECE_BYTES = 1 << 16  # larger ones make one connection wait for the copying o
 HELLO = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
-def post(picture: bytes, headers: str = "", target: str = "/flip") -> bytes:
+def post(picture: bytes, headers: str = "", target: str = PIXELS) -> bytes:
     """Write a whole request that uploads a picture."""
     head = f"POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(picture)}\r\n{headers}\r\n"
     return head.encode() + picture

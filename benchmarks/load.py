@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import FileIO
 
+#: Work for a core, whatever the picture: decoded and encoded again.
+PIXELS = "/flip?path=pixels"
+
 _BUFFER_BYTES = 1 << 20
 
 
@@ -34,21 +37,24 @@ class WrongAnswer(Exception):
     """The service did not answer 200."""
 
 
-def run(address: tuple[str, int], picture: bytes, *, requests: int, at_once: int) -> Load:
-    """Post one picture to `/flip` again and again.
+def run(
+    address: tuple[str, int], picture: bytes, *, requests: int, at_once: int, target: str = PIXELS
+) -> Load:
+    """Post one picture again and again.
 
     Args:
         address: host and port, on this machine.
         picture: the body of every request.
         requests: how many in all.
         at_once: how many connections, each with one request at a time.
+        target: path and query.
 
     Raises:
         WrongAnswer: on any answer but 200.
     """
-    head = b"POST /flip HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(picture)
+    head = f"POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(picture)}\r\n\r\n"
     message = FileIO(os.memfd_create("request"), "r+b")
-    message.write(head + picture)
+    message.write(head.encode() + picture)
     tickets = iter(range(requests))
     lock = threading.Lock()
     response_s: list[float] = []

@@ -52,7 +52,8 @@ def kinds() -> dict[str, Kind]:
         files = {name: _encoded(image, name) for name in ("png", "gif", "tiff", "bmp", "webp")}
     return {
         "small jpeg": Kind(post(small), "200", 40),
-        "medium jpeg": Kind(post(medium), "200", 10),
+        "medium jpeg": Kind(post(medium, target="/flip"), "200", 10),
+        "turned jpeg": Kind(post(medium, target="/rotate?angle=90"), "200", 5),
         "big jpeg": Kind(post(picture("big")), "200", 2),
         "sample": Kind(post(b""), "200", 5),
         "to webp": Kind(post(small, target="/rotate?angle=90&format=webp"), "200", 5),

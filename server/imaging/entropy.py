@@ -723,7 +723,9 @@ def decode(
 def mirror(
     old: cython.const[cython.short][::1],
     new: cython.short[::1],
-    used: cython.ulonglong[::1],
+    used: cython.const[cython.ulonglong][::1],
+    now_used: cython.ulonglong[::1],
+    number_of: cython.const[cython.uchar][::1],
     lines: cython.Py_ssize_t,
     to_next_line: cython.Py_ssize_t,
     blocks: cython.Py_ssize_t,
@@ -741,7 +743,8 @@ def mirror(
 
     Args:
         old, new: coefficients.
-        used: which of the new ones are not 0, as from `decode`.
+        used, now_used: which of these are not 0, as from `decode`.
+        number_of: as for `encode`.
         lines: how many there are.
         to_next_line, to_next_block: how far apart their coefficients are.
         blocks: how many a line has that hold samples.
@@ -755,48 +758,66 @@ def mirror(
     Returns:
         Whether all new coefficients are within what can be coded.
     """
-    sums: cython.double[64]
+    # C arrays of what is used for every block: the compiler then works on four numbers at once.
+    mixture: cython.float[192]
+    step: cython.float[64]
+    inverse: cython.float[64]
+    slot: cython.int[64]
+    sums: cython.float[64]
     line: cython.Py_ssize_t
     block: cython.Py_ssize_t
     place: cython.Py_ssize_t
     part: cython.Py_ssize_t
     parts: cython.Py_ssize_t
     matrix: cython.Py_ssize_t
-    i: cython.Py_ssize_t
-    v: cython.Py_ssize_t
-    stride: cython.Py_ssize_t = 1 if is_across else 8
-    frequency: cython.Py_ssize_t
-    first: cython.Py_ssize_t
-    value: cython.double
-    bits: cython.ulonglong
+    i: cython.int
+    v: cython.int
+    frequency: cython.int
+    other: cython.int
+    value: cython.float
     rounded: cython.int
+    most: cython.int
+    bits: cython.ulonglong
+    sequence: cython.ulonglong = 0x03F79D71B4CB0A89
+    # Makes what is cut off a number that is not less than 0, so that it is rounded to the nearest.
+    half: cython.float = 16384.5
     with cython.nogil:
+        for i in range(192):
+            mixture[i] = cython.cast(cython.float, matrices[i])
+        for i in range(64):
+            frequency = positions[i] & 7 if is_across else positions[i] >> 3 & 7
+            other = positions[i] >> 3 & 7 if is_across else positions[i] & 7
+            slot[i] = 8 * other + frequency
+            step[i] = steps[i]
+            inverse[i] = cython.cast(cython.float, 1.0) / step[i]
         for line in range(lines):
             for block in range(blocks):
                 for i in range(64):
-                    sums[i] = 0.0
+                    sums[i] = 0
                 parts = 1 if block == blocks - 1 else 2
                 for part in range(parts):
                     matrix = 128 if parts == 1 else 64 * part
                     place = line * to_next_line + (blocks - 1 - block - part) * to_next_block
-                    for i in range(64):
-                        if old[place + i]:
-                            value = old[place + i] * cython.cast(cython.double, steps[i])
-                            frequency = positions[i] & 7 if is_across else positions[i] >> 3
-                            first = positions[i] & 56 if is_across else positions[i] & 7
-                            for v in range(8):
-                                sums[first + v * stride] += value * matrices[matrix + 8 * frequency + v]
+                    bits = used[place >> 6] | 1
+                    while bits:
+                        i = number_of[(bits & -bits) * sequence >> 58]
+                        bits &= bits - 1
+                        value = old[place + i] * step[i]
+                        frequency = matrix + 8 * (slot[i] & 7)
+                        other = slot[i] & 56
+                        for v in range(8):
+                            sums[other + v] += value * mixture[frequency + v]
                 place = line * to_next_line + block * to_next_block
                 bits = 0
+                most = 0
                 for i in range(64):
-                    value = sums[positions[i] & 63] / steps[i]
-                    rounded = cython.cast(cython.int, value + (0.5 if value >= 0 else -0.5))
-                    if rounded > 1023 or rounded < -1024:
-                        return False
+                    rounded = cython.cast(cython.int, sums[slot[i]] * inverse[i] + half) - 16384
+                    most |= rounded + 1024
                     new[place + i] = rounded
-                    if rounded:
-                        bits |= cython.cast(cython.ulonglong, 1) << i
-                used[place >> 6] = bits
+                    bits |= cython.cast(cython.ulonglong, rounded != 0) << i
+                if most & ~2047:
+                    return False
+                now_used[place >> 6] = bits
     return True
 
 

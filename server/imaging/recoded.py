@@ -207,10 +207,21 @@ class Recoding:
             memoryview(self._coefficients)[first:end] as old,
             memoryview(self._used)[first // _BLOCK : end // _BLOCK] as used,
         ):
-            new = array("h", [0]) * len(old)
-            if not kernel().mirror(old, new, used, *lines, is_across, positions, steps, _mixtures(axis.rest)):
+            new, now_used = array("h", [0]) * len(old), array("Q", [0]) * len(used)
+            if not kernel().mirror(
+                old,
+                new,
+                used,
+                now_used,
+                _NUMBER_OF,
+                *lines,
+                is_across,
+                positions,
+                steps,
+                _mixtures(axis.rest),
+            ):
                 raise Impossible("one of its coefficients becomes too large")
-            old[:] = memoryview(new)
+            old[:], used[:] = memoryview(new), memoryview(now_used)
 
     def _encoded(self) -> Iterator[bytes]:
         """Code all coefficients in their new order (A.2.3).
@@ -289,8 +300,10 @@ def _planes(frame: Frame, scan: Scan, is_flipped: bool, is_flopped: bool) -> Ite
         rows, columns = scan.down * component.down, scan.across * component.across
         down = _axis("height", frame.height, component.down, height // CELL, is_mirrored=is_flipped)
         across = _axis("width", frame.width, component.across, width // CELL, is_mirrored=is_flopped)
+        if component.number == 0 and not (down.is_exact and across.is_exact):
+            raise Impossible(f"the edge of its {frame.width} x {frame.height} pixels is within a block")
         if not (down.is_exact or across.is_exact):
-            raise Impossible("its blocks would have to be quantized again twice")
+            raise Impossible("its colours would have to be quantized again twice")
         yield _Plane(component, start, rows, columns, down, across)
         start += rows * columns * _BLOCK
 
