@@ -11,6 +11,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 from support.live_server import DEADLINE_S, ROOT, LiveServer
 
 from fuzz import malformed
@@ -128,4 +129,8 @@ api = schemathesis.openapi.from_path(ROOT / "server" / "web" / "openapi.json")
 def test_every_request_that_the_document_can_make_is_answered_as_it_says(
     case: schemathesis.Case, server: LiveServer
 ) -> None:
-    case.call_and_validate(base_url=server.url)
+    # Whether a sound picture can be turned without loss is more than the document can say.
+    may_be_refused = (case.query or {}).get("path") == "lossless"
+    case.call_and_validate(
+        base_url=server.url, excluded_checks=[positive_data_acceptance] if may_be_refused else []
+    )

@@ -499,3 +499,18 @@ def test_a_fork_that_fails_is_tried_again_and_ends_nothing(copy: Path) -> None:
         server.wait_for("worker_online", count=3)
         assert len(server.workers()) == 2  # no row of the scoreboard is lost
         assert httpx.post(f"{server.url}/flip", timeout=DEADLINE_S).status_code == 200
+
+
+def test_without_a_compiled_kernel_the_service_says_so_and_works(copy: Path) -> None:
+    def flip(server: LiveServer, **query: str) -> httpx.Response:
+        return httpx.post(f"{server.url}/flip", params=query, timeout=DEADLINE_S)
+
+    with LiveServer(root=copy, environ={"WEB_CONCURRENCY": "1"}) as server:
+        assert flip(server).headers["X-Image-Path"] == "lossless"
+        assert "lossless_unavailable" not in {event["event"] for event in server.events}
+    for compiled in (copy / "server" / "imaging").glob("entropy.*.so"):
+        compiled.unlink()
+    with LiveServer(root=copy, environ={"WEB_CONCURRENCY": "1"}) as server:
+        assert "make install" in server.wait_for("lossless_unavailable")["reason"]
+        assert flip(server).headers["X-Image-Path"] == "pixels"
+        assert "not compiled" in flip(server, path="lossless").json()["detail"]

@@ -178,33 +178,38 @@ def test_the_pixels_are_those_that_are_seen(operation: Operation, subsampling: s
 
 @pytest.mark.parametrize("operation", TURNS)
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
-@pytest.mark.parametrize("size", [(96, 61), (93, 64), (48, 8 * 9 + 4), (17, 24), (1, 8), (8, 1)])
+@pytest.mark.parametrize("size", [(96, 61), (93, 64), (48, 76), (17, 24), (24, 40), (40, 23), (1, 8), (8, 1)])
 def test_a_picture_that_ends_within_a_block_is_never_trimmed(
     operation: Operation, mode: str, size: tuple[int, int]
 ) -> None:
-    jpeg = encoded(smooth(size, mode), subsampling=0, quality=95)
+    jpeg = encoded(smooth(size, mode), subsampling=2 if mode == "RGB" else 0, quality=95)
     sink = BytesIO()
-    result = process(BytesIO(jpeg), sink, Recipe(operation), GENEROUS)
-    assert result.path in {"lossless", "coefficients"}
+    process(BytesIO(jpeg), sink, Recipe(operation), GENEROUS)
     with Image.open(BytesIO(jpeg)) as original, Image.open(sink) as answer:
         assert answer.size == original.transpose(TURNS[operation][1]).size
-    assert fidelity_db(sink.getvalue(), jpeg, TURNS[operation][1]) > 1e4  # 40 dB
+    # The least is that of odd sides with halved colours, which go to pixels.
+    assert fidelity_db(sink.getvalue(), jpeg, TURNS[operation][1]) > 500  # 27 dB
 
 
-def test_where_only_colours_end_within_a_block_the_luma_is_exact() -> None:
-    jpeg = encoded(smooth((64, 72)), subsampling="4:2:0", quality=95)
-    answer = turned(jpeg, wants="coefficients")
+@pytest.mark.parametrize("operation", [Operation.FLIP, Operation.ROTATE_90])
+@pytest.mark.parametrize("height", [8, 24, 72, 1080])
+def test_where_only_colours_end_within_a_block_the_luma_is_exact(operation: Operation, height: int) -> None:
+    jpeg = encoded(smooth((64, height)), subsampling="4:2:0", quality=95)
+    answer = turned(jpeg, operation, wants="coefficients")
     with Image.open(BytesIO(answer)) as one, Image.open(BytesIO(jpeg)) as other:
         one.draft("L", one.size)
         other.draft("L", other.size)
-        assert one.tobytes() == other.transpose(Transpose.FLIP_TOP_BOTTOM).tobytes()
+        difference = ImageChops.difference(one, other.transpose(TURNS[operation][1]))
+        # libjpeg's inverse transform rounds rows before columns.
+        assert difference.getextrema()[1] <= (0 if operation is Operation.FLIP else 1)
+    assert fidelity_db(answer, jpeg, TURNS[operation][1]) > 5e3  # 37 dB
 
 
 @pytest.mark.parametrize(
     ("jpeg", "recipe", "says"),
     [
         (encoded(smooth((16, 16)), progressive=True), {}, "progressively"),
-        (encoded(smooth((16, 15)), subsampling="4:2:0"), {}, "height of 15"),
+        (encoded(smooth((16, 15)), subsampling="4:2:0"), {}, "16 x 15 pixels"),
         (encoded(smooth((16, 12))), {}, "16 x 12 pixels"),
         (encoded(smooth((16, 16))), {"quality": 50}, "quality"),
         (encoded(smooth((16, 16))), {"format": "png"}, "stays one"),
