@@ -353,6 +353,170 @@ def walk(
         return copied
 
 
+@cython.cfunc
+@cython.nogil
+@cython.inline
+@cython.exceptval(-1)
+def _block_of(i: cython.Py_ssize_t, plane: cython.const[cython.Py_ssize_t][::1]) -> cython.Py_ssize_t:
+    """Which block of a scan the one with this number in a plane is."""
+    row: cython.Py_ssize_t = i // plane[1]
+    column: cython.Py_ssize_t = i - row * plane[1]
+    mcu: cython.Py_ssize_t = row // plane[2] * plane[4] + column // plane[3]
+    return mcu * plane[5] + plane[6] + row % plane[2] * plane[3] + column % plane[3]
+
+
+@cython.ccall
+@cython.exceptval(check=True)
+def unpack(
+    ac: cython.const[cython.uint][::1],
+    firsts: cython.const[cython.uint][::1],
+    dc: cython.const[cython.short][::1],
+    plane: cython.const[cython.Py_ssize_t][::1],
+    short: cython.const[cython.ushort][::1],
+    limits: cython.const[cython.uint][::1],
+    symbols: cython.const[cython.uchar][::1],
+    coefficients: cython.short[::1],
+    used: cython.ulonglong[::1],
+) -> cython.void:
+    """Decode the blocks of one component that `walk` has found sound.
+
+    Args:
+        ac, dc: as `walk` made them.
+        firsts: for each block of the scan, where its bits start in `ac`.
+        plane: seven numbers: the component's rows and columns of blocks, its rows and columns in an MCU, MCUs
+            in a row, blocks of an MCU, and which of these is the component's first.
+        short, limits, symbols: its AC table.
+        coefficients: row by row gets 64 for each block, in the order of coding; all zeros before.
+        used: for each block gets a bit set for each coefficient, the first one lowest, that is not 0.
+    """
+    i: cython.Py_ssize_t
+    block: cython.Py_ssize_t
+    position: cython.uint
+    reg: cython.ulonglong
+    bits: cython.ulonglong
+    entry: cython.uint
+    length: cython.uint
+    size: cython.int
+    value: cython.int
+    seen: cython.uint
+    with cython.nogil:
+        for i in range(plane[0] * plane[1]):
+            block = _block_of(i, plane)
+            coefficients[64 * i] = dc[block]
+            position = firsts[block]
+            bits = 0
+            seen = 1
+            while seen < 64:
+                reg = cython.cast(cython.ulonglong, ac[position >> 5]) << 32 | ac[(position >> 5) + 1]
+                reg <<= position & 31
+                entry = short[reg >> 53]
+                if entry == 0:
+                    entry = _long_code(cython.cast(cython.uint, reg >> 48), limits, symbols, 0)
+                length = entry >> 8
+                size = entry & 15
+                seen += _coefficients(entry & 255)
+                if size:
+                    value = cython.cast(cython.int, reg << length >> 1 >> (63 - size))
+                    value += ((value >> (size - 1) & 1) - 1) & (1 - (1 << size))
+                    coefficients[64 * i + (seen - 1 & 63)] = value
+                    bits |= cython.cast(cython.ulonglong, 1) << (seen - 1 & 63)
+                position += length + size
+            used[i] = bits
+
+
+@cython.ccall
+@cython.exceptval(check=True)
+def pack(
+    coefficients: cython.const[cython.short][::1],
+    used: cython.const[cython.ulonglong][::1],
+    plane: cython.const[cython.Py_ssize_t][::1],
+    codes: cython.const[cython.uint][::1],
+    size_of: cython.const[cython.uchar][::1],
+    number_of: cython.const[cython.uchar][::1],
+    start: cython.Py_ssize_t,
+    ac: cython.uint[::1],
+    firsts: cython.uint[::1],
+    lasts: cython.uint[::1],
+    dc: cython.short[::1],
+) -> cython.Py_ssize_t:
+    """Code the blocks of one component anew, behind those that are in `ac` already.
+
+    Args:
+        coefficients, used, plane: as for `unpack`.
+        codes: of its AC table.
+        size_of: how many extra bits a coefficient takes, by its amount (table F.2).
+        number_of: 64 numbers: which bit is set in a power of two, by the highest 6 bits of its product with
+            the sequence of de Bruijn below.
+        start: how many bits `ac` has already.
+        ac: takes the bits.
+        firsts, lasts: for each block of the scan, where its bits are in `ac`.
+        dc: for each block of the scan.
+
+    Returns:
+        How many bits `ac` has then; -1 when the table has no code for a symbol, -2 when `ac` is full.
+    """
+    i: cython.Py_ssize_t
+    block: cython.Py_ssize_t
+    copied: cython.Py_ssize_t = start
+    out: cython.ulonglong = ac[start >> 5] >> (31 - (start & 31)) >> 1
+    left: cython.ulonglong
+    sequence: cython.ulonglong = 0x03F79D71B4CB0A89
+    number: cython.int
+    last_number: cython.int
+    run: cython.int
+    value: cython.int
+    sign: cython.int
+    amount: cython.int
+    size: cython.int
+    code: cython.uint
+    length: cython.int
+    with cython.nogil:
+        for i in range(plane[0] * plane[1]):
+            block = _block_of(i, plane)
+            # 64 codes with their extra bits are 27 bits each at most.
+            if (copied >> 5) + 64 > ac.shape[0]:
+                return -2
+            dc[block] = coefficients[64 * i]
+            firsts[block] = cython.cast(cython.uint, copied)
+            left = used[i] & ~cython.cast(cython.ulonglong, 1)
+            last_number = 0
+            while left or last_number < 63:
+                run = 64
+                value = 0
+                if left:
+                    number = number_of[(left & -left) * sequence >> 58]
+                    run = number - last_number - 1
+                    value = coefficients[64 * i + number]
+                size = 0
+                if run > 15 and left:
+                    code = codes[0xF0]
+                    last_number += 16
+                    value = 0
+                    sign = 0
+                elif left:
+                    left &= left - 1
+                    last_number = number
+                    sign = value >> 31
+                    amount = (value ^ sign) - sign
+                    if amount > 1023:
+                        return -1
+                    size = size_of[amount]
+                    code = codes[run << 4 | size]
+                else:
+                    code = codes[0]
+                    last_number = 63
+                    sign = 0
+                if code == 0:
+                    return -1
+                length = (code >> 16) + size
+                out = (out << (code >> 16) | code & 0xFFFF) << size | (value + sign & (1 << size) - 1)
+                ac[copied >> 5] = cython.cast(cython.uint, out << (64 - length - (copied & 31)) >> 32)
+                copied += length
+                ac[copied >> 5] = cython.cast(cython.uint, out << (31 - (copied & 31)) << 1)
+            lasts[block] = cython.cast(cython.uint, copied)
+    return copied
+
+
 @cython.ccall
 @cython.exceptval(check=True)
 def predict(
@@ -361,9 +525,7 @@ def predict(
     down: cython.Py_ssize_t,
     interval: cython.Py_ssize_t,
     layout: cython.const[cython.int][::1],
-    sources: cython.const[cython.int][::1],
-    is_flipped: cython.bint,
-    is_flopped: cython.bint,
+    places: cython.const[cython.Py_ssize_t][::1],
     size_of: cython.const[cython.uchar][::1],
     differences: cython.uint[::1],
     sizes: cython.uint[::1],
@@ -375,8 +537,9 @@ def predict(
         across, down: MCUs in a row, and rows.
         interval: MCUs from one restart marker to the next, 0 for none.
         layout: as for `walk`.
-        sources: for each block of a new MCU which of the old one it is.
-        is_flipped, is_flopped: upside down, left to right.
+        places: for each block of an MCU five numbers: which old block the first one is, how many blocks
+            farther that of the next MCU to the right is, and that of the next MCU below; in how many MCUs to
+            the right, and below, such a block holds samples.
         size_of: how many extra bits a difference takes, by its amount, from 0 to 2047 (table F.1).
         differences: for each block, in the new order: how many extra bits << 16 | these bits.
         sizes: by number of a DC table, gets a bit set for each size that it must have a code for.
@@ -389,8 +552,6 @@ def predict(
     units: cython.Py_ssize_t = layout.shape[0] // 3
     x: cython.Py_ssize_t
     y: cython.Py_ssize_t
-    mcu: cython.Py_ssize_t
-    row: cython.Py_ssize_t
     block: cython.Py_ssize_t = 0
     until_restart: cython.Py_ssize_t = interval
     value: cython.int
@@ -401,22 +562,22 @@ def predict(
     with cython.nogil:
         predicted[0] = predicted[1] = predicted[2] = predicted[3] = 0
         for y in range(down):
-            row = (down - 1 - y if is_flipped else y) * across
             for x in range(across):
-                mcu = row + (across - 1 - x if is_flopped else x)
                 if interval:
                     if until_restart == 0:
                         predicted[0] = predicted[1] = predicted[2] = predicted[3] = 0
                         until_restart = interval
                     until_restart -= 1
                 for unit in range(units):
-                    value = dc[mcu * units + sources[unit]]
                     component = layout[3 * unit]
-                    difference = value - predicted[component]
+                    difference = 0
+                    if x < places[5 * unit + 3] and y < places[5 * unit + 4]:
+                        value = dc[places[5 * unit] + x * places[5 * unit + 1] + y * places[5 * unit + 2]]
+                        difference = value - predicted[component]
+                        predicted[component] = value
                     amount = difference if difference >= 0 else -difference
                     if amount > 2047:
                         return False
-                    predicted[component] = value
                     size = size_of[amount]
                     if difference < 0:
                         difference += (1 << size) - 1
@@ -434,40 +595,42 @@ def write(
     down: cython.Py_ssize_t,
     interval: cython.Py_ssize_t,
     layout: cython.const[cython.int][::1],
-    sources: cython.const[cython.int][::1],
-    is_flipped: cython.bint,
-    is_flopped: cython.bint,
+    places: cython.const[cython.Py_ssize_t][::1],
     differences: cython.const[cython.uint][::1],
     codes: cython.const[cython.uint][::1],
-    starts: cython.const[cython.uint][::1],
+    firsts: cython.const[cython.uint][::1],
+    lasts: cython.const[cython.uint][::1],
     ac: cython.const[cython.uint][::1],
     room: cython.uchar[::1],
 ) -> cython.Py_ssize_t:
-    """Write as many rows of MCUs as there is room for, and after the last one the bits that fill its byte.
+    """Write as many MCUs as there is room for, and after the last one the bits that fill its byte.
 
     Args:
-        state: three numbers, all 0 before the first call: the next row, bits that are no whole word yet, and
+        state: three numbers, all 0 before the first call: the next MCU, bits that are no whole word yet, and
             how many of them there are.
-        across, down, interval, layout, sources, is_flipped, is_flopped, differences: as for `predict`.
+        across, down, interval, layout, places, differences: as for `predict`. A block that holds no samples
+            has no AC coefficients.
         codes: of all tables, as `build` made them.
-        starts, ac: as `walk` made them.
+        firsts, lasts: for each old block, where its bits are in `ac`.
+        ac: as `walk` made it.
         room: what is written starts at its start.
 
     Returns:
-        How many bytes were written; 0 when there is not even room for one row.
+        How many bytes were written.
     """
     out: cython.ulonglong = state[1]
     pending: cython.int = cython.cast(cython.int, state[2])
-    y: cython.Py_ssize_t = state[0]
+    mcu: cython.Py_ssize_t = state[0]
+    mcus: cython.Py_ssize_t = across * down
     x: cython.Py_ssize_t
-    row: cython.Py_ssize_t
-    mcu: cython.Py_ssize_t
+    y: cython.Py_ssize_t
     unit: cython.Py_ssize_t
     units: cython.Py_ssize_t = layout.shape[0] // 3
     source: cython.Py_ssize_t
-    block: cython.Py_ssize_t = y * across * units
+    block: cython.Py_ssize_t = mcu * units
     written: cython.Py_ssize_t = 0
-    most: cython.Py_ssize_t
+    # 64 codes of 27 bits, any byte of which a zero may follow, and a restart marker.
+    most: cython.Py_ssize_t = units * 2 * 64 * 4 + 16
     position: cython.uint
     stop: cython.uint
     take: cython.uint
@@ -475,29 +638,25 @@ def write(
     size: cython.uint
     code: cython.uint
     with cython.nogil:
-        while y < down:
-            row = (down - 1 - y if is_flipped else y) * across
-            # Each byte may be 0xFF, which a zero follows; a DC code has 27 bits at most; and restart markers.
-            most = 2 * ((starts[(row + across) * units] - starts[row * units]) // 8 + 4 * across * units + 8)
-            if written + most + (4 * across if interval else 0) > room.shape[0]:
-                break
-            for x in range(across):
-                mcu = row + (across - 1 - x if is_flopped else x)
-                if interval and (y * across + x) % interval == 0 and y + x > 0:
-                    written = _finish(out, pending, room, written)
-                    pending = 0
-                    room[written] = 0xFF
-                    room[written + 1] = 0xD0 | ((y * across + x) // interval - 1) & 7
-                    written += 2
-                for unit in range(units):
-                    source = mcu * units + sources[unit]
-                    size = differences[block] >> 16
-                    code = codes[256 * layout[3 * unit + 1] + size]
-                    out = (out << (code >> 16) | code & 0xFFFF) << size | differences[block] & 0xFFFF
-                    pending += (code >> 16) + size
-                    block += 1
-                    position = starts[source]
-                    stop = starts[source + 1]
+        y = mcu // across
+        x = mcu - y * across
+        while mcu < mcus and written + most <= room.shape[0]:
+            if interval and mcu and mcu % interval == 0:
+                written = _finish(out, pending, room, written)
+                pending = 0
+                room[written] = 0xFF
+                room[written + 1] = 0xD0 | (mcu // interval - 1) & 7
+                written += 2
+            for unit in range(units):
+                size = differences[block] >> 16
+                code = codes[256 * layout[3 * unit + 1] + size]
+                out = (out << (code >> 16) | code & 0xFFFF) << size | differences[block] & 0xFFFF
+                pending += (code >> 16) + size
+                block += 1
+                if x < places[5 * unit + 3] and y < places[5 * unit + 4]:
+                    source = places[5 * unit] + x * places[5 * unit + 1] + y * places[5 * unit + 2]
+                    position = firsts[source]
+                    stop = lasts[source]
                     while True:
                         if pending >= 32:
                             pending -= 32
@@ -513,10 +672,24 @@ def write(
                         out = out << take | both << (position & 31) >> (64 - take)
                         pending += take
                         position += take
-            y += 1
-        if y == down and y > state[0]:
+                else:
+                    code = codes[256 * layout[3 * unit + 2]]
+                    if pending >= 32:
+                        pending -= 32
+                        written = _put(cython.cast(cython.uint, out >> pending), room, written)
+                    out = out << (code >> 16) | code & 0xFFFF
+                    pending += code >> 16
+                    if pending >= 32:
+                        pending -= 32
+                        written = _put(cython.cast(cython.uint, out >> pending), room, written)
+            mcu += 1
+            x += 1
+            if x == across:
+                x = 0
+                y += 1
+        if mcu == mcus and mcu > state[0]:
             written = _finish(out, pending, room, written)
-        state[0] = y
+        state[0] = mcu
         state[1] = out
         state[2] = pending
         return written

@@ -465,7 +465,7 @@ def kept_headers(jpeg: Jpeg, *, strip: bool, is_turned: bool) -> bytes:
         density = unit + (vertical + horizontal if is_turned else horizontal + vertical)
         if strip or len(vertical) < 2:  # noqa: PLR2004 - a cut-off segment
             density = _NO_DENSITY
-        jfif = written_segment(_APP0, jfif[:7] + density + b"\0\0")
+        jfif = written_segment(_APP0, jfif[:7].ljust(7, b"\1") + density + b"\0\0")
     adobe = written_segment(_APP14, jpeg.adobe) if jpeg.adobe else b""
     return jfif + kept_segments(jpeg, strip=strip) + adobe
 

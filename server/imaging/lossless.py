@@ -1,27 +1,29 @@
 """JPEGs turned without being decoded: the same coefficients in another order, bit for bit as good.
 
-What a sequential Huffman JPEG holds is moved block by block, and nothing is rounded. That needs dimensions
-that are whole numbers of MCUs, in each direction in which the picture is mirrored: what hangs over the far
-edge cannot hang over the near one. jpegtran calls such a turn perfect.
+What a sequential Huffman JPEG holds is moved block by block, and nothing is rounded. jpegtran calls such a
+turn perfect. Where the edge of the picture is within a block of the colours, and only there, these are decoded
+to coefficients, mixed and coded anew; the luma is moved all the same.
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 from PIL.Image import Transpose
 
 from server.imaging import jpeg
 from server.imaging.codec import Data, Sink
 from server.imaging.jpeg import Jpeg
+from server.imaging.mirroring import NUMBER_OF, Plane, axes_of
 from server.imaging.operations import mirrored_axes, swaps_axes
 from server.imaging.sequential import (
     CELL,
     ROOM_BYTES,
     SIZE_OF,
     ZIGZAG,
-    Frame,
+    Component,
     Impossible,
     Scan,
     Table,
@@ -32,26 +34,56 @@ from server.imaging.sequential import (
     read_structure,
 )
 
+#: What the kernel returns when there is no room for more bits.
+_NO_ROOM = -2
+
+#: And when a table has no code for a symbol.
+_NO_CODE = -1
+
 #: That the data has come to its end is seen at the end of an MCU: ten blocks of 64 codes with 27 bits.
 _WORDS_OF_AN_MCU = 10 * 64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Walked:
     """A scan that the kernel has walked over.
 
     Attributes:
-        sources: which block of an old MCU each block of a new one is.
-        starts, ac, differences: as the kernel has made them.
-        tables: those to write with; a DC table may be another than it was.
+        tables: those to write with; some may be others than they were.
+        dc, firsts, lasts: of each block, its DC coefficient, and where its bits are in `ac`.
+        ac: the bits of all AC coefficients, and how many there are.
+        places: where each block of an MCU comes from, as the kernel wants it.
+        differences: the DC coefficients in their new order, as the kernel has made them.
     """
 
     scan: Scan
-    sources: "array[int]"
-    starts: "array[int]"
+    tables: list[Table]
+    dc: "array[int]"
+    firsts: "array[int]"
+    lasts: "array[int]"
     ac: "array[int]"
+    ac_bits: int
+    places: "array[int]"
     differences: "array[int]"
-    tables: Sequence[Table]
+
+
+class _Made(NamedTuple):
+    """A component that is made anew.
+
+    Attributes:
+        coefficients, used: as in a `Plane`.
+        geometry: of its plane in the scan, as the kernel wants it.
+        table: which of the scan's tables codes it.
+    """
+
+    coefficients: "array[int]"
+    used: "array[int]"
+    geometry: "array[int]"
+    table: int
+
+
+class NotInBlocks(Impossible):
+    """Blocks cannot just change places; their coefficients may."""
 
 
 class Moving:
@@ -61,30 +93,35 @@ class Moving:
         data: the file.
         markers: of it.
         transpose: the turn.
+        must_be_exact: whether rounding is not allowed.
+
+    Attributes:
+        is_exact: whether nothing was rounded.
 
     Raises:
-        Impossible: this file and this turn need pixels.
+        NotInBlocks: this file and this turn need more than that.
+        Impossible: they need pixels.
         DamagedImage: a scan ends before the picture does.
     """
 
-    is_exact = True
-
-    def __init__(self, data: Data, markers: Jpeg, transpose: Transpose | None) -> None:
+    def __init__(
+        self, data: Data, markers: Jpeg, transpose: Transpose | None, *, must_be_exact: bool
+    ) -> None:
         if swaps_axes(transpose):
-            raise Impossible("rows become columns in this turn")
+            raise NotInBlocks("rows become columns in this turn")
         self._data = data
         self._markers = markers
         self._is_flipped, self._is_flopped = mirrored_axes(transpose)
         structure = read_structure(data, markers)
-        self._check_edges(structure.frame)
+        self._axes = axes_of(
+            structure.frame,
+            is_flipped=self._is_flipped,
+            is_flopped=self._is_flopped,
+            must_be_exact=must_be_exact,
+        )
+        self.is_exact = all(axes.is_exact for axes in self._axes.values())
+        self._quantization = structure.quantization
         self._walked = [self._walk(scan) for scan in structure.scans]
-
-    def _check_edges(self, frame: Frame) -> None:
-        width, height = frame.mcu
-        if self._is_flipped and frame.height % height:
-            raise Impossible(f"its height of {frame.height} is no whole number of {height}")
-        if self._is_flopped and frame.width % width:
-            raise Impossible(f"its width of {frame.width} is no whole number of {width}")
 
     def _walk(self, scan: Scan) -> _Walked:
         check_blocks(scan)
@@ -98,18 +135,28 @@ class Moving:
             b"".join(table.symbols for table in tables), self._inverted(), dc, starts, ac,
         )  # fmt: skip
         check_result(result)
-        sources, differences = self._sources(scan), array("I", [0]) * scan.blocks
-        sizes = array("I", [0]) * len(scan.tables)
+        walked = _Walked(
+            scan, list(tables), dc, starts[:-1], starts[1:], ac, result, array("q"),
+            array("I", [0]) * scan.blocks,
+        )  # fmt: skip
+        unit = 0
+        made = []
+        for component in scan.components:
+            if not self._axes[component.number].is_exact:
+                made.append(self._mirrored(walked, component, unit))
+            walked.places.extend(self._places(scan, component, unit))
+            unit += component.down * component.across
+        self._pack(walked, made)
+        sizes = array("I", [0]) * len(tables)
         if not kernel().predict(
-            dc, scan.across, scan.down, scan.interval, scan.layout, sources, self._is_flipped,
-            self._is_flopped, SIZE_OF, differences, sizes,
+            dc, scan.across, scan.down, scan.interval, scan.layout, walked.places, SIZE_OF,
+            walked.differences, sizes,
         ):  # fmt: skip
             raise Impossible("two of its blocks differ too much")
-        tables = [
-            table if table.has_codes_for(needed) else Table.for_everything(key)
-            for key, table, needed in zip(scan.keys, tables, sizes, strict=True)
-        ]
-        return _Walked(scan, sources, starts, ac, differences, tables)
+        for number, needed in enumerate(sizes):
+            if not walked.tables[number].has_codes_for(needed):
+                walked.tables[number] = Table.for_everything(scan.keys[number])
+        return walked
 
     def _inverted(self) -> int:
         """Which coefficients change their sign, a bit for each, as the kernel wants it."""
@@ -119,16 +166,85 @@ class Moving:
             inverted |= (row * self._is_flipped + column * self._is_flopped) % 2 << number % 64
         return inverted
 
-    def _sources(self, scan: Scan) -> "array[int]":
-        """Which block of an old MCU each block of a new one is."""
-        sources = array("i")
-        for component in scan.components:
-            first = len(sources)
-            for y, x in product(range(component.down), range(component.across)):
-                row = component.down - 1 - y if self._is_flipped else y
-                column = component.across - 1 - x if self._is_flopped else x
-                sources.append(first + row * component.across + column)
-        return sources
+    def _places(self, scan: Scan, component: Component, unit: int) -> Iterator[int]:
+        """Where the blocks of a component in each new MCU come from, as the kernel wants it.
+
+        Args:
+            scan: the scan.
+            component: the component.
+            unit: which of the blocks of an MCU is its first.
+        """
+        axes = self._axes[component.number]
+        units = len(scan.layout) // 3
+        right = -units if axes.across.is_reversed else units
+        below = (-units if axes.down.is_reversed else units) * scan.across
+        for y, x in product(range(component.down), range(component.across)):
+            row, column = axes.down.source(y), axes.across.source(x)
+            mcu = row // component.down * scan.across + column // component.across
+            within = row % component.down * component.across + column % component.across
+            real_across = max(0, -(-(axes.across.blocks - x) // component.across))
+            real_down = max(0, -(-(axes.down.blocks - y) // component.down))
+            if (real_across < scan.across or real_down < scan.down) and not scan.tables[
+                scan.layout[3 * unit + 2]
+            ].codes[0]:
+                raise Impossible("it has no code for an empty block")
+            yield from (mcu * units + unit + within, right, below, real_across, real_down)
+
+    def _mirrored(self, walked: _Walked, component: Component, unit: int) -> _Made:
+        """Decode and mirror a component whose edge is within its last block."""
+        scan = walked.scan
+        rows, columns = scan.down * component.down, scan.across * component.across
+        coefficients, used = (
+            array("h", [0]) * (rows * columns * CELL * CELL),
+            array("Q", [0]) * (rows * columns),
+        )
+        geometry = array(
+            "q",
+            [rows, columns, component.down, component.across, scan.across, len(scan.layout) // 3, unit],
+        )
+        number = scan.layout[3 * unit + 2]
+        table = scan.tables[number]
+        kernel().unpack(
+            walked.ac, walked.firsts, walked.dc, geometry, table.short, table.limits, table.symbols,
+            coefficients, used,
+        )  # fmt: skip
+        with memoryview(coefficients) as all_of_them, memoryview(used) as which:
+            Plane(all_of_them, which, rows, columns).mirror(
+                self._axes[component.number],
+                self._quantization[component.quantization],
+                ZIGZAG,
+                is_negated=True,
+            )
+        return _Made(coefficients, used, geometry, number)
+
+    def _pack(self, walked: _Walked, made: Sequence[_Made]) -> None:
+        """Code components anew; where a table has no code for them, all that it codes with another."""
+        bits = walked.ac_bits
+        for one in made:
+            while True:
+                packed = kernel().pack(
+                    one.coefficients, one.used, one.geometry, walked.tables[one.table].codes, SIZE_OF,
+                    NUMBER_OF, bits, walked.ac, walked.firsts, walked.lasts, walked.dc,
+                )  # fmt: skip
+                if packed != _NO_ROOM:
+                    break
+                walked.ac.extend(array("I", [0]) * (len(walked.ac) // 2))
+            if packed == _NO_CODE:
+                if walked.tables[one.table] is not walked.scan.tables[one.table]:
+                    raise Impossible("one of its coefficients becomes too large")
+                self._replace(walked, one.table)
+                self._pack(walked, made)
+                return
+            bits = packed
+        walked.ac_bits = bits
+
+    def _replace(self, walked: _Walked, number: int) -> None:
+        """Take another AC table, if it codes no block that is copied."""
+        layout = walked.scan.layout
+        users = {layout[at] for at in range(0, len(layout), 3) if layout[at + 2] == number}
+        if any(self._axes[user].is_exact for user in users):
+            raise Impossible("its colours need codes that they do not have")
+        walked.tables[number] = Table.for_everything(walked.scan.keys[number])
 
     def write(self, sink: Sink, *, strip: bool) -> None:
         """Write the picture, turned, with its metadata as it shall be."""
@@ -157,12 +273,9 @@ class Moving:
         scan = walked.scan
         state, room = array("q", [0, 0, 0]), bytearray(ROOM_BYTES)
         codes = joined([table.codes for table in walked.tables])
-        while state[0] < scan.down:
+        while state[0] < scan.across * scan.down:
             written = kernel().write(
-                state, scan.across, scan.down, scan.interval, scan.layout, walked.sources, self._is_flipped,
-                self._is_flopped, walked.differences, codes, walked.starts, walked.ac, room,
+                state, scan.across, scan.down, scan.interval, scan.layout, walked.places, walked.differences,
+                codes, walked.firsts, walked.lasts, walked.ac, room,
             )  # fmt: skip
-            if written:
-                sink.write(memoryview(room)[:written])
-            else:
-                room = bytearray(2 * len(room))
+            sink.write(memoryview(room)[:written])

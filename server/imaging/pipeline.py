@@ -36,7 +36,7 @@ from server.imaging.conversion import (
 )
 from server.imaging.icc import kept_icc
 from server.imaging.limits import Limits
-from server.imaging.lossless import Moving
+from server.imaging.lossless import Moving, NotInBlocks
 from server.imaging.metadata import orientation_of, upright_exif, upright_xmp
 from server.imaging.operations import Operation, Rect, compose, swaps_axes, turned_rect, turned_size
 from server.imaging.recoded import Recoding
@@ -223,11 +223,12 @@ def _moved_jpeg(job: _Job, markers: jpeg.Jpeg, transpose: Transpose | None) -> R
     """
     if job.recipe.quality is not None:
         raise Impossible("another quality is asked for")
+    must_be_exact = job.recipe.path == "lossless"
     turn: Moving | Recoding
     try:
-        turn = Moving(job.data, markers, transpose)
-    except Impossible:
-        turn = Recoding(job.data, markers, transpose, must_be_exact=job.recipe.path == "lossless")
+        turn = Moving(job.data, markers, transpose, must_be_exact=must_be_exact)
+    except NotInBlocks:
+        turn = Recoding(job.data, markers, transpose, must_be_exact=must_be_exact)
     job.lap("decode")
     job.lap("transform")  # which is part of either
     turn.write(job.sink, strip=job.recipe.strip)

@@ -1,19 +1,13 @@
-"""JPEGs turned by coefficients where moving coded blocks is not enough: these are decoded and coded anew.
+"""JPEGs whose rows become columns: decoded to coefficients, transposed, and coded anew.
 
-Rows that become columns are still exact: a block is transposed, and nothing is rounded. Where the edge of the
-picture is not that of a block, every sample of a component moves by some rows against the blocks; then the
-coefficients are mixed in that direction and quantized again, with the same tables. No pixel is clamped, no
-chroma is sampled anew, and what is aligned stays exact: in a picture 1080 pixels high, all of its luma.
+Nothing is rounded, unless the edge of the picture is within a block of the colours (see `mirroring`).
 
-Source: ITU-T T.81; moving blocks in the DCT domain: S.-F. Chang and D. G. Messerschmitt, "Manipulation and
-compositing of MC-DCT compressed video", IEEE JSAC 13(1), 1995, section III.
+Source: ITU-T T.81, annexes A and F.
 """
 
 from array import array
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from math import cos, pi, sqrt
 from typing import NamedTuple
 
 from PIL.Image import Transpose
@@ -21,6 +15,7 @@ from PIL.Image import Transpose
 from server.imaging import jpeg
 from server.imaging.codec import Data, Sink
 from server.imaging.jpeg import Jpeg
+from server.imaging.mirroring import NUMBER_OF, Axes, Plane, axes_of
 from server.imaging.operations import mirrored_axes, swaps_axes
 from server.imaging.sequential import (
     CELL,
@@ -28,7 +23,6 @@ from server.imaging.sequential import (
     SIZE_OF,
     ZIGZAG,
     Component,
-    Frame,
     Impossible,
     Scan,
     Table,
@@ -42,37 +36,8 @@ from server.imaging.sequential import (
 _BLOCK = CELL * CELL
 _SIGN = 64
 
-#: Which bit is set in a power of two, as the kernel looks it up.
-_NUMBER_OF = bytes(
-    number for _, number in sorted(((1 << n) * 0x03F79D71B4CB0A89 % 2**64 >> 58, n) for n in range(64))
-)
-
 #: What the kernel returns for a symbol that a table cannot code.
 _NO_CODE = -1
-
-
-class _Axis(NamedTuple):
-    """One direction of one component.
-
-    Attributes:
-        blocks: how many blocks hold samples.
-        rest: how many samples the last of them holds, 0 for all.
-        is_mirrored: whether they come in reverse.
-    """
-
-    blocks: int
-    rest: int
-    is_mirrored: bool
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether blocks only change places."""
-        return not (self.is_mirrored and self.rest)
-
-    @property
-    def is_reversed(self) -> bool:
-        """Whether they do so when they are written."""
-        return self.is_mirrored and not self.rest
 
 
 class _Plane(NamedTuple):
@@ -81,15 +46,14 @@ class _Plane(NamedTuple):
     Attributes:
         start: where its first is.
         rows, columns: its blocks, with those that only fill an MCU.
-        down, across: its two directions.
+        axes: its two directions.
     """
 
     component: Component
     start: int
     rows: int
     columns: int
-    down: _Axis
-    across: _Axis
+    axes: Axes
 
     def place(self, row: int, column: int) -> int:
         """Where the first coefficient of a block is."""
@@ -97,10 +61,7 @@ class _Plane(NamedTuple):
 
     def source(self, row: int, column: int) -> int:
         """Where that of the block is that comes to this row and column, before these change places."""
-        return self.place(
-            self.down.blocks - 1 - row if self.down.is_reversed else row,
-            self.across.blocks - 1 - column if self.across.is_reversed else column,
-        )
+        return self.place(self.axes.down.source(row), self.axes.across.source(column))
 
 
 class _NoCodeError(Exception):
@@ -137,16 +98,16 @@ class Recoding:
             raise Impossible("its components come one after the other")
         self._scan = structure.scans[0]
         self.size = (frame.height, frame.width) if self._is_turned else (frame.width, frame.height)
-        self._planes = list(_planes(frame, self._scan, *mirrored_axes(transpose)))
-        self.is_exact = all(plane.down.is_exact and plane.across.is_exact for plane in self._planes)
-        if must_be_exact and not self.is_exact:
-            raise Impossible(f"the edge of its {frame.width} x {frame.height} pixels is within a block")
+        is_flipped, is_flopped = mirrored_axes(transpose)
+        axes = axes_of(frame, is_flipped=is_flipped, is_flopped=is_flopped, must_be_exact=must_be_exact)
+        self.is_exact = all(both.is_exact for both in axes.values())
+        self._planes = list(_planes(self._scan, axes))
         last = self._planes[-1]
         self._coefficients = array("h", [0]) * last.place(last.rows, 0)
         self._used = array("Q", [0]) * (len(self._coefficients) // _BLOCK)
         self._decode()
         for plane in self._planes:
-            if not (plane.down.is_exact and plane.across.is_exact):
+            if not plane.axes.is_exact:
                 self._mirror(plane)
         self._tables = self._scan.tables
         try:
@@ -184,7 +145,7 @@ class Recoding:
         """Which coefficient of a new block each of an old one becomes, and whether its sign changes."""
         for position in ZIGZAG:
             row, column = divmod(position, CELL)
-            is_negated = (row * plane.down.is_reversed + column * plane.across.is_reversed) % 2
+            is_negated = (row * plane.axes.down.is_reversed + column * plane.axes.across.is_reversed) % 2
             yield ZIGZAG.index(self._new_position(position)) + _SIGN * is_negated
 
     def _new_position(self, position: int) -> int:
@@ -192,36 +153,17 @@ class Recoding:
         return position % CELL * CELL + position // CELL if self._is_turned else position
 
     def _mirror(self, plane: _Plane) -> None:
-        """Mirror one plane in the direction in which its edge is within its last block."""
-        is_across = not plane.across.is_exact
-        axis = plane.across if is_across else plane.down
-        row = plane.columns * _BLOCK
-        lines = (
-            (plane.rows, row, axis.blocks, _BLOCK) if is_across else (plane.columns, _BLOCK, axis.blocks, row)
-        )
-        positions = bytes(map(self._new_position, ZIGZAG))
+        """Mirror one plane whose edge is within its last block."""
+        positions = [self._new_position(position) for position in ZIGZAG]
         by_position = dict(zip(ZIGZAG, self._quantization[plane.component.quantization], strict=True))
-        steps = array("H", [by_position[position] for position in positions])
         first, end = plane.start, plane.place(plane.rows, 0)
         with (
-            memoryview(self._coefficients)[first:end] as old,
+            memoryview(self._coefficients)[first:end] as coefficients,
             memoryview(self._used)[first // _BLOCK : end // _BLOCK] as used,
         ):
-            new, now_used = array("h", [0]) * len(old), array("Q", [0]) * len(used)
-            if not kernel().mirror(
-                old,
-                new,
-                used,
-                now_used,
-                _NUMBER_OF,
-                *lines,
-                is_across,
-                positions,
-                steps,
-                _mixtures(axis.rest),
-            ):
-                raise Impossible("one of its coefficients becomes too large")
-            old[:], used[:] = memoryview(new), memoryview(now_used)
+            Plane(coefficients, used, plane.rows, plane.columns).mirror(
+                plane.axes, [by_position[position] for position in positions], positions, is_negated=False
+            )
 
     def _encoded(self) -> Iterator[bytes]:
         """Code all coefficients in their new order (A.2.3).
@@ -241,7 +183,7 @@ class Recoding:
         while state[0] < across * down:
             written = kernel().encode(
                 state, across, down, scan.interval, scan.layout, codes, places, real, SIZE_OF,
-                self._coefficients, self._used, _NUMBER_OF, room,
+                self._coefficients, self._used, NUMBER_OF, room,
             )  # fmt: skip
             if written == _NO_CODE:
                 raise _NoCodeError
@@ -256,13 +198,13 @@ class Recoding:
             for y, x in product(range(columns), range(rows)):
                 yield (
                     *(plane.source(x, y), plane.source(x + rows, y), plane.source(x, y + columns)),
-                    *(y, columns, plane.across.blocks, x, rows, plane.down.blocks),
+                    *(y, columns, plane.axes.across.blocks, x, rows, plane.axes.down.blocks),
                 )
         else:
             for y, x in product(range(rows), range(columns)):
                 yield (
                     *(plane.source(y, x), plane.source(y, x + columns), plane.source(y + rows, x)),
-                    *(y, rows, plane.down.blocks, x, columns, plane.across.blocks),
+                    *(y, rows, plane.axes.down.blocks, x, columns, plane.axes.across.blocks),
                 )
 
     def write(self, sink: Sink, *, strip: bool) -> None:
@@ -293,56 +235,12 @@ class Recoding:
         return [by_position[self._new_position(position)] for position in ZIGZAG]
 
 
-def _planes(frame: Frame, scan: Scan, is_flipped: bool, is_flopped: bool) -> Iterator[_Plane]:  # noqa: FBT001
+def _planes(scan: Scan, axes: Mapping[int, Axes]) -> Iterator[_Plane]:
     start = 0
-    width, height = frame.mcu
     for component in scan.components:
         rows, columns = scan.down * component.down, scan.across * component.across
-        down = _axis("height", frame.height, component.down, height // CELL, is_mirrored=is_flipped)
-        across = _axis("width", frame.width, component.across, width // CELL, is_mirrored=is_flopped)
-        if component.number == 0 and not (down.is_exact and across.is_exact):
-            raise Impossible(f"the edge of its {frame.width} x {frame.height} pixels is within a block")
-        if not (down.is_exact or across.is_exact):
-            raise Impossible("its colours would have to be quantized again twice")
-        yield _Plane(component, start, rows, columns, down, across)
+        yield _Plane(component, start, rows, columns, axes[component.number])
         start += rows * columns * _BLOCK
-
-
-def _axis(name: str, pixels: int, factor: int, greatest: int, *, is_mirrored: bool) -> _Axis:
-    samples, part = divmod(pixels * factor, greatest)
-    if part and is_mirrored:
-        raise Impossible(f"its {name} of {pixels} ends within a sample of its colours")
-    samples += part > 0
-    return _Axis(-(-samples // CELL), samples % CELL, is_mirrored)
-
-
-@cache
-def _mixtures(rest: int) -> "array[float]":
-    """What frequencies of old blocks add to those of a new one, when the last old one holds so many samples.
-
-    Sample r of a new block is sample rest - 1 - r of the old one in the mirrored place, or, from `rest` on,
-    sample 8 + rest - 1 - r of the one before that. The last new block has none before; its first old row is
-    repeated, as encoders do.
-    """
-    cosines = [
-        [
-            cos((2 * sample + 1) * frequency * pi / 16) / (2 if frequency else 2 * sqrt(2))
-            for sample in range(CELL)
-        ]
-        for frequency in range(CELL)
-    ]
-    here = [(r, rest - 1 - r) for r in range(rest)]
-    before = [(r, CELL + rest - 1 - r) for r in range(rest, CELL)]
-    repeated = [(r, 0) for r in range(rest, CELL)]
-    return array(
-        "d",
-        [
-            sum(cosines[new][r] * cosines[old][y] for r, y in pairs)
-            for pairs in (here, before, here + repeated)
-            for old in range(CELL)
-            for new in range(CELL)
-        ],
-    )
 
 
 def _quantization_segment(number: int, steps: Sequence[int]) -> bytes:
