@@ -1,8 +1,8 @@
 """JPEGs turned without being decoded: the same coefficients in another order, bit for bit as good.
 
 What a sequential Huffman JPEG holds is moved block by block, and nothing is rounded. jpegtran calls such a
-turn perfect. Where the edge of the picture is within a block of the colours, and only there, these are decoded
-to coefficients, mixed and coded anew; the luma is moved all the same.
+turn perfect. Where the edge of the picture is within a block of the colours, and only there, these are
+decoded to coefficients, mixed and coded anew; the luma is moved all the same.
 """
 
 from array import array
