@@ -10,7 +10,7 @@ INSTALLED := .venv/.installed-$(VERSION)
 COMPILED := .venv/.compiled-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test fuzz lint check format ratios chaos soak lock clean
+.PHONY: help install serve test fuzz lint check format ratios methods chaos soak lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -52,6 +52,16 @@ format: install ## write the code in the project's format
 ratios: install ## measure what the service costs over the bare function (about 5 minutes)
 	$(BIN)/python -m benchmarks.ratios
 
+PEERS := .venv-peers/.installed
+$(PEERS): requirements/peers.txt benchmarks/peers/package-lock.json
+	$(PYTHON) -m venv --clear .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/peers.txt
+	command -v npm >/dev/null && npm ci --prefix benchmarks/peers --no-audit --no-fund --silent || echo "no npm, so no sharp"
+	@touch $@
+
+methods: install $(PEERS) ## compare ways to flip a JPEG on one core, with libvips and sharp (about 5 minutes)
+	$(BIN)/python -m benchmarks.methods
+
 chaos: install ## kill, overload and starve the cluster, and see what it does (about 20 minutes)
 	$(BIN)/python -m benchmarks.chaos
 
@@ -62,8 +72,9 @@ soak: install ## everything at once for MINUTES=30: does memory grow, does anyth
 lock: ## write the pinned requirements anew, with hashes (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock" requirements/serve.in -o requirements/serve.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock" requirements/dev.in -o requirements/dev.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock" requirements/peers.in -o requirements/peers.txt
 
 clean: ## remove everything that was installed or generated
-	rm -rf .venv build server/imaging/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache images/benchmark-*.jpg
+	rm -rf .venv .venv-peers benchmarks/peers/node_modules build server/imaging/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache images/benchmark-*.jpg
 	rm -f flipped.jpg mirrored.jpg turned.webp
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -7,16 +7,17 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from math import inf, log10
 from pathlib import Path
 
 from PIL import Image, ImageChops, ImageStat, JpegImagePlugin
 
-from server.imaging.pipeline import Limits, Operation, Recipe, process
+from server.imaging.pipeline import ImagePath, Limits, Operation, Recipe, process
 
 
 def flip(picture: bytes) -> bytes:
@@ -26,20 +27,26 @@ def flip(picture: bytes) -> bytes:
     assert isinstance(image, JpegImagePlugin.JpegImageFile)
     with BytesIO() as file:
         sampling = JpegImagePlugin.get_sampling(image)
-        turned.save(file, "JPEG", qtables=image.quantization, subsampling=sampling)
+        turned.save(
+            file,
+            "JPEG",
+            qtables=image.quantization,
+            subsampling=sampling,
+            progressive="progressive" in image.info,
+        )
         return file.getvalue()
 
 
-def move(picture: bytes) -> bytes:
-    """Turn a JPEG upside down as the service does, without the service."""
+def engine_flip(picture: bytes, path: ImagePath | None = None) -> bytes:
+    """Turn a JPEG upside down as an engine does, without the service."""
     limits = Limits(max_pixels=10**8, max_frames=1, max_total_pixels=10**8)
     with BytesIO() as file:
-        assert process(BytesIO(picture), file, Recipe(Operation.FLIP), limits).path == "lossless"
+        process(BytesIO(picture), file, Recipe(Operation.FLIP, path=path), limits)
         return file.getvalue()
 
 
 #: What is done to the picture, by name.
-METHODS = {"pixels": flip, "lossless": move}
+METHODS = {"pixels": flip, "lossless": engine_flip, "engine by pixels": partial(engine_flip, path="pixels")}
 
 
 def fidelity_db(picture: bytes, answer: bytes) -> float:
@@ -58,25 +65,28 @@ class Bare:
     Attributes:
         wall_s: from the common start to the last process's end, in seconds.
         cpu_s: user and system time together, in seconds.
+        answer_bytes: how large the answer is.
     """
 
     wall_s: float
     cpu_s: float
+    answer_bytes: int
 
 
-def run(
-    method: str, picture: Path, *, processes: int, pictures_each: int, environ: Mapping[str, str]
-) -> Bare:
+def command_of(method: str, picture: Path, pictures_each: int) -> list[str]:
+    """The command line of a process that flips a picture so many times, by one of METHODS."""
+    return [sys.executable, "-m", "benchmarks.bare", method, str(picture), str(pictures_each)]
+
+
+def run(command: Sequence[str], *, processes: int, environ: Mapping[str, str]) -> Bare:
     """Flip a picture again and again in several processes at once.
 
     Args:
-        method: one of METHODS.
-        picture: a JPEG file.
+        command: of each process. It says on its standard output when it is warm, begins when its standard
+            input ends, and says then how many CPU seconds it took and how large the answer is, in bytes.
         processes: how many at once.
-        pictures_each: how many times each process flips it.
         environ: the environment of the processes, where the malloc settings are.
     """
-    command = [sys.executable, "-m", "benchmarks.bare", method, str(picture), str(pictures_each)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with ExitStack() as stack:
         children = [
@@ -93,20 +103,22 @@ def run(
         cpu_s = 0.0
         for child in children:
             assert child.stdout is not None
-            cpu_s += float(child.stdout.readline())
-        return Bare(time.perf_counter() - started, cpu_s)
+            spent_s, size = child.stdout.readline().split()
+            cpu_s += float(spent_s)
+        return Bare(time.perf_counter() - started, cpu_s, int(size))
 
 
 def _main() -> None:
     method, picture, pictures = METHODS[sys.argv[1]], Path(sys.argv[2]).read_bytes(), int(sys.argv[3])
-    method(picture)
+    answer = method(picture)
     print("warm", flush=True)
     sys.stdin.read()
     before = resource.getrusage(resource.RUSAGE_SELF)
     for _ in range(pictures):
         method(picture)
     after = resource.getrusage(resource.RUSAGE_SELF)
-    print(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, flush=True)
+    spent_s = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    print(spent_s, len(answer), flush=True)
 
 
 if __name__ == "__main__":

@@ -138,9 +138,8 @@ def put_to_work(under_test: Service, section: Section, requests: int) -> load.Lo
 def measure_bare(section: Section, cores: int, pictures_each: int) -> Measured:
     """Run the bare function in as many processes as there are cores."""
     environ = MALLOC_SETTINGS | os.environ
-    done = bare.run(
-        section.method, section.picture, processes=cores, pictures_each=pictures_each, environ=environ
-    )
+    command = bare.command_of(section.method, section.picture, pictures_each)
+    done = bare.run(command, processes=cores, environ=environ)
     pictures = cores * pictures_each
     return Measured(pictures / done.wall_s, done.cpu_s / pictures * 1e3)
 

@@ -23,7 +23,7 @@ from typing import Any, Self
 from server import errors
 from server.imaging.codec import CODECS, Format
 from server.imaging.operations import Operation
-from server.imaging.pipeline import PATHS, Limits, Path, Recipe, Result
+from server.imaging.pipeline import PATHS, ImagePath, Limits, Recipe, Result
 
 #: A message is a few hundred bytes; one with a traceback may be longer.
 MESSAGE_BYTES = 65536
@@ -32,7 +32,7 @@ _PICTURE_ERRORS = {cls.__name__: cls for cls in (errors.UnsupportedImage, errors
                                                   errors.TooManyPixels, errors.TooManyFrames,
                                                   errors.NotLossless)}  # fmt: skip
 
-_PATHS: dict[str, Path] = {path: path for path in PATHS}
+_PATHS: dict[str, ImagePath] = {path: path for path in PATHS}
 
 #: How much of a traceback is sent: in JSON one character may take twelve bytes.
 _TRACEBACK_CHARACTERS = 5000

@@ -49,9 +49,9 @@ __all__ = [
     "OUTPUT_FORMATS",
     "PATHS",
     "Format",
+    "ImagePath",
     "Limits",
     "Operation",
-    "Path",
     "Recipe",
     "Result",
     "Stage",
@@ -60,8 +60,8 @@ __all__ = [
 
 #: How a picture is made: "pixels" are decoded and encoded again; the coefficients of a JPEG only change
 #: places ("lossless"), or some of them are mixed and quantized again ("coefficients").
-Path = Literal["lossless", "coefficients", "pixels"]
-PATHS: tuple[Path, ...] = ("lossless", "coefficients", "pixels")
+ImagePath = Literal["lossless", "coefficients", "pixels"]
+PATHS: tuple[ImagePath, ...] = ("lossless", "coefficients", "pixels")
 
 #: What `lap` is told has just ended.
 Stage = Literal["decode", "transform", "encode"]
@@ -86,7 +86,7 @@ class Recipe:
     format: Format | None = None
     quality: int | None = None
     strip: bool = False
-    path: Path | None = None
+    path: ImagePath | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class Result:
     width: int
     height: int
     frames: int
-    path: Path
+    path: ImagePath
 
 
 def _no_lap(_stage: Stage, /) -> None:
@@ -129,7 +129,7 @@ class _Job:
     def target(self) -> Format:
         return self.recipe.format or self.form
 
-    def result(self, size: tuple[int, int], frames: int = 1, path: Path = "pixels") -> Result:
+    def result(self, size: tuple[int, int], frames: int = 1, path: ImagePath = "pixels") -> Result:
         """The answer, once everything is written."""
         return Result(self.target, CODECS[self.target].media_type, *size, frames, path)
 

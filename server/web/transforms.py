@@ -15,7 +15,7 @@ from server.cluster.work import Spares, Spent
 from server.errors import BadParameter, ServiceUnavailable
 from server.imaging.codec import OUTPUT_FORMATS, Format
 from server.imaging.operations import Operation
-from server.imaging.pipeline import Path, Recipe
+from server.imaging.pipeline import ImagePath, Recipe
 from server.web.uploads import Uploads
 
 T = TypeVar("T")
@@ -27,7 +27,7 @@ _ROTATIONS = {
 }
 _BOOLEANS = {"true": True, "false": False}
 _FORMATS = {form.value: form for form in Format if form in OUTPUT_FORMATS}
-_PATHS: dict[str, Path] = {"lossless": "lossless", "pixels": "pixels"}
+_PATHS: dict[str, ImagePath] = {"lossless": "lossless", "pixels": "pixels"}
 _QUALITIES = {str(quality): quality for quality in range(1, 101)}
 
 #: What the kernel says when there are no more descriptors, or too many of them are in the work socket.

@@ -1,0 +1,133 @@
+"""Ways to flip a JPEG on one core: ours, Pillow's, libvips', sharp's.
+
+All alternate in one run; each ratio is taken within a round, and the median over the rounds is the result.
+Pillow has the malloc settings that our engines have; it keeps the source's tables and does not optimise codes.
+libvips and sharp write with the source's tables, sampling and kind of coding, so that quality and size match.
+Run it with `make methods`, which installs the peers, on a machine that does nothing else.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+from PIL import Image
+
+from benchmarks import bare
+from images.render import BENCHMARK, LANDSCAPE, benchmark_picture
+from images.render import HERE as IMAGES
+from server.cluster.supervisor import MALLOC_SETTINGS
+
+_ROOT = Path(__file__).parents[1]
+_PEERS = Path(__file__).parent / "peers"
+_VIPS = _ROOT / ".venv-peers" / "bin" / "python"
+_OURS = "ours"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One picture.
+
+    Attributes:
+        quality: the one whose tables it has.
+        kind: how it is coded: plain, optimised or progressive.
+    """
+
+    title: str
+    file: Path
+    quality: int
+    kind: str = "plain"
+
+
+def cases(directory: Path) -> Iterator[Case]:
+    """Pictures of every kind of path, made in a directory where they are not there already."""
+    big = benchmark_picture()
+    yield Case("20 megapixels, 4:2:0", big, BENCHMARK.quality)
+    with Image.open(big) as image:
+        for name, height, kind in (
+            ("20 megapixels, 8 rows fewer: within a block of colours", 3640, "plain"),
+            ("20 megapixels, 6 rows fewer: within a block of luma", 3642, "plain"),
+            ("20 megapixels, optimised tables", 3648, "optimised"),
+            ("20 megapixels, progressive", 3648, "progressive"),
+        ):
+            file = directory / f"{name}.jpg"
+            part = image.crop((0, 0, image.width, height))
+            part.save(
+                file,
+                quality=BENCHMARK.quality,
+                subsampling="4:2:0",
+                optimize=kind == "optimised",
+                progressive=kind == "progressive",
+            )
+            yield Case(name, file, BENCHMARK.quality, kind)
+    with Image.open(IMAGES / "landscape.jpg") as image:
+        file = directory / "1920x1080.jpg"
+        image.crop((0, 0, 1920, 1080)).save(file, quality=LANDSCAPE.quality, subsampling="4:2:0")
+        yield Case("1920x1080: within a block of colours", file, LANDSCAPE.quality)
+
+
+def contenders(case: Case, pictures: int) -> dict[str, list[str]]:
+    """The command line of each; peers that are not installed are left out, and said so."""
+    commands = {
+        _OURS: bare.command_of("lossless", case.file, pictures),
+        "ours, pixels": bare.command_of("engine by pixels", case.file, pictures),
+        "Pillow": bare.command_of("pixels", case.file, pictures),
+    }
+    arguments = [str(case.file), str(pictures), str(case.quality), case.kind]
+    if _VIPS.exists():
+        commands["pyvips"] = [str(_VIPS), str(_PEERS / "vips_flip.py"), *arguments]
+    if (_PEERS / "node_modules" / "sharp").exists() and (node := shutil.which("node")):
+        commands["sharp"] = [node, str(_PEERS / "sharp_flip.mjs"), *arguments]
+    return commands
+
+
+def measure(case: Case, rounds: int, pictures: int) -> dict[str, list[bare.Bare]]:
+    """Alternate all contenders."""
+    environ = MALLOC_SETTINGS | os.environ | {"VIPS_CONCURRENCY": "1"}
+    results: dict[str, list[bare.Bare]] = {}
+    for _ in range(rounds):
+        for name, command in contenders(case, pictures).items():
+            results.setdefault(name, []).append(bare.run(command, processes=1, environ=environ))
+    return results
+
+
+def report(case: Case, results: dict[str, list[bare.Bare]], pictures: int) -> None:
+    """Print milliseconds, and how many times faster ours is."""
+    print(f"\n{case.title}, {case.file.stat().st_size / 1e6:.1f} MB")
+    ours = results[_OURS]
+    for name, rounds in results.items():
+        wall_ms = median(one.wall_s for one in rounds) / pictures * 1e3
+        cpu_ms = median(one.cpu_s for one in rounds) / pictures * 1e3
+        size = rounds[0].answer_bytes / case.file.stat().st_size
+        print(
+            f"  {name:<14} {wall_ms:8.1f} ms  {cpu_ms:8.1f} ms CPU  {100 * (size - 1):+6.2f} % size"
+            f"   ours is faster by {spread([a.wall_s / b.wall_s for a, b in zip(rounds, ours, strict=True)])}"
+        )
+
+
+def spread(values: Sequence[float]) -> str:
+    """Write the median and the range."""
+    return f"{median(values):5.2f}  ({min(values):.2f} to {max(values):.2f})"
+
+
+def main() -> None:
+    """Measure all pictures and print what came out."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--pictures", type=int, default=8, help="a round and contender")
+    given = options.parse_args()
+    with TemporaryDirectory() as directory:
+        for case in cases(Path(directory)):
+            missing = {"pyvips", "sharp"} - contenders(case, 1).keys()
+            if missing:
+                print(f"not installed: {', '.join(sorted(missing))}", file=sys.stderr)
+            report(case, measure(case, given.rounds, given.pictures), given.pictures)
+
+
+if __name__ == "__main__":
+    main()
