@@ -25,6 +25,7 @@ $(INSTALLED): requirements/dev.txt
 
 # Without a C compiler, or with one that fails, the service still runs; its log says what is missing.
 $(COMPILED): $(INSTALLED) setup.py server/imaging/entropy.py
+	@rm -f server/imaging/entropy.*.so
 	@$(BIN)/python setup.py -q build_ext --inplace --force >.venv/compile.log 2>&1 || true
 	@touch $@
 

@@ -453,7 +453,8 @@ def pack(
         dc: for each block of the scan.
 
     Returns:
-        How many bits `ac` has then; -1 when the table has no code for a symbol, -2 when `ac` is full.
+        How many bits `ac` has then; -1 when the table has no code for a symbol, -2 when `ac` is full, -3 when
+        a coefficient, or all of them together, are too large for any.
     """
     i: cython.Py_ssize_t
     block: cython.Py_ssize_t
@@ -499,7 +500,7 @@ def pack(
                     sign = value >> 31
                     amount = (value ^ sign) - sign
                     if amount > 1023:
-                        return -1
+                        return -3
                     size = size_of[amount]
                     code = codes[run << 4 | size]
                 else:
@@ -514,6 +515,8 @@ def pack(
                 copied += length
                 ac[copied >> 5] = cython.cast(cython.uint, out << (31 - (copied & 31)) << 1)
             lasts[block] = cython.cast(cython.uint, copied)
+            if copied >> 32:
+                return -3
     return copied
 
 

@@ -287,7 +287,10 @@ def read_jpeg(data: Data, limits: Limits) -> Jpeg:
         elif marker == DHT:
             tables |= huffman_tables(data[start:stop]).items()
         elif marker in (_APP0, _APP14):
-            found.setdefault(marker, data[start:stop])
+            # Those that libjpeg goes by, for the colours depend on them: whole, and ahead of the pixels.
+            prefix, least = (_JFIF, 14) if marker == _APP0 else (b"Adobe", 12)
+            is_whole = stop - start >= least and data[start : start + len(prefix)] == prefix
+            found |= {marker: data[start:stop]} if is_whole and not scans else {}
         elif _APP1 <= marker <= _APP15 or marker == _COM:
             texts.append((marker, data[start:stop]))
         elif marker == SOS:
@@ -299,7 +302,6 @@ def read_jpeg(data: Data, limits: Limits) -> Jpeg:
         raise _damage("it has no frame header")
     if not coverage.is_complete:
         raise _damage("some of its scans are missing")
-    jfif, adobe = found.get(_APP0, b""), found.get(_APP14, b"")
     exif = next((text for marker, text in texts if marker == _APP1 and text.startswith(EXIF_PREFIX)), b"")
     icc = [text for marker, text in texts if marker == _APP2 and text.startswith(_ICC)]
     return Jpeg(
@@ -307,9 +309,9 @@ def read_jpeg(data: Data, limits: Limits) -> Jpeg:
         process=process,
         exif=exif.removeprefix(EXIF_PREFIX),
         icc=_joined_profile(icc),
-        jfif=jfif if jfif.startswith(_JFIF) else b"",
+        jfif=found.get(_APP0, b""),
         texts=tuple(texts),
-        adobe=adobe if adobe.startswith(b"Adobe") and len(adobe) > 11 else b"",  # noqa: PLR2004
+        adobe=found.get(_APP14, b""),
         has_own_huffman_tables=not tables <= typical_huffman_tables().items(),
         scans=scans,
         last_scan=end,
@@ -463,9 +465,9 @@ def kept_headers(jpeg: Jpeg, *, strip: bool, is_turned: bool) -> bytes:
     if jfif:
         unit, horizontal, vertical = jfif[7:8], jfif[8:10], jfif[10:12]
         density = unit + (vertical + horizontal if is_turned else horizontal + vertical)
-        if strip or len(vertical) < 2:  # noqa: PLR2004 - a cut-off segment
+        if strip:
             density = _NO_DENSITY
-        jfif = written_segment(_APP0, jfif[:7].ljust(7, b"\1") + density + b"\0\0")
+        jfif = written_segment(_APP0, jfif[:7] + density + b"\0\0")
     adobe = written_segment(_APP14, jpeg.adobe) if jpeg.adobe else b""
     return jfif + kept_segments(jpeg, strip=strip) + adobe
 
@@ -491,8 +493,6 @@ def write_density(sink: Sink, jfif: bytes, transpose: Transpose | None) -> None:
     Pillow can only write dots per inch, but the unit may be centimetres or a mere aspect ratio.
     """
     unit, horizontal, vertical = jfif[7:8], jfif[8:10], jfif[10:12]
-    if len(vertical) < 2:  # noqa: PLR2004 - a cut-off segment
-        return
     end = sink.tell()
     sink.seek(_DENSITY_POSITION)
     sink.write(unit + (vertical + horizontal if swaps_axes(transpose) else horizontal + vertical))

@@ -229,9 +229,9 @@ class Moving:
                 if packed != _NO_ROOM:
                     break
                 walked.ac.extend(array("I", [0]) * (len(walked.ac) // 2))
+            if packed < _NO_ROOM:
+                raise Impossible("one of its coefficients becomes too large")
             if packed == _NO_CODE:
-                if walked.tables[one.table] is not walked.scan.tables[one.table]:
-                    raise Impossible("one of its coefficients becomes too large")
                 self._replace(walked, one.table)
                 self._pack(walked, made)
                 return
@@ -244,7 +244,10 @@ class Moving:
         users = {layout[at] for at in range(0, len(layout), 3) if layout[at + 2] == number}
         if any(self._axes[user].is_exact for user in users):
             raise Impossible("its colours need codes that they do not have")
-        walked.tables[number] = Table.for_everything(walked.scan.keys[number])
+        complete = Table.for_everything(walked.scan.keys[number])
+        if walked.tables[number] is complete:
+            raise Impossible("its colours need a code that there is not")
+        walked.tables[number] = complete
 
     def write(self, sink: Sink, *, strip: bool) -> None:
         """Write the picture, turned, with its metadata as it shall be."""

@@ -68,6 +68,8 @@ def axes_of(frame: Frame, *, is_flipped: bool, is_flopped: bool, must_be_exact: 
     edge = f"the edge of its {frame.width} x {frame.height} pixels is within a block"
     axes = {}
     for component in frame.components.values():
+        if height % (CELL * component.down) or width % (CELL * component.across):
+            raise Impossible("its colours are coarser by a fraction")
         down = _axis("height", frame.height, component.down, height // CELL, is_mirrored=is_flipped)
         across = _axis("width", frame.width, component.across, width // CELL, is_mirrored=is_flopped)
         both = axes[component.number] = Axes(down, across)

@@ -10,6 +10,7 @@ from functools import cache, lru_cache
 from importlib import import_module
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import find_spec
+from struct import calcsize, unpack_from
 from types import ModuleType
 from typing import NamedTuple, Self
 
@@ -39,6 +40,9 @@ SIZE_OF = bytes(amount.bit_length() for amount in range(2048))
 
 #: A block takes two bits at least, one for DC and one for its end.
 _BLOCKS_OF_A_BYTE = 4
+
+#: The kernel counts bits with 32 bits.
+_MOST_BYTES = 1 << 29
 
 #: How much is written at once, in bytes.
 ROOM_BYTES = 1 << 18
@@ -74,7 +78,10 @@ def kernel() -> ModuleType:
     """
     if reason := why_not():
         raise Impossible(reason)
-    return import_module(_KERNEL)
+    try:
+        return import_module(_KERNEL)
+    except ImportError as error:
+        raise Impossible(f"its kernel cannot be loaded: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +178,8 @@ class Frame:
         if len(components) != count:
             raise Impossible("two of its components have one name")
         height, width = (int.from_bytes(parameters[at : at + 2], "big") for at in (1, 3))
+        if not (width and height):
+            raise Impossible("its frame header says that it has no pixels")
         return cls(width, height, components)
 
     @property
@@ -238,13 +247,13 @@ def read_structure(data: Data, markers: Jpeg) -> Structure:
     tables: dict[int, bytes] = {}
     quantization: dict[int, Sequence[int]] = {}
     interval = 0
-    scans = []
+    scans: list[Scan] = []
     for segment, parameters in _segments(data, markers):
         if segment.marker in _FRAMES and frame is None:
             frame = Frame.read(parameters)
         elif segment.marker == jpeg.DHT:
             tables |= _huffman_tables(parameters)
-        elif segment.marker == jpeg.DQT:
+        elif segment.marker == jpeg.DQT and not scans:  # one behind would not be for those before it
             quantization |= _quantization_tables(parameters)
         elif segment.marker == jpeg.DRI and len(parameters) == 2:  # noqa: PLR2004 it is one number
             interval = int.from_bytes(parameters, "big")
@@ -292,13 +301,13 @@ def _quantization_tables(dqt: bytes) -> dict[int, Sequence[int]]:
     tables: dict[int, Sequence[int]] = {}
     while dqt:
         precision, number = divmod(dqt[0], 16)
-        size = precision + 1
-        numbers = (dqt[at : at + size] for at in range(1, 1 + size * CELL * CELL, size))
-        steps = [int.from_bytes(step, "big") for step in numbers]
-        if precision > 1 or number >= _TABLES or len(dqt) < 1 + size * CELL * CELL or 0 in steps:
+        form = ">64H" if precision else ">64B"
+        end = 1 + calcsize(form)
+        is_sound = precision <= 1 and number < _TABLES and number not in tables and len(dqt) >= end
+        if not is_sound or 0 in (steps := unpack_from(form, dqt, 1)):
             raise Impossible("one of its quantization tables makes no sense")
         tables[number] = steps
-        dqt = dqt[1 + size * CELL * CELL :]
+        dqt = dqt[end:]
     return tables
 
 
@@ -347,7 +356,10 @@ def check_blocks(scan: Scan) -> None:
     Raises:
         DamagedImage: it is one.
     """
-    if scan.blocks > _BLOCKS_OF_A_BYTE * (scan.segment.stop - scan.segment.end):
+    coded_bytes = scan.segment.stop - scan.segment.end
+    if coded_bytes >= _MOST_BYTES:
+        raise Impossible("it has too many bytes")
+    if scan.blocks > _BLOCKS_OF_A_BYTE * coded_bytes:
         raise damaged(Format.JPEG, "its pixels end early")
 
 

@@ -13,8 +13,9 @@ from PIL import Image, ImageChops, ImageStat
 from PIL.Image import Transpose
 from support.pictures import GENEROUS
 
-from server.errors import DamagedImage, NotLossless
+from server.errors import DamagedImage, ImageError, NotLossless
 from server.imaging import sequential
+from server.imaging.mirroring import Plane
 from server.imaging.operations import Operation
 from server.imaging.pipeline import Recipe, process
 
@@ -252,6 +253,78 @@ def test_pixels_that_end_early_are_damage_wherever_they_end(
             turned(jpeg[:end] + b"\xff\xd9", operation)
         refused += 1
     assert refused > 1000
+
+
+def with_segment(jpeg: bytes, marker: int, parameters: bytes, before: bytes) -> bytes:
+    """A file with one segment more, in front of the first one of another kind."""
+    at = jpeg.index(before)
+    return (
+        jpeg[:at] + bytes([0xFF, marker]) + (len(parameters) + 2).to_bytes(2, "big") + parameters + jpeg[at:]
+    )
+
+
+EOI, SOF = b"\xff\xd9", b"\xff\xc0"
+
+
+@pytest.mark.parametrize(
+    "jpeg",
+    [
+        # A quantization table that comes too late, one of zeros, and one that there is twice.
+        with_segment(encoded(smooth((16, 16))), 0xDB, b"\0" + bytes([9] * 64), EOI),
+        with_segment(encoded(smooth((16, 16))), 0xDB, b"\0" + bytes(64), SOF),
+        with_segment(encoded(smooth((16, 16))), 0xDB, 2 * (b"\0" + bytes([9] * 64)), SOF),
+        # A Huffman table with a size that no difference has.
+        with_segment(encoded(smooth((16, 16))), 0xC4, b"\0\1" + bytes(15) + b"\x10", SOF),
+    ],
+)
+@pytest.mark.parametrize("operation", [Operation.FLIP, Operation.ROTATE_90])
+def test_a_file_that_decoders_may_take_in_several_ways_is_left_to_one(
+    jpeg: bytes, operation: Operation
+) -> None:
+    with pytest.raises((NotLossless, DamagedImage)):
+        turned(jpeg, operation, path="lossless")
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
+def test_a_picture_without_height_is_refused(subsampling: str) -> None:
+    jpeg = bytearray(encoded(smooth((16, 16)), subsampling=subsampling))
+    at = jpeg.index(SOF) + 5
+    jpeg[at : at + 2] = b"\0\0"
+    scan = jpeg.index(b"\xff\xda") + 14
+    for data in (bytes(jpeg), bytes(jpeg[:scan]) + EOI):
+        with pytest.raises(ImageError):
+            turned(data)
+
+
+@pytest.mark.parametrize(
+    ("marker", "parameters"), [(0xE0, b"JFXX\0\x10"), (0xEE, b"Adob"), (0xEE, b"nobody's")]
+)
+@pytest.mark.parametrize("keep_rgb", [True, False])
+def test_colours_stay_what_they_are_whatever_else_is_in_the_file(
+    marker: int, parameters: bytes, *, keep_rgb: bool
+) -> None:
+    jpeg = encoded(smooth((16, 16)), keep_rgb=keep_rgb, subsampling=0, quality=95)
+    odd = jpeg[:2] + bytes([0xFF, marker, 0, len(parameters) + 2]) + parameters + jpeg[2:]
+    assert fidelity_db(turned(odd), odd, Transpose.FLIP_TOP_BOTTOM) > 1e5  # 50 dB
+
+
+@pytest.mark.parametrize("operation", [Operation.FLIP, Operation.FLOP, Operation.ROTATE_90])
+def test_colours_that_are_mixed_get_codes_for_what_they_become(operation: Operation) -> None:
+    # Blocks of one value, whose tables know nothing else, with an edge between two of them.
+    image = Image.new("RGB", (24, 24), (200, 40, 40))
+    image.paste((40, 40, 200), (0, 0, 16, 16))
+    jpeg = encoded(image, subsampling="4:2:0", optimize=True, quality=95)
+    answer = turned(jpeg, operation, wants="coefficients")
+    assert fidelity_db(answer, jpeg, TURNS[operation][1]) > 300
+
+
+def test_a_coefficient_that_becomes_too_large_is_left_to_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    def overdone(plane: Plane, *_: object, **__: object) -> None:
+        plane.coefficients[1] = -1024
+        plane.used[0] |= 2
+
+    monkeypatch.setattr(Plane, "mirror", overdone)
+    turned(encoded(smooth((16, 24)), subsampling="4:2:0"), wants="pixels")
 
 
 def test_the_densities_change_places_with_the_sides() -> None:
