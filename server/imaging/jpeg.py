@@ -16,7 +16,15 @@ from PIL.JpegImagePlugin import JpegImageFile
 from server.imaging.codec import MAX_PARTS, Data, Format, Sink, damaged
 from server.imaging.icc import kept_icc
 from server.imaging.limits import Limits
-from server.imaging.metadata import EXIF_PREFIX, orientation_of, upright_exif, upright_xmp, without_thumbnails
+from server.imaging.metadata import (
+    EXIF_PREFIX,
+    orientation_of,
+    speaks_of_companions,
+    upright_exif,
+    upright_xmp,
+    without_companions,
+    without_thumbnails,
+)
 from server.imaging.operations import swaps_axes
 
 SOF0, SOF1, DHT, SOS, DRI = 0xC0, 0xC1, 0xC4, 0xDA, 0xDD
@@ -41,7 +49,12 @@ _MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")
 _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 
 _JFIF, _ICC, _XMP, _MPF = b"JFIF\0", b"ICC_PROFILE\0", b"http://ns.adobe.com/xap/1.0/\0", b"MPF\0"
+_XMP_EXTENSION = b"http://ns.adobe.com/xmp/extension/\0"
+#: Each part has a digest, the length of the whole and its own offset in front (XMP part 3, 1.1.3.1).
+_XMP_EXTENSION_HEADER_BYTES = len(_XMP_EXTENSION) + 40
 _PHOTOSHOP = b"Photoshop 3.0\0"
+#: How segments begin that tell of other pictures in the file: the index of CIPA DC-007, a gain map's version.
+_OF_OTHER_PICTURES = (_MPF, b"urn:iso:std:iso:ts:21496:-1\0")
 
 #: Square pixels, and nothing said of their size (JFIF 1.02).
 _NO_DENSITY = b"\0\0\1\0\1"
@@ -430,15 +443,30 @@ def written_segment(marker: int, parameters: bytes) -> bytes:
     return bytes([0xFF, marker]) + (len(parameters) + 2).to_bytes(2, "big") + parameters
 
 
+def _left_out(jpeg: Jpeg) -> tuple[bytes, ...]:
+    """How those APP1 and APP2 segments begin that speak of other pictures and cannot be edited.
+
+    An XMP extension bears a digest of itself, so it goes or stays whole.
+    """
+    extension = b"".join(
+        text[_XMP_EXTENSION_HEADER_BYTES:]
+        for marker, text in jpeg.texts
+        if marker == _APP1 and text.startswith(_XMP_EXTENSION)
+    )
+    return (*_OF_OTHER_PICTURES, *([_XMP_EXTENSION] if speaks_of_companions(extension) else []))
+
+
 def kept_segments(jpeg: Jpeg, *, strip: bool) -> bytes:
     """The source's segments for the result, ready to be written, EXIF first as its specification wants.
 
-    The index of an MPO is left out, for its other pictures are; a colour profile may outlive `strip`.
+    What speaks of other pictures or a video in the file is left out, for they are; a colour profile may
+    outlive `strip`.
     """
     if strip:
         if not kept_icc(jpeg.icc, strip=True):
             return b""
         return b"".join(written_segment(marker, text) for marker, text in jpeg.texts if text.startswith(_ICC))
+    left_out = _left_out(jpeg)
     kept: list[bytes] = []
     has_exif = False
     for marker, text in jpeg.texts:
@@ -448,10 +476,12 @@ def kept_segments(jpeg: Jpeg, *, strip: bool) -> bytes:
                 kept.insert(0 if not has_exif else len(kept), written_segment(marker, exif))
             has_exif = True
         elif marker == _APP1 and text.startswith(_XMP):
-            kept.append(written_segment(marker, upright_xmp(text)))
+            xmp = without_companions(text[len(_XMP) :])
+            if xmp:
+                kept.append(written_segment(marker, _XMP + upright_xmp(xmp)))
         elif marker == _APP13 and text.startswith(_PHOTOSHOP):
             kept.append(written_segment(marker, _PHOTOSHOP + without_thumbnails(text[len(_PHOTOSHOP) :])))
-        elif not (marker == _APP2 and text.startswith(_MPF)):
+        elif not (marker in (_APP1, _APP2) and text.startswith(left_out)):
             kept.append(written_segment(marker, text))
     return b"".join(kept)
 

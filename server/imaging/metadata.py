@@ -3,6 +3,7 @@
 import re
 import struct
 from typing import NamedTuple
+from xml.parsers import expat
 
 #: What JPEG puts before the TIFF structure (EXIF 2.32, 4.7.2).
 EXIF_PREFIX = b"Exif\0\0"
@@ -19,6 +20,17 @@ _PHOTOSHOP_THUMBNAILS = {0x0409, 0x040C}
 _SHORT, _LONG = 3, 4
 
 _XMP_ORIENTATION = re.compile(rb"(tiff:Orientation\s*(?:=\s*[\"']|>)\s*)[2-8]")
+
+#: What speaks of more than the picture, by namespace or by name: gain maps, depth maps, videos.
+_COMPANION = re.compile(
+    rb"http://ns\.adobe\.com/hdr-gain-map/"  # Ultra HDR 1.1, ISO 21496-1
+    rb"|http://ns\.apple\.com/HDRGainMap/"
+    rb"|http://ns\.google\.com/photos/1\.0/(?:container|depthmap|image)/"  # GContainer, GDepth
+    rb"|http://ns\.google\.com/photos/dd/"  # Dynamic Depth 1.0
+    rb"|:\w*(?:MotionPhoto|MicroVideo)"  # Motion Photo 1.0, and what phones add in namespaces of their own
+)
+_TAG_NAME = re.compile(rb"<[^\s/>]+")
+_ATTRIBUTE = re.compile(rb"\s+([^\s=]+)\s*=\s*(\"[^\"]*\"|'[^']*')")
 
 
 class _Entry(NamedTuple):
@@ -214,3 +226,92 @@ def without_thumbnails(photoshop: bytes) -> bytes:
 def upright_xmp(xmp: bytes) -> bytes:
     """XMP with `tiff:Orientation` reset to 1; its length never changes (XMP part 2, 3.6)."""
     return _XMP_ORIENTATION.sub(rb"\g<1>1", xmp)
+
+
+class _OddXmpError(Exception):
+    """The packet is not the plain UTF-8 without a document type that XMP is (XMP part 1, 7.2)."""
+
+
+class _LonePacket:
+    """An XMP packet in which blanks stand for whatever speaks of companions.
+
+    Args:
+        xmp: the packet.
+
+    Raises:
+        ExpatError, _OddXmpError: it cannot be read.
+    """
+
+    def __init__(self, xmp: bytes) -> None:
+        self.blanked = bytearray(xmp)
+        self._xmp = xmp
+        self._open = 0  # how many elements are, from the one that goes
+        self._gone_start = self._gone_tag_end = 0
+        self._parser = expat.ParserCreate("utf-8", namespace_separator=":")
+        self._parser.ordered_attributes = True
+        self._parser.StartElementHandler = self._start
+        self._parser.EndElementHandler = self._end
+        self._parser.StartDoctypeDeclHandler = self._doctype
+        self._parser.Parse(xmp.rstrip(b"\0"), True)  # noqa: FBT003 - takes no keywords
+
+    def _start(self, name: str, attributes: list[str]) -> None:
+        position = self._parser.CurrentByteIndex
+        if self._open:
+            self._open += 1
+            return
+        stored, tag_end = self._tag(position)
+        if _COMPANION.search(name.encode()):
+            self._open, self._gone_start, self._gone_tag_end = 1, position, tag_end
+            return
+        names = iter(attributes[::2])
+        for attribute in stored:
+            is_declaration = attribute[1].startswith(b"xmlns")
+            if _COMPANION.search(attribute[2] if is_declaration else next(names).encode()):
+                self._blank(*attribute.span())
+
+    def _end(self, _: str) -> None:
+        if not self._open:
+            return
+        self._open -= 1
+        if not self._open:
+            is_empty = self._xmp[self._gone_tag_end - 1 : self._gone_tag_end + 1] == b"/>"
+            start = self._gone_tag_end if is_empty else self._parser.CurrentByteIndex
+            self._blank(self._gone_start, self._xmp.index(b">", start) + 1)
+
+    def _doctype(self, *_: object) -> None:
+        raise _OddXmpError
+
+    def _tag(self, position: int) -> tuple[list[re.Match[bytes]], int]:
+        """The attributes of a start tag as stored, and where its `>` is."""
+        found = _TAG_NAME.match(self._xmp, position)
+        attributes = []
+        while found is not None:
+            position = found.end()
+            found = _ATTRIBUTE.match(self._xmp, position)
+            if found is not None:
+                attributes.append(found)
+        return attributes, self._xmp.index(b">", position)
+
+    def _blank(self, start: int, end: int) -> None:
+        self.blanked[start:end] = b" " * (end - start)
+
+
+def speaks_of_companions(xmp: bytes) -> bool:
+    """Whether XMP speaks of a gain map, a depth map or a video."""
+    return _COMPANION.search(xmp) is not None
+
+
+def without_companions(xmp: bytes) -> bytes:
+    """XMP that promises no gain map, depth map or video, for a picture that comes without.
+
+    Returns:
+        The packet, as long as before, with blanks for what spoke of them and every other byte as it was.
+        Empty when it speaks of them and cannot be read: a viewer would look for them at a wrong place.
+    """
+    if not speaks_of_companions(xmp):
+        return xmp
+    try:
+        blanked = bytes(_LonePacket(xmp).blanked)
+    except (expat.ExpatError, _OddXmpError):
+        return b""
+    return b"" if speaks_of_companions(blanked) else blanked

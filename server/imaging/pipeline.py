@@ -37,7 +37,7 @@ from server.imaging.conversion import (
 from server.imaging.icc import kept_icc
 from server.imaging.limits import Limits
 from server.imaging.lossless import Moving, NotInBlocks
-from server.imaging.metadata import orientation_of, upright_exif, upright_xmp
+from server.imaging.metadata import orientation_of, upright_exif, upright_xmp, without_companions
 from server.imaging.operations import Operation, Rect, compose, swaps_axes, turned_rect, turned_size
 from server.imaging.recoded import Recoding
 from server.imaging.sequential import Impossible
@@ -573,7 +573,7 @@ def _attachments(job: _Job, head: _Head, image: Image.Image) -> Attachments:
     dpi = _sound_dpi(image.info.get("dpi"))
     if dpi is not None and swaps_axes(compose(stored, job.recipe.operation)):
         dpi = (dpi[1], dpi[0])
-    return Attachments(exif=upright_exif(exif), xmp=upright_xmp(xmp), dpi=dpi)
+    return Attachments(exif=upright_exif(exif), xmp=upright_xmp(without_companions(xmp)), dpi=dpi)
 
 
 def _sound_dpi(dpi: object) -> tuple[float, float] | None:

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from PIL import Image
 from support.live_server import DEADLINE_S, LiveServer, curl
+from support.pictures import ISO_GAIN_MAP, VIDEO, ultra_hdr
 
 #: Four colours, so that every one of the eight ways to turn it looks different.
 CORNERS = {(0, 0): "red", (1, 0): "lime", (0, 1): "blue", (1, 1): "white"}
@@ -171,6 +172,15 @@ def test_format_quality_and_strip_choose_what_comes_out(server: LiveServer, form
     assert response.status_code == 200
     assert response.headers["Content-Type"] == f"image/{form}"
     assert opened(response.content).format == form.upper()
+
+
+def test_a_phone_s_gain_map_and_video_stay_behind(server: LiveServer, landscape: Path) -> None:
+    plain = landscape.read_bytes()
+    response = httpx.post(f"{server.url}/flip", content=ultra_hdr(plain))
+    assert response.status_code == 200
+    for word in (b"hdrgm", b"GainMap", b"MotionPhoto", b"MPF\0", ISO_GAIN_MAP, VIDEO):
+        assert word not in response.content
+    assert looks_upside_down(opened(response.content), opened(plain))
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 333, 65536, 10**9])

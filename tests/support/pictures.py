@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from server.imaging.codec import Format
+    from server.imaging.pipeline import ImagePath
 
 
 #: High enough for every picture here that is not about the limits.
@@ -48,12 +49,13 @@ def processed(  # noqa: PLR0913  each is a field of the recipe
     output: Format | None = None,
     quality: int | None = None,
     strip: bool = False,
+    path: ImagePath | None = None,
     limits: Limits = GENEROUS,
     held: bytes = b"",
 ) -> Outcome:
     """Send a file through the package, from memory to memory, over what the memory held."""
     sink = io.BytesIO(held)
-    recipe = Recipe(operation=Operation(operation), format=output, quality=quality, strip=strip)
+    recipe = Recipe(operation=Operation(operation), format=output, quality=quality, strip=strip, path=path)
     result = process(io.BytesIO(data), sink, recipe, limits)
     return Outcome(result, sink.getvalue())
 
@@ -221,6 +223,73 @@ def with_segment(jpeg: bytes, marker: int, payload: bytes) -> bytes:
 
 def with_exif(jpeg: bytes, block: bytes) -> bytes:
     return with_segment(jpeg, 0xE1, b"Exif\0\0" + block)
+
+
+# --- JPEGs with more behind them ------------------------------------------------------------------
+
+XMP = b"http://ns.adobe.com/xap/1.0/\0"
+XMP_EXTENSION = b"http://ns.adobe.com/xmp/extension/\0"
+ISO_GAIN_MAP = b"urn:iso:std:iso:ts:21496:-1\0"
+_HDRGM = "http://ns.adobe.com/hdr-gain-map/1.0/"
+_GOOGLE = "http://ns.google.com/photos/1.0/"
+#: The head of an MP4 file, which is enough for who looks whether there is one.
+VIDEO = b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + noise(500, "video")
+
+
+def directory_xmp(gain_map_bytes: int) -> bytes:
+    """XMP of a motion photo with a gain map (Ultra HDR 1.1, Motion Photo 1.0), and the user's own."""
+    return f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+ <rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:hdrgm="{_HDRGM}"
+   xmlns:Container="{_GOOGLE}container/" xmlns:Item="{_GOOGLE}container/item/"
+   xmlns:GCamera="{_GOOGLE}camera/" hdrgm:Version="1.0" GCamera:MotionPhoto="1" dc:source='a "b" > c'
+   GCamera:MotionPhotoVersion="1" GCamera:MotionPhotoPresentationTimestampUs='500000'>
+  <Container:Directory><rdf:Seq>
+   <rdf:li rdf:parseType="Resource"><Container:Item Item:Semantic="Primary" Item:Mime="image/jpeg"/></rdf:li>
+   <rdf:li rdf:parseType="Resource"><Container:Item
+     Item:Semantic="GainMap" Item:Mime="image/jpeg" Item:Length="{gain_map_bytes}"/></rdf:li>
+   <rdf:li rdf:parseType="Resource"><Container:Item
+     Item:Semantic="MotionPhoto" Item:Mime="video/mp4" Item:Length="{len(VIDEO)}"/></rdf:li>
+  </rdf:Seq></Container:Directory>
+  <dc:title>A café at night</dc:title>
+ </rdf:Description>
+</rdf:RDF></x:xmpmeta>
+<?xpacket end="w"?>""".encode()
+
+
+def gain_map(size: tuple[int, int]) -> bytes:
+    """Return a gain map as Ultra HDR 1.1 stores it: a JPEG of its own, with the parameters in its XMP."""
+    xmp = f"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF
+ xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description xmlns:hdrgm="{_HDRGM}"
+ hdrgm:Version="1.0" hdrgm:GainMapMax="2.3" hdrgm:HDRCapacityMax="2.3"/></rdf:RDF></x:xmpmeta>"""
+    data = encoded(natural(size, "L"), "JPEG")
+    return with_segment(with_segment(data, 0xE2, ISO_GAIN_MAP + bytes(20)), 0xE1, XMP + xmp.encode())
+
+
+def _picture_index(primary_bytes: int, gain_map_bytes: int, gain_map_offset: int) -> bytes:
+    """Return the index of two pictures (CIPA DC-007, 5.2): version, their number, an entry for each."""
+    return b"MPF\0" + struct.pack(
+        ">2sHIH HHI4s HHII HHII I IIIHH IIIHH",
+        *(b"MM", 42, 8, 3),
+        *(0xB000, 7, 4, b"0100", 0xB001, 4, 1, 2, 0xB002, 7, 32, 50, 0),
+        *(0x030000, primary_bytes, 0, 0, 0),
+        *(0, gain_map_bytes, gain_map_offset, 0, 0),
+    )
+
+
+def ultra_hdr(plain: bytes, exif: bytes = b"") -> bytes:
+    """Put a gain map and a video behind a JPEG, and into it what tells of them."""
+    extra = gain_map((32, 24))
+
+    def primary(length: int, offset: int) -> bytes:
+        data = with_segment(plain, 0xE2, ISO_GAIN_MAP + bytes(4))
+        data = with_segment(data, 0xE2, _picture_index(length, len(extra), offset))
+        data = with_segment(data, 0xE1, XMP + directory_xmp(len(extra)))
+        return with_exif(data, exif) if exif else data
+
+    sketch = primary(0, 0)
+    origin = sketch.index(b"MPF\0") + 4  # offsets count from the TIFF header
+    return primary(len(sketch), len(sketch) - origin) + extra + VIDEO
 
 
 # --- PNG and APNG ---------------------------------------------------------------------------------

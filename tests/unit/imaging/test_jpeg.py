@@ -5,15 +5,30 @@ from __future__ import annotations
 import io
 import re
 import struct
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
 
 import pytest
-from PIL import Image, ImageCms, JpegImagePlugin
+from PIL import Image, ImageCms, JpegImagePlugin, MpoImagePlugin
 from support import pictures
 from support.oracle import OPERATIONS, ORIENTATIONS, Grid, expected, grid_of, jpeg_segments, psnr
-from support.pictures import encoded, exif_block, natural, processed, with_exif, with_segment
+from support.pictures import (
+    encoded,
+    exif_block,
+    gain_map,
+    natural,
+    orientation_only,
+    processed,
+    ultra_hdr,
+    with_exif,
+    with_segment,
+)
 
 from server.errors import DamagedImage, UnsupportedImage
 from server.imaging.codec import Format
+
+if TYPE_CHECKING:
+    from server.imaging.pipeline import ImagePath
 
 SIZE = (128, 96)
 CROOKED = (123, 93)  # no multiple of any MCU
@@ -258,6 +273,69 @@ def test_a_phone_s_multi_picture_file_is_a_jpeg() -> None:
         assert ours.result.format is Format.JPEG, operation
         assert ours.image.format == "JPEG", operation
         assert psnr(grid_of(ours.image), expected(stored, operation)) > 40, operation
+
+
+def test_the_file_of_a_gain_map_and_a_video_is_what_it_says() -> None:
+    """The next tests are worth nothing if their source is not a real one."""
+    data = ultra_hdr(encoded(natural(SIZE), "JPEG"), orientation_only(6))
+    pair = MpoImagePlugin.MpoImageFile(
+        io.BytesIO(data)
+    )  # `Image.open` takes an Ultra HDR file for a plain one
+    assert pair.n_frames == 2
+    pair.seek(1)
+    assert pair.size == (32, 24)
+    (length,) = re.findall(rb'GainMap"[^/]*/jpeg" Item:Length="(\d+)"', data)
+    assert data.endswith(gain_map((32, 24)) + pictures.VIDEO)
+    assert int(length) == len(gain_map((32, 24)))
+
+
+#: What of `directory_xmp` is no word of others, and what is.
+KEPT_WORDS = ("<dc:title>A café at night</dc:title>".encode(), b"""dc:source='a "b" > c'""")
+COMPANION_WORDS = (b"hdrgm", b"hdr-gain-map", b"GainMap", b"Container", b"MotionPhoto", b"21496", b"MPF\0")
+
+
+@pytest.mark.parametrize(
+    ("path", "orientation"),
+    [("lossless", 1), ("lossless", 6), ("coefficients", 1), ("pixels", 1), ("pixels", 6)],
+)
+def test_of_a_gain_map_and_a_video_no_word_is_left(path: ImagePath, orientation: int) -> None:
+    stored = {"lossless": (128, 96), "coefficients": (136, 104), "pixels": (123, 93)}[path]
+    plain = encoded(natural(stored), "JPEG", quality=90, subsampling="4:2:0")
+    data = ultra_hdr(plain, orientation_only(orientation))
+    for operation in ("flip", "flop") if path == "coefficients" else OPERATIONS:
+        ours = processed(data, operation, path=None if path == "coefficients" else path)
+        case = path, orientation, operation
+        assert ours.result.path == path, case
+        assert ours.image.format == "JPEG", case
+        assert not [word for word in COMPANION_WORDS if word in ours.data], case
+        assert ours.data.endswith(b"\xff\xd9"), case
+        assert len(re.findall(b"\xff\xd8", ours.data)) == 1, case
+        (xmp,) = payloads(ours.data, 0xE1, pictures.XMP)
+        ET.fromstring(xmp[len(pictures.XMP) :])  # noqa: S314 - our own
+        assert all(word in xmp for word in KEPT_WORDS), case
+        wanted = expected(grid_of(opened(plain)), operation, orientation)
+        assert psnr(grid_of(ours.image), wanted) > 40, case
+
+
+@pytest.mark.parametrize("form", [Format.PNG, Format.WEBP, Format.TIFF, Format.AVIF])
+def test_another_format_says_nothing_of_a_gain_map_or_a_video(form: Format) -> None:
+    plain = encoded(natural(SIZE), "JPEG", quality=90)
+    ours = processed(ultra_hdr(plain, orientation_only(6)), "rotate-90", output=form, quality=95)
+    assert getattr(ours.image, "n_frames", 1) == 1
+    assert not [word for word in COMPANION_WORDS if word in ours.data]
+    assert all(word in ours.data for word in KEPT_WORDS)
+    assert psnr(grid_of(ours.image.convert("RGB")), expected(grid_of(opened(plain)), "rotate-90", 6)) > 30
+
+
+def test_an_xmp_extension_goes_when_it_holds_a_depth_map_and_stays_otherwise() -> None:
+    """It would show the depth of the picture before the turn, as a thumbnail does."""
+    depth = b"xmlns:GDepth='http://ns.google.com/photos/1.0/depthmap/' GDepth:Data='/9j/4AAQ'"
+    for text, is_kept in ((depth, False), (b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>", True)):
+        data = encoded(natural(SIZE), "JPEG")
+        for offset in (40, 0):  # in two parts, cut in the middle of a name
+            header = pictures.XMP_EXTENSION + b"0" * 32 + struct.pack(">II", len(text), offset)
+            data = with_segment(data, 0xE1, header + (text[offset:] if offset else text[:40]))
+        assert bool(payloads(processed(data, "flip").data, 0xE1, pictures.XMP_EXTENSION)) == is_kept
 
 
 def test_sampling_4_2_2_never_becomes_coarser() -> None:

@@ -13,6 +13,7 @@ from server.imaging.metadata import (
     orientation_of,
     upright_exif,
     upright_xmp,
+    without_companions,
     without_orientation,
     without_thumbnails,
 )
@@ -142,6 +143,44 @@ def test_an_orientation_can_be_taken_out(order: str) -> None:
 )
 def test_xmp_says_upright_and_is_as_long_as_before(before: bytes, after: bytes) -> None:
     assert upright_xmp(before) == after
+
+
+HDRGM = b"xmlns:h='http://ns.adobe.com/hdr-gain-map/1.0/'"
+CAMERA = b"xmlns:c='http://ns.google.com/photos/1.0/camera/'"
+
+
+@pytest.mark.parametrize(
+    ("before", "kept"),
+    [
+        (b"<a><b x='1' %s h:Version='1.0' y='2'/></a>" % HDRGM, b"<a><b x='1' y='2'/></a>"),
+        (b"<a %s><h:Version>1.0</h:Version><b>c</b></a>" % HDRGM, b"<a><b>c</b></a>"),
+        (b"<a %s><h:A/><b/><h:B h:c='/>'/>d</a>" % HDRGM, b"<a><b/>d</a>"),
+        (b"<a %s><h:A><h:A>b</h:A><c/></h:A >d</a>\n\0" % HDRGM, b"<a>d</a>\n\0"),
+        (b"<a %s c:MicroVideo = '1' c:Other='2'/>" % CAMERA, b"<a %s c:Other='2'/>" % CAMERA),
+        (b"<a %s><c:MotionPhoto>1</c:MotionPhoto></a>" % CAMERA, b"<a %s></a>" % CAMERA),
+        (b"<a xmlns:o='urn:o' o:OLiveMotionPhoto='1'/>", b"<a xmlns:o='urn:o'/>"),
+        (b"<a xmlns='http://ns.google.com/photos/dd/1.0/device/'>b</a>", b""),
+    ],
+)
+def test_xmp_loses_what_speaks_of_companions_and_nothing_else(before: bytes, kept: bytes) -> None:
+    after = without_companions(before)
+    assert len(after) == len(before)
+    assert after.replace(b" ", b"") == kept.replace(b" ", b"")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b"<a %s><h:Version>1.0</a>" % HDRGM,
+        b"<!DOCTYPE a [<!ENTITY h '1.0'>]><a %s h:Version='&h;'/>" % HDRGM,
+        b"<a><!-- %s --></a>" % HDRGM,
+        b"<a %s b='\xff'/>" % HDRGM,
+        b"h:MotionPhoto",
+    ],
+)
+def test_odd_xmp_that_speaks_of_companions_is_dropped(odd: bytes) -> None:
+    assert without_companions(odd) == b""
+    assert without_companions(b"<a>odd") == b"<a>odd"
 
 
 def resource(number: int, name: bytes, data: bytes) -> bytes:
