@@ -265,7 +265,7 @@ class _LonePacket:
             return
         names = iter(attributes[::2])
         for attribute in stored:
-            is_declaration = attribute[1].startswith(b"xmlns")
+            is_declaration = attribute[1].partition(b":")[0] == b"xmlns"
             if _COMPANION.search(attribute[2] if is_declaration else next(names).encode()):
                 self._blank(*attribute.span())
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import re
 import struct
+import subprocess
+from os import environ
+from shutil import which
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
@@ -315,6 +318,16 @@ def test_of_a_gain_map_and_a_video_no_word_is_left(path: ImagePath, orientation:
         assert all(word in xmp for word in KEPT_WORDS), case
         wanted = expected(grid_of(opened(plain)), operation, orientation)
         assert psnr(grid_of(ours.image), wanted) > 40, case
+
+
+@pytest.mark.skipif(
+    which("jpegtran") is None and "CI" not in environ, reason="needs libjpeg-turbo-progs, for jpegtran"
+)
+def test_the_primary_picture_is_the_one_that_jpegtran_finds() -> None:
+    data = ultra_hdr(encoded(natural(SIZE), "JPEG", quality=90))
+    command = ("jpegtran", "-perfect", "-copy", "none", "-flip", "vertical")
+    theirs = subprocess.run(command, input=data, capture_output=True, check=True, timeout=60).stdout
+    assert processed(data, "flip", path="lossless").image.tobytes() == opened(theirs).tobytes()
 
 
 @pytest.mark.parametrize("form", [Format.PNG, Format.WEBP, Format.TIFF, Format.AVIF])
