@@ -159,6 +159,7 @@ CAMERA = b"xmlns:c='http://ns.google.com/photos/1.0/camera/'"
         (b"<a %s c:MicroVideo = '1' c:Other='2'/>" % CAMERA, b"<a %s c:Other='2'/>" % CAMERA),
         (b"<a %s><c:MotionPhoto>1</c:MotionPhoto></a>" % CAMERA, b"<a %s></a>" % CAMERA),
         (b"\xef\xbb\xbf<a %s xmlnso='' h:A='' b='c'/>" % HDRGM, b"\xef\xbb\xbf<a xmlnso='' b='c'/>"),
+        (b"<a %s >b='' h:A='1'</a>" % HDRGM, b"<a>b='' h:A='1'</a>"),
         (b"<a xmlns:o='urn:o' o:OLiveMotionPhoto='1'/>", b"<a xmlns:o='urn:o'/>"),
         (b"<a xmlns='http://ns.google.com/photos/dd/1.0/device/'>b</a>", b""),
     ],
