@@ -5,7 +5,8 @@ Mirroring an 8x8 block only changes the sign of the coefficients with an odd fre
 the code of a coefficient with the other sign has its extra bits inverted and its length unchanged. So where
 rows stay rows (`walk`, `predict`, `write`) the bits of all AC coefficients are copied, some of them inverted,
 and only DC differences are coded anew, because each block has another predecessor.
-Components whose edge is within a block are decoded (`unpack`), mixed (`mirror`) and coded (`pack`) in between.
+In between, components whose edge is within a block are decoded (`unpack`), mixed (`mirror`) and coded
+(`pack`).
 Where rows become columns, everything is decoded (`decode`) and coded (`encode`).
 
 Written in Cython's pure-Python mode and compiled by `setup.py`, with the checks of all indices kept: what
@@ -287,6 +288,7 @@ def _begin(
 
 @cython.cfunc
 @cython.nogil
+@cython.inline
 @cython.exceptval(check=False)
 def _restart(
     reader: cython.pointer[_Reader],
@@ -332,25 +334,33 @@ def _extra(value: cython.int, size: cython.int) -> cython.uint:
 def _emit(
     writer: cython.pointer[_Writer], bits: cython.ulonglong, length: cython.int, room: cython.uchar[::1]
 ) -> cython.int:
-    """Write at most 32 bits, as soon as they are four bytes, each 0xFF followed by a zero (B.1.1.5)."""
-    word: cython.uint
-    i: cython.int
+    """Write at most 32 bits, as soon as they are four bytes."""
     writer.out = writer.out << length | bits
     writer.pending += length
-    if writer.pending < 32:
-        return 0
-    writer.pending -= 32
-    word = cython.cast(cython.uint, writer.out >> writer.pending)
-    if not _has_ff(word):
-        room[writer.written] = word >> 24
-        room[writer.written + 1] = word >> 16 & 255
-        room[writer.written + 2] = word >> 8 & 255
-        room[writer.written + 3] = word & 255
-        writer.written += 4
-        return 0
-    for i in range(24, -8, -8):
-        writer.written = _put(word >> i & 255, room, writer.written)
+    if writer.pending >= 32:
+        writer.pending -= 32
+        writer.written = _put_word(
+            cython.cast(cython.uint, writer.out >> writer.pending), room, writer.written
+        )
     return 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.inline
+@cython.exceptval(-1)
+def _put_word(word: cython.uint, room: cython.uchar[::1], written: cython.Py_ssize_t) -> cython.Py_ssize_t:
+    """Write four bytes, each 0xFF followed by a zero (B.1.1.5)."""
+    i: cython.int
+    if not _has_ff(word):
+        room[written] = word >> 24
+        room[written + 1] = word >> 16 & 255
+        room[written + 2] = word >> 8 & 255
+        room[written + 3] = word & 255
+        return written + 4
+    for i in range(24, -8, -8):
+        written = _put(word >> i & 255, room, written)
+    return written
 
 
 @cython.cfunc

@@ -1,4 +1,4 @@
-"""What all turns of a JPEG by its coefficients share: how blocks change places, and what to do if they do not fit.
+"""What all turns of a JPEG by its coefficients share: how blocks change places, and what to do if none fits.
 
 Source for moving samples against the blocks without decoding these: S.-F. Chang and D. G. Messerschmitt,
 "Manipulation and compositing of MC-DCT compressed video", IEEE JSAC 13(1), 1995, section III.
@@ -6,7 +6,7 @@ Source for moving samples against the blocks without decoding these: S.-F. Chang
 
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import product
 from math import cos, pi, sqrt
@@ -85,7 +85,8 @@ class Axes(NamedTuple):
         Args:
             component: the component.
             place: says where the block of a row and a column is.
-            row, column: of the block in the first MCU.
+            row: of the block in the first MCU.
+            column: of it.
         """
         across, down = component.across, component.down
         first = place(self.down.source(row), self.across.source(column))
@@ -192,16 +193,15 @@ class Plane(NamedTuple):
             old[:], used[:] = memoryview(new), memoryview(now_used)
 
 
-def planes_of(scan: Scan, axes: Mapping[int, Axes], components: Iterable[Component]) -> list[Plane]:
+def planes_of(scan: Scan, axes: Mapping[int, Axes], components: Sequence[Component]) -> list[Plane]:
     """Planes of zeros for components of a scan, one behind the other."""
-    coefficients, used = array("h"), array("Q")
-    planes = []
-    for component in components:
-        rows, columns = scan.down * component.down, scan.across * component.across
-        both = axes[component.number]
-        planes.append(Plane(component, both, rows, columns, len(coefficients), coefficients, used))
-        used.extend(array("Q", [0]) * (rows * columns))
-        coefficients.extend(array("h", [0]) * (rows * columns * BLOCK))
+    sizes = [(scan.down * component.down, scan.across * component.across) for component in components]
+    blocks = sum(rows * columns for rows, columns in sizes)
+    coefficients, used = array("h", [0]) * (blocks * BLOCK), array("Q", [0]) * blocks
+    planes, start = [], 0
+    for component, (rows, columns) in zip(components, sizes, strict=True):
+        planes.append(Plane(component, axes[component.number], rows, columns, start, coefficients, used))
+        start += rows * columns * BLOCK
     return planes
 
 
@@ -233,7 +233,10 @@ class Turn(ABC):
 
     @abstractmethod
     def pieces(self, *, strip: bool) -> Iterator[bytes | memoryview]:
-        """The file of the turned picture, with its metadata as it shall be; each piece is good for a moment."""
+        """The file of the turned picture, with its metadata as it shall be.
+
+        Each piece is good until the next one is asked for.
+        """
 
 
 @cache

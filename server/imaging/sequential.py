@@ -401,7 +401,8 @@ def coded(code: Callable[..., int], across: int, down: int, *more: object) -> It
 
     Args:
         code: its function.
-        across, down: MCUs in a row, and rows.
+        across: MCUs in a row.
+        down: how many rows.
         more: the function's other arguments.
 
     Raises:
