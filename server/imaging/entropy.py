@@ -59,8 +59,7 @@ for _i in range(1, 2048):
     _SIZE_OF[_i] = _SIZE_OF[_i >> 1] + 1
 
 # Where the reading of a scan stands: the next bits, the first one highest; how many there are, and how many
-# of these stand behind the data; the next byte; the next restart marker, and how many MCUs there are to it;
-# the last DC coefficient of each component.
+# of these stand behind the data; the next byte; the next restart marker, and how many MCUs there are to it.
 _Reader = cython.struct(
     reg=cython.ulonglong,
     held=cython.int,
@@ -68,7 +67,6 @@ _Reader = cython.struct(
     position=cython.Py_ssize_t,
     restart=cython.uint,
     until_restart=cython.Py_ssize_t,
-    predicted=cython.int[4],
 )
 
 # Where writing stands: bits that are no whole word yet, how many of them there are, and how many bytes are
@@ -276,14 +274,17 @@ def _fill(
 @cython.inline
 @cython.exceptval(check=False)
 def _begin(
-    reader: cython.pointer[_Reader], start: cython.Py_ssize_t, interval: cython.Py_ssize_t
+    reader: cython.pointer[_Reader],
+    predicted: cython.p_int,
+    start: cython.Py_ssize_t,
+    interval: cython.Py_ssize_t,
 ) -> cython.void:
     """Stand at the start of a scan, or behind a restart marker."""
     reader.reg = 0
     reader.held = reader.made_up = 0
     reader.position = start
     reader.until_restart = interval
-    reader.predicted[0] = reader.predicted[1] = reader.predicted[2] = reader.predicted[3] = 0
+    predicted[0] = predicted[1] = predicted[2] = predicted[3] = 0
 
 
 @cython.cfunc
@@ -292,6 +293,7 @@ def _begin(
 @cython.exceptval(check=False)
 def _restart(
     reader: cython.pointer[_Reader],
+    predicted: cython.p_int,
     data: cython.const[cython.uchar][::1],
     end: cython.Py_ssize_t,
     interval: cython.Py_ssize_t,
@@ -303,7 +305,7 @@ def _restart(
     if position + 1 >= end or data[position] != 0xFF or data[position + 1] != reader.restart:
         return _BAD_RESTART
     reader.restart = 0xD0 | (reader.restart + 1) & 7
-    _begin(reader, position + 2, interval)
+    _begin(reader, predicted, position + 2, interval)
     return 0
 
 
@@ -377,32 +379,29 @@ def _put(byte: cython.uchar, room: cython.uchar[::1], written: cython.Py_ssize_t
 
 @cython.cfunc
 @cython.nogil
-@cython.inline
 @cython.exceptval(-1)
-def _finish(writer: cython.pointer[_Writer], room: cython.uchar[::1]) -> cython.int:
+def _finish(
+    out: cython.ulonglong, pending: cython.int, room: cython.uchar[::1], written: cython.Py_ssize_t
+) -> cython.Py_ssize_t:
     """Write what is pending and fill its last byte with ones (F.1.2.3)."""
-    writer.out = writer.out << 7 | 0x7F
-    writer.pending += 7
-    while writer.pending >= 8:
-        writer.pending -= 8
-        writer.written = _put(writer.out >> writer.pending & 255, room, writer.written)
-    writer.pending = 0
-    return 0
+    out = out << 7 | 0x7F
+    pending += 7
+    while pending >= 8:
+        pending -= 8
+        written = _put(out >> pending & 255, room, written)
+    return written
 
 
 @cython.cfunc
 @cython.nogil
-@cython.inline
 @cython.exceptval(-1)
 def _mark_restart(
-    writer: cython.pointer[_Writer], number: cython.Py_ssize_t, room: cython.uchar[::1]
-) -> cython.int:
-    """Write what is pending, and a restart marker."""
-    _finish(writer, room)
-    room[writer.written] = 0xFF
-    room[writer.written + 1] = 0xD0 | number & 7
-    writer.written += 2
-    return 0
+    number: cython.Py_ssize_t, room: cython.uchar[::1], written: cython.Py_ssize_t
+) -> cython.Py_ssize_t:
+    """Write a restart marker (B.1.1.3)."""
+    room[written] = 0xFF
+    room[written + 1] = 0xD0 | number & 7
+    return written + 2
 
 
 @cython.ccall
@@ -443,6 +442,7 @@ def walk(
         How many bits there are in `ac`, or what is wrong.
     """
     reader: _Reader
+    predicted: cython.int[4]
     fault: cython.int
     out: cython.ulonglong = 0
     copied: cython.Py_ssize_t = 0  # bits
@@ -462,12 +462,12 @@ def walk(
     seen: cython.uint
     first: cython.uint
     with cython.nogil:
-        _begin(cython.address(reader), start, interval)
+        _begin(cython.address(reader), predicted, start, interval)
         reader.restart = 0xD0
         for mcu in range(across * down):
             if interval:
                 if reader.until_restart == 0:
-                    fault = _restart(cython.address(reader), data, end, interval)
+                    fault = _restart(cython.address(reader), predicted, data, end, interval)
                     if fault:
                         return fault
                 reader.until_restart -= 1
@@ -490,10 +490,10 @@ def walk(
                 reader.held -= length + size
                 if size and difference < 1 << (size - 1):
                     difference -= (1 << size) - 1
-                difference += reader.predicted[component]
+                difference += predicted[component]
                 if difference > 32767 or difference < -32768:
                     return _OUT_OF_RANGE
-                reader.predicted[component] = difference
+                predicted[component] = difference
                 dc[block] = difference
                 starts[block] = cython.cast(cython.uint, copied)
                 block += 1
@@ -832,7 +832,9 @@ def write(
         x = mcu - y * across
         while mcu < mcus and writer.written + most <= room.shape[0]:
             if interval and mcu and mcu % interval == 0:
-                _mark_restart(cython.address(writer), mcu // interval - 1, room)
+                writer.written = _finish(writer.out, writer.pending, room, writer.written)
+                writer.pending = 0
+                writer.written = _mark_restart(mcu // interval - 1, room, writer.written)
             for unit in range(units):
                 size = differences[block] >> 16
                 code = codes[256 * layout[3 * unit + 1] + size]
@@ -865,7 +867,7 @@ def write(
                 x = 0
                 y += 1
         if mcu == mcus and mcu > state[0]:
-            _finish(cython.address(writer), room)
+            writer.written = _finish(writer.out, writer.pending, room, writer.written)
         state[0] = mcu
         state[1] = writer.out
         state[2] = writer.pending
@@ -906,6 +908,7 @@ def decode(
         0, or what is wrong.
     """
     reader: _Reader
+    predicted: cython.int[4]
     fault: cython.int
     x: cython.Py_ssize_t
     y: cython.Py_ssize_t
@@ -923,13 +926,13 @@ def decode(
     size: cython.int
     seen: cython.uint
     with cython.nogil:
-        _begin(cython.address(reader), start, interval)
+        _begin(cython.address(reader), predicted, start, interval)
         reader.restart = 0xD0
         for y in range(down):
             for x in range(across):
                 if interval:
                     if reader.until_restart == 0:
-                        fault = _restart(cython.address(reader), data, end, interval)
+                        fault = _restart(cython.address(reader), predicted, data, end, interval)
                         if fault:
                             return fault
                     reader.until_restart -= 1
@@ -961,10 +964,10 @@ def decode(
                         if seen == 0:
                             if entry & 0xF0:
                                 return _OUT_OF_RANGE
-                            value += reader.predicted[component]
+                            value += predicted[component]
                             if value > 32767 or value < -32768:
                                 return _OUT_OF_RANGE
-                            reader.predicted[component] = value
+                            predicted[component] = value
                             coefficients[place] = value
                             table = layout[3 * unit + 2]
                             seen = 1
@@ -1043,12 +1046,13 @@ def mirror(
     frequency: cython.int
     other: cython.int
     value: cython.float
-    scaled: cython.float
     rounded: cython.int
     most: cython.int
     bits: cython.ulonglong
     # Makes what is cut off a number that is not less than 0, so that it is rounded to the nearest.
     half: cython.float = 16384.5
+    # Sums of 16 such numbers are within what an integer holds. Only coefficients above 1024 exceed it.
+    limit: cython.float = 1 << 26
     with cython.nogil:
         for i in range(192):
             mixture[i] = cython.cast(cython.float, matrices[i])
@@ -1071,6 +1075,8 @@ def mirror(
                         i = _lowest(bits)
                         bits &= bits - 1
                         value = old[place + i] * step[i]
+                        if value > limit or value < -limit:
+                            return False
                         frequency = matrix + 8 * (slot[i] & 7)
                         other = slot[i] & 56
                         for v in range(8):
@@ -1079,11 +1085,7 @@ def mirror(
                 bits = 0
                 most = 0
                 for i in range(64):
-                    scaled = sums[slot[i]] * inverse[i]
-                    # Nonsense may be more than an integer holds.
-                    scaled = scaled if scaled < 8192 else 8192
-                    scaled = scaled if scaled > -8192 else -8192
-                    rounded = cython.cast(cython.int, scaled + half) - 16384
+                    rounded = cython.cast(cython.int, sums[slot[i]] * inverse[i] + half) - 16384
                     most |= rounded + 1024
                     new[place + i] = rounded
                     bits |= cython.cast(cython.ulonglong, rounded != 0) << i
@@ -1122,7 +1124,10 @@ def encode(
     Returns:
         How many bytes were written, or what is wrong.
     """
-    writer: _Writer
+    # Variables, and no writer: that would cost 5 %, for so many calls are not compiled in place.
+    out: cython.ulonglong = state[1]
+    pending: cython.int = cython.cast(cython.int, state[2])
+    written: cython.Py_ssize_t = 0
     mcu: cython.Py_ssize_t = state[0]
     mcus: cython.Py_ssize_t = across * down
     units: cython.Py_ssize_t = layout.shape[0] // 3
@@ -1145,16 +1150,15 @@ def encode(
     is_real: cython.bint
     last: cython.int[4]
     with cython.nogil:
-        writer.out = state[1]
-        writer.pending = cython.cast(cython.int, state[2])
-        writer.written = 0
         for k in range(4):
             last[k] = cython.cast(cython.int, state[3 + k])
-        while mcu < mcus and writer.written + most <= room.shape[0]:
+        while mcu < mcus and written + most <= room.shape[0]:
             y = mcu // across
             x = mcu - y * across
             if interval and mcu and mcu % interval == 0:
-                _mark_restart(cython.address(writer), mcu // interval - 1, room)
+                written = _finish(out, pending, room, written)
+                pending = 0
+                written = _mark_restart(mcu // interval - 1, room, written)
                 last[0] = last[1] = last[2] = last[3] = 0
             for unit in range(units):
                 component = layout[3 * unit]
@@ -1170,12 +1174,11 @@ def encode(
                 code = codes[256 * layout[3 * unit + 1] + size]
                 if code == 0:
                     return _NO_CODE
-                _emit(
-                    cython.address(writer),
-                    (code & 0xFFFF) << size | _extra(value, size),
-                    (code >> 16) + size,
-                    room,
-                )
+                out = (out << (code >> 16) | code & 0xFFFF) << size | _extra(value, size)
+                pending += (code >> 16) + size
+                if pending >= 32:
+                    pending -= 32
+                    written = _put_word(cython.cast(cython.uint, out >> pending), room, written)
                 table = 256 * layout[3 * unit + 2]
                 left = used[place >> 6] & ~cython.cast(cython.ulonglong, 1) if is_real else 0
                 last_number = 0
@@ -1189,7 +1192,11 @@ def encode(
                         code = codes[table + 0xF0]
                         if code == 0:
                             return _NO_CODE
-                        _emit(cython.address(writer), code & 0xFFFF, code >> 16, room)
+                        out = out << (code >> 16) | code & 0xFFFF
+                        pending += code >> 16
+                        if pending >= 32:
+                            pending -= 32
+                            written = _put_word(cython.cast(cython.uint, out >> pending), room, written)
                         run -= 16
                     size = _size_of(value, 1023)
                     if size < 0:
@@ -1197,23 +1204,26 @@ def encode(
                     code = codes[table + (run << 4 | size)]
                     if code == 0:
                         return _NO_CODE
-                    _emit(
-                        cython.address(writer),
-                        (code & 0xFFFF) << size | _extra(value, size),
-                        (code >> 16) + size,
-                        room,
-                    )
+                    out = (out << (code >> 16) | code & 0xFFFF) << size | _extra(value, size)
+                    pending += (code >> 16) + size
+                    if pending >= 32:
+                        pending -= 32
+                        written = _put_word(cython.cast(cython.uint, out >> pending), room, written)
                 if last_number < 63:
                     code = codes[table]
                     if code == 0:
                         return _NO_CODE
-                    _emit(cython.address(writer), code & 0xFFFF, code >> 16, room)
+                    out = out << (code >> 16) | code & 0xFFFF
+                    pending += code >> 16
+                    if pending >= 32:
+                        pending -= 32
+                        written = _put_word(cython.cast(cython.uint, out >> pending), room, written)
             mcu += 1
         if mcu == mcus and mcu > state[0]:
-            _finish(cython.address(writer), room)
+            written = _finish(out, pending, room, written)
         state[0] = mcu
-        state[1] = writer.out
-        state[2] = writer.pending
+        state[1] = out
+        state[2] = pending
         for k in range(4):
             state[3 + k] = last[k]
-    return writer.written
+    return written
