@@ -435,7 +435,7 @@ def test_a_table_needs_no_code_for_an_empty_block(operation: Operation, *, is_wh
     # is within an MCU, blocks to fill it would have to be empty.
     width, height = (32, 32) if is_whole else (24, 32)
     parts = [
-        (0xDB, b"\0" + bytes([1] * 64)),
+        (0xDB, b"\0" + bytes([8] * 64)),
         (0xC0, b"\x08" + bytes([0, height, 0, width]) + b"\x03\x01\x22\0\x02\x11\0\x03\x11\0"),
         (0xC4, b"\0\1" + bytes(15) + b"\0"),
         (0xC4, b"\x10\1" + bytes(15) + b"\x01"),
@@ -450,7 +450,7 @@ def test_a_table_needs_no_code_for_an_empty_block(operation: Operation, *, is_wh
         return
     sink = BytesIO()
     process(BytesIO(jpeg), sink, Recipe(operation), GENEROUS)
-    assert fidelity_db(sink.getvalue(), jpeg, TURNS[operation][1]) > 1e4  # 40 dB
+    assert fidelity_db(sink.getvalue(), jpeg, TURNS[operation][1]) > 3e3  # 35 dB
 
 
 @needs_jpegtran
