@@ -172,6 +172,13 @@ def as_data(source: Source) -> Data:
     return source.read()
 
 
+def write_whole(sink: Sink, piece: bytes | memoryview) -> None:
+    """Write all of it, or raise: a raw file takes less than it is given where room runs out, and says so."""
+    rest = memoryview(piece)
+    while rest:
+        rest = rest[sink.write(rest) :]
+
+
 def sniff(data: Data) -> Format:
     """Tell the format from the first bytes; names and headers are never looked at.
 

@@ -1,10 +1,13 @@
 # cython: language_level=3, boundscheck=True, wraparound=False, cdivision=True, initializedcheck=False
-"""The entropy-coded data of a sequential JPEG: walked once, then written in another order.
+"""The entropy-coded data of a sequential JPEG: copied in another order, or decoded, mirrored and coded anew.
 
 Mirroring an 8x8 block only changes the sign of the coefficients with an odd frequency in that direction, and
-the code of a coefficient with the other sign has its extra bits inverted and its length unchanged. So the
-bits of all AC coefficients are copied, some of them inverted, and only DC differences are coded anew, because
-each block has another predecessor.
+the code of a coefficient with the other sign has its extra bits inverted and its length unchanged. So where
+rows stay rows (`walk`, `predict`, `write`) the bits of all AC coefficients are copied, some of them inverted,
+and only DC differences are coded anew, because each block has another predecessor.
+In between, components whose edge is within a block are decoded (`unpack`), mixed (`mirror`) and coded
+(`pack`).
+Where rows become columns, everything is decoded (`decode`) and coded (`encode`).
 
 Written in Cython's pure-Python mode and compiled by `setup.py`, with the checks of all indices kept: what
 comes in here is from strangers.
@@ -14,20 +17,25 @@ Source: ITU-T T.81, annexes C (Huffman tables) and F.1.2, F.2.2 (sequential codi
 
 import cython
 
-#: What `walk` returns when the data ends before the picture does, and what is wrong when it returns another
-#: number below 0.
-ENDS_EARLY = -1
-FAULTS = {
-    -2: "a code that is in no table",
-    -3: "a coefficient out of range",
-    -4: "a restart marker out of place",
-    -5: "data behind the last block",
-}
 _ENDS_EARLY = cython.declare(cython.int, -1)
 _UNKNOWN_CODE = cython.declare(cython.int, -2)
 _OUT_OF_RANGE = cython.declare(cython.int, -3)
 _BAD_RESTART = cython.declare(cython.int, -4)
 _SURPLUS = cython.declare(cython.int, -5)
+_TOO_LARGE = cython.declare(cython.int, -6)
+_NO_CODE = cython.declare(cython.int, -7)
+_NO_ROOM = cython.declare(cython.int, -8)
+
+#: What is returned when the data ends before the picture does, when a table has no code for a symbol, and
+#: when there is no room for more bits. Every other number below 0 is a fault of the file.
+ENDS_EARLY, NO_CODE, NO_ROOM = _ENDS_EARLY, _NO_CODE, _NO_ROOM
+FAULTS = {
+    _UNKNOWN_CODE: "a code that is in no table",
+    _OUT_OF_RANGE: "a coefficient out of range",
+    _BAD_RESTART: "a restart marker out of place",
+    _SURPLUS: "data behind the last block",
+    _TOO_LARGE: "a coefficient that becomes too large",
+}
 
 # How many bits the fast tables look at.
 _FAST_BITS = cython.declare(cython.int, 11)
@@ -35,6 +43,35 @@ _ENTRIES = cython.declare(cython.int, 2048)
 
 # Behind the last coefficient: where the walk over a block stands after its end-of-block code.
 _END_OF_BLOCK = cython.declare(cython.int, 128)
+
+# Which bit is set in a power of two, by the highest 6 bits of its product with a sequence of de Bruijn.
+_SEQUENCE = cython.declare(cython.ulonglong, 0x03F79D71B4CB0A89)
+_NUMBER_OF = cython.declare(cython.uchar[64])
+
+# How many extra bits a number takes, by its amount (tables F.1 and F.2).
+_SIZE_OF = cython.declare(cython.uchar[2048])
+
+_i = cython.declare(cython.int)
+for _i in range(64):
+    _NUMBER_OF[(cython.cast(cython.ulonglong, 1) << _i) * _SEQUENCE >> 58] = _i
+_SIZE_OF[0] = 0
+for _i in range(1, 2048):
+    _SIZE_OF[_i] = _SIZE_OF[_i >> 1] + 1
+
+# Where the reading of a scan stands: the next bits, the first one highest; how many there are, and how many
+# of these stand behind the data; the next byte; the next restart marker, and how many MCUs there are to it.
+_Reader = cython.struct(
+    reg=cython.ulonglong,
+    held=cython.int,
+    made_up=cython.int,
+    position=cython.Py_ssize_t,
+    restart=cython.uint,
+    until_restart=cython.Py_ssize_t,
+)
+
+# Where writing stands: bits that are no whole word yet, how many of them there are, and how many bytes are
+# written.
+_Writer = cython.struct(out=cython.ulonglong, pending=cython.int, written=cython.Py_ssize_t)
 
 
 @cython.ccall
@@ -177,19 +214,210 @@ def _long_code(
     return 0
 
 
+@cython.cfunc
+@cython.nogil
+@cython.inline
+@cython.exceptval(check=False)
+def _lowest(bits: cython.ulonglong) -> cython.int:
+    """The number of the lowest bit that is set."""
+    return _NUMBER_OF[(bits & -bits) * _SEQUENCE >> 58]
+
+
+@cython.cfunc
+@cython.nogil
+@cython.inline
+@cython.exceptval(check=False)
+def _has_ff(word: cython.uint) -> cython.bint:
+    """Whether one of four bytes is 0xFF."""
+    ones: cython.uint = 0x01010101
+    return (~word - ones) & word & (ones << 7) != 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.inline
+@cython.exceptval(-1)
+def _fill(
+    reader: cython.pointer[_Reader], data: cython.const[cython.uchar][::1], end: cython.Py_ssize_t
+) -> cython.int:
+    """See to it that the next 32 bits are there; behind the data there are zeros."""
+    word: cython.uint = 0
+    byte: cython.int
+    position: cython.Py_ssize_t = reader.position
+    if reader.held >= 32:
+        return 0
+    if position + 4 <= end:
+        word = (
+            cython.cast(cython.uint, data[position]) << 24
+            | cython.cast(cython.uint, data[position + 1]) << 16
+            | cython.cast(cython.uint, data[position + 2]) << 8
+            | data[position + 3]
+        )
+    if word and not _has_ff(word):
+        reader.position += 4
+        reader.reg |= cython.cast(cython.ulonglong, word) << (32 - reader.held)
+        reader.held += 32
+        return 0
+    while reader.held <= 56:
+        byte = _byte_at(data, reader.position, end)
+        if byte < 0:
+            reader.made_up += 8
+        else:
+            reader.reg |= cython.cast(cython.ulonglong, byte) << (56 - reader.held)
+            reader.position += 2 if byte == 0xFF else 1
+        reader.held += 8
+    return 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.inline
+@cython.exceptval(check=False)
+def _begin(
+    reader: cython.pointer[_Reader],
+    predicted: cython.p_int,
+    start: cython.Py_ssize_t,
+    interval: cython.Py_ssize_t,
+) -> cython.void:
+    """Stand at the start of a scan, or behind a restart marker."""
+    reader.reg = 0
+    reader.held = reader.made_up = 0
+    reader.position = start
+    reader.until_restart = interval
+    predicted[0] = predicted[1] = predicted[2] = predicted[3] = 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.inline
+@cython.exceptval(check=False)
+def _restart(
+    reader: cython.pointer[_Reader],
+    predicted: cython.p_int,
+    data: cython.const[cython.uchar][::1],
+    end: cython.Py_ssize_t,
+    interval: cython.Py_ssize_t,
+) -> cython.int:
+    """Go past a restart marker (F.2.2.5). Returns 0, or what is wrong."""
+    position: cython.Py_ssize_t = reader.position
+    if reader.held - reader.made_up > 7:
+        return _SURPLUS
+    if position + 1 >= end or data[position] != 0xFF or data[position + 1] != reader.restart:
+        return _BAD_RESTART
+    reader.restart = 0xD0 | (reader.restart + 1) & 7
+    _begin(reader, predicted, position + 2, interval)
+    return 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.inline
+@cython.exceptval(check=False)
+def _size_of(value: cython.int, most: cython.int) -> cython.int:
+    """How many extra bits a number takes; -1 when its amount is more than `most`."""
+    sign: cython.int = value >> 31
+    amount: cython.int = (value ^ sign) - sign
+    return _SIZE_OF[amount] if amount <= most else -1
+
+
+@cython.cfunc
+@cython.nogil
+@cython.inline
+@cython.exceptval(check=False)
+def _extra(value: cython.int, size: cython.int) -> cython.uint:
+    """The extra bits of a number (F.1.2.1)."""
+    return value + (value >> 31) & (1 << size) - 1
+
+
+@cython.cfunc
+@cython.nogil
+@cython.inline
+@cython.exceptval(-1)
+def _emit(
+    writer: cython.pointer[_Writer], bits: cython.ulonglong, length: cython.int, room: cython.uchar[::1]
+) -> cython.int:
+    """Write at most 32 bits, as soon as they are four bytes."""
+    writer.out = writer.out << length | bits
+    writer.pending += length
+    if writer.pending >= 32:
+        writer.pending -= 32
+        writer.written = _put_word(
+            cython.cast(cython.uint, writer.out >> writer.pending), room, writer.written
+        )
+    return 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.inline
+@cython.exceptval(-1)
+def _put_word(word: cython.uint, room: cython.uchar[::1], written: cython.Py_ssize_t) -> cython.Py_ssize_t:
+    """Write four bytes, each 0xFF followed by a zero (B.1.1.5)."""
+    i: cython.int
+    if not _has_ff(word):
+        room[written] = word >> 24
+        room[written + 1] = word >> 16 & 255
+        room[written + 2] = word >> 8 & 255
+        room[written + 3] = word & 255
+        return written + 4
+    for i in range(24, -8, -8):
+        written = _put(word >> i & 255, room, written)
+    return written
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(-1)
+def _put(byte: cython.uchar, room: cython.uchar[::1], written: cython.Py_ssize_t) -> cython.Py_ssize_t:
+    """Write one byte, and a zero if it is 0xFF."""
+    room[written] = byte
+    if byte != 0xFF:
+        return written + 1
+    room[written + 1] = 0
+    return written + 2
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(-1)
+def _finish(
+    out: cython.ulonglong, pending: cython.int, room: cython.uchar[::1], written: cython.Py_ssize_t
+) -> cython.Py_ssize_t:
+    """Write what is pending and fill its last byte with ones (F.1.2.3)."""
+    out = out << 7 | 0x7F
+    pending += 7
+    while pending >= 8:
+        pending -= 8
+        written = _put(out >> pending & 255, room, written)
+    return written
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(-1)
+def _mark_restart(
+    number: cython.Py_ssize_t, room: cython.uchar[::1], written: cython.Py_ssize_t
+) -> cython.Py_ssize_t:
+    """Write a restart marker (B.1.1.3)."""
+    room[written] = 0xFF
+    room[written + 1] = 0xD0 | number & 7
+    return written + 2
+
+
 @cython.ccall
 @cython.exceptval(check=True)
 def walk(
     data: cython.const[cython.uchar][::1],
     start: cython.Py_ssize_t,
     end: cython.Py_ssize_t,
-    mcus: cython.Py_ssize_t,
+    across: cython.Py_ssize_t,
+    down: cython.Py_ssize_t,
     interval: cython.Py_ssize_t,
     layout: cython.const[cython.int][::1],
     short: cython.const[cython.ushort][::1],
-    pairs: cython.const[cython.ulonglong][::1],
     limits: cython.const[cython.uint][::1],
     symbols: cython.const[cython.uchar][::1],
+    pairs: cython.const[cython.ulonglong][::1],
     inverted: cython.ulonglong,
     dc: cython.short[::1],
     starts: cython.uint[::1],
@@ -200,10 +428,10 @@ def walk(
     Args:
         data: the file.
         start, end: where the scan's entropy-coded segments lie in it.
-        mcus: how many there are.
+        across, down: MCUs in a row, and rows.
         interval: MCUs from one restart marker to the next, 0 for none.
         layout: for each block of an MCU three numbers: its component, and which its DC and AC tables are.
-        short, pairs, limits, symbols: the tables, one after the other, as `build` and `pair` made them.
+        short, limits, symbols, pairs: the tables, one after the other, as `build` and `pair` made them.
         inverted: which coefficients change their sign, by their number in the order of coding: bit 1 for the
             DC coefficient, and bit 0 for the last.
         dc: for each block, in the order of the scan.
@@ -213,25 +441,19 @@ def walk(
     Returns:
         How many bits there are in `ac`, or what is wrong.
     """
-    reg: cython.ulonglong = 0  # the next bits, the first one highest
-    held: cython.int = 0  # how many of them there are
-    made_up: cython.int = 0  # how many of these stand behind the data
+    reader: _Reader
+    predicted: cython.int[4]
+    fault: cython.int
     out: cython.ulonglong = 0
     copied: cython.Py_ssize_t = 0  # bits
-    position: cython.Py_ssize_t = start
     block: cython.Py_ssize_t = 0
     mcu: cython.Py_ssize_t
-    until_restart: cython.Py_ssize_t = interval
-    restart: cython.uint = 0xD0
     unit: cython.Py_ssize_t
     units: cython.Py_ssize_t = layout.shape[0] // 3
     component: cython.int
     table: cython.Py_ssize_t
     fast: cython.Py_ssize_t
-    predicted: cython.int[4]
     difference: cython.int
-    byte: cython.int
-    word: cython.uint
     entry: cython.uint
     both: cython.ulonglong
     bits: cython.ulonglong
@@ -239,48 +461,33 @@ def walk(
     size: cython.uint
     seen: cython.uint
     first: cython.uint
-    ones: cython.uint = 0x01010101
-    tops: cython.uint = ones << 7
     with cython.nogil:
-        predicted[0] = predicted[1] = predicted[2] = predicted[3] = 0
-        for mcu in range(mcus):
+        _begin(cython.address(reader), predicted, start, interval)
+        reader.restart = 0xD0
+        for mcu in range(across * down):
             if interval:
-                if until_restart == 0:
-                    if held - made_up > 7:
-                        return _SURPLUS
-                    if position + 1 >= end or data[position] != 0xFF or data[position + 1] != restart:
-                        return _BAD_RESTART
-                    position += 2
-                    restart = 0xD0 | (restart + 1) & 7
-                    reg = 0
-                    held = made_up = 0
-                    predicted[0] = predicted[1] = predicted[2] = predicted[3] = 0
-                    until_restart = interval
-                until_restart -= 1
+                if reader.until_restart == 0:
+                    fault = _restart(cython.address(reader), predicted, data, end, interval)
+                    if fault:
+                        return fault
+                reader.until_restart -= 1
             for unit in range(units):
                 component = layout[3 * unit]
                 table = layout[3 * unit + 1]
-                while held <= 56:
-                    byte = _byte_at(data, position, end)
-                    if byte < 0:
-                        made_up += 8
-                    else:
-                        reg |= cython.cast(cython.ulonglong, byte) << (56 - held)
-                        position += 2 if byte == 0xFF else 1
-                    held += 8
-                entry = short[table << 11 | reg >> 53]
+                _fill(cython.address(reader), data, end)
+                entry = short[table << 11 | reader.reg >> 53]
                 if entry == 0:
-                    entry = _long_code(cython.cast(cython.uint, reg >> 48), limits, symbols, table)
+                    entry = _long_code(cython.cast(cython.uint, reader.reg >> 48), limits, symbols, table)
                     if entry == 0:
                         return _UNKNOWN_CODE
                 length = entry >> 8
                 size = entry & 255
                 if size > 11:
                     return _OUT_OF_RANGE
-                reg <<= length
-                difference = cython.cast(cython.int, reg >> 1 >> (63 - size))
-                reg <<= size
-                held -= length + size
+                reader.reg <<= length
+                difference = cython.cast(cython.int, reader.reg >> 1 >> (63 - size))
+                reader.reg <<= size
+                reader.held -= length + size
                 if size and difference < 1 << (size - 1):
                     difference -= (1 << size) - 1
                 difference += predicted[component]
@@ -294,75 +501,44 @@ def walk(
                 fast = table << 11
                 seen = 1  # the DC coefficient
                 while seen < 64:
-                    if held < 32:
-                        word = 0
-                        if position + 4 <= end:
-                            word = (
-                                cython.cast(cython.uint, data[position]) << 24
-                                | cython.cast(cython.uint, data[position + 1]) << 16
-                                | cython.cast(cython.uint, data[position + 2]) << 8
-                                | data[position + 3]
-                            )
-                        if word and not (~word - ones) & word & tops:  # none of them is 0xFF
-                            position += 4
-                            reg |= cython.cast(cython.ulonglong, word) << (32 - held)
-                            held += 32
-                        else:
-                            while held <= 56:
-                                byte = _byte_at(data, position, end)
-                                if byte < 0:
-                                    made_up += 8
-                                else:
-                                    reg |= cython.cast(cython.ulonglong, byte) << (56 - held)
-                                    position += 2 if byte == 0xFF else 1
-                                held += 8
-                    both = pairs[fast + (reg >> 53)]
+                    _fill(cython.address(reader), data, end)
+                    both = pairs[fast + (reader.reg >> 53)]
                     first = seen + (both >> 14 & 63)
                     if first < 64:
                         length = both & 63
-                        bits = reg >> (64 - length)
+                        bits = reader.reg >> (64 - length)
                         bits ^= (both >> 32 & 0xFFFF) & -(inverted >> first & 1)
                         seen += both >> 6 & 255
                         bits ^= both >> 48 & -(inverted >> (seen & 63) & 1)
                     else:  # one symbol: a long one, or the last of the block
-                        entry = short[fast + (reg >> 53)]
+                        entry = short[fast + (reader.reg >> 53)]
                         if entry == 0:
-                            entry = _long_code(cython.cast(cython.uint, reg >> 48), limits, symbols, table)
+                            entry = _long_code(
+                                cython.cast(cython.uint, reader.reg >> 48), limits, symbols, table
+                            )
                             if entry == 0:
                                 return _UNKNOWN_CODE
                         size = entry & 15
                         length = (entry >> 8) + size
-                        bits = reg >> (64 - length)
+                        bits = reader.reg >> (64 - length)
                         seen += _coefficients(entry & 255)
                         bits ^= ((cython.cast(cython.ulonglong, 1) << size) - 1) & -(
                             inverted >> (seen & 63) & 1
                         )
-                    reg <<= length
-                    held -= length
+                    reader.reg <<= length
+                    reader.held -= length
                     out = out << length | bits
                     ac[copied >> 5] = cython.cast(cython.uint, out << (64 - length - (copied & 31)) >> 32)
                     copied += length
                 if 64 < seen < 128:  # and not by an end-of-block code
                     return _OUT_OF_RANGE
-            if made_up > held:
+            if reader.made_up > reader.held:
                 return _ENDS_EARLY
-        if held - made_up > 7 or position < end:
+        if reader.held - reader.made_up > 7 or reader.position < end:
             return _SURPLUS
         ac[copied >> 5] = cython.cast(cython.uint, out << (32 - (copied & 31)))
         starts[block] = cython.cast(cython.uint, copied)
         return copied
-
-
-@cython.cfunc
-@cython.nogil
-@cython.inline
-@cython.exceptval(-1)
-def _block_of(i: cython.Py_ssize_t, plane: cython.const[cython.Py_ssize_t][::1]) -> cython.Py_ssize_t:
-    """Which block of a scan the one with this number in a plane is."""
-    row: cython.Py_ssize_t = i // plane[1]
-    column: cython.Py_ssize_t = i - row * plane[1]
-    mcu: cython.Py_ssize_t = row // plane[2] * plane[4] + column // plane[3]
-    return mcu * plane[5] + plane[6] + row % plane[2] * plane[3] + column % plane[3]
 
 
 @cython.ccall
@@ -371,7 +547,8 @@ def unpack(
     ac: cython.const[cython.uint][::1],
     firsts: cython.const[cython.uint][::1],
     dc: cython.const[cython.short][::1],
-    plane: cython.const[cython.Py_ssize_t][::1],
+    blocks: cython.const[cython.Py_ssize_t][::1],
+    places: cython.const[cython.Py_ssize_t][::1],
     short: cython.const[cython.ushort][::1],
     limits: cython.const[cython.uint][::1],
     symbols: cython.const[cython.uchar][::1],
@@ -383,14 +560,17 @@ def unpack(
     Args:
         ac, dc: as `walk` made them.
         firsts: for each block of the scan, where its bits start in `ac`.
-        plane: seven numbers: the component's rows and columns of blocks, its rows and columns in an MCU, MCUs
-            in a row, blocks of an MCU, and which of these is the component's first.
+        blocks: four numbers: MCUs in a row, and rows; blocks of an MCU, and which of these is the component's
+            first.
+        places: as for `decode`, of the component's blocks.
         short, limits, symbols: its AC table.
-        coefficients: row by row gets 64 for each block, in the order of coding; all zeros before.
-        used: for each block gets a bit set for each coefficient, the first one lowest, that is not 0.
+        coefficients, used: as for `decode`, but all in the order of coding.
     """
-    i: cython.Py_ssize_t
+    x: cython.Py_ssize_t
+    y: cython.Py_ssize_t
+    unit: cython.Py_ssize_t
     block: cython.Py_ssize_t
+    place: cython.Py_ssize_t
     position: cython.uint
     reg: cython.ulonglong
     bits: cython.ulonglong
@@ -400,28 +580,48 @@ def unpack(
     value: cython.int
     seen: cython.uint
     with cython.nogil:
-        for i in range(plane[0] * plane[1]):
-            block = _block_of(i, plane)
-            coefficients[64 * i] = dc[block]
-            position = firsts[block]
-            bits = 0
-            seen = 1
-            while seen < 64:
-                reg = cython.cast(cython.ulonglong, ac[position >> 5]) << 32 | ac[(position >> 5) + 1]
-                reg <<= position & 31
-                entry = short[reg >> 53]
-                if entry == 0:
-                    entry = _long_code(cython.cast(cython.uint, reg >> 48), limits, symbols, 0)
-                length = entry >> 8
-                size = entry & 15
-                seen += _coefficients(entry & 255)
-                if size:
-                    value = cython.cast(cython.int, reg << length >> 1 >> (63 - size))
-                    value += ((value >> (size - 1) & 1) - 1) & (1 - (1 << size))
-                    coefficients[64 * i + (seen - 1 & 63)] = value
-                    bits |= cython.cast(cython.ulonglong, 1) << (seen - 1 & 63)
-                position += length + size
-            used[i] = bits
+        for y in range(blocks[1]):
+            for x in range(blocks[0]):
+                for unit in range(places.shape[0] // 5):
+                    block = (y * blocks[0] + x) * blocks[2] + blocks[3] + unit
+                    place = places[5 * unit] + x * places[5 * unit + 1] + y * places[5 * unit + 2]
+                    coefficients[place] = dc[block]
+                    position = firsts[block]
+                    bits = 0
+                    seen = 1
+                    while seen < 64:
+                        reg = cython.cast(cython.ulonglong, ac[position >> 5]) << 32 | ac[(position >> 5) + 1]
+                        reg <<= position & 31
+                        entry = short[reg >> 53]
+                        if entry == 0:
+                            entry = _long_code(cython.cast(cython.uint, reg >> 48), limits, symbols, 0)
+                        length = entry >> 8
+                        size = entry & 15
+                        seen += _coefficients(entry & 255)
+                        if size:
+                            value = cython.cast(cython.int, reg << length >> 1 >> (63 - size))
+                            value += ((value >> (size - 1) & 1) - 1) & (1 - (1 << size))
+                            coefficients[place + (seen - 1 & 63)] = value
+                            bits |= cython.cast(cython.ulonglong, 1) << (seen - 1 & 63)
+                        position += length + size
+                    used[place >> 6] = bits
+
+
+@cython.cfunc
+@cython.nogil
+@cython.inline
+@cython.exceptval(-1)
+def _append(
+    writer: cython.pointer[_Writer], bits: cython.ulonglong, length: cython.int, ac: cython.uint[::1]
+) -> cython.int:
+    """Write at most 32 bits as numbers of 32, which are what is counted here."""
+    writer.out = writer.out << length | bits
+    writer.pending += length
+    if writer.pending >= 32:
+        writer.pending -= 32
+        ac[writer.written] = cython.cast(cython.uint, writer.out >> writer.pending)
+        writer.written += 1
+    return 0
 
 
 @cython.ccall
@@ -429,10 +629,9 @@ def unpack(
 def pack(
     coefficients: cython.const[cython.short][::1],
     used: cython.const[cython.ulonglong][::1],
-    plane: cython.const[cython.Py_ssize_t][::1],
+    blocks: cython.const[cython.Py_ssize_t][::1],
+    places: cython.const[cython.Py_ssize_t][::1],
     codes: cython.const[cython.uint][::1],
-    size_of: cython.const[cython.uchar][::1],
-    number_of: cython.const[cython.uchar][::1],
     start: cython.Py_ssize_t,
     ac: cython.uint[::1],
     firsts: cython.uint[::1],
@@ -442,82 +641,79 @@ def pack(
     """Code the blocks of one component anew, behind those that are in `ac` already.
 
     Args:
-        coefficients, used, plane: as for `unpack`.
+        coefficients, used, blocks, places: as for `unpack`.
         codes: of its AC table.
-        size_of: how many extra bits a coefficient takes, by its amount (table F.2).
-        number_of: 64 numbers: which bit is set in a power of two, by the highest 6 bits of its product with
-            the sequence of de Bruijn below.
         start: how many bits `ac` has already.
         ac: takes the bits.
         firsts, lasts: for each block of the scan, where its bits are in `ac`.
         dc: for each block of the scan.
 
     Returns:
-        How many bits `ac` has then; -1 when the table has no code for a symbol, -2 when `ac` is full, -3 when
-        a coefficient, or all of them together, are too large for any.
+        How many bits `ac` has then, or what is wrong.
     """
-    i: cython.Py_ssize_t
+    writer: _Writer
+    x: cython.Py_ssize_t
+    y: cython.Py_ssize_t
+    unit: cython.Py_ssize_t
     block: cython.Py_ssize_t
-    copied: cython.Py_ssize_t = start
-    out: cython.ulonglong = ac[start >> 5] >> (31 - (start & 31)) >> 1
+    place: cython.Py_ssize_t
     left: cython.ulonglong
-    sequence: cython.ulonglong = 0x03F79D71B4CB0A89
     number: cython.int
     last_number: cython.int
     run: cython.int
     value: cython.int
-    sign: cython.int
-    amount: cython.int
     size: cython.int
     code: cython.uint
-    length: cython.int
     with cython.nogil:
-        for i in range(plane[0] * plane[1]):
-            block = _block_of(i, plane)
-            # 64 codes with their extra bits are 27 bits each at most.
-            if (copied >> 5) + 64 > ac.shape[0]:
-                return -2
-            dc[block] = coefficients[64 * i]
-            firsts[block] = cython.cast(cython.uint, copied)
-            left = used[i] & ~cython.cast(cython.ulonglong, 1)
-            last_number = 0
-            while left or last_number < 63:
-                run = 64
-                value = 0
-                if left:
-                    number = number_of[(left & -left) * sequence >> 58]
-                    run = number - last_number - 1
-                    value = coefficients[64 * i + number]
-                size = 0
-                if run > 15 and left:
-                    code = codes[0xF0]
-                    last_number += 16
-                    value = 0
-                    sign = 0
-                elif left:
-                    left &= left - 1
-                    last_number = number
-                    sign = value >> 31
-                    amount = (value ^ sign) - sign
-                    if amount > 1023:
-                        return -3
-                    size = size_of[amount]
-                    code = codes[run << 4 | size]
-                else:
-                    code = codes[0]
-                    last_number = 63
-                    sign = 0
-                if code == 0:
-                    return -1
-                length = (code >> 16) + size
-                out = (out << (code >> 16) | code & 0xFFFF) << size | (value + sign & (1 << size) - 1)
-                ac[copied >> 5] = cython.cast(cython.uint, out << (64 - length - (copied & 31)) >> 32)
-                copied += length
-                ac[copied >> 5] = cython.cast(cython.uint, out << (31 - (copied & 31)) << 1)
-            lasts[block] = cython.cast(cython.uint, copied)
-            if copied >> 32:
-                return -3
-    return copied
+        writer.written = start >> 5
+        writer.pending = start & 31
+        writer.out = cython.cast(cython.ulonglong, ac[start >> 5]) >> (32 - writer.pending)
+        for y in range(blocks[1]):
+            for x in range(blocks[0]):
+                for unit in range(places.shape[0] // 5):
+                    block = (y * blocks[0] + x) * blocks[2] + blocks[3] + unit
+                    place = places[5 * unit] + x * places[5 * unit + 1] + y * places[5 * unit + 2]
+                    # 63 codes of 16 bits with 10 more each are 52 numbers.
+                    if writer.written + 64 > ac.shape[0]:
+                        return _NO_ROOM
+                    dc[block] = coefficients[place]
+                    firsts[block] = cython.cast(cython.uint, 32 * writer.written + writer.pending)
+                    left = used[place >> 6] & ~cython.cast(cython.ulonglong, 1)
+                    last_number = 0
+                    while left:
+                        number = _lowest(left)
+                        left &= left - 1
+                        run = number - last_number - 1
+                        last_number = number
+                        while run > 15:
+                            code = codes[0xF0]
+                            if code == 0:
+                                return _NO_CODE
+                            _append(cython.address(writer), code & 0xFFFF, code >> 16, ac)
+                            run -= 16
+                        value = coefficients[place + number]
+                        size = _size_of(value, 1023)
+                        if size < 0:
+                            return _TOO_LARGE
+                        code = codes[run << 4 | size]
+                        if code == 0:
+                            return _NO_CODE
+                        _append(
+                            cython.address(writer),
+                            (code & 0xFFFF) << size | _extra(value, size),
+                            (code >> 16) + size,
+                            ac,
+                        )
+                    if last_number < 63:
+                        code = codes[0]
+                        if code == 0:
+                            return _NO_CODE
+                        _append(cython.address(writer), code & 0xFFFF, code >> 16, ac)
+                    lasts[block] = cython.cast(cython.uint, 32 * writer.written + writer.pending)
+                    if writer.written >> 27:  # they are counted with 32 bits
+                        return _TOO_LARGE
+        ac[writer.written] = cython.cast(cython.uint, writer.out << (32 - writer.pending))
+        return 32 * writer.written + writer.pending
 
 
 @cython.ccall
@@ -529,7 +725,6 @@ def predict(
     interval: cython.Py_ssize_t,
     layout: cython.const[cython.int][::1],
     places: cython.const[cython.Py_ssize_t][::1],
-    size_of: cython.const[cython.uchar][::1],
     differences: cython.uint[::1],
     sizes: cython.uint[::1],
 ) -> cython.bint:
@@ -537,13 +732,8 @@ def predict(
 
     Args:
         dc: for each block, in the old order.
-        across, down: MCUs in a row, and rows.
-        interval: MCUs from one restart marker to the next, 0 for none.
-        layout: as for `walk`.
-        places: for each block of an MCU five numbers: which old block the first one is, how many blocks
-            farther that of the next MCU to the right is, and that of the next MCU below; in how many MCUs to
-            the right, and below, such a block holds samples.
-        size_of: how many extra bits a difference takes, by its amount, from 0 to 2047 (table F.1).
+        across, down, interval, layout: as for `walk`.
+        places: as for `decode`, but by the number of an old block.
         differences: for each block, in the new order: how many extra bits << 16 | these bits.
         sizes: by number of a DC table, gets a bit set for each size that it must have a code for.
 
@@ -560,8 +750,7 @@ def predict(
     value: cython.int
     component: cython.int
     difference: cython.int
-    amount: cython.int
-    size: cython.uint
+    size: cython.int
     with cython.nogil:
         predicted[0] = predicted[1] = predicted[2] = predicted[3] = 0
         for y in range(down):
@@ -578,13 +767,10 @@ def predict(
                         value = dc[places[5 * unit] + x * places[5 * unit + 1] + y * places[5 * unit + 2]]
                         difference = value - predicted[component]
                         predicted[component] = value
-                    amount = difference if difference >= 0 else -difference
-                    if amount > 2047:
+                    size = _size_of(difference, 2047)
+                    if size < 0:
                         return False
-                    size = size_of[amount]
-                    if difference < 0:
-                        difference += (1 << size) - 1
-                    differences[block] = size << 16 | difference
+                    differences[block] = size << 16 | _extra(difference, size)
                     sizes[layout[3 * unit + 1]] |= cython.cast(cython.uint, 1) << size
                     block += 1
         return True
@@ -594,35 +780,34 @@ def predict(
 @cython.exceptval(check=True)
 def write(
     state: cython.longlong[::1],
+    room: cython.uchar[::1],
     across: cython.Py_ssize_t,
     down: cython.Py_ssize_t,
     interval: cython.Py_ssize_t,
     layout: cython.const[cython.int][::1],
+    codes: cython.const[cython.uint][::1],
     places: cython.const[cython.Py_ssize_t][::1],
     differences: cython.const[cython.uint][::1],
-    codes: cython.const[cython.uint][::1],
     firsts: cython.const[cython.uint][::1],
     lasts: cython.const[cython.uint][::1],
     ac: cython.const[cython.uint][::1],
-    room: cython.uchar[::1],
 ) -> cython.Py_ssize_t:
     """Write as many MCUs as there is room for, and after the last one the bits that fill its byte.
 
     Args:
         state: three numbers, all 0 before the first call: the next MCU, bits that are no whole word yet, and
             how many of them there are.
-        across, down, interval, layout, places, differences: as for `predict`. A block that holds no samples
-            has no AC coefficients.
+        room: what is written starts at its start.
+        across, down, interval, layout: as for `walk`.
         codes: of all tables, as `build` made them.
+        places, differences: as for `predict`. A block that holds no samples has no AC coefficients.
         firsts, lasts: for each old block, where its bits are in `ac`.
         ac: as `walk` made it.
-        room: what is written starts at its start.
 
     Returns:
         How many bytes were written.
     """
-    out: cython.ulonglong = state[1]
-    pending: cython.int = cython.cast(cython.int, state[2])
+    writer: _Writer
     mcu: cython.Py_ssize_t = state[0]
     mcus: cython.Py_ssize_t = across * down
     x: cython.Py_ssize_t
@@ -631,8 +816,7 @@ def write(
     units: cython.Py_ssize_t = layout.shape[0] // 3
     source: cython.Py_ssize_t
     block: cython.Py_ssize_t = mcu * units
-    written: cython.Py_ssize_t = 0
-    # 64 codes of 27 bits, any byte of which a zero may follow, and a restart marker.
+    # 64 codes of 16 bits with 15 more each, any byte of which a zero may follow, and a restart marker.
     most: cython.Py_ssize_t = units * 2 * 64 * 4 + 16
     position: cython.uint
     stop: cython.uint
@@ -641,107 +825,53 @@ def write(
     size: cython.uint
     code: cython.uint
     with cython.nogil:
+        writer.out = state[1]
+        writer.pending = cython.cast(cython.int, state[2])
+        writer.written = 0
         y = mcu // across
         x = mcu - y * across
-        while mcu < mcus and written + most <= room.shape[0]:
+        while mcu < mcus and writer.written + most <= room.shape[0]:
             if interval and mcu and mcu % interval == 0:
-                written = _finish(out, pending, room, written)
-                pending = 0
-                room[written] = 0xFF
-                room[written + 1] = 0xD0 | (mcu // interval - 1) & 7
-                written += 2
+                writer.written = _finish(writer.out, writer.pending, room, writer.written)
+                writer.pending = 0
+                writer.written = _mark_restart(mcu // interval - 1, room, writer.written)
             for unit in range(units):
                 size = differences[block] >> 16
                 code = codes[256 * layout[3 * unit + 1] + size]
-                out = (out << (code >> 16) | code & 0xFFFF) << size | differences[block] & 0xFFFF
-                pending += (code >> 16) + size
+                _emit(
+                    cython.address(writer),
+                    (code & 0xFFFF) << size | differences[block] & 0xFFFF,
+                    (code >> 16) + size,
+                    room,
+                )
                 block += 1
                 if x < places[5 * unit + 3] and y < places[5 * unit + 4]:
                     source = places[5 * unit] + x * places[5 * unit + 1] + y * places[5 * unit + 2]
                     position = firsts[source]
                     stop = lasts[source]
-                    while True:
-                        if pending >= 32:
-                            pending -= 32
-                            written = _put(cython.cast(cython.uint, out >> pending), room, written)
-                        if position == stop:
-                            break
+                    while position != stop:
                         take = 32
                         if take > stop - position:
                             take = stop - position
                         both = (
                             cython.cast(cython.ulonglong, ac[position >> 5]) << 32 | ac[(position >> 5) + 1]
                         )
-                        out = out << take | both << (position & 31) >> (64 - take)
-                        pending += take
+                        _emit(cython.address(writer), both << (position & 31) >> (64 - take), take, room)
                         position += take
                 else:
                     code = codes[256 * layout[3 * unit + 2]]
-                    if pending >= 32:
-                        pending -= 32
-                        written = _put(cython.cast(cython.uint, out >> pending), room, written)
-                    out = out << (code >> 16) | code & 0xFFFF
-                    pending += code >> 16
-                    if pending >= 32:
-                        pending -= 32
-                        written = _put(cython.cast(cython.uint, out >> pending), room, written)
+                    _emit(cython.address(writer), code & 0xFFFF, code >> 16, room)
             mcu += 1
             x += 1
             if x == across:
                 x = 0
                 y += 1
         if mcu == mcus and mcu > state[0]:
-            written = _finish(out, pending, room, written)
+            writer.written = _finish(writer.out, writer.pending, room, writer.written)
         state[0] = mcu
-        state[1] = out
-        state[2] = pending
-        return written
-
-
-@cython.cfunc
-@cython.nogil
-@cython.inline
-@cython.exceptval(-1)
-def _put(word: cython.uint, room: cython.uchar[::1], written: cython.Py_ssize_t) -> cython.Py_ssize_t:
-    """Write four bytes, each 0xFF followed by a zero (B.1.1.5)."""
-    ones: cython.uint = 0x01010101
-    byte: cython.uchar
-    i: cython.int
-    if not (~word - ones) & word & (ones << 7):
-        room[written] = word >> 24
-        room[written + 1] = word >> 16 & 255
-        room[written + 2] = word >> 8 & 255
-        room[written + 3] = word & 255
-        return written + 4
-    for i in range(24, -8, -8):
-        byte = word >> i & 255
-        room[written] = byte
-        written += 1
-        if byte == 0xFF:
-            room[written] = 0
-            written += 1
-    return written
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(-1)
-def _finish(
-    out: cython.ulonglong, pending: cython.int, room: cython.uchar[::1], written: cython.Py_ssize_t
-) -> cython.Py_ssize_t:
-    """Write what is pending and fill its last byte with ones (F.1.2.3)."""
-    byte: cython.uchar
-    out = out << 7 | 0x7F
-    pending += 7
-    while pending >= 8:
-        pending -= 8
-        byte = out >> pending & 255
-        room[written] = byte
-        written += 1
-        if byte == 0xFF:
-            room[written] = 0
-            written += 1
-    return written
+        state[1] = writer.out
+        state[2] = writer.pending
+        return writer.written
 
 
 @cython.ccall
@@ -765,101 +895,68 @@ def decode(
     """Decode one scan to its quantized coefficients (F.2.2).
 
     Args:
-        data, start, end, interval, layout, short, limits, symbols: as for `walk`.
-        across, down: MCUs in a row, and rows.
+        data, start, end, across, down, interval, layout, short, limits, symbols: as for `walk`.
         targets: for each component 64 numbers: where in its block each coefficient is put, in the order of
             their coding; with 64 added when it changes its sign.
-        places: for each block of an MCU three numbers: where the first one's coefficients are, how much
-            farther those of the next MCU to the right are, and those of the next MCU below.
+        places: for each block of an MCU five numbers: where the first one's coefficients are, how much
+            farther those of the next MCU to the right are, and those of the next MCU below; in how many MCUs
+            to the right, and below, such a block holds samples, which does not matter here.
         coefficients: all zeros.
         used: for each block gets a bit set for each coefficient, the first one lowest, that is not 0.
 
     Returns:
-        0, or what is wrong, as `walk`.
+        0, or what is wrong.
     """
-    reg: cython.ulonglong = 0
-    held: cython.int = 0
-    made_up: cython.int = 0
-    position: cython.Py_ssize_t = start
+    reader: _Reader
+    predicted: cython.int[4]
+    fault: cython.int
     x: cython.Py_ssize_t
     y: cython.Py_ssize_t
     place: cython.Py_ssize_t
-    until_restart: cython.Py_ssize_t = interval
-    restart: cython.uint = 0xD0
     unit: cython.Py_ssize_t
     units: cython.Py_ssize_t = layout.shape[0] // 3
     component: cython.int
     table: cython.Py_ssize_t
-    predicted: cython.int[4]
     value: cython.int
     target: cython.int
     negation: cython.int
     bits: cython.ulonglong
-    byte: cython.int
-    word: cython.uint
     entry: cython.uint
     length: cython.uint
     size: cython.int
     seen: cython.uint
-    ones: cython.uint = 0x01010101
-    tops: cython.uint = ones << 7
     with cython.nogil:
-        predicted[0] = predicted[1] = predicted[2] = predicted[3] = 0
+        _begin(cython.address(reader), predicted, start, interval)
+        reader.restart = 0xD0
         for y in range(down):
             for x in range(across):
                 if interval:
-                    if until_restart == 0:
-                        if held - made_up > 7:
-                            return _SURPLUS
-                        if position + 1 >= end or data[position] != 0xFF or data[position + 1] != restart:
-                            return _BAD_RESTART
-                        position += 2
-                        restart = 0xD0 | (restart + 1) & 7
-                        reg = 0
-                        held = made_up = 0
-                        predicted[0] = predicted[1] = predicted[2] = predicted[3] = 0
-                        until_restart = interval
-                    until_restart -= 1
+                    if reader.until_restart == 0:
+                        fault = _restart(cython.address(reader), predicted, data, end, interval)
+                        if fault:
+                            return fault
+                    reader.until_restart -= 1
                 for unit in range(units):
                     component = layout[3 * unit]
-                    place = places[3 * unit] + x * places[3 * unit + 1] + y * places[3 * unit + 2]
+                    place = places[5 * unit] + x * places[5 * unit + 1] + y * places[5 * unit + 2]
                     table = layout[3 * unit + 1]
                     bits = 0
                     seen = 0
                     while seen < 64:
-                        if held < 32:
-                            word = 0
-                            if position + 4 <= end:
-                                word = (
-                                    cython.cast(cython.uint, data[position]) << 24
-                                    | cython.cast(cython.uint, data[position + 1]) << 16
-                                    | cython.cast(cython.uint, data[position + 2]) << 8
-                                    | data[position + 3]
-                                )
-                            if word and not (~word - ones) & word & tops:  # none of them is 0xFF
-                                position += 4
-                                reg |= cython.cast(cython.ulonglong, word) << (32 - held)
-                                held += 32
-                            else:
-                                while held <= 56:
-                                    byte = _byte_at(data, position, end)
-                                    if byte < 0:
-                                        made_up += 8
-                                    else:
-                                        reg |= cython.cast(cython.ulonglong, byte) << (56 - held)
-                                        position += 2 if byte == 0xFF else 1
-                                    held += 8
-                        entry = short[(table << 11) + (reg >> 53)]
+                        _fill(cython.address(reader), data, end)
+                        entry = short[(table << 11) + (reader.reg >> 53)]
                         if entry == 0:
-                            entry = _long_code(cython.cast(cython.uint, reg >> 48), limits, symbols, table)
+                            entry = _long_code(
+                                cython.cast(cython.uint, reader.reg >> 48), limits, symbols, table
+                            )
                             if entry == 0:
                                 return _UNKNOWN_CODE
                         length = entry >> 8
                         size = entry & 15
-                        reg <<= length
-                        value = cython.cast(cython.int, reg >> 1 >> (63 - size))
-                        reg <<= size
-                        held -= length + size
+                        reader.reg <<= length
+                        value = cython.cast(cython.int, reader.reg >> 1 >> (63 - size))
+                        reader.reg <<= size
+                        reader.held -= length + size
                         if size > 11:
                             return _OUT_OF_RANGE
                         # A first bit of 0 says less than 0 (F.2.2.1). A branch would be guessed wrong.
@@ -887,9 +984,9 @@ def decode(
                             if 64 < seen < 128:
                                 return _OUT_OF_RANGE
                     used[place >> 6] = bits
-                if made_up > held:
+                if reader.made_up > reader.held:
                     return _ENDS_EARLY
-        if held - made_up > 7 or position < end:
+        if reader.held - reader.made_up > 7 or reader.position < end:
             return _SURPLUS
     return 0
 
@@ -901,7 +998,6 @@ def mirror(
     new: cython.short[::1],
     used: cython.const[cython.ulonglong][::1],
     now_used: cython.ulonglong[::1],
-    number_of: cython.const[cython.uchar][::1],
     lines: cython.Py_ssize_t,
     to_next_line: cython.Py_ssize_t,
     blocks: cython.Py_ssize_t,
@@ -920,7 +1016,6 @@ def mirror(
     Args:
         old, new: coefficients.
         used, now_used: which of these are not 0, as from `decode`.
-        number_of: as for `encode`.
         lines: how many there are.
         to_next_line, to_next_block: how far apart their coefficients are.
         blocks: how many a line has that hold samples.
@@ -954,9 +1049,10 @@ def mirror(
     rounded: cython.int
     most: cython.int
     bits: cython.ulonglong
-    sequence: cython.ulonglong = 0x03F79D71B4CB0A89
     # Makes what is cut off a number that is not less than 0, so that it is rounded to the nearest.
     half: cython.float = 16384.5
+    # Sums of 16 such numbers are within what an integer holds. Only coefficients above 1024 exceed it.
+    limit: cython.float = 1 << 26
     with cython.nogil:
         for i in range(192):
             mixture[i] = cython.cast(cython.float, matrices[i])
@@ -976,9 +1072,11 @@ def mirror(
                     place = line * to_next_line + (blocks - 1 - block - part) * to_next_block
                     bits = used[place >> 6] | 1
                     while bits:
-                        i = number_of[(bits & -bits) * sequence >> 58]
+                        i = _lowest(bits)
                         bits &= bits - 1
                         value = old[place + i] * step[i]
+                        if value > limit or value < -limit:
+                            return False
                         frequency = matrix + 8 * (slot[i] & 7)
                         other = slot[i] & 56
                         for v in range(8):
@@ -1001,49 +1099,41 @@ def mirror(
 @cython.exceptval(check=True)
 def encode(
     state: cython.longlong[::1],
+    room: cython.uchar[::1],
     across: cython.Py_ssize_t,
     down: cython.Py_ssize_t,
     interval: cython.Py_ssize_t,
     layout: cython.const[cython.int][::1],
     codes: cython.const[cython.uint][::1],
     places: cython.const[cython.Py_ssize_t][::1],
-    real: cython.const[cython.Py_ssize_t][::1],
-    size_of: cython.const[cython.uchar][::1],
     coefficients: cython.const[cython.short][::1],
     used: cython.const[cython.ulonglong][::1],
-    number_of: cython.const[cython.uchar][::1],
-    room: cython.uchar[::1],
 ) -> cython.Py_ssize_t:
     """Code as many MCUs as there is room for, and after the last one the bits that fill its byte (F.1.2).
 
     Args:
         state: seven numbers, all 0 before the first call: the next MCU, bits that are no whole word yet, how
             many of them there are, and the last DC coefficient of each component.
+        room: what is written starts at its start.
         across, down, interval, layout: of what is written.
         codes: of all tables, as `build` made them.
-        places: as for `decode`, of the blocks to be written.
-        real: for each block of an MCU six numbers: in which row of its component the first one is, how many
-            rows the MCU below is farther, and how many rows hold samples; and the same for columns. Behind
-            these nothing but the last DC coefficient is repeated.
-        size_of: as for `predict`.
+        places: as for `decode`, of the blocks to be written. Where these hold no samples, nothing but the
+            last DC coefficient is repeated.
         coefficients, used: as from `decode`, each block in the order of coding.
-        number_of: 64 numbers: which bit is set in a power of two, by the highest 6 bits of its product with
-            the sequence of de Bruijn below.
-        room: what is written starts at its start.
 
     Returns:
-        How many bytes were written; -1 when a table has no code for a symbol, -2 when a coefficient is too
-        large for any.
+        How many bytes were written, or what is wrong.
     """
+    # Variables, and no writer: that would cost 5 %, for so many calls are not compiled in place.
     out: cython.ulonglong = state[1]
     pending: cython.int = cython.cast(cython.int, state[2])
+    written: cython.Py_ssize_t = 0
     mcu: cython.Py_ssize_t = state[0]
     mcus: cython.Py_ssize_t = across * down
     units: cython.Py_ssize_t = layout.shape[0] // 3
     unit: cython.Py_ssize_t
     x: cython.Py_ssize_t
     y: cython.Py_ssize_t
-    written: cython.Py_ssize_t = 0
     # 64 codes of 16 bits with 11 more each, any byte of which a zero may follow, and a restart marker.
     most: cython.Py_ssize_t = units * 2 * 64 * 4 + 16
     place: cython.Py_ssize_t
@@ -1056,10 +1146,7 @@ def encode(
     k: cython.int
     number: cython.int
     last_number: cython.int
-    sign: cython.int
-    amount: cython.int
     left: cython.ulonglong
-    sequence: cython.ulonglong = 0x03F79D71B4CB0A89
     is_real: cython.bint
     last: cython.int[4]
     with cython.nogil:
@@ -1071,39 +1158,32 @@ def encode(
             if interval and mcu and mcu % interval == 0:
                 written = _finish(out, pending, room, written)
                 pending = 0
-                room[written] = 0xFF
-                room[written + 1] = 0xD0 | (mcu // interval - 1) & 7
-                written += 2
+                written = _mark_restart(mcu // interval - 1, room, written)
                 last[0] = last[1] = last[2] = last[3] = 0
             for unit in range(units):
                 component = layout[3 * unit]
-                is_real = (
-                    real[6 * unit] + y * real[6 * unit + 1] < real[6 * unit + 2]
-                    and real[6 * unit + 3] + x * real[6 * unit + 4] < real[6 * unit + 5]
-                )
-                place = places[3 * unit] + x * places[3 * unit + 1] + y * places[3 * unit + 2]
+                is_real = x < places[5 * unit + 3] and y < places[5 * unit + 4]
+                place = places[5 * unit] + x * places[5 * unit + 1] + y * places[5 * unit + 2]
                 value = 0
                 if is_real:
                     value = coefficients[place] - last[component]
                     last[component] = coefficients[place]
-                sign = value >> 31
-                amount = (value ^ sign) - sign
-                if amount > 2047:
-                    return -2
-                size = size_of[amount]
+                size = _size_of(value, 2047)
+                if size < 0:
+                    return _TOO_LARGE
                 code = codes[256 * layout[3 * unit + 1] + size]
                 if code == 0:
-                    return -1
-                out = (out << (code >> 16) | code & 0xFFFF) << size | (value + sign & (1 << size) - 1)
+                    return _NO_CODE
+                out = (out << (code >> 16) | code & 0xFFFF) << size | _extra(value, size)
                 pending += (code >> 16) + size
                 if pending >= 32:
                     pending -= 32
-                    written = _put(cython.cast(cython.uint, out >> pending), room, written)
+                    written = _put_word(cython.cast(cython.uint, out >> pending), room, written)
                 table = 256 * layout[3 * unit + 2]
                 left = used[place >> 6] & ~cython.cast(cython.ulonglong, 1) if is_real else 0
                 last_number = 0
                 while left:
-                    number = number_of[(left & -left) * sequence >> 58]
+                    number = _lowest(left)
                     left &= left - 1
                     value = coefficients[place + number]
                     run = number - last_number - 1
@@ -1111,35 +1191,33 @@ def encode(
                     while run > 15:
                         code = codes[table + 0xF0]
                         if code == 0:
-                            return -1
+                            return _NO_CODE
                         out = out << (code >> 16) | code & 0xFFFF
                         pending += code >> 16
                         if pending >= 32:
                             pending -= 32
-                            written = _put(cython.cast(cython.uint, out >> pending), room, written)
+                            written = _put_word(cython.cast(cython.uint, out >> pending), room, written)
                         run -= 16
-                    sign = value >> 31
-                    amount = (value ^ sign) - sign
-                    if amount > 1023:
-                        return -2
-                    size = size_of[amount]
+                    size = _size_of(value, 1023)
+                    if size < 0:
+                        return _TOO_LARGE
                     code = codes[table + (run << 4 | size)]
                     if code == 0:
-                        return -1
-                    out = (out << (code >> 16) | code & 0xFFFF) << size | (value + sign & (1 << size) - 1)
+                        return _NO_CODE
+                    out = (out << (code >> 16) | code & 0xFFFF) << size | _extra(value, size)
                     pending += (code >> 16) + size
                     if pending >= 32:
                         pending -= 32
-                        written = _put(cython.cast(cython.uint, out >> pending), room, written)
+                        written = _put_word(cython.cast(cython.uint, out >> pending), room, written)
                 if last_number < 63:
                     code = codes[table]
                     if code == 0:
-                        return -1
+                        return _NO_CODE
                     out = out << (code >> 16) | code & 0xFFFF
                     pending += code >> 16
                     if pending >= 32:
                         pending -= 32
-                        written = _put(cython.cast(cython.uint, out >> pending), room, written)
+                        written = _put_word(cython.cast(cython.uint, out >> pending), room, written)
             mcu += 1
         if mcu == mcus and mcu > state[0]:
             written = _finish(out, pending, room, written)

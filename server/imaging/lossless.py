@@ -14,33 +14,27 @@ from typing import NamedTuple
 from PIL.Image import Transpose
 
 from server.imaging import jpeg
-from server.imaging.codec import Data, Sink
+from server.imaging.codec import Data
 from server.imaging.jpeg import Jpeg
-from server.imaging.mirroring import NUMBER_OF, Plane, axes_of
-from server.imaging.operations import mirrored_axes, swaps_axes
+from server.imaging.mirroring import Plane, Turn, planes_of
+from server.imaging.operations import mirrored_axes
 from server.imaging.sequential import (
     CELL,
-    ROOM_BYTES,
-    SIZE_OF,
     ZIGZAG,
     Component,
     Impossible,
+    NoCodeError,
     Scan,
     Table,
     check_blocks,
     check_result,
+    coded,
     joined,
     kernel,
-    read_structure,
 )
 
-#: What the kernel returns when there is no room for more bits.
-_NO_ROOM = -2
-
-#: And when a table has no code for a symbol.
-_NO_CODE = -1
-
-#: That the data has come to its end is seen at the end of an MCU: ten blocks of 64 codes with 27 bits.
+#: That the data has come to its end is seen at the end of an MCU: ten blocks of 63 codes of 16 bits, with 15
+#: more each, are 62 words a block.
 _WORDS_OF_AN_MCU = 10 * 64
 
 
@@ -71,70 +65,34 @@ class _Made(NamedTuple):
     """A component that is made anew.
 
     Attributes:
-        coefficients, used: as in a `Plane`.
-        geometry: of its plane in the scan, as the kernel wants it.
+        plane: its coefficients.
+        blocks, places: where its blocks are in the scan and in the plane, as the kernel wants it.
         table: which of the scan's tables codes it.
     """
 
-    coefficients: "array[int]"
-    used: "array[int]"
-    geometry: "array[int]"
+    plane: Plane
+    blocks: "array[int]"
+    places: "array[int]"
     table: int
 
 
-class NotInBlocks(Impossible):
-    """Blocks cannot just change places; their coefficients may."""
-
-
-class Moving:
-    """One picture on its way: walked over when it is made, written when it is asked to.
-
-    Args:
-        data: the file.
-        markers: of it.
-        transpose: the turn.
-        must_be_exact: whether rounding is not allowed.
-
-    Attributes:
-        is_exact: whether nothing was rounded.
-
-    Raises:
-        NotInBlocks: this file and this turn need more than that.
-        Impossible: they need pixels.
-        DamagedImage: a scan ends before the picture does.
-    """
+class Moving(Turn):
+    """A turn in which rows stay rows."""
 
     def __init__(
         self, data: Data, markers: Jpeg, transpose: Transpose | None, *, must_be_exact: bool
     ) -> None:
-        if swaps_axes(transpose):
-            raise NotInBlocks("rows become columns in this turn")
-        self._data = data
-        self._markers = markers
+        super().__init__(data, markers, transpose, must_be_exact=must_be_exact)
         self._is_flipped, self._is_flopped = mirrored_axes(transpose)
-        structure = read_structure(data, markers)
-        self._axes = axes_of(
-            structure.frame,
-            is_flipped=self._is_flipped,
-            is_flopped=self._is_flopped,
-            must_be_exact=must_be_exact,
-        )
-        self.is_exact = all(axes.is_exact for axes in self._axes.values())
-        self._quantization = structure.quantization
-        self._walked = [self._walk(scan) for scan in structure.scans]
+        self._walked = [self._walk(scan) for scan in self._structure.scans]
 
     def _walk(self, scan: Scan) -> _Walked:
         check_blocks(scan)
         dc, starts = array("h", [0]) * scan.blocks, array("I", [0]) * (scan.blocks + 1)
         ac = array("I", [0]) * ((scan.segment.stop - scan.segment.end) // 4 + _WORDS_OF_AN_MCU)
         tables = scan.tables
-        result = kernel().walk(
-            self._data, scan.segment.end, scan.segment.stop, scan.across * scan.down, scan.interval,
-            scan.layout, joined([table.short for table in tables]),
-            joined([table.pairs for table in tables]), joined([table.limits for table in tables]),
-            b"".join(table.symbols for table in tables), self._inverted(), dc, starts, ac,
-        )  # fmt: skip
-        check_result(result)
+        pairs = joined(table.pairs for table in tables)
+        result = check_result(kernel().walk(*scan.coded(self._data), pairs, self._inverted(), dc, starts, ac))
         walked = _Walked(
             scan, list(tables), dc, starts[:-1], starts[1:], ac, result, array("q"),
             array("I", [0]) * scan.blocks,
@@ -149,8 +107,8 @@ class Moving:
         self._pack(walked, made)
         sizes = array("I", [0]) * len(tables)
         if not kernel().predict(
-            dc, scan.across, scan.down, scan.interval, scan.layout, walked.places, SIZE_OF,
-            walked.differences, sizes,
+            dc, scan.across, scan.down, scan.interval, scan.layout, walked.places, walked.differences,
+            sizes,
         ):  # fmt: skip
             raise Impossible("two of its blocks differ too much")
         for number, needed in enumerate(sizes):
@@ -174,69 +132,56 @@ class Moving:
             component: the component.
             unit: which of the blocks of an MCU is its first.
         """
-        axes = self._axes[component.number]
-        units = len(scan.layout) // 3
-        right = -units if axes.across.is_reversed else units
-        below = (-units if axes.down.is_reversed else units) * scan.across
-        for y, x in product(range(component.down), range(component.across)):
-            row, column = axes.down.source(y), axes.across.source(x)
+
+        def place(row: int, column: int) -> int:
             mcu = row // component.down * scan.across + column // component.across
             within = row % component.down * component.across + column % component.across
-            real_across = max(0, -(-(axes.across.blocks - x) // component.across))
-            real_down = max(0, -(-(axes.down.blocks - y) // component.down))
-            if (real_across < scan.across or real_down < scan.down) and not scan.tables[
-                scan.layout[3 * unit + 2]
-            ].codes[0]:
+            return mcu * scan.units + unit + within
+
+        can_be_empty = scan.tables[scan.layout[3 * unit + 2]].codes[0]
+        for row, column in product(range(component.down), range(component.across)):
+            way = self._axes[component.number].way(component, place, row, column)
+            if (way[3] < scan.across or way[4] < scan.down) and not can_be_empty:
                 raise Impossible("it has no code for an empty block")
-            yield from (mcu * units + unit + within, right, below, real_across, real_down)
+            yield from way
 
     def _mirrored(self, walked: _Walked, component: Component, unit: int) -> _Made:
         """Decode and mirror a component whose edge is within its last block."""
         scan = walked.scan
-        rows, columns = scan.down * component.down, scan.across * component.across
-        coefficients, used = (
-            array("h", [0]) * (rows * columns * CELL * CELL),
-            array("Q", [0]) * (rows * columns),
-        )
-        geometry = array(
-            "q",
-            [rows, columns, component.down, component.across, scan.across, len(scan.layout) // 3, unit],
-        )
+        (plane,) = planes_of(scan, self._axes, [component])
+        blocks = array("q", [scan.across, scan.down, scan.units, unit])
         number = scan.layout[3 * unit + 2]
         table = scan.tables[number]
+        places = array("q", plane.places())
         kernel().unpack(
-            walked.ac, walked.firsts, walked.dc, geometry, table.short, table.limits, table.symbols,
-            coefficients, used,
+            walked.ac, walked.firsts, walked.dc, blocks, places, table.short, table.limits, table.symbols,
+            plane.coefficients, plane.used,
         )  # fmt: skip
-        with memoryview(coefficients) as all_of_them, memoryview(used) as which:
-            Plane(all_of_them, which, rows, columns).mirror(
-                self._axes[component.number],
-                self._quantization[component.quantization],
-                ZIGZAG,
-                is_negated=True,
-            )
-        return _Made(coefficients, used, geometry, number)
+        plane.mirror(self._structure.quantization[component.quantization], ZIGZAG, is_negated=True)
+        return _Made(plane, blocks, places, number)
 
     def _pack(self, walked: _Walked, made: Sequence[_Made]) -> None:
         """Code components anew; where a table has no code for them, all that it codes with another."""
         bits = walked.ac_bits
-        for one in made:
-            while True:
-                packed = kernel().pack(
-                    one.coefficients, one.used, one.geometry, walked.tables[one.table].codes, SIZE_OF,
-                    NUMBER_OF, bits, walked.ac, walked.firsts, walked.lasts, walked.dc,
-                )  # fmt: skip
-                if packed != _NO_ROOM:
-                    break
-                walked.ac.extend(array("I", [0]) * (len(walked.ac) // 2))
-            if packed < _NO_ROOM:
-                raise Impossible("one of its coefficients becomes too large")
-            if packed == _NO_CODE:
-                self._replace(walked, one.table)
-                self._pack(walked, made)
-                return
-            bits = packed
-        walked.ac_bits = bits
+        try:
+            for one in made:
+                bits = self._packed(walked, one, bits)
+        except NoCodeError:
+            self._replace(walked, one.table)
+            self._pack(walked, made)
+        else:
+            walked.ac_bits = bits
+
+    def _packed(self, walked: _Walked, one: _Made, bits: int) -> int:
+        """Code a component anew, behind so many bits, and say how many there are then."""
+        while True:
+            packed: int = kernel().pack(
+                one.plane.coefficients, one.plane.used, one.blocks, one.places,
+                walked.tables[one.table].codes, bits, walked.ac, walked.firsts, walked.lasts, walked.dc,
+            )  # fmt: skip
+            if packed != kernel().NO_ROOM:
+                return check_result(packed)
+            walked.ac.extend(array("I", [0]) * (len(walked.ac) // 2))
 
     def _replace(self, walked: _Walked, number: int) -> None:
         """Take another AC table, if it codes no block that is copied."""
@@ -249,9 +194,9 @@ class Moving:
             raise Impossible("its colours need a code that there is not")
         walked.tables[number] = complete
 
-    def write(self, sink: Sink, *, strip: bool) -> None:
-        """Write the picture, turned, with its metadata as it shall be."""
-        sink.write(b"\xff\xd8" + jpeg.kept_headers(self._markers, strip=strip, is_turned=False))
+    def pieces(self, *, strip: bool) -> Iterator[bytes | memoryview]:
+        """All segments in their order, with the scans turned."""
+        yield b"\xff\xd8" + jpeg.kept_headers(self._markers, strip=strip, is_turned=False)
         walked = iter(self._walked)
         defined: dict[int, bytes] = {}
         for segment in self._markers.segments:
@@ -261,24 +206,17 @@ class Moving:
             if segment.marker == jpeg.DHT:
                 defined |= jpeg.huffman_tables(parameters)
             if segment.marker != jpeg.SOS:
-                sink.write(jpeg.written_segment(segment.marker, parameters))
+                yield jpeg.written_segment(segment.marker, parameters)
                 continue
             one = next(walked)
             for key, table in zip(one.scan.keys, one.tables, strict=True):
                 if defined[key] != table.raw:
                     defined[key] = table.raw
-                    sink.write(jpeg.written_segment(jpeg.DHT, bytes([key]) + table.raw))
-            sink.write(jpeg.written_segment(jpeg.SOS, parameters))
-            self._write_scan(one, sink)
-        sink.write(b"\xff\xd9")
-
-    def _write_scan(self, walked: _Walked, sink: Sink) -> None:
-        scan = walked.scan
-        state, room = array("q", [0, 0, 0]), bytearray(ROOM_BYTES)
-        codes = joined([table.codes for table in walked.tables])
-        while state[0] < scan.across * scan.down:
-            written = kernel().write(
-                state, scan.across, scan.down, scan.interval, scan.layout, walked.places, walked.differences,
-                codes, walked.firsts, walked.lasts, walked.ac, room,
+                    yield jpeg.written_segment(jpeg.DHT, bytes([key]) + table.raw)
+            yield jpeg.written_segment(jpeg.SOS, parameters)
+            yield from coded(
+                kernel().write, one.scan.across, one.scan.down, one.scan.interval, one.scan.layout,
+                joined(table.codes for table in one.tables), one.places, one.differences, one.firsts,
+                one.lasts, one.ac,
             )  # fmt: skip
-            sink.write(memoryview(room)[:written])
+        yield b"\xff\xd9"

@@ -1,20 +1,31 @@
-"""Mirroring one direction of a component: how its blocks change places, and what to do when they do not fit.
+"""What all turns of a JPEG by its coefficients share: how blocks change places, and what to do if none fits.
 
 Source for moving samples against the blocks without decoding these: S.-F. Chang and D. G. Messerschmitt,
 "Manipulation and compositing of MC-DCT compressed video", IEEE JSAC 13(1), 1995, section III.
 """
 
+from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import product
 from math import cos, pi, sqrt
 from typing import NamedTuple
 
-from server.imaging.sequential import CELL, Frame, Impossible, kernel
+from PIL.Image import Transpose
 
-#: Which bit is set in a power of two, as the kernel looks it up.
-NUMBER_OF = bytes(
-    number for _, number in sorted(((1 << n) * 0x03F79D71B4CB0A89 % 2**64 >> 58, n) for n in range(64))
+from server.imaging.codec import Data
+from server.imaging.jpeg import Jpeg
+from server.imaging.operations import mirrored_axes
+from server.imaging.sequential import (
+    BLOCK,
+    CELL,
+    Component,
+    Frame,
+    Impossible,
+    Scan,
+    kernel,
+    read_structure,
 )
 
 
@@ -45,6 +56,10 @@ class Axis(NamedTuple):
         """Which old block comes to this place."""
         return self.blocks - 1 - block if self.is_reversed else block
 
+    def real(self, block: int, step: int) -> int:
+        """How many blocks hold samples of those that are so many apart, from one on."""
+        return max(0, -(-(self.blocks - block) // step))
+
 
 class Axes(NamedTuple):
     """Both directions of one component."""
@@ -57,13 +72,42 @@ class Axes(NamedTuple):
         """Whether blocks only change places."""
         return self.down.is_exact and self.across.is_exact
 
+    @property
+    def still(self) -> "Axes":
+        """The same of a component that is not turned."""
+        return Axes(*(axis._replace(is_mirrored=False) for axis in self))
 
-def axes_of(frame: Frame, *, is_flipped: bool, is_flopped: bool, must_be_exact: bool) -> Mapping[int, Axes]:
+    def way(
+        self, component: Component, place: Callable[[int, int], int], row: int, column: int
+    ) -> tuple[int, int, int, int, int]:
+        """Where the blocks come from that are here in their MCUs, as the kernel wants it.
+
+        Args:
+            component: the component.
+            place: says where the block of a row and a column is.
+            row: of the block in the first MCU.
+            column: of it.
+        """
+        across, down = component.across, component.down
+        first = place(self.down.source(row), self.across.source(column))
+        right = place(self.down.source(row), self.across.source(column + across))
+        below = place(self.down.source(row + down), self.across.source(column))
+        return (
+            first,
+            right - first,
+            below - first,
+            self.across.real(column, across),
+            self.down.real(row, down),
+        )
+
+
+def _axes_of(frame: Frame, transpose: Transpose | None, *, must_be_exact: bool) -> Mapping[int, Axes]:
     """The directions of all components, by their numbers.
 
     Raises:
         Impossible: pixels do it better, or nothing may be rounded and something would be.
     """
+    is_flipped, is_flopped = mirrored_axes(transpose)
     width, height = frame.mcu
     edge = f"the edge of its {frame.width} x {frame.height} pixels is within a block"
     axes = {}
@@ -90,24 +134,39 @@ def _axis(name: str, pixels: int, factor: int, greatest: int, *, is_mirrored: bo
 
 
 class Plane(NamedTuple):
-    """The coefficients of one component, row by row of blocks, each block in the order of coding.
+    """The coefficients of one component, among those of several.
 
     Attributes:
-        coefficients: 64 for each block.
+        component: the component.
+        axes: its directions.
+        rows, columns: its blocks, with those that only fill an MCU.
+        start: where its first coefficient is.
+        coefficients: of all components, 64 for each block, row by row of blocks.
         used: for each block a bit for each coefficient that is not 0.
-        rows, columns: how many blocks there are.
     """
 
-    coefficients: memoryview
-    used: memoryview
+    component: Component
+    axes: Axes
     rows: int
     columns: int
+    start: int
+    coefficients: "array[int]"
+    used: "array[int]"
 
-    def mirror(self, axes: Axes, steps: Sequence[int], positions: Sequence[int], *, is_negated: bool) -> None:
+    def place(self, row: int, column: int) -> int:
+        """Where the first coefficient of a block is."""
+        return self.start + (row * self.columns + column) * BLOCK
+
+    def places(self) -> Iterator[int]:
+        """Where the blocks of each MCU are before they are turned, as the kernel wants it."""
+        still = self.axes.still
+        for row, column in product(range(self.component.down), range(self.component.across)):
+            yield from still.way(self.component, self.place, row, column)
+
+    def mirror(self, steps: Sequence[int], positions: Sequence[int], *, is_negated: bool) -> None:
         """Mirror it in the direction in which its edge is within its last block.
 
         Args:
-            axes: its directions.
             steps: what each coefficient is multiplied with (quantization).
             positions: which frequency each is of, 8 * down + across.
             is_negated: whether those of odd frequency have changed their sign already.
@@ -115,19 +174,69 @@ class Plane(NamedTuple):
         Raises:
             Impossible: a coefficient becomes too large.
         """
-        is_across = not axes.across.is_exact
-        row = self.columns * CELL * CELL
+        is_across = not self.axes.across.is_exact
+        row = self.columns * BLOCK
         if is_across:
-            axis, lines = axes.across, (self.rows, row, axes.across.blocks, CELL * CELL)
+            axis, lines = self.axes.across, (self.rows, row, self.axes.across.blocks, BLOCK)
         else:
-            axis, lines = axes.down, (self.columns, CELL * CELL, axes.down.blocks, row)
-        new, now_used = array("h", [0]) * len(self.coefficients), array("Q", [0]) * len(self.used)
-        if not kernel().mirror(
-            self.coefficients, new, self.used, now_used, NUMBER_OF, *lines, is_across, bytes(positions),
-            array("H", steps), _mixtures(axis.rest, is_negated=is_negated),
-        ):  # fmt: skip
-            raise Impossible("one of its coefficients becomes too large")
-        self.coefficients[:], self.used[:] = memoryview(new), memoryview(now_used)
+            axis, lines = self.axes.down, (self.columns, BLOCK, self.axes.down.blocks, row)
+        size = self.rows * row
+        new, now_used = array("h", [0]) * size, array("Q", [0]) * (size // BLOCK)
+        with memoryview(self.coefficients) as all_of_them, memoryview(self.used) as which:
+            old = all_of_them[self.start : self.start + size]
+            used = which[self.start // BLOCK : (self.start + size) // BLOCK]
+            if not kernel().mirror(
+                old, new, used, now_used, *lines, is_across, bytes(positions), array("H", steps),
+                _mixtures(axis.rest, is_negated=is_negated),
+            ):  # fmt: skip
+                raise Impossible("it has a coefficient that becomes too large")
+            old[:], used[:] = memoryview(new), memoryview(now_used)
+
+
+def planes_of(scan: Scan, axes: Mapping[int, Axes], components: Sequence[Component]) -> list[Plane]:
+    """Planes of zeros for components of a scan, one behind the other."""
+    sizes = [(scan.down * component.down, scan.across * component.across) for component in components]
+    blocks = sum(rows * columns for rows, columns in sizes)
+    coefficients, used = array("h", [0]) * (blocks * BLOCK), array("Q", [0]) * blocks
+    planes, start = [], 0
+    for component, (rows, columns) in zip(components, sizes, strict=True):
+        planes.append(Plane(component, axes[component.number], rows, columns, start, coefficients, used))
+        start += rows * columns * BLOCK
+    return planes
+
+
+class Turn(ABC):
+    """One picture on its way: read when it is made, written when it is asked to.
+
+    Args:
+        data: the file.
+        markers: of it.
+        transpose: the turn.
+        must_be_exact: whether rounding is not allowed.
+
+    Attributes:
+        is_exact: whether nothing was rounded.
+
+    Raises:
+        Impossible: this file and this turn need pixels.
+        DamagedImage: its data ends before the picture does.
+    """
+
+    def __init__(
+        self, data: Data, markers: Jpeg, transpose: Transpose | None, *, must_be_exact: bool
+    ) -> None:
+        self._data = data
+        self._markers = markers
+        self._structure = read_structure(data, markers)
+        self._axes = _axes_of(self._structure.frame, transpose, must_be_exact=must_be_exact)
+        self.is_exact = all(axes.is_exact for axes in self._axes.values())
+
+    @abstractmethod
+    def pieces(self, *, strip: bool) -> Iterator[bytes | memoryview]:
+        """The file of the turned picture, with its metadata as it shall be.
+
+        Each piece is good until the next one is asked for.
+        """
 
 
 @cache

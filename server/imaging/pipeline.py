@@ -22,6 +22,7 @@ from server.imaging.codec import (
     decoding,
     open_image,
     sniff,
+    write_whole,
 )
 from server.imaging.composition import composed
 from server.imaging.conversion import (
@@ -36,7 +37,7 @@ from server.imaging.conversion import (
 )
 from server.imaging.icc import kept_icc
 from server.imaging.limits import Limits
-from server.imaging.lossless import Moving, NotInBlocks
+from server.imaging.lossless import Moving
 from server.imaging.metadata import orientation_of, upright_exif, upright_xmp, without_companions
 from server.imaging.operations import Operation, Rect, compose, swaps_axes, turned_rect, turned_size
 from server.imaging.recoded import Recoding
@@ -223,15 +224,12 @@ def _moved_jpeg(job: _Job, markers: jpeg.Jpeg, transpose: Transpose | None) -> R
     """
     if job.recipe.quality is not None:
         raise Impossible("another quality is asked for")
-    must_be_exact = job.recipe.path == "lossless"
-    turn: Moving | Recoding
-    try:
-        turn = Moving(job.data, markers, transpose, must_be_exact=must_be_exact)
-    except NotInBlocks:
-        turn = Recoding(job.data, markers, transpose, must_be_exact=must_be_exact)
+    kind = Recoding if swaps_axes(transpose) else Moving
+    turn = kind(job.data, markers, transpose, must_be_exact=job.recipe.path == "lossless")
     job.lap("decode")
     job.lap("transform")  # which is part of either
-    turn.write(job.sink, strip=job.recipe.strip)
+    for piece in turn.pieces(strip=job.recipe.strip):
+        write_whole(job.sink, piece)
     job.lap("encode")
     return job.result(
         turned_size(transpose, markers.size), path="lossless" if turn.is_exact else "coefficients"

@@ -4,7 +4,7 @@ Source: ITU-T T.81, annexes A (how samples become MCUs) and B (markers).
 """
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import import_module
@@ -25,8 +25,9 @@ _COMPONENTS = frozenset({1, 3, 4})
 _MAX_SAMPLING = 4
 _MAX_BLOCKS_OF_AN_MCU = 10  # B.2.3
 
-#: Width and height of a block, in samples.
+#: Width and height of a block, in samples, and how many coefficients it has.
 CELL = 8
+BLOCK = CELL * CELL
 
 #: The order in which coefficients are coded, by their position in the block (figure A.6).
 ZIGZAG = (
@@ -35,17 +36,14 @@ ZIGZAG = (
     39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
 )  # fmt: skip
 
-#: How many extra bits a number takes, by its amount (tables F.1 and F.2).
-SIZE_OF = bytes(amount.bit_length() for amount in range(2048))
-
 #: A block takes two bits at least, one for DC and one for its end.
 _BLOCKS_OF_A_BYTE = 4
 
 #: The kernel counts bits with 32 bits.
 _MOST_BYTES = 1 << 29
 
-#: How much is written at once, in bytes.
-ROOM_BYTES = 1 << 18
+#: How much is coded at once, in bytes.
+_ROOM_BYTES = 1 << 18
 
 #: How many Huffman tables of a class there may be, and quantization tables.
 _TABLES = 4
@@ -215,9 +213,23 @@ class Scan:
     layout: "array[int]"
 
     @property
+    def units(self) -> int:
+        """How many blocks an MCU has."""
+        return len(self.layout) // 3
+
+    @property
     def blocks(self) -> int:
         """How many blocks it has."""
-        return self.across * self.down * len(self.layout) // 3
+        return self.across * self.down * self.units
+
+    def coded(self, data: Data) -> tuple[object, ...]:
+        """What the kernel wants to know when it reads the scan."""
+        tables = self.tables
+        return (
+            data, self.segment.end, self.segment.stop, self.across, self.down, self.interval, self.layout,
+            joined(table.short for table in tables), joined(table.limits for table in tables),
+            b"".join(table.symbols for table in tables),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,22 +375,45 @@ def check_blocks(scan: Scan) -> None:
         raise damaged(Format.JPEG, "its pixels end early")
 
 
-def check_result(result: int) -> None:
-    """Look at what the kernel returned.
+class NoCodeError(Exception):
+    """A Huffman table lacks a symbol."""
+
+
+def check_result(result: int) -> int:
+    """Look at what the kernel returned, and pass it on.
 
     Raises:
         DamagedImage: the data ends before the picture does.
-        Impossible: it found a fault that a decoder may overlook.
+        NoCodeError: a table cannot code what it should.
+        Impossible: there is another fault, which a decoder may overlook.
     """
     if result == kernel().ENDS_EARLY:
         raise damaged(Format.JPEG, "its pixels end early")
+    if result == kernel().NO_CODE:
+        raise NoCodeError
     if result < 0:
         raise Impossible(f"it has {kernel().FAULTS[result]}")
+    return result
 
 
-def joined(arrays: Sequence["array[int]"]) -> "array[int]":
+def coded(code: Callable[..., int], across: int, down: int, *more: object) -> Iterator[memoryview]:
+    """Have the kernel code a scan, piece by piece; each is good until the next one is asked for.
+
+    Args:
+        code: its function.
+        across: MCUs in a row.
+        down: how many rows.
+        more: the function's other arguments.
+
+    Raises:
+        NoCodeError, Impossible: as `check_result`.
+    """
+    state, room = array("q", [0]) * 7, bytearray(_ROOM_BYTES)
+    while state[0] < across * down:
+        yield memoryview(room)[: check_result(code(state, room, across, down, *more))]
+
+
+def joined(arrays: Iterable["array[int]"]) -> "array[int]":
     """All of them, one after the other."""
-    whole = arrays[0][:]
-    for one in arrays[1:]:
-        whole += one
-    return whole
+    first, *others = arrays
+    return sum(others, first)

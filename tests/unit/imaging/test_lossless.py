@@ -335,3 +335,190 @@ def test_the_densities_change_places_with_the_sides() -> None:
         assert image.info["dpi"] == (72, 300)
     with Image.open(BytesIO(turned(jpeg, Operation.FLIP, strip=True))) as image:
         assert "dpi" not in image.info
+
+
+def segments(jpeg: bytes) -> list[tuple[int, bytes]]:
+    """Marker and parameters of each segment; a scan with its entropy-coded data behind."""
+    found, at = [], 2
+    while jpeg[at + 1] != 0xD9:
+        end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        stop = end
+        if jpeg[at + 1] == 0xDA:
+            while jpeg[stop] != 0xFF or jpeg[stop + 1] in {0, *range(0xD0, 0xD8)}:
+                stop += 1
+        found.append((jpeg[at + 1], jpeg[at + 4 : end] + jpeg[end:stop]))
+        at = stop
+    return found
+
+
+def second_scan(parts: list[tuple[int, bytes]]) -> int:
+    """How many segments there are to the end of the second scan."""
+    return [at for at, (marker, _) in enumerate(parts) if marker == 0xDA][1] + 1
+
+
+def assembled(parts: list[tuple[int, bytes]]) -> bytes:
+    """A file of such segments."""
+    file = b"\xff\xd8"
+    for marker, parameters in parts:
+        length = 2 + (4 + 2 * parameters[0] if marker == 0xDA else len(parameters))
+        file += bytes([0xFF, marker]) + length.to_bytes(2, "big") + parameters
+    return file + EOI
+
+
+def in_three_scans(image: Image.Image, *options: str, folder: pytest.TempPathFactory) -> bytes:
+    script = folder / "scans"  # type: ignore[operator]
+    script.write_text("0;1;2;")
+    return run("cjpeg", *options, "-scans", str(script), given=pnm(image))
+
+
+def assert_as_jpegtran(jpeg: bytes, operation: Operation) -> None:
+    theirs = run("jpegtran", "-perfect", "-optimize", "-copy", "none", *TURNS[operation][0], given=jpeg)
+    assert coefficients(turned(jpeg, operation)) == theirs
+
+
+STRAIGHT = [Operation.FLIP, Operation.FLOP, Operation.ROTATE_180]
+
+
+@needs_jpegtran
+@pytest.mark.parametrize("operation", STRAIGHT)
+@pytest.mark.parametrize("options", [(), ("-restart", "2B")])
+def test_tables_and_intervals_may_change_between_scans(
+    operation: Operation, options: tuple[str, ...], tmp_path: pytest.TempPathFactory
+) -> None:
+    # Optimised tables of several scans have the same numbers, and each scan brings its own.
+    jpeg = in_three_scans(
+        picture((96, 64), "RGB", options), "-sample", "2x2", "-optimize", *options, folder=tmp_path
+    )
+    parts = segments(jpeg)
+    assert sum(marker == 0xC4 for marker, _ in parts) > 2
+    if options:  # and none for the last scan
+        plain = segments(
+            in_three_scans(picture((96, 64), "RGB", options), "-sample", "2x2", "-optimize", folder=tmp_path)
+        )
+        parts = [*parts[: second_scan(parts)], (0xDD, b"\0\0"), *plain[second_scan(plain) :]]
+    assert_as_jpegtran(assembled(parts), operation)
+
+
+@pytest.mark.parametrize("operation", [Operation.FLIP, Operation.ROTATE_90])
+def test_a_quantization_table_between_scans_is_left_to_a_decoder(
+    operation: Operation, tmp_path: pytest.TempPathFactory
+) -> None:
+    parts = segments(in_three_scans(smooth((32, 32)), "-sample", "1x1", folder=tmp_path))
+    last = max(at for at, (marker, _) in enumerate(parts) if marker == 0xDA)
+    parts.insert(last, next(part for part in parts if part[0] == 0xDB))
+    with pytest.raises(NotLossless):
+        turned(assembled(parts), operation, path="lossless")
+
+
+@needs_jpegtran
+@pytest.mark.parametrize("operation", TURNS)
+@pytest.mark.parametrize("scale", ["1", "20"])
+def test_extended_frames_and_wide_quantization_tables_stay_so(operation: Operation, scale: str) -> None:
+    # So coarse that cjpeg writes 16 bits for a step, and SOF1 for that.
+    jpeg = run("cjpeg", "-quality", scale, "-sample", "1x2", given=pnm(picture((48, 64), "RGB", scale)))
+    parts = segments(jpeg)
+    if scale == "1":
+        assert b"\xff\xc1" in jpeg
+        assert any(marker == 0xDB and parameters[0] >> 4 for marker, parameters in parts)
+    else:
+        jpeg = jpeg.replace(b"\xff\xc0", b"\xff\xc1", 1)
+    ours = turned(jpeg, operation)
+    assert b"\xff\xc1" in ours
+    assert_as_jpegtran(jpeg, operation)
+
+
+@needs_jpegtran
+@pytest.mark.parametrize("operation", TURNS)
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_table_needs_no_code_for_an_empty_block(operation: Operation, *, is_whole: bool) -> None:
+    # All 63 coefficients of each block are 1, so that none ends with an end-of-block code. Where the edge
+    # is within an MCU, blocks to fill it would have to be empty.
+    width, height = (32, 32) if is_whole else (24, 32)
+    parts = [
+        (0xDB, b"\0" + bytes([8] * 64)),
+        (0xC0, b"\x08" + bytes([0, height, 0, width]) + b"\x03\x01\x22\0\x02\x11\0\x03\x11\0"),
+        (0xC4, b"\0\1" + bytes(15) + b"\0"),
+        (0xC4, b"\x10\1" + bytes(15) + b"\x01"),
+    ]
+    blocks = 6 * 4
+    bits = "".join("0" + "".join(f"0{(block + k) % 2}" for k in range(63)) for block in range(blocks))
+    bits += "1" * (-len(bits) % 8)
+    coded = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
+    jpeg = assembled([*parts, (0xDA, b"\x03\x01\0\x02\0\x03\0\0\x3f\0" + coded)])
+    if is_whole:
+        assert_as_jpegtran(jpeg, operation)
+        return
+    sink = BytesIO()
+    process(BytesIO(jpeg), sink, Recipe(operation), GENEROUS)
+    assert fidelity_db(sink.getvalue(), jpeg, TURNS[operation][1]) > 3e3  # 35 dB
+
+
+@needs_jpegtran
+@pytest.mark.parametrize("operation", TURNS)
+@pytest.mark.parametrize("is_in_scans", [True, False])
+def test_dc_differences_that_a_table_lacks_get_one_that_has_them(
+    operation: Operation, tmp_path: pytest.TempPathFactory, *, is_in_scans: bool
+) -> None:
+    if is_in_scans and operation not in STRAIGHT:
+        return
+    # Steps up of one size, along the scan; mirrored they begin with a leap.
+    image = Image.new("RGB", (64, 64))
+    for number in range(64):
+        image.paste((4 * number, 255 - number, number), (number % 8 * 8, number // 8 * 8, 64, 64))
+    options = ("-sample", "1x1", "-optimize", "-quality", "95")
+    jpeg = (
+        in_three_scans(image, *options, folder=tmp_path)
+        if is_in_scans
+        else run("cjpeg", *options, given=pnm(image))
+    )
+    ours = turned(jpeg, operation)
+    theirs = {parameters for marker, parameters in segments(jpeg) if marker == 0xC4}
+    assert {parameters for marker, parameters in segments(ours) if marker == 0xC4} - theirs
+    assert_as_jpegtran(jpeg, operation)
+
+
+@needs_jpegtran
+@pytest.mark.parametrize("operation", TURNS)
+@pytest.mark.parametrize("transform", [0, 2])
+def test_inks_keep_their_transform(operation: Operation, transform: int) -> None:
+    jpeg = bytearray(encoded(picture((32, 24), "CMYK", transform), quality=90))
+    at = jpeg.index(b"Adobe") + 11
+    jpeg[at] = transform
+    ours = turned(bytes(jpeg), operation)
+    assert ours[ours.index(b"Adobe") + 11] == transform
+    assert_as_jpegtran(bytes(jpeg), operation)
+    with Image.open(BytesIO(ours)) as one, Image.open(BytesIO(jpeg)) as other:
+        difference = ImageChops.difference(one, other.transpose(TURNS[operation][1]))
+        # libjpeg's inverse transform rounds rows before columns.
+        assert max(most for _, most in difference.getextrema()) <= 4
+
+
+def test_colours_that_take_more_bits_than_before_get_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, answers = sequential.kernel().pack, []
+
+    def pack(*given: object) -> int:
+        answers.append(real(*given))
+        return int(answers[-1])
+
+    # Next to nothing but colours, all of which are coded a second time.
+    colours = picture((512, 520), "RGB", "room").convert("YCbCr").split()[1:]
+    image = Image.merge("YCbCr", (Image.new("L", (512, 520), 128), *colours))
+    jpeg = encoded(image, subsampling="4:2:0", quality=98)
+    monkeypatch.setattr(sequential.kernel(), "pack", pack)
+    answer = turned(jpeg, Operation.FLIP, wants="coefficients")
+    assert sequential.kernel().NO_ROOM in answers
+    assert fidelity_db(answer, jpeg, Transpose.FLIP_TOP_BOTTOM) > 1e3  # 30 dB
+
+
+class _Reluctant(BytesIO):
+    """A file that takes a thousand bytes at once."""
+
+    def write(self, piece: object, /) -> int:
+        return super().write(memoryview(piece)[:1000])  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("operation", [Operation.FLIP, Operation.ROTATE_90])
+def test_a_file_that_takes_less_than_it_is_given_gets_the_rest(operation: Operation) -> None:
+    jpeg, sink = encoded(picture((64, 64), "RGB", 5)), _Reluctant()
+    process(BytesIO(jpeg), sink, Recipe(operation), GENEROUS)
+    assert sink.getvalue() == turned(jpeg, operation)
