@@ -21,7 +21,7 @@ from io import FileIO
 from typing import Any, Self
 
 from server import errors
-from server.imaging.codec import CODECS, Format
+from server.imaging.codec import CODECS, Effort, Format
 from server.imaging.operations import Operation
 from server.imaging.pipeline import PATHS, ImagePath, Limits, Recipe, Result
 
@@ -109,6 +109,7 @@ class Job:
                 quality=recipe["quality"],
                 strip=recipe["strip"],
                 path=recipe["path"],
+                effort=Effort(recipe["effort"]),
             ),
             limits=Limits(**fields["limits"]),
             number=fields["number"],

@@ -84,6 +84,14 @@ OUTPUT_FORMATS = frozenset(
 )
 
 
+class Effort(StrEnum):
+    """How long an encoder looks for a smaller file. Each codec has its own table of what that means."""
+
+    LOW = "low"
+    NORMAL = "normal"
+    HIGH = "high"
+
+
 @dataclass(frozen=True, slots=True)
 class Codec:
     """One row of the table of formats.

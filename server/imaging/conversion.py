@@ -13,7 +13,7 @@ from PIL.TiffImagePlugin import AppendingTiffWriter
 
 from server.errors import UnsupportedImage
 from server.imaging import gif, ifd, jpeg, png, stills, tiff, webp
-from server.imaging.codec import CODECS, Format, Sink
+from server.imaging.codec import CODECS, Effort, Format, Sink
 from server.imaging.colours import fit, indexed
 from server.imaging.icc import kept_icc
 from server.imaging.metadata import without_orientation
@@ -21,6 +21,9 @@ from server.imaging.operations import Rect
 
 #: What a caller who names a format but no quality gets.
 _QUALITY = {Format.JPEG: 90, Format.WEBP: 90, Format.AVIF: 80}
+
+#: Of libavif, chosen with `python -m benchmarks.encoders` (ADR 14).
+_AVIF_SPEED = {Effort.LOW: 9, Effort.NORMAL: 7, Effort.HIGH: 6}
 
 #: Formats that can hold several frames. The others get the first one.
 MANY_FRAMES = frozenset({Format.PNG, Format.WEBP, Format.GIF, Format.TIFF, Format.AVIF})
@@ -73,6 +76,7 @@ class Target:
     Args:
         form: the format.
         quality: 1 to 100, None for a good default.
+        effort: of the encoder.
         attachments: what goes beside the pixels.
         source: the format the frames come from.
         frames: how many there will be.
@@ -82,6 +86,7 @@ class Target:
 
     form: Format
     quality: int | None
+    effort: Effort
     attachments: Attachments
     source: Format
     frames: int = 1
@@ -166,7 +171,7 @@ def _to_png(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
         settings["exif"] = beside.exif
     if beside.dpi:
         settings["dpi"] = beside.dpi
-    image.save(sink, "PNG", **settings)
+    png.write_png(sink, png.still(image, target.effort, settings))
 
 
 def _to_apng(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
@@ -176,7 +181,7 @@ def _to_apng(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
     for frame in frames:
         size = frame.image.size
         pixels = fit(frame.image, Format.PNG)
-        stream = png.pack(png.RGBA_PATTERN, (pixels.convert("RGBA"),))
+        stream = png.pack(png.RGBA_PATTERN, (pixels.convert("RGBA"),), target.effort)
         done.append(png.PngFrame(Rect(0, 0, *size), _apng_control(frame.duration_ms), stream))
     before = [png.Chunk(b"eXIf", target.attachments.exif)] if target.attachments.exif else []
     png.write_png(sink, png.animation(size, tuple(before), tuple(done), target.plays))
@@ -200,7 +205,7 @@ def _to_webp(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
         pixels = fit(frame.image, Format.WEBP)
         icc = _profile(pixels, strip=target.attachments.strip)
         quality = target.quality or (None if is_drawn else _QUALITY[Format.WEBP])
-        bits = webp.pack(pixels, quality=quality)
+        bits = webp.pack(pixels, target.effort, quality=quality)
         duration = min(0xFFFFFF, round(frame.duration_ms))
         done.append(webp.WebpFrame(Rect(0, 0, *size), duration, webp.NO_BLEND, bits))
     loops = min(0xFFFF, target.plays) if target.frames > 1 else None
@@ -286,6 +291,7 @@ def _to_avif(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
     first = images[0]
     settings: dict[str, Any] = {
         "quality": target.quality or _QUALITY[Format.AVIF],
+        "speed": _AVIF_SPEED[target.effort],
         "icc_profile": _profile(first, strip=beside.strip),
         "xmp": beside.xmp,
         "exif": _exif_for_avif(beside.exif),

@@ -15,6 +15,7 @@ from server.imaging.codec import (
     CODECS,
     OUTPUT_FORMATS,
     Data,
+    Effort,
     Format,
     Sink,
     Source,
@@ -81,6 +82,7 @@ class Recipe:
         strip: drop EXIF, XMP, texts, comments and resolution. The colour profile goes too if it is sRGB;
             any other one stays, because without it the colours would change.
         path: None for lossless where that is possible, and pixels otherwise.
+        effort: how long to look for a smaller file, where the encoder has a choice: PNG, WebP and AVIF.
     """
 
     operation: Operation
@@ -88,6 +90,7 @@ class Recipe:
     quality: int | None = None
     strip: bool = False
     path: ImagePath | None = None
+    effort: Effort = Effort.NORMAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +251,7 @@ def _png(job: _Job) -> Result:
         job.lap("decode")
         turned = tuple(plane if transpose is None else plane.transpose(transpose) for plane in planes)
         job.lap("transform")
-        packed = png.pack(stored, turned)
+        packed = png.pack(stored, turned, job.recipe.effort)
         job.lap("encode")
         return packed
 
@@ -324,7 +327,7 @@ def _turned_bitstream(job: _Job, pixels: webp.Bitstream, transpose: Transpose | 
         image = webp.unpack(pixels)
     job.lap("decode")
     turned = job.turn(image, transpose)
-    packed = webp.pack(turned, quality=_webp_quality(job, pixels))
+    packed = webp.pack(turned, job.recipe.effort, quality=_webp_quality(job, pixels))
     job.lap("encode")
     return packed
 
@@ -338,7 +341,7 @@ def _whole_webp_frames(
     drawn_frames = _shown(job, composed(stored.size, webp.layers(stored)))
     for frame, drawn in zip(stored.frames, drawn_frames, strict=True):
         turned = job.turn(drawn.image, transpose)
-        bits = webp.pack(turned, quality=_webp_quality(job, frame.pixels))
+        bits = webp.pack(turned, job.recipe.effort, quality=_webp_quality(job, frame.pixels))
         frames.append(webp.WebpFrame(Rect(0, 0, *turned.size), frame.duration_ms, webp.NO_BLEND, bits))
         job.lap("encode")
     return tuple(frames)
@@ -536,6 +539,7 @@ def _redraw(job: _Job) -> Result:
     target = Target(
         form=job.target,
         quality=job.recipe.quality,
+        effort=job.recipe.effort,
         attachments=_attachments(job, head, first.image),
         source=job.form,
         frames=count,

@@ -2,15 +2,16 @@
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from io import BytesIO
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageChops, PngImagePlugin
 from PIL.Image import Transpose
+from zlib_ng import zlib_ng
 
-from server.imaging.codec import MAX_PARTS, Data, Format, Sink, damaged
+from server.imaging.codec import MAX_PARTS, Data, Effort, Format, Sink, damaged
 from server.imaging.composition import Disposal, Layer
 from server.imaging.icc import is_srgb
 from server.imaging.limits import Limits
@@ -48,6 +49,22 @@ _DEEP_LAYOUTS: dict[tuple[int, int], tuple[str, tuple[str, str]]] = {
     (16, 2): ("RGB", ("RGB;16B", "RGB;16L")),
     (16, 6): ("RGBA", ("RGBA;16B", "RGBA;16L")),
 }
+
+#: How Pillow packs the modes that are in no layout, because they do not come from `unpack`.
+_RAW_MODES = {"1": "1", "I;16": "I;16B"}
+
+#: Samples of a pixel, by colour type; and the one whose samples are indices.
+_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+INDEXED = 3
+
+#: The filter that takes the row above from each (9.2).
+_UP = 2
+
+#: About how much is filtered at once: what stays in a core's cache.
+_BYTES_AT_ONCE = 1 << 18
+
+#: Levels of zlib-ng, chosen with `python -m benchmarks.encoders` (ADR 14).
+_LEVELS = {Effort.LOW: 3, Effort.NORMAL: 6, Effort.HIGH: 7}
 
 #: Ancillary chunks that say how the samples look: they stay even when metadata is dropped.
 _COLOUR_CHUNKS = frozenset(
@@ -304,26 +321,57 @@ def unpack(png: Png, stream: bytes, size: tuple[int, int]) -> tuple[Image.Image,
     )
 
 
-def pack(png: Png, planes: tuple[Image.Image, ...]) -> bytes:
+def pack(png: Png, planes: tuple[Image.Image, ...], effort: Effort) -> bytes:
     """Encode the planes of `unpack` into a pixel stream, not interlaced."""
-    if len(planes) > 1:
-        return _pack_deep(*planes)
-    _, raw_mode = _LAYOUTS[png.depth, png.colour_type]
-    return planes[0].tobytes("zip", (raw_mode,))
+    deflater = zlib_ng.compressobj(_LEVELS[effort])
+    parts = [deflater.compress(rows) for rows in _filtered(png, planes, is_adaptive=effort is Effort.HIGH)]
+    return b"".join((*parts, deflater.flush()))
 
 
-def _pack_deep(high: Image.Image, low: Image.Image) -> bytes:
-    """Interleave the bytes of two planes and filter each row by the one above (filter type 2, 9.2)."""
-    width, height = high.width * len(high.getbands()) * 2, high.height
-    samples = bytearray(width * height)
+def _filtered(png: Png, planes: tuple[Image.Image, ...], *, is_adaptive: bool) -> Iterator[bytes]:
+    """The rows of a pixel stream, some at a time, each behind its filter type (9.2).
+
+    Args:
+        png: what the planes are of.
+        planes: as for `pack`.
+        is_adaptive: choose the filter row by row, by the least sum of differences (12.7), which takes ten
+            times as long as to take the row above from all.
+    """
+    width, height = planes[0].size
+    rows_at_once = max(1, _BYTES_AT_ONCE // (width * _SAMPLES[png.colour_type] * 2))
+    is_filtered = png.depth >= 8 and png.colour_type != INDEXED  # noqa: PLR2004 - bits; 12.7 advises so
+    raw_mode = _RAW_MODES.get(planes[0].mode) or _LAYOUTS.get((png.depth, png.colour_type), ("", ""))[1]
+    above = b""
+    for top in range(0, height, rows_at_once):
+        bottom = min(height, top + rows_at_once)
+        if is_filtered and is_adaptive and len(planes) == 1:
+            # Pillow filters while it compresses, so let it not compress. It must know the row above.
+            context = min(top, 1)
+            part = planes[0].crop((0, top - context, width, bottom))
+            stored = zlib.decompress(part.tobytes("zip", (raw_mode, False, 0)))
+            yield stored[context * len(stored) // part.height :]
+            continue
+        samples = _samples([plane.crop((0, top, width, bottom)) for plane in planes], raw_mode)
+        stride = len(samples) // (bottom - top)
+        rows = Image.frombytes("L", (stride, bottom - top), samples)
+        if is_filtered:
+            shifted = (above or bytes(stride)) + samples[:-stride]
+            rows = ImageChops.subtract_modulo(rows, Image.frombytes("L", rows.size, shifted))
+            above = samples[-stride:]
+        behind_types = Image.new("L", (stride + 1, rows.height), _UP if is_filtered else 0)
+        behind_types.paste(rows, (1, 0))
+        yield behind_types.tobytes()
+
+
+def _samples(planes: list[Image.Image], raw_mode: str) -> bytes:
+    """The samples of some rows as they are stored; two planes are the bytes of 16-bit ones."""
+    if len(planes) == 1:
+        return planes[0].tobytes("raw", raw_mode)
+    high, low = planes
+    samples = bytearray(2 * high.width * high.height * len(high.getbands()))
     samples[0::2] = high.tobytes()
     samples[1::2] = low.tobytes()
-    rows = Image.frombytes("L", (width, height), bytes(samples))
-    above = Image.new("L", rows.size)
-    above.paste(rows, (0, 1))
-    filtered = Image.new("L", (width + 1, height), 2)
-    filtered.paste(ImageChops.subtract_modulo(rows, above), (1, 0))
-    return zlib.compress(filtered.tobytes())
+    return bytes(samples)
 
 
 def _turned_chunk(chunk: Chunk, transpose: Transpose | None) -> Chunk:
@@ -428,12 +476,29 @@ def write_png(sink: Sink, png: Png) -> None:
     _write_chunk(sink, b"IEND")
 
 
+def still(image: Image.Image, effort: Effort, settings: Mapping[str, Any]) -> Png:
+    """A picture from elsewhere, in one of the modes that Pillow writes.
+
+    Args:
+        image: its pixels.
+        effort: of the encoder.
+        settings: what goes beside them, as for Pillow's `save`.
+    """
+    # Pillow writes the chunks of one pixel, and we write the pixels of all.
+    file = BytesIO()
+    image.crop((0, 0, 1, 1)).save(file, "PNG", **settings)
+    pattern = replace(read_png(file.getvalue(), _ONE_PIXEL), size=image.size)
+    return replace(pattern, still=pack(pattern, (image,), effort))
+
+
 def animation(
     size: tuple[int, int], before: tuple[Chunk, ...], frames: tuple[PngFrame, ...], plays: int
 ) -> Png:
     """An RGBA animation of frames that were packed with `RGBA_PATTERN`."""
     return replace(RGBA_PATTERN, size=size, before=before, frames=frames, plays=plays)
 
+
+_ONE_PIXEL = Limits(max_pixels=1, max_frames=1, max_total_pixels=1)
 
 #: What `pack` needs to know for frames of an RGBA animation.
 RGBA_PATTERN = Png((1, 1), 8, 6, is_interlaced=False, before=(), after=(), still=None)

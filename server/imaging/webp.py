@@ -7,7 +7,7 @@ from io import BytesIO
 
 from PIL import Image, WebPImagePlugin
 
-from server.imaging.codec import Data, Format, Sink, damaged
+from server.imaging.codec import Data, Effort, Format, Sink, damaged
 from server.imaging.composition import Disposal, Layer
 from server.imaging.limits import Limits
 from server.imaging.operations import Rect
@@ -19,9 +19,10 @@ NO_BLEND = 0x02
 _CLEAR_AFTER = 0x01
 _LOSSY, _LOSSLESS = b"VP8 ", b"VP8L"
 
-#: Enough to stay near the size of the source; more costs seconds per megapixel and gains about 2%.
-_LOSSLESS_EFFORT = 4
-_LOSSLESS_DEPTH = 75
+#: Methods of libwebp, and for lossless also how deep each looks: 0 to 6 and 0 to 100. Chosen with
+#: `python -m benchmarks.encoders` (ADR 14).
+_METHODS = {Effort.LOW: 2, Effort.NORMAL: 2, Effort.HIGH: 6}
+_LOSSLESS_METHODS = {Effort.LOW: (2, 20), Effort.NORMAL: (2, 40), Effort.HIGH: (6, 90)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,18 +255,20 @@ def unpack(pixels: Bitstream) -> Image.Image:
     return image
 
 
-def pack(image: Image.Image, *, quality: int | None) -> Bitstream:
+def pack(image: Image.Image, effort: Effort, *, quality: int | None) -> Bitstream:
     """Encode one frame.
 
     Args:
         image: in mode RGB or RGBA.
+        effort: of the encoder.
         quality: 1 to 100; None for lossless, which keeps the colour of transparent pixels too.
     """
     alone = BytesIO()
     if quality is None:
-        image.save(alone, "WEBP", lossless=True, exact=True, method=_LOSSLESS_EFFORT, quality=_LOSSLESS_DEPTH)
+        method, depth = _LOSSLESS_METHODS[effort]
+        image.save(alone, "WEBP", lossless=True, exact=True, method=method, quality=depth)
     else:
-        image.save(alone, "WEBP", quality=quality)
+        image.save(alone, "WEBP", quality=quality, method=_METHODS[effort])
     data = alone.getvalue()
     return _read_bitstream(data, 12, len(data))
 

@@ -13,7 +13,7 @@ from server.admission import Admission
 from server.cluster.dispatch import Dispatcher, TooLate
 from server.cluster.work import Spares, Spent
 from server.errors import BadParameter, ServiceUnavailable
-from server.imaging.codec import OUTPUT_FORMATS, Format
+from server.imaging.codec import OUTPUT_FORMATS, Effort, Format
 from server.imaging.operations import Operation
 from server.imaging.pipeline import ImagePath, Recipe
 from server.web.uploads import Uploads
@@ -28,6 +28,7 @@ _ROTATIONS = {
 _BOOLEANS = {"true": True, "false": False}
 _FORMATS = {form.value: form for form in Format if form in OUTPUT_FORMATS}
 _PATHS: dict[str, ImagePath] = {"lossless": "lossless", "pixels": "pixels"}
+_EFFORTS = {effort.value: effort for effort in Effort}
 _QUALITIES = {str(quality): quality for quality in range(1, 101)}
 
 #: What the kernel says when there are no more descriptors, or too many of them are in the work socket.
@@ -105,6 +106,7 @@ def _read_recipe(req: Request, operation: Operation | None) -> Recipe:
         quality=_take(given, "quality", _QUALITIES, "a whole number from 1 to 100"),
         strip=_take(given, "strip", _BOOLEANS, "true or false") or False,
         path=_take(given, "path", _PATHS, "lossless or pixels"),
+        effort=_take(given, "effort", _EFFORTS, f"one of {', '.join(_EFFORTS)}") or Effort.NORMAL,
     )
     if given:
         raise BadParameter(

@@ -91,6 +91,7 @@ def test_half_a_jpeg_is_never_half_a_picture(server: LiveServer, landscape: Path
         ("quality=0", "quality"),
         ("quality=101", "quality"),
         ("quality=high", "quality"),
+        ("effort=5", "effort"),
         ("quality=%2B5", "quality"),
         ("strip=maybe", "strip"),
         ("format=png&format=gif", "format"),

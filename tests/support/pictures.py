@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from server.imaging.codec import Effort
 from server.imaging.operations import Operation
 from server.imaging.pipeline import Limits, Recipe, Result, process
 from support.oracle import CLEAR, Grid, Patch
@@ -50,12 +51,15 @@ def processed(  # noqa: PLR0913  each is a field of the recipe
     quality: int | None = None,
     strip: bool = False,
     path: ImagePath | None = None,
+    effort: Effort = Effort.NORMAL,
     limits: Limits = GENEROUS,
     held: bytes = b"",
 ) -> Outcome:
     """Send a file through the package, from memory to memory, over what the memory held."""
     sink = io.BytesIO(held)
-    recipe = Recipe(operation=Operation(operation), format=output, quality=quality, strip=strip, path=path)
+    recipe = Recipe(
+        operation=Operation(operation), format=output, quality=quality, strip=strip, path=path, effort=effort
+    )
     result = process(io.BytesIO(data), sink, recipe, limits)
     return Outcome(result, sink.getvalue())
 

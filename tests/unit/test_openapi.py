@@ -299,7 +299,7 @@ def test_every_way_to_fail_is_documented_with_an_example(path: str) -> None:
 @pytest.mark.parametrize("path", OPERATIONS)
 def test_every_operation_takes_the_same_parameters_and_a_rotation_an_angle(path: str) -> None:
     extra = {"angle"} if path == "/rotate" else set()
-    assert parameters_of(path).keys() == {"format", "quality", "strip", "path"} | extra
+    assert parameters_of(path).keys() == {"format", "quality", "strip", "path", "effort"} | extra
 
 
 def test_the_formats_that_can_be_asked_for_are_those_that_we_write() -> None:
@@ -367,6 +367,7 @@ def test_a_format_that_is_asked_for_comes_back(ask: Ask, form: str) -> None:
         {"quality": str(DOCUMENT["components"]["parameters"]["quality"]["schema"]["maximum"])},
         {"path": "lossless"},
         {"path": "pixels"},
+        *({"effort": word} for word in DOCUMENT["components"]["parameters"]["effort"]["schema"]["enum"]),
         {"strip": "true"},
         {"strip": "false"},
         *({"angle": str(angle)} for angle in DOCUMENT["components"]["parameters"]["angle"]["schema"]["enum"]),

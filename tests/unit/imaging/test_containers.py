@@ -14,7 +14,7 @@ from support import pictures
 
 from server.errors import DamagedImage, ImageError, TooManyFrames, TooManyPixels, UnsupportedImage
 from server.imaging import gif, jpeg, png, tiff, vp8, webp
-from server.imaging.codec import Format
+from server.imaging.codec import Effort, Format
 from server.imaging.limits import Limits
 from server.imaging.operations import Operation, Rect, compose, turned_rect, turned_size
 from server.imaging.pipeline import Recipe, Result, process
@@ -351,7 +351,10 @@ def test_a_gif_is_composed_as_browsers_do_it() -> None:
 def webp_frames(canvas: tuple[int, int], rects: list[Rect]) -> bytes:
     frames = tuple(
         webp.WebpFrame(
-            rect, 40 + index, index % 2, webp.pack(noise("RGBA", rect[2:], index + 1), quality=None)
+            rect,
+            40 + index,
+            index % 2,
+            webp.pack(noise("RGBA", rect[2:], index + 1), Effort.LOW, quality=None),
         )
         for index, rect in enumerate(rects)
     )
