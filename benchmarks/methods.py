@@ -4,6 +4,7 @@ All alternate in one run; each ratio is taken within a round, and the median ove
 Pillow has the malloc settings that our engines have; it keeps the source's tables and optimises no codes.
 libvips and sharp write with the source's tables, sampling and kind of coding, so that quality and size match;
 by itself sharp optimises codes, which has a row of its own.
+"Served" is ours through the whole service, with a core for its worker; the others pay for no HTTP.
 Run it with `make methods`, which installs the peers, on a machine that does nothing else.
 """
 
@@ -19,7 +20,8 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
-from benchmarks import bare
+from benchmarks import bare, load, processes
+from benchmarks.ratios import Service, service
 from images.render import BENCHMARK, LANDSCAPE, benchmark_picture
 from images.render import HERE as IMAGES
 from server.cluster.supervisor import MALLOC_SETTINGS
@@ -28,6 +30,12 @@ _ROOT = Path(__file__).parents[1]
 _PEERS = Path(__file__).parent / "peers"
 _VIPS = _ROOT / ".venv-peers" / "bin" / "python"
 _OURS = "ours"
+
+#: Ours as clients have it: one worker with one engine, over the loopback device.
+_TARGETS = {"ours, served": "/flip", "ours, served, pixels": load.PIXELS}
+
+#: So that the engine never waits for a client.
+_AT_ONCE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,28 +102,45 @@ def measure(case: Case, rounds: int, pictures: int) -> dict[str, list[bare.Bare]
     """Alternate all contenders."""
     environ = MALLOC_SETTINGS | os.environ | {"VIPS_CONCURRENCY": "1"}
     results: dict[str, list[bare.Bare]] = {}
-    for _ in range(rounds):
-        for name, command in contenders(case, pictures).items():
-            results.setdefault(name, []).append(bare.run(command, processes=1, environ=environ))
+    with service(1) as ours:
+        for target in _TARGETS.values():
+            _through(ours, case, target, pictures)  # warm-up
+        for _ in range(rounds):
+            for name, command in contenders(case, pictures).items():
+                results.setdefault(name, []).append(bare.run(command, processes=1, environ=environ))
+            for name, target in _TARGETS.items():
+                results.setdefault(name, []).append(_through(ours, case, target, pictures))
     return results
 
 
+def _through(ours: Service, case: Case, target: str, pictures: int) -> bare.Bare:
+    """Send the picture through the service, and charge it for all of its processes."""
+    before = _cpu_s(ours)
+    done = load.run(ours.address, case.file.read_bytes(), requests=pictures, at_once=_AT_ONCE, target=target)
+    return bare.Bare(done.wall_s, _cpu_s(ours) - before, done.bodies[0])
+
+
+def _cpu_s(ours: Service) -> float:
+    return sum(processes.cpu_s(pid) for pid in processes.tree(ours.pid))
+
+
 def report(case: Case, results: dict[str, list[bare.Bare]], pictures: int) -> None:
-    """Print milliseconds, and how many times faster ours is."""
+    """Print milliseconds, and how many times faster ours is, alone and served."""
     print(f"\n{case.title}, {case.file.stat().st_size / 1e6:.1f} MB")
-    ours = results[_OURS]
+    ours, served = results[_OURS], results["ours, served"]
     for name, rounds in results.items():
         wall_ms = median(one.wall_s for one in rounds) / pictures * 1e3
         cpu_ms = median(one.cpu_s for one in rounds) / pictures * 1e3
         size = rounds[0].answer_bytes / case.file.stat().st_size
         print(
-            f"  {name:<18} {wall_ms:8.1f} ms  {cpu_ms:8.1f} ms CPU  {100 * (size - 1):+6.2f} % size"
-            f"   ours is faster by {spread([a.wall_s / b.wall_s for a, b in zip(rounds, ours, strict=True)])}"
+            f"  {name:<20} {wall_ms:7.1f} ms  {cpu_ms:7.1f} ms CPU  {100 * (size - 1):+6.2f} % size"
+            f"   ours is faster by {spread(rounds, ours)}, served by {spread(rounds, served)}"
         )
 
 
-def spread(values: Sequence[float]) -> str:
-    """Write the median and the range."""
+def spread(theirs: Sequence[bare.Bare], ours: Sequence[bare.Bare]) -> str:
+    """Write the ratio of their time over ours: the median and the range."""
+    values = [one.wall_s / other.wall_s for one, other in zip(theirs, ours, strict=True)]
     return f"{median(values):5.2f}  ({min(values):.2f} to {max(values):.2f})"
 
 
