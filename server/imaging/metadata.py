@@ -29,6 +29,8 @@ _COMPANION = re.compile(
     rb"|http://ns\.google\.com/photos/dd/"  # Dynamic Depth 1.0
     rb"|:\w*(?:MotionPhoto|MicroVideo)"  # Motion Photo 1.0, and what phones add in namespaces of their own
 )
+#: A parser repeats the whole name of a namespace for each element in it. The longest in use are below 100.
+_MAX_NAMESPACE = 256
 _TAG_NAME = re.compile(rb"<[^\s/>]+")
 _ATTRIBUTE = re.compile(rb"\s+([^\s=<>/]+)\s*=\s*(\"[^\"]*\"|'[^']*')")
 
@@ -229,7 +231,10 @@ def upright_xmp(xmp: bytes) -> bytes:
 
 
 class _OddXmpError(Exception):
-    """The packet is not the plain UTF-8 without a document type that XMP is (XMP part 1, 7.2)."""
+    """The packet is not the plain UTF-8 without a document type that XMP is (XMP part 1, 7.2).
+
+    Or one of its namespaces has a name that nobody would give it.
+    """
 
 
 class _LonePacket:
@@ -249,6 +254,7 @@ class _LonePacket:
         self._gone_start = self._gone_tag_end = 0
         self._parser = expat.ParserCreate("utf-8", namespace_separator=":")
         self._parser.ordered_attributes = True
+        self._parser.StartNamespaceDeclHandler = self._namespace
         self._parser.StartElementHandler = self._start
         self._parser.EndElementHandler = self._end
         self._parser.StartDoctypeDeclHandler = self._doctype
@@ -278,6 +284,10 @@ class _LonePacket:
             start = self._gone_tag_end if is_empty else self._parser.CurrentByteIndex
             self._blank(self._gone_start, self._xmp.index(b">", start) + 1)
 
+    def _namespace(self, _: str | None, name: str | None) -> None:
+        if len(name or "") > _MAX_NAMESPACE:
+            raise _OddXmpError
+
     def _doctype(self, *_: object) -> None:
         raise _OddXmpError
 
@@ -297,8 +307,8 @@ class _LonePacket:
 
 
 def speaks_of_companions(xmp: bytes) -> bool:
-    """Whether XMP speaks of a gain map, a depth map or a video."""
-    return _COMPANION.search(xmp) is not None
+    """Whether XMP speaks of a gain map, a depth map or a video, in UTF-16 and UTF-32 too."""
+    return _COMPANION.search(xmp.replace(b"\0", b"")) is not None
 
 
 def without_companions(xmp: bytes) -> bytes:
