@@ -31,7 +31,7 @@ SOF0, SOF1, DHT, SOS, DRI = 0xC0, 0xC1, 0xC4, 0xDA, 0xDD
 EOI, DQT, _COM = 0xD9, 0xDB, 0xFE
 _APP0, _APP1, _APP2, _APP12 = 0xE0, 0xE1, 0xE2, 0xEC
 _APP13, _APP14, _APP15 = 0xED, 0xEE, 0xEF
-_RST0, _RST7 = 0xD0, 0xD7
+_RST0 = 0xD0
 #: What says how a picture came about and not what it looks like, and what ends it.
 METADATA = frozenset({*range(_APP0, _APP15 + 1), _COM, EOI})
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {DHT, 0xC8, 0xCC}  # ITU-T T.81, table B.1
@@ -46,7 +46,7 @@ _MAX_PADDING_BYTES = 1 << 20
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 #: What starts a segment: no stuffed byte, fill byte, TEM, restart marker or SOI, which stand alone.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")
-_RESTART = re.compile(rb"\xff([\xd0-\xd7])")
+_RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 
 _JFIF, _ICC, _XMP, _MPF = b"JFIF\0", b"ICC_PROFILE\0", b"http://ns.adobe.com/xap/1.0/\0", b"MPF\0"
 _XMP_EXTENSION = b"http://ns.adobe.com/xmp/extension/\0"
@@ -199,10 +199,9 @@ def _end_of_scan(data: Data, start: int) -> int:
 
 def _check_restarts(data: Data, start: int, end: int) -> None:
     """Restart markers count from 0 to 7 and round again (B.2.1); a gap means that data is missing."""
-    numbers = b"".join(_RESTART.findall(data[start:end]))
-    cycle = bytes(range(_RST0, _RST7 + 1))
-    if numbers != (cycle * (len(numbers) // len(cycle) + 1))[: len(numbers)]:
-        raise _damage("a part of its pixels is missing")
+    for number, found in enumerate(_RESTART.finditer(data, start, end)):
+        if data[found.start() + 1] != _RST0 | number & 7:
+            raise _damage("a part of its pixels is missing")
 
 
 def huffman_tables(dht: bytes) -> dict[int, bytes]:
