@@ -455,6 +455,19 @@ def _left_out(jpeg: Jpeg) -> tuple[bytes, ...]:
     return (*_OF_OTHER_PICTURES, *([_XMP_EXTENSION] if speaks_of_companions(extension) else []))
 
 
+def _kept_xmp(text: bytes, *, is_first: bool, is_alone: bool) -> bytes:
+    """The segment of an XMP packet for the result, ready to be written; empty when nothing is left of it.
+
+    There may be one only (XMP part 3, 1.1.3). Of more than one the first is edited and the others stay or go
+    whole, for to edit any number of them takes any time.
+    """
+    xmp = text[len(_XMP) :]
+    if not is_first and speaks_of_companions(xmp):
+        return b""
+    xmp = without_companions(xmp, is_alone=is_alone and is_first)
+    return written_segment(_APP1, _XMP + upright_xmp(xmp)) if xmp else b""
+
+
 def kept_segments(jpeg: Jpeg, *, strip: bool) -> bytes:
     """The source's segments for the result, ready to be written, EXIF first as its specification wants.
 
@@ -467,7 +480,7 @@ def kept_segments(jpeg: Jpeg, *, strip: bool) -> bytes:
         return b"".join(written_segment(marker, text) for marker, text in jpeg.texts if text.startswith(_ICC))
     left_out = _left_out(jpeg)
     kept: list[bytes] = []
-    has_exif = False
+    has_exif = has_xmp = False
     for marker, text in jpeg.texts:
         if marker == _APP1 and text.startswith(EXIF_PREFIX):
             exif = text if has_exif else EXIF_PREFIX + upright_exif(text)
@@ -475,9 +488,8 @@ def kept_segments(jpeg: Jpeg, *, strip: bool) -> bytes:
                 kept.insert(0 if not has_exif else len(kept), written_segment(marker, exif))
             has_exif = True
         elif marker == _APP1 and text.startswith(_XMP):
-            xmp = without_companions(text[len(_XMP) :])
-            if xmp:
-                kept.append(written_segment(marker, _XMP + upright_xmp(xmp)))
+            kept.append(_kept_xmp(text, is_first=not has_xmp, is_alone=_XMP_EXTENSION in left_out))
+            has_xmp = True
         elif marker == _APP13 and text.startswith(_PHOTOSHOP):
             kept.append(written_segment(marker, _PHOTOSHOP + without_thumbnails(text[len(_PHOTOSHOP) :])))
         elif not (marker in (_APP1, _APP2) and text.startswith(left_out)):
