@@ -137,13 +137,13 @@ class _Tiff:
 
     def drop(self, tag: int) -> None:
         """Take a field out of the first directory. What lies outside the directory keeps its place."""
-        end = self.first + 2 + len(self.entries) * _ENTRY_BYTES + 4
-        for entry in reversed([entry for entry in self.entries if entry.tag == tag]):
-            self.raw[entry.position : end] = self.raw[entry.position + _ENTRY_BYTES : end] + bytes(
-                _ENTRY_BYTES
-            )
-        left = sum(entry.tag != tag for entry in self.entries)
-        struct.pack_into(self._order + "H", self.raw, self.first, left)
+        start = self.first + 2
+        link = start + len(self.entries) * _ENTRY_BYTES
+        kept = [entry.position for entry in self.entries if entry.tag != tag]
+        fields = b"".join(self.raw[position : position + _ENTRY_BYTES] for position in kept)
+        behind = self.raw[link : link + 4]
+        self.raw[start : link + 4] = fields + behind + bytes(link - start - len(fields))
+        struct.pack_into(self._order + "H", self.raw, self.first, len(kept))
         self.entries = self._directory(self.first)
 
 

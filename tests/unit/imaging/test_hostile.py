@@ -13,7 +13,7 @@ from server.errors import DamagedImage, UnsupportedImage
 from server.imaging import ifd
 from server.imaging.codec import Format
 from server.imaging.jpeg import read_jpeg
-from server.imaging.metadata import without_companions
+from server.imaging.metadata import without_companions, without_orientation
 from server.imaging.operations import Operation
 from server.imaging.pipeline import Limits, Recipe, process
 
@@ -98,6 +98,15 @@ def test_an_endless_namespace_is_not_repeated_for_each_of_many_elements() -> Non
     start = time.process_time()
     assert without_companions(xmp) == b""
     assert time.process_time() - start < 1
+
+
+def test_any_number_of_orientations_is_taken_out_at_once() -> None:
+    exif = b"II*\0\x08\0\0\0" + directory([(0x0112, 3, 1, 1)] * 65534 + [(0x0100, 3, 1, 7)])
+    start = time.process_time()
+    left = without_orientation(exif)
+    assert time.process_time() - start < 1
+    assert left.rstrip(b"\0") == (exif[:8] + directory([(0x0100, 3, 1, 7)])).rstrip(b"\0")
+    assert len(left) == len(exif)
 
 
 def test_restart_markers_take_no_memory() -> None:
