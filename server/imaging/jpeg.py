@@ -31,7 +31,7 @@ SOF0, SOF1, DHT, SOS, DRI = 0xC0, 0xC1, 0xC4, 0xDA, 0xDD
 EOI, DQT, _COM = 0xD9, 0xDB, 0xFE
 _APP0, _APP1, _APP2, _APP12 = 0xE0, 0xE1, 0xE2, 0xEC
 _APP13, _APP14, _APP15 = 0xED, 0xEE, 0xEF
-_RST0, _RST7 = 0xD0, 0xD7
+_RST0 = 0xD0
 #: What says how a picture came about and not what it looks like, and what ends it.
 METADATA = frozenset({*range(_APP0, _APP15 + 1), _COM, EOI})
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {DHT, 0xC8, 0xCC}  # ITU-T T.81, table B.1
@@ -46,7 +46,7 @@ _MAX_PADDING_BYTES = 1 << 20
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 #: What starts a segment: no stuffed byte, fill byte, TEM, restart marker or SOI, which stand alone.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")
-_RESTART = re.compile(rb"\xff([\xd0-\xd7])")
+_RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 
 _JFIF, _ICC, _XMP, _MPF = b"JFIF\0", b"ICC_PROFILE\0", b"http://ns.adobe.com/xap/1.0/\0", b"MPF\0"
 _XMP_EXTENSION = b"http://ns.adobe.com/xmp/extension/\0"
@@ -199,10 +199,9 @@ def _end_of_scan(data: Data, start: int) -> int:
 
 def _check_restarts(data: Data, start: int, end: int) -> None:
     """Restart markers count from 0 to 7 and round again (B.2.1); a gap means that data is missing."""
-    numbers = b"".join(_RESTART.findall(data[start:end]))
-    cycle = bytes(range(_RST0, _RST7 + 1))
-    if numbers != (cycle * (len(numbers) // len(cycle) + 1))[: len(numbers)]:
-        raise _damage("a part of its pixels is missing")
+    for number, found in enumerate(_RESTART.finditer(data, start, end)):
+        if data[found.start() + 1] != _RST0 | number & 7:
+            raise _damage("a part of its pixels is missing")
 
 
 def huffman_tables(dht: bytes) -> dict[int, bytes]:
@@ -456,6 +455,19 @@ def _left_out(jpeg: Jpeg) -> tuple[bytes, ...]:
     return (*_OF_OTHER_PICTURES, *([_XMP_EXTENSION] if speaks_of_companions(extension) else []))
 
 
+def _kept_xmp(text: bytes, *, is_first: bool, is_alone: bool) -> bytes:
+    """The segment of an XMP packet for the result, ready to be written; empty when nothing is left of it.
+
+    There may be one only (XMP part 3, 1.1.3). Of more than one the first is edited and the others stay or go
+    whole, for to edit any number of them takes any time.
+    """
+    xmp = text[len(_XMP) :]
+    if not is_first and speaks_of_companions(xmp):
+        return b""
+    xmp = without_companions(xmp, is_alone=is_alone and is_first)
+    return written_segment(_APP1, _XMP + upright_xmp(xmp)) if xmp else b""
+
+
 def kept_segments(jpeg: Jpeg, *, strip: bool) -> bytes:
     """The source's segments for the result, ready to be written, EXIF first as its specification wants.
 
@@ -468,7 +480,7 @@ def kept_segments(jpeg: Jpeg, *, strip: bool) -> bytes:
         return b"".join(written_segment(marker, text) for marker, text in jpeg.texts if text.startswith(_ICC))
     left_out = _left_out(jpeg)
     kept: list[bytes] = []
-    has_exif = False
+    has_exif = has_xmp = False
     for marker, text in jpeg.texts:
         if marker == _APP1 and text.startswith(EXIF_PREFIX):
             exif = text if has_exif else EXIF_PREFIX + upright_exif(text)
@@ -476,9 +488,8 @@ def kept_segments(jpeg: Jpeg, *, strip: bool) -> bytes:
                 kept.insert(0 if not has_exif else len(kept), written_segment(marker, exif))
             has_exif = True
         elif marker == _APP1 and text.startswith(_XMP):
-            xmp = without_companions(text[len(_XMP) :])
-            if xmp:
-                kept.append(written_segment(marker, _XMP + upright_xmp(xmp)))
+            kept.append(_kept_xmp(text, is_first=not has_xmp, is_alone=_XMP_EXTENSION in left_out))
+            has_xmp = True
         elif marker == _APP13 and text.startswith(_PHOTOSHOP):
             kept.append(written_segment(marker, _PHOTOSHOP + without_thumbnails(text[len(_PHOTOSHOP) :])))
         elif not (marker in (_APP1, _APP2) and text.startswith(left_out)):

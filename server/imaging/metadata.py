@@ -29,6 +29,10 @@ _COMPANION = re.compile(
     rb"|http://ns\.google\.com/photos/dd/"  # Dynamic Depth 1.0
     rb"|:\w*(?:MotionPhoto|MicroVideo)"  # Motion Photo 1.0, and what phones add in namespaces of their own
 )
+#: The same, and what names an extended packet that is left out (XMP part 3, 1.1.3.1).
+_COMPANION_OR_EXTENSION = re.compile(_COMPANION.pattern + rb"|:HasExtendedXMP\b")
+#: A parser repeats the whole name of a namespace for each element in it. The longest in use are below 100.
+_MAX_NAMESPACE = 256
 _TAG_NAME = re.compile(rb"<[^\s/>]+")
 _ATTRIBUTE = re.compile(rb"\s+([^\s=<>/]+)\s*=\s*(\"[^\"]*\"|'[^']*')")
 
@@ -133,13 +137,13 @@ class _Tiff:
 
     def drop(self, tag: int) -> None:
         """Take a field out of the first directory. What lies outside the directory keeps its place."""
-        end = self.first + 2 + len(self.entries) * _ENTRY_BYTES + 4
-        for entry in reversed([entry for entry in self.entries if entry.tag == tag]):
-            self.raw[entry.position : end] = self.raw[entry.position + _ENTRY_BYTES : end] + bytes(
-                _ENTRY_BYTES
-            )
-        left = sum(entry.tag != tag for entry in self.entries)
-        struct.pack_into(self._order + "H", self.raw, self.first, left)
+        start = self.first + 2
+        link = start + len(self.entries) * _ENTRY_BYTES
+        kept = [entry.position for entry in self.entries if entry.tag != tag]
+        fields = b"".join(self.raw[position : position + _ENTRY_BYTES] for position in kept)
+        behind = self.raw[link : link + 4]
+        self.raw[start : link + 4] = fields + behind + bytes(link - start - len(fields))
+        struct.pack_into(self._order + "H", self.raw, self.first, len(kept))
         self.entries = self._directory(self.first)
 
 
@@ -229,7 +233,10 @@ def upright_xmp(xmp: bytes) -> bytes:
 
 
 class _OddXmpError(Exception):
-    """The packet is not the plain UTF-8 without a document type that XMP is (XMP part 1, 7.2)."""
+    """The packet is not the plain UTF-8 without a document type that XMP is (XMP part 1, 7.2).
+
+    Or one of its namespaces has a name that nobody would give it.
+    """
 
 
 class _LonePacket:
@@ -237,18 +244,21 @@ class _LonePacket:
 
     Args:
         xmp: the packet.
+        gone: how to tell what speaks of them.
 
     Raises:
         ExpatError, _OddXmpError: it cannot be read.
     """
 
-    def __init__(self, xmp: bytes) -> None:
+    def __init__(self, xmp: bytes, gone: re.Pattern[bytes]) -> None:
+        self._gone = gone
         self.blanked = bytearray(xmp)
         self._xmp = xmp
         self._open = 0  # how many elements are, from the one that goes
         self._gone_start = self._gone_tag_end = 0
         self._parser = expat.ParserCreate("utf-8", namespace_separator=":")
         self._parser.ordered_attributes = True
+        self._parser.StartNamespaceDeclHandler = self._namespace
         self._parser.StartElementHandler = self._start
         self._parser.EndElementHandler = self._end
         self._parser.StartDoctypeDeclHandler = self._doctype
@@ -260,13 +270,13 @@ class _LonePacket:
             self._open += 1
             return
         stored, tag_end = self._tag(position)
-        if _COMPANION.search(name.encode()):
+        if self._gone.search(name.encode()):
             self._open, self._gone_start, self._gone_tag_end = 1, position, tag_end
             return
         names = iter(attributes[::2])
         for attribute in stored:
             is_declaration = attribute[1].partition(b":")[0] == b"xmlns"
-            if _COMPANION.search(attribute[2] if is_declaration else next(names).encode()):
+            if self._gone.search(attribute[2] if is_declaration else next(names).encode()):
                 self._blank(*attribute.span())
 
     def _end(self, _: str) -> None:
@@ -277,6 +287,10 @@ class _LonePacket:
             is_empty = self._xmp[self._gone_tag_end - 1 : self._gone_tag_end + 1] == b"/>"
             start = self._gone_tag_end if is_empty else self._parser.CurrentByteIndex
             self._blank(self._gone_start, self._xmp.index(b">", start) + 1)
+
+    def _namespace(self, _: str | None, name: str | None) -> None:
+        if len(name or "") > _MAX_NAMESPACE:
+            raise _OddXmpError
 
     def _doctype(self, *_: object) -> None:
         raise _OddXmpError
@@ -297,21 +311,30 @@ class _LonePacket:
 
 
 def speaks_of_companions(xmp: bytes) -> bool:
-    """Whether XMP speaks of a gain map, a depth map or a video."""
-    return _COMPANION.search(xmp) is not None
+    """Whether XMP speaks of a gain map, a depth map or a video, in UTF-16 and UTF-32 too."""
+    return _speaks_of(_COMPANION, xmp)
 
 
-def without_companions(xmp: bytes) -> bytes:
+def _speaks_of(gone: re.Pattern[bytes], xmp: bytes) -> bool:
+    return gone.search(xmp.replace(b"\0", b"")) is not None
+
+
+def without_companions(xmp: bytes, *, is_alone: bool = False) -> bytes:
     """XMP that promises no gain map, depth map or video, for a picture that comes without.
+
+    Args:
+        xmp: the packet.
+        is_alone: whether a packet that extends it is left out too.
 
     Returns:
         The packet, as long as before, with blanks for what spoke of them and every other byte as it was.
         Empty when it speaks of them and cannot be read: a viewer would look for them at a wrong place.
     """
-    if not speaks_of_companions(xmp):
+    gone = _COMPANION_OR_EXTENSION if is_alone else _COMPANION
+    if not _speaks_of(gone, xmp):
         return xmp
     try:
-        blanked = bytes(_LonePacket(xmp).blanked)
+        blanked = bytes(_LonePacket(xmp, gone).blanked)
     except (expat.ExpatError, _OddXmpError):
         return b""
-    return b"" if speaks_of_companions(blanked) else blanked
+    return b"" if _speaks_of(gone, blanked) else blanked

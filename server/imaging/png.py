@@ -206,6 +206,7 @@ class _Reader:
         self._still: list[bytes] = []
         self._frames: list[tuple[Rect, bytes, list[bytes]]] = []
         self._has_pixels = False
+        self._unpacked: set[bytes] = set()
         self._animation: tuple[int, int] | None = None
         self._sequence = 0
 
@@ -223,10 +224,20 @@ class _Reader:
                 (self._add_control if chunk.kind == b"fcTL" else self._add_frame_data)(chunk.data)
         elif not _is_sound(chunk):
             raise _damage("an ancillary chunk has a wrong form")
+        elif self._is_repeated(chunk):
+            pass  # decoders take the first, and to unpack any number of them takes any time
         elif chunk.kind[0] & 0x20 or chunk.kind == b"PLTE":
             (self._after if self._has_pixels else self._before).append(chunk)
         else:
             raise _damage("it has an unknown critical chunk")
+
+    def _is_repeated(self, chunk: Chunk) -> bool:
+        """Whether it is a second profile (5.6) or a second XMP packet (XMP part 3, 1.1.5)."""
+        if chunk.kind != b"iCCP" and not (chunk.kind == b"iTXt" and chunk.data.startswith(_XMP_KEYWORD)):
+            return False
+        is_repeated = chunk.kind in self._unpacked
+        self._unpacked.add(chunk.kind)
+        return is_repeated
 
     def _take_sequence(self, data: bytes) -> None:
         if data[:4] != self._sequence.to_bytes(4, "big"):
@@ -398,7 +409,10 @@ def _upright_text(data: bytes) -> bytes:
         return data
     if not inflater.eof:
         return data
-    return b"\0".join((data[: start + 2] + language, keyword, zlib.compress(upright_xmp(xmp))))
+    upright = upright_xmp(xmp)
+    if upright == xmp:
+        return data
+    return b"\0".join((data[: start + 2] + language, keyword, zlib.compress(upright)))
 
 
 def profile_in(data: bytes) -> bytes:

@@ -1,6 +1,8 @@
 """Small files that ask for much: refused or done, and never a multiple of their size in work."""
 
 import struct
+import time
+import tracemalloc
 import zlib
 from io import BytesIO
 
@@ -10,6 +12,8 @@ from PIL import Image
 from server.errors import DamagedImage, UnsupportedImage
 from server.imaging import ifd
 from server.imaging.codec import Format
+from server.imaging.jpeg import read_jpeg
+from server.imaging.metadata import without_companions, without_orientation
 from server.imaging.operations import Operation
 from server.imaging.pipeline import Limits, Recipe, process
 
@@ -86,6 +90,58 @@ def test_pages_that_share_their_values_cost_no_more_than_the_file_is_long() -> N
     data = struct.pack("<2sHL", b"II", 42, 8 + len(shared)) + shared + pages
     with pytest.raises(DamagedImage):
         flip(data)
+
+
+def test_an_endless_namespace_is_not_repeated_for_each_of_many_elements() -> None:
+    companion = b"xmlns:h='http://ns.adobe.com/hdr-gain-map/1.0/'"
+    xmp = b"<a %s xmlns:b='%s'>%s</a>" % (companion, b"b" * 200_000, b"<b:c/>" * 50_000)
+    start = time.process_time()
+    assert without_companions(xmp) == b""
+    assert time.process_time() - start < 1
+
+
+def test_any_number_of_orientations_is_taken_out_at_once() -> None:
+    exif = b"II*\0\x08\0\0\0" + directory([(0x0112, 3, 1, 1)] * 65534 + [(0x0100, 3, 1, 7)])
+    start = time.process_time()
+    left = without_orientation(exif)
+    assert time.process_time() - start < 1
+    assert left.rstrip(b"\0") == (exif[:8] + directory([(0x0100, 3, 1, 7)])).rstrip(b"\0")
+    assert len(left) == len(exif)
+
+
+def test_restart_markers_take_no_memory() -> None:
+    with BytesIO() as file:
+        Image.new("L", (8, 8)).save(file, "JPEG", restart_marker_blocks=1)
+        picture = file.getvalue()
+    markers = b"".join(bytes([0xFF, number]) for number in range(0xD0, 0xD8)) * 50_000
+    picture = picture[:-2] + markers + picture[-2:]
+    tracemalloc.start()
+    try:
+        read_jpeg(picture, LIMITS)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * len(picture)
+
+
+def png_with(*chunks: tuple[bytes, bytes]) -> bytes:
+    with BytesIO() as file:
+        Image.new("L", (1, 1)).save(file, "PNG")
+        picture = file.getvalue()
+    more = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+    return picture[:33] + more + picture[33:]
+
+
+@pytest.mark.parametrize(("kind", "before"), [(b"iCCP", b"a\0\0"), (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0")])
+def test_of_compressed_chunks_that_a_png_may_have_once_the_first_counts(kind: bytes, before: bytes) -> None:
+    first, second = (before + zlib.compress(text) for text in (b"first", b"second"))
+    turned = flip(png_with((kind, first), (kind, second), (b"iTXt", b"a\0\0\0\0\0b")))
+    assert first in turned
+    assert second not in turned
+    assert b"iTXta" in turned
 
 
 def test_jpeg_2000_is_not_read() -> None:

@@ -343,12 +343,28 @@ def test_another_format_says_nothing_of_a_gain_map_or_a_video(form: Format) -> N
 def test_an_xmp_extension_goes_when_it_holds_a_depth_map_and_stays_otherwise() -> None:
     """It would show the depth of the picture before the turn, as a thumbnail does."""
     depth = b"xmlns:GDepth='http://ns.google.com/photos/1.0/depthmap/' GDepth:Data='/9j/4AAQ'"
+    named = b"<a xmlns:xmpNote='http://ns.adobe.com/xmp/note/' b='c' xmpNote:HasExtendedXMP='%s'/>" % (
+        b"0" * 32
+    )
     for text, is_kept in ((depth, False), (b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>", True)):
-        data = encoded(natural(SIZE), "JPEG")
+        data = with_segment(encoded(natural(SIZE), "JPEG"), 0xE1, pictures.XMP + named)
         for offset in (40, 0):  # in two parts, cut in the middle of a name
             header = pictures.XMP_EXTENSION + b"0" * 32 + struct.pack(">II", len(text), offset)
             data = with_segment(data, 0xE1, header + (text[offset:] if offset else text[:40]))
-        assert bool(payloads(processed(data, "flip").data, 0xE1, pictures.XMP_EXTENSION)) == is_kept
+        flipped = processed(data, "flip").data
+        assert bool(payloads(flipped, 0xE1, pictures.XMP_EXTENSION)) == is_kept
+        (xmp,) = payloads(flipped, 0xE1, pictures.XMP)
+        assert (b"HasExtendedXMP" in xmp) == is_kept
+        assert b" b='c' " in xmp
+
+
+def test_of_several_xmp_packets_the_first_is_edited_and_others_stay_if_they_need_no_edit() -> None:
+    gain_map = b"<a xmlns:h='http://ns.adobe.com/hdr-gain-map/1.0/' b='%d'/>"
+    data = encoded(natural(SIZE), "JPEG")
+    for text in (b"<a b='4'/>", gain_map % 3, b"<a b='2'/>", gain_map % 1):  # the last one comes first
+        data = with_segment(data, 0xE1, pictures.XMP + text)
+    packets = payloads(processed(data, "flip").data, 0xE1, pictures.XMP)
+    assert [re.findall(rb"b='(.)'", packet) for packet in packets] == [[b"1"], [b"2"], [b"4"]]
 
 
 def test_sampling_4_2_2_never_becomes_coarser() -> None:

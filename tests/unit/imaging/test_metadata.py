@@ -178,6 +178,9 @@ def test_xmp_loses_what_speaks_of_companions_and_nothing_else(before: bytes, kep
         b"<a><!-- %s --></a>" % HDRGM,
         b"<a %s b='\xff'/>" % HDRGM,
         b"h:MotionPhoto",
+        (b"<a %s/>" % HDRGM).decode().encode("utf-16"),
+        (b"<a %s/>" % HDRGM).decode().encode("utf-32-be"),
+        b"<a xmlns:b='%s' %s/>" % (b"b" * 300, HDRGM),
     ],
 )
 def test_odd_xmp_that_speaks_of_companions_is_dropped(odd: bytes) -> None:
