@@ -86,7 +86,7 @@ _Reader = cython.struct(reg=cython.ulonglong, held=cython.uint, next=cython.size
 
 # Where writing stands: bits that are no whole word yet, how many of them there are, and how many bytes are
 # written.
-_Writer = cython.struct(out=cython.ulonglong, pending=cython.int, written=cython.Py_ssize_t)
+_Writer = cython.struct(out=cython.ulonglong, pending=cython.int, written=cython.size_t)
 
 
 @cython.ccall
@@ -450,7 +450,7 @@ def _emit(
 @cython.nogil
 @cython.inline
 @cython.exceptval(-1)
-def _put_word(word: cython.uint, room: cython.uchar[::1], written: cython.Py_ssize_t) -> cython.Py_ssize_t:
+def _put_word(word: cython.uint, room: cython.uchar[::1], written: cython.size_t) -> cython.size_t:
     """Write four bytes, each 0xFF followed by a zero (B.1.1.5)."""
     i: cython.int
     if not _has_ff(word):
@@ -467,7 +467,7 @@ def _put_word(word: cython.uint, room: cython.uchar[::1], written: cython.Py_ssi
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(-1)
-def _put(byte: cython.uchar, room: cython.uchar[::1], written: cython.Py_ssize_t) -> cython.Py_ssize_t:
+def _put(byte: cython.uchar, room: cython.uchar[::1], written: cython.size_t) -> cython.size_t:
     """Write one byte, and a zero if it is 0xFF."""
     room[written] = byte
     if byte != 0xFF:
@@ -479,9 +479,43 @@ def _put(byte: cython.uchar, room: cython.uchar[::1], written: cython.Py_ssize_t
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(-1)
+def _copy(
+    writer: cython.pointer[_Writer],
+    ac: cython.const[cython.uint][::1],
+    first: cython.uint,
+    last: cython.uint,
+    room: cython.uchar[::1],
+) -> cython.int:
+    """Write bits of `ac`, from one on to another."""
+    out: cython.ulonglong = writer.out
+    pending: cython.int = writer.pending
+    written: cython.size_t = writer.written
+    left: cython.int = last - first
+    word: cython.size_t = first >> 5
+    skipped: cython.uint = first & 31
+    both: cython.ulonglong = ac[word]
+    while left >= 32:
+        left -= 32
+        word += 1
+        both = both << 32 | ac[word]
+        out = out << 32 | both << skipped >> 32
+        written = _put_word(cython.cast(cython.uint, out >> pending), room, written)
+    both = both << 32 | ac[word + 1]
+    writer.out = out << left | both << skipped >> 1 >> (63 - left)
+    writer.pending = pending + left
+    writer.written = written
+    if writer.pending >= 32:
+        writer.pending -= 32
+        writer.written = _put_word(cython.cast(cython.uint, writer.out >> writer.pending), room, written)
+    return 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(-1)
 def _finish(
-    out: cython.ulonglong, pending: cython.int, room: cython.uchar[::1], written: cython.Py_ssize_t
-) -> cython.Py_ssize_t:
+    out: cython.ulonglong, pending: cython.int, room: cython.uchar[::1], written: cython.size_t
+) -> cython.size_t:
     """Write what is pending and fill its last byte with ones (F.1.2.3)."""
     out = out << 7 | 0x7F
     pending += 7
@@ -495,8 +529,8 @@ def _finish(
 @cython.nogil
 @cython.exceptval(-1)
 def _mark_restart(
-    number: cython.Py_ssize_t, room: cython.uchar[::1], written: cython.Py_ssize_t
-) -> cython.Py_ssize_t:
+    number: cython.Py_ssize_t, room: cython.uchar[::1], written: cython.size_t
+) -> cython.size_t:
     """Write a restart marker (B.1.1.3)."""
     room[written] = 0xFF
     room[written + 1] = 0xD0 | number & 7
@@ -931,11 +965,7 @@ def write(
     source: cython.Py_ssize_t
     block: cython.Py_ssize_t = mcu * units
     # 64 codes of 16 bits with 15 more each, any byte of which a zero may follow, and a restart marker.
-    most: cython.Py_ssize_t = units * 2 * 64 * 4 + 16
-    position: cython.uint
-    stop: cython.uint
-    take: cython.uint
-    both: cython.ulonglong
+    most: cython.size_t = units * 2 * 64 * 4 + 16
     size: cython.uint
     code: cython.uint
     with cython.nogil:
@@ -944,7 +974,7 @@ def write(
         writer.written = 0
         y = mcu // across
         x = mcu - y * across
-        while mcu < mcus and writer.written + most <= room.shape[0]:
+        while mcu < mcus and writer.written + most <= cython.cast(cython.size_t, room.shape[0]):
             if interval and mcu and mcu % interval == 0:
                 writer.written = _finish(writer.out, writer.pending, room, writer.written)
                 writer.pending = 0
@@ -961,17 +991,7 @@ def write(
                 block += 1
                 if x < places[5 * unit + 3] and y < places[5 * unit + 4]:
                     source = places[5 * unit] + x * places[5 * unit + 1] + y * places[5 * unit + 2]
-                    position = firsts[source]
-                    stop = lasts[source]
-                    while position != stop:
-                        take = 32
-                        if take > stop - position:
-                            take = stop - position
-                        both = (
-                            cython.cast(cython.ulonglong, ac[position >> 5]) << 32 | ac[(position >> 5) + 1]
-                        )
-                        _emit(cython.address(writer), both << (position & 31) >> (64 - take), take, room)
-                        position += take
+                    _copy(cython.address(writer), ac, firsts[source], lasts[source], room)
                 else:
                     code = codes[256 * layout[3 * unit + 2]]
                     _emit(cython.address(writer), code & 0xFFFF, code >> 16, room)
@@ -1245,7 +1265,7 @@ def encode(
     # Variables, and no writer: that would cost 5 %, for so many calls are not compiled in place.
     out: cython.ulonglong = state[1]
     pending: cython.int = cython.cast(cython.int, state[2])
-    written: cython.Py_ssize_t = 0
+    written: cython.size_t = 0
     mcu: cython.Py_ssize_t = state[0]
     mcus: cython.Py_ssize_t = across * down
     units: cython.Py_ssize_t = layout.shape[0] // 3
@@ -1253,7 +1273,7 @@ def encode(
     x: cython.Py_ssize_t
     y: cython.Py_ssize_t
     # 64 codes of 16 bits with 11 more each, any byte of which a zero may follow, and a restart marker.
-    most: cython.Py_ssize_t = units * 2 * 64 * 4 + 16
+    most: cython.size_t = units * 2 * 64 * 4 + 16
     place: cython.Py_ssize_t
     component: cython.int
     table: cython.Py_ssize_t
@@ -1270,7 +1290,7 @@ def encode(
     with cython.nogil:
         for k in range(4):
             last[k] = cython.cast(cython.int, state[3 + k])
-        while mcu < mcus and written + most <= room.shape[0]:
+        while mcu < mcus and written + most <= cython.cast(cython.size_t, room.shape[0]):
             y = mcu // across
             x = mcu - y * across
             if interval and mcu and mcu % interval == 0:
