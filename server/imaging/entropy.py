@@ -41,6 +41,9 @@ FAULTS = {
 _FAST_BITS = cython.declare(cython.int, 11)
 _ENTRIES = cython.declare(cython.int, 2048)
 
+# How many bits `pair` takes at most: of the 33 that are there, as many are left as it looks at next.
+_MOST_OF_A_PAIR = cython.declare(cython.int, 22)
+
 # Behind the last coefficient: where the walk over a block stands after its end-of-block code.
 _END_OF_BLOCK = cython.declare(cython.int, 128)
 
@@ -58,20 +61,32 @@ _SIZE_OF[0] = 0
 for _i in range(1, 2048):
     _SIZE_OF[_i] = _SIZE_OF[_i >> 1] + 1
 
-# Where the reading of a scan stands: the next bits, the first one highest; how many there are, and how many
-# of these stand behind the data; the next byte; the next restart marker, and how many MCUs there are to it.
-_Reader = cython.struct(
-    reg=cython.ulonglong,
-    held=cython.int,
-    made_up=cython.int,
+# How many words a block takes at most: 27 bits, 63 times 31, and one word that is read ahead.
+_WORDS_OF_A_BLOCK = cython.declare(cython.size_t, 64)
+
+# How many bits there are to a marker that is not seen yet.
+_FAR = cython.declare(cython.Py_ssize_t, 1 << 62)
+
+# How far a scan is unstuffed: the next byte; bytes that are no two words yet, the first one highest, and how
+# many bits these are; how many words there are; how many bits stand before the next marker, once that is
+# seen; the next restart marker, and how many MCUs there are to it.
+_Source = cython.struct(
     position=cython.Py_ssize_t,
+    carry=cython.ulonglong,
+    carried=cython.int,
+    filled=cython.size_t,
+    stop=cython.Py_ssize_t,
     restart=cython.uint,
     until_restart=cython.Py_ssize_t,
 )
 
+# Where the reading of these words stands: the next bits, the first one highest; how many of them count; the
+# next word. Nothing but what is compiled in place is given its address, so that it stays in registers.
+_Reader = cython.struct(reg=cython.ulonglong, held=cython.uint, next=cython.size_t)
+
 # Where writing stands: bits that are no whole word yet, how many of them there are, and how many bytes are
 # written.
-_Writer = cython.struct(out=cython.ulonglong, pending=cython.int, written=cython.Py_ssize_t)
+_Writer = cython.struct(out=cython.ulonglong, pending=cython.int, written=cython.size_t)
 
 
 @cython.ccall
@@ -129,11 +144,13 @@ def build(
 def pair(short: cython.const[cython.ushort][::1], pairs: cython.ulonglong[::1]) -> cython.void:
     """Make the table that takes two AC symbols at once, with their extra bits (F.1.2.2).
 
+    Those of the last symbol need not be among the bits it looks at.
+
     Args:
         short: as `build` made it.
-        pairs: 2048 entries by the next 11 bits. From the lowest bit: 6 bits how many bits, 8 how many
-            coefficients, 6 how many of these are of the first symbol: 0 if it is alone, 63 where not even one
-            is complete; from bit 32 on 16 bits that mark the extra bits of the first, and 16 for the second.
+        pairs: 2048 entries by the next 11 bits. From the lowest bit: 6 bits how many bits, 22 at most; 8 how
+            many coefficients; 6 how many of these are of the first symbol: 0 if it is alone, 63 where not
+            even one code is complete; 15 that mark the extra bits of the last symbol, and 29 for the first.
     """
     i: cython.uint
     entry: cython.ulonglong
@@ -143,28 +160,27 @@ def pair(short: cython.const[cython.ushort][::1], pairs: cython.ulonglong[::1]) 
     length: cython.uint
     taken: cython.uint
     more: cython.uint
+    ones: cython.ulonglong
     for i in range(_ENTRIES):
         pairs[i] = 63 << 14  # as if there were too many
+        entry = 0
         first = short[i]
         size = first & 15
         length = (first >> 8) + size
-        if first == 0 or length > _FAST_BITS:
+        if first == 0 or length > _MOST_OF_A_PAIR:
             continue
         taken = _coefficients(first & 255)
-        entry = cython.cast(cython.ulonglong, (1 << size) - 1) << 48
-        second = 0
-        if taken < _END_OF_BLOCK:
+        ones = (1 << size) - 1
+        if taken < _END_OF_BLOCK and length < _FAST_BITS:
             second = short[(i << length) & (_ENTRIES - 1)]
             size = second & 15
             more = (second >> 8) + size
-            if second == 0 or length + more > _FAST_BITS:
-                second = 0
-        if second:
-            entry = entry >> 16 << more | cython.cast(cython.ulonglong, (1 << size) - 1) << 48
-            entry |= taken << 14
-            length += more
-            taken += _coefficients(second & 255)
-        pairs[i] = entry | taken << 6 | length
+            if second and length + more - size <= _FAST_BITS and length + more <= _MOST_OF_A_PAIR:
+                entry = ones << more << 35 | taken << 14
+                ones = (1 << size) - 1
+                length += more
+                taken += _coefficients(second & 255)
+        pairs[i] = entry | ones << 20 | taken << 6 | length
 
 
 @cython.cfunc
@@ -227,45 +243,93 @@ def _lowest(bits: cython.ulonglong) -> cython.int:
 @cython.nogil
 @cython.inline
 @cython.exceptval(check=False)
-def _has_ff(word: cython.uint) -> cython.bint:
-    """Whether one of four bytes is 0xFF."""
-    ones: cython.uint = 0x01010101
+def _has_ff(word: cython.ulonglong) -> cython.bint:
+    """Whether one of eight bytes is 0xFF."""
+    ones: cython.ulonglong = 0x0101010101010101
     return (~word - ones) & word & (ones << 7) != 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(-1)
+def _unstuff(
+    source: cython.pointer[_Source],
+    data: cython.const[cython.uchar][::1],
+    end: cython.Py_ssize_t,
+    words: cython.uint[::1],
+    first: cython.size_t,
+) -> cython.int:
+    """Move the words from one on to the start, and put as many more behind them as there is room for.
+
+    A zero behind 0xFF is left out (B.1.1.5). Behind the data there are zeros for one block.
+    """
+    i: cython.size_t
+    filled: cython.size_t = source.filled - first
+    position: cython.size_t = source.position
+    carry: cython.ulonglong = source.carry
+    carried: cython.int = source.carried
+    eight: cython.ulonglong
+    byte: cython.int = 0
+    room: cython.size_t = words.shape[0]
+    if source.stop != _FAR:
+        source.stop -= 32 * first
+    for i in range(filled):
+        words[i] = words[first + i]
+    while byte >= 0 and filled + _WORDS_OF_A_BLOCK + 4 <= room:
+        if position + 8 <= cython.cast(cython.size_t, end):
+            eight = 0
+            for i in range(8):
+                eight = eight << 8 | data[position + i]
+            if not _has_ff(eight):
+                position += 8
+                words[filled] = cython.cast(cython.uint, (carry | eight >> carried) >> 32)
+                words[filled + 1] = cython.cast(cython.uint, carry | eight >> carried)
+                filled += 2
+                carry = eight << 1 << (63 - carried)
+                continue
+        for i in range(8):
+            byte = _byte_at(data, position, end)
+            if byte < 0:
+                break
+            position += 2 if byte == 0xFF else 1
+            carry |= cython.cast(cython.ulonglong, byte) << (56 - carried)
+            carried += 8
+            if carried == 64:
+                words[filled] = cython.cast(cython.uint, carry >> 32)
+                words[filled + 1] = cython.cast(cython.uint, carry)
+                filled += 2
+                carry = 0
+                carried = 0
+    if byte < 0:
+        if source.stop == _FAR:
+            source.stop = 32 * filled + carried
+        words[filled] = cython.cast(cython.uint, carry >> 32)
+        words[filled + 1] = cython.cast(cython.uint, carry)
+        for i in range(_WORDS_OF_A_BLOCK):
+            words[filled + 2 + i] = 0
+        filled += 2 + _WORDS_OF_A_BLOCK
+        carry = 0
+    source.filled = filled
+    source.position = position
+    source.carry = carry
+    source.carried = carried
+    return 0
 
 
 @cython.cfunc
 @cython.nogil
 @cython.inline
 @cython.exceptval(-1)
-def _fill(
-    reader: cython.pointer[_Reader], data: cython.const[cython.uchar][::1], end: cython.Py_ssize_t
-) -> cython.int:
-    """See to it that the next 32 bits are there; behind the data there are zeros."""
-    word: cython.uint = 0
-    byte: cython.int
-    position: cython.Py_ssize_t = reader.position
-    if reader.held >= 32:
-        return 0
-    if position + 4 <= end:
-        word = (
-            cython.cast(cython.uint, data[position]) << 24
-            | cython.cast(cython.uint, data[position + 1]) << 16
-            | cython.cast(cython.uint, data[position + 2]) << 8
-            | data[position + 3]
-        )
-    if word and not _has_ff(word):
-        reader.position += 4
-        reader.reg |= cython.cast(cython.ulonglong, word) << (32 - reader.held)
-        reader.held += 32
-        return 0
-    while reader.held <= 56:
-        byte = _byte_at(data, reader.position, end)
-        if byte < 0:
-            reader.made_up += 8
-        else:
-            reader.reg |= cython.cast(cython.ulonglong, byte) << (56 - reader.held)
-            reader.position += 2 if byte == 0xFF else 1
-        reader.held += 8
+def _fill(reader: cython.pointer[_Reader], words: cython.const[cython.uint][::1]) -> cython.int:
+    """See to it that the next 32 bits are there.
+
+    Those of the next word are put behind them in any case, and again the next time if they did not count: a
+    branch would often be guessed wrong. 33 are there whenever one was left; no more than 32 may be skipped
+    until the next time.
+    """
+    reader.reg |= cython.cast(cython.ulonglong, words[reader.next]) << 32 >> reader.held
+    reader.next += 1 - (reader.held >> 5)
+    reader.held |= 32
     return 0
 
 
@@ -273,40 +337,64 @@ def _fill(
 @cython.nogil
 @cython.inline
 @cython.exceptval(check=False)
-def _begin(
-    reader: cython.pointer[_Reader],
-    predicted: cython.p_int,
-    start: cython.Py_ssize_t,
-    interval: cython.Py_ssize_t,
-) -> cython.void:
-    """Stand at the start of a scan, or behind a restart marker."""
-    reader.reg = 0
-    reader.held = reader.made_up = 0
-    reader.position = start
-    reader.until_restart = interval
-    predicted[0] = predicted[1] = predicted[2] = predicted[3] = 0
+def _skip(reader: cython.pointer[_Reader], length: cython.uint) -> cython.void:
+    """Go past bits."""
+    reader.reg <<= length
+    reader.held -= length
 
 
 @cython.cfunc
 @cython.nogil
 @cython.inline
 @cython.exceptval(check=False)
-def _restart(
-    reader: cython.pointer[_Reader],
+def _left(source: cython.pointer[_Source], reader: cython.pointer[_Reader]) -> cython.Py_ssize_t:
+    """How many bits there are to the next marker: less than 0 when some were read that are not there."""
+    return source.stop - cython.cast(cython.Py_ssize_t, 32 * reader.next - reader.held)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(-1)
+def _begin(
+    source: cython.pointer[_Source],
     predicted: cython.p_int,
+    data: cython.const[cython.uchar][::1],
+    start: cython.Py_ssize_t,
+    end: cython.Py_ssize_t,
+    interval: cython.Py_ssize_t,
+    words: cython.uint[::1],
+) -> cython.int:
+    """Stand at the start of a scan, or behind a restart marker."""
+    source.position = start
+    source.carry = 0
+    source.carried = 0
+    source.filled = 0
+    source.stop = _FAR
+    source.until_restart = interval
+    predicted[0] = predicted[1] = predicted[2] = predicted[3] = 0
+    return _unstuff(source, data, end, words, 0)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(-1)
+def _restart(
+    source: cython.pointer[_Source],
+    predicted: cython.p_int,
+    left: cython.Py_ssize_t,
     data: cython.const[cython.uchar][::1],
     end: cython.Py_ssize_t,
     interval: cython.Py_ssize_t,
+    words: cython.uint[::1],
 ) -> cython.int:
     """Go past a restart marker (F.2.2.5). Returns 0, or what is wrong."""
-    position: cython.Py_ssize_t = reader.position
-    if reader.held - reader.made_up > 7:
+    position: cython.Py_ssize_t = source.position
+    if left > 7:
         return _SURPLUS
-    if position + 1 >= end or data[position] != 0xFF or data[position + 1] != reader.restart:
+    if position + 1 >= end or data[position] != 0xFF or data[position + 1] != source.restart:
         return _BAD_RESTART
-    reader.restart = 0xD0 | (reader.restart + 1) & 7
-    _begin(reader, predicted, position + 2, interval)
-    return 0
+    source.restart = 0xD0 | (source.restart + 1) & 7
+    return _begin(source, predicted, data, position + 2, end, interval, words)
 
 
 @cython.cfunc
@@ -318,6 +406,17 @@ def _size_of(value: cython.int, most: cython.int) -> cython.int:
     sign: cython.int = value >> 31
     amount: cython.int = (value ^ sign) - sign
     return _SIZE_OF[amount] if amount <= most else -1
+
+
+@cython.cfunc
+@cython.nogil
+@cython.inline
+@cython.exceptval(check=False)
+def _number(reg: cython.ulonglong, size: cython.int) -> cython.int:
+    """The number whose extra bits come next. A first one of 0 says less than 0 (F.2.2.1)."""
+    value: cython.int = cython.cast(cython.int, reg >> 1 >> (63 - size))
+    # A branch would be guessed wrong.
+    return value + (((value >> (size - 1 if size else 0) & 1) - 1) & (1 - (1 << size)))
 
 
 @cython.cfunc
@@ -351,7 +450,7 @@ def _emit(
 @cython.nogil
 @cython.inline
 @cython.exceptval(-1)
-def _put_word(word: cython.uint, room: cython.uchar[::1], written: cython.Py_ssize_t) -> cython.Py_ssize_t:
+def _put_word(word: cython.uint, room: cython.uchar[::1], written: cython.size_t) -> cython.size_t:
     """Write four bytes, each 0xFF followed by a zero (B.1.1.5)."""
     i: cython.int
     if not _has_ff(word):
@@ -368,7 +467,7 @@ def _put_word(word: cython.uint, room: cython.uchar[::1], written: cython.Py_ssi
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(-1)
-def _put(byte: cython.uchar, room: cython.uchar[::1], written: cython.Py_ssize_t) -> cython.Py_ssize_t:
+def _put(byte: cython.uchar, room: cython.uchar[::1], written: cython.size_t) -> cython.size_t:
     """Write one byte, and a zero if it is 0xFF."""
     room[written] = byte
     if byte != 0xFF:
@@ -380,9 +479,43 @@ def _put(byte: cython.uchar, room: cython.uchar[::1], written: cython.Py_ssize_t
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(-1)
+def _copy(
+    writer: cython.pointer[_Writer],
+    ac: cython.const[cython.uint][::1],
+    first: cython.uint,
+    last: cython.uint,
+    room: cython.uchar[::1],
+) -> cython.int:
+    """Write bits of `ac`, from one on to another."""
+    out: cython.ulonglong = writer.out
+    pending: cython.int = writer.pending
+    written: cython.size_t = writer.written
+    left: cython.int = last - first
+    word: cython.size_t = first >> 5
+    skipped: cython.uint = first & 31
+    both: cython.ulonglong = ac[word]
+    while left >= 32:
+        left -= 32
+        word += 1
+        both = both << 32 | ac[word]
+        out = out << 32 | both << skipped >> 32
+        written = _put_word(cython.cast(cython.uint, out >> pending), room, written)
+    both = both << 32 | ac[word + 1]
+    writer.out = out << left | both << skipped >> 1 >> (63 - left)
+    writer.pending = pending + left
+    writer.written = written
+    if writer.pending >= 32:
+        writer.pending -= 32
+        writer.written = _put_word(cython.cast(cython.uint, writer.out >> writer.pending), room, written)
+    return 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(-1)
 def _finish(
-    out: cython.ulonglong, pending: cython.int, room: cython.uchar[::1], written: cython.Py_ssize_t
-) -> cython.Py_ssize_t:
+    out: cython.ulonglong, pending: cython.int, room: cython.uchar[::1], written: cython.size_t
+) -> cython.size_t:
     """Write what is pending and fill its last byte with ones (F.1.2.3)."""
     out = out << 7 | 0x7F
     pending += 7
@@ -396,8 +529,8 @@ def _finish(
 @cython.nogil
 @cython.exceptval(-1)
 def _mark_restart(
-    number: cython.Py_ssize_t, room: cython.uchar[::1], written: cython.Py_ssize_t
-) -> cython.Py_ssize_t:
+    number: cython.Py_ssize_t, room: cython.uchar[::1], written: cython.size_t
+) -> cython.size_t:
     """Write a restart marker (B.1.1.3)."""
     room[written] = 0xFF
     room[written + 1] = 0xD0 | number & 7
@@ -417,6 +550,7 @@ def walk(
     short: cython.const[cython.ushort][::1],
     limits: cython.const[cython.uint][::1],
     symbols: cython.const[cython.uchar][::1],
+    words: cython.uint[::1],
     pairs: cython.const[cython.ulonglong][::1],
     inverted: cython.ulonglong,
     dc: cython.short[::1],
@@ -432,6 +566,7 @@ def walk(
         interval: MCUs from one restart marker to the next, 0 for none.
         layout: for each block of an MCU three numbers: its component, and which its DC and AC tables are.
         short, limits, symbols, pairs: the tables, one after the other, as `build` and `pair` made them.
+        words: room for what is read ahead, a few times 64.
         inverted: which coefficients change their sign, by their number in the order of coding: bit 1 for the
             DC coefficient, and bit 0 for the last.
         dc: for each block, in the order of the scan.
@@ -441,11 +576,13 @@ def walk(
     Returns:
         How many bits there are in `ac`, or what is wrong.
     """
+    source: _Source
     reader: _Reader
     predicted: cython.int[4]
     fault: cython.int
+    left: cython.Py_ssize_t
     out: cython.ulonglong = 0
-    copied: cython.Py_ssize_t = 0  # bits
+    copied: cython.size_t = 0  # bits
     block: cython.Py_ssize_t = 0
     mcu: cython.Py_ssize_t
     unit: cython.Py_ssize_t
@@ -461,35 +598,42 @@ def walk(
     size: cython.uint
     seen: cython.uint
     first: cython.uint
+    word: cython.size_t
+    # For each coefficient all ones if its sign changes, up to the most that an end-of-block code can give.
+    marks: cython.ulonglong[256]
     with cython.nogil:
-        _begin(cython.address(reader), predicted, start, interval)
-        reader.restart = 0xD0
+        for seen in range(256):
+            marks[seen] = -(inverted >> (seen & 63) & 1)
+        _begin(cython.address(source), predicted, data, start, end, interval, words)
+        source.restart = 0xD0
+        reader.reg = reader.held = reader.next = 0
         for mcu in range(across * down):
             if interval:
-                if reader.until_restart == 0:
-                    fault = _restart(cython.address(reader), predicted, data, end, interval)
+                if source.until_restart == 0:
+                    left = _left(cython.address(source), cython.address(reader))
+                    fault = _restart(cython.address(source), predicted, left, data, end, interval, words)
                     if fault:
                         return fault
-                reader.until_restart -= 1
+                    reader.reg = reader.held = reader.next = 0
+                source.until_restart -= 1
             for unit in range(units):
                 component = layout[3 * unit]
                 table = layout[3 * unit + 1]
-                _fill(cython.address(reader), data, end)
+                if source.filled < reader.next + _WORDS_OF_A_BLOCK:
+                    _unstuff(cython.address(source), data, end, words, reader.next)
+                    reader.next = 0
+                _fill(cython.address(reader), words)
                 entry = short[table << 11 | reader.reg >> 53]
                 if entry == 0:
                     entry = _long_code(cython.cast(cython.uint, reader.reg >> 48), limits, symbols, table)
                     if entry == 0:
                         return _UNKNOWN_CODE
-                length = entry >> 8
                 size = entry & 255
                 if size > 11:
                     return _OUT_OF_RANGE
-                reader.reg <<= length
-                difference = cython.cast(cython.int, reader.reg >> 1 >> (63 - size))
-                reader.reg <<= size
-                reader.held -= length + size
-                if size and difference < 1 << (size - 1):
-                    difference -= (1 << size) - 1
+                _skip(cython.address(reader), entry >> 8)
+                difference = _number(reader.reg, size)
+                _skip(cython.address(reader), size)
                 difference += predicted[component]
                 if difference > 32767 or difference < -32768:
                     return _OUT_OF_RANGE
@@ -500,16 +644,19 @@ def walk(
                 table = layout[3 * unit + 2]
                 fast = table << 11
                 seen = 1  # the DC coefficient
+                _fill(cython.address(reader), words)
                 while seen < 64:
-                    _fill(cython.address(reader), data, end)
+                    # The table is asked first, for that takes its time; what it looks at is there.
                     both = pairs[fast + (reader.reg >> 53)]
+                    _fill(cython.address(reader), words)
                     first = seen + (both >> 14 & 63)
                     if first < 64:
                         length = both & 63
                         bits = reader.reg >> (64 - length)
-                        bits ^= (both >> 32 & 0xFFFF) & -(inverted >> first & 1)
+                        bits ^= (both & marks[first]) >> 35
                         seen += both >> 6 & 255
-                        bits ^= both >> 48 & -(inverted >> (seen & 63) & 1)
+                        bits ^= (both & marks[seen & 255]) >> 20 & 0x7FFF
+                        _skip(cython.address(reader), length)
                     else:  # one symbol: a long one, or the last of the block
                         entry = short[fast + (reader.reg >> 53)]
                         if entry == 0:
@@ -525,16 +672,17 @@ def walk(
                         bits ^= ((cython.cast(cython.ulonglong, 1) << size) - 1) & -(
                             inverted >> (seen & 63) & 1
                         )
-                    reader.reg <<= length
-                    reader.held -= length
+                        _skip(cython.address(reader), length)
+                        _fill(cython.address(reader), words)
                     out = out << length | bits
-                    ac[copied >> 5] = cython.cast(cython.uint, out << (64 - length - (copied & 31)) >> 32)
+                    word = copied >> 5
                     copied += length
+                    ac[word] = cython.cast(cython.uint, out << (64 + 32 * word - copied) >> 32)
                 if 64 < seen < 128:  # and not by an end-of-block code
                     return _OUT_OF_RANGE
-            if reader.made_up > reader.held:
+            if _left(cython.address(source), cython.address(reader)) < 0:
                 return _ENDS_EARLY
-        if reader.held - reader.made_up > 7 or reader.position < end:
+        if _left(cython.address(source), cython.address(reader)) > 7 or source.position < end:
             return _SURPLUS
         ac[copied >> 5] = cython.cast(cython.uint, out << (32 - (copied & 31)))
         starts[block] = cython.cast(cython.uint, copied)
@@ -817,11 +965,7 @@ def write(
     source: cython.Py_ssize_t
     block: cython.Py_ssize_t = mcu * units
     # 64 codes of 16 bits with 15 more each, any byte of which a zero may follow, and a restart marker.
-    most: cython.Py_ssize_t = units * 2 * 64 * 4 + 16
-    position: cython.uint
-    stop: cython.uint
-    take: cython.uint
-    both: cython.ulonglong
+    most: cython.size_t = units * 2 * 64 * 4 + 16
     size: cython.uint
     code: cython.uint
     with cython.nogil:
@@ -830,7 +974,7 @@ def write(
         writer.written = 0
         y = mcu // across
         x = mcu - y * across
-        while mcu < mcus and writer.written + most <= room.shape[0]:
+        while mcu < mcus and writer.written + most <= cython.cast(cython.size_t, room.shape[0]):
             if interval and mcu and mcu % interval == 0:
                 writer.written = _finish(writer.out, writer.pending, room, writer.written)
                 writer.pending = 0
@@ -847,17 +991,7 @@ def write(
                 block += 1
                 if x < places[5 * unit + 3] and y < places[5 * unit + 4]:
                     source = places[5 * unit] + x * places[5 * unit + 1] + y * places[5 * unit + 2]
-                    position = firsts[source]
-                    stop = lasts[source]
-                    while position != stop:
-                        take = 32
-                        if take > stop - position:
-                            take = stop - position
-                        both = (
-                            cython.cast(cython.ulonglong, ac[position >> 5]) << 32 | ac[(position >> 5) + 1]
-                        )
-                        _emit(cython.address(writer), both << (position & 31) >> (64 - take), take, room)
-                        position += take
+                    _copy(cython.address(writer), ac, firsts[source], lasts[source], room)
                 else:
                     code = codes[256 * layout[3 * unit + 2]]
                     _emit(cython.address(writer), code & 0xFFFF, code >> 16, room)
@@ -887,6 +1021,7 @@ def decode(
     short: cython.const[cython.ushort][::1],
     limits: cython.const[cython.uint][::1],
     symbols: cython.const[cython.uchar][::1],
+    words: cython.uint[::1],
     targets: cython.const[cython.uchar][::1],
     places: cython.const[cython.Py_ssize_t][::1],
     coefficients: cython.short[::1],
@@ -895,7 +1030,7 @@ def decode(
     """Decode one scan to its quantized coefficients (F.2.2).
 
     Args:
-        data, start, end, across, down, interval, layout, short, limits, symbols: as for `walk`.
+        data, start, end, across, down, interval, layout, short, limits, symbols, words: as for `walk`.
         targets: for each component 64 numbers: where in its block each coefficient is put, in the order of
             their coding; with 64 added when it changes its sign.
         places: for each block of an MCU five numbers: where the first one's coefficients are, how much
@@ -907,9 +1042,11 @@ def decode(
     Returns:
         0, or what is wrong.
     """
+    source: _Source
     reader: _Reader
     predicted: cython.int[4]
     fault: cython.int
+    left: cython.Py_ssize_t
     x: cython.Py_ssize_t
     y: cython.Py_ssize_t
     place: cython.Py_ssize_t
@@ -922,28 +1059,33 @@ def decode(
     negation: cython.int
     bits: cython.ulonglong
     entry: cython.uint
-    length: cython.uint
     size: cython.int
     seen: cython.uint
     with cython.nogil:
-        _begin(cython.address(reader), predicted, start, interval)
-        reader.restart = 0xD0
+        _begin(cython.address(source), predicted, data, start, end, interval, words)
+        source.restart = 0xD0
+        reader.reg = reader.held = reader.next = 0
         for y in range(down):
             for x in range(across):
                 if interval:
-                    if reader.until_restart == 0:
-                        fault = _restart(cython.address(reader), predicted, data, end, interval)
+                    if source.until_restart == 0:
+                        left = _left(cython.address(source), cython.address(reader))
+                        fault = _restart(cython.address(source), predicted, left, data, end, interval, words)
                         if fault:
                             return fault
-                    reader.until_restart -= 1
+                        reader.reg = reader.held = reader.next = 0
+                    source.until_restart -= 1
                 for unit in range(units):
                     component = layout[3 * unit]
                     place = places[5 * unit] + x * places[5 * unit + 1] + y * places[5 * unit + 2]
                     table = layout[3 * unit + 1]
                     bits = 0
                     seen = 0
+                    if source.filled < reader.next + _WORDS_OF_A_BLOCK:
+                        _unstuff(cython.address(source), data, end, words, reader.next)
+                        reader.next = 0
                     while seen < 64:
-                        _fill(cython.address(reader), data, end)
+                        _fill(cython.address(reader), words)
                         entry = short[(table << 11) + (reader.reg >> 53)]
                         if entry == 0:
                             entry = _long_code(
@@ -951,16 +1093,12 @@ def decode(
                             )
                             if entry == 0:
                                 return _UNKNOWN_CODE
-                        length = entry >> 8
                         size = entry & 15
-                        reader.reg <<= length
-                        value = cython.cast(cython.int, reader.reg >> 1 >> (63 - size))
-                        reader.reg <<= size
-                        reader.held -= length + size
+                        _skip(cython.address(reader), entry >> 8)
+                        value = _number(reader.reg, size)
+                        _skip(cython.address(reader), size)
                         if size > 11:
                             return _OUT_OF_RANGE
-                        # A first bit of 0 says less than 0 (F.2.2.1). A branch would be guessed wrong.
-                        value += ((value >> (size - 1 if size else 0) & 1) - 1) & (1 - (1 << size))
                         if seen == 0:
                             if entry & 0xF0:
                                 return _OUT_OF_RANGE
@@ -984,9 +1122,9 @@ def decode(
                             if 64 < seen < 128:
                                 return _OUT_OF_RANGE
                     used[place >> 6] = bits
-                if reader.made_up > reader.held:
+                if _left(cython.address(source), cython.address(reader)) < 0:
                     return _ENDS_EARLY
-        if reader.held - reader.made_up > 7 or reader.position < end:
+        if _left(cython.address(source), cython.address(reader)) > 7 or source.position < end:
             return _SURPLUS
     return 0
 
@@ -1127,7 +1265,7 @@ def encode(
     # Variables, and no writer: that would cost 5 %, for so many calls are not compiled in place.
     out: cython.ulonglong = state[1]
     pending: cython.int = cython.cast(cython.int, state[2])
-    written: cython.Py_ssize_t = 0
+    written: cython.size_t = 0
     mcu: cython.Py_ssize_t = state[0]
     mcus: cython.Py_ssize_t = across * down
     units: cython.Py_ssize_t = layout.shape[0] // 3
@@ -1135,7 +1273,7 @@ def encode(
     x: cython.Py_ssize_t
     y: cython.Py_ssize_t
     # 64 codes of 16 bits with 11 more each, any byte of which a zero may follow, and a restart marker.
-    most: cython.Py_ssize_t = units * 2 * 64 * 4 + 16
+    most: cython.size_t = units * 2 * 64 * 4 + 16
     place: cython.Py_ssize_t
     component: cython.int
     table: cython.Py_ssize_t
@@ -1152,7 +1290,7 @@ def encode(
     with cython.nogil:
         for k in range(4):
             last[k] = cython.cast(cython.int, state[3 + k])
-        while mcu < mcus and written + most <= room.shape[0]:
+        while mcu < mcus and written + most <= cython.cast(cython.size_t, room.shape[0]):
             y = mcu // across
             x = mcu - y * across
             if interval and mcu and mcu % interval == 0:

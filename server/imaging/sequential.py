@@ -42,6 +42,9 @@ _BLOCKS_OF_A_BYTE = 4
 #: The kernel counts bits with 32 bits.
 _MOST_BYTES = 1 << 29
 
+#: How many words the kernel reads ahead: few enough for the first cache.
+_WORDS = 1024
+
 #: How much is coded at once, in bytes.
 _ROOM_BYTES = 1 << 18
 
@@ -228,7 +231,7 @@ class Scan:
         return (
             data, self.segment.end, self.segment.stop, self.across, self.down, self.interval, self.layout,
             joined(table.short for table in tables), joined(table.limits for table in tables),
-            b"".join(table.symbols for table in tables),
+            b"".join(table.symbols for table in tables), array("I", [0]) * _WORDS,
         )  # fmt: skip
 
 
