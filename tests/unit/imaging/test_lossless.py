@@ -255,6 +255,23 @@ def test_pixels_that_end_early_are_damage_wherever_they_end(
     assert refused > 1000
 
 
+@pytest.mark.parametrize("options", [{}, {"restart_marker_blocks": 3}])
+@pytest.mark.parametrize("operation", [Operation.FLIP, Operation.TRANSPOSE])
+def test_pixels_that_end_early_are_damage_far_behind_their_start_too(
+    options: dict[str, object], operation: Operation
+) -> None:
+    """The kernel reads some kilobytes at a time; this file has many times as many."""
+    jpeg = encoded(picture((256, 192), "RGB", 4), quality=95, **options)
+    start = jpeg.index(b"\xff\xda") + 14
+    assert len(jpeg) > 40_000
+    assert turned(turned(jpeg, operation), operation) == jpeg
+    for end in range(start, len(jpeg) - 2, 101):
+        if jpeg[end - 1] == 0xFF:
+            continue  # that would be another file
+        with pytest.raises(DamagedImage):
+            turned(jpeg[:end] + b"\xff\xd9", operation)
+
+
 def with_segment(jpeg: bytes, marker: int, parameters: bytes, before: bytes) -> bytes:
     """A file with one segment more, in front of the first one of another kind."""
     at = jpeg.index(before)
