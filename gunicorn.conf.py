@@ -140,7 +140,7 @@ def on_reload(server: "Arbiter") -> None:
 def when_ready(server: "Arbiter") -> None:
     """Say what will not work here, and tell a person at a terminal what to do next."""
     if reason := sequential.why_not():
-        _log.warning("lossless_unavailable", reason=reason)
+        _log.warning("lossless_unavailable", reason=f"{reason}; install a C compiler and run `make install`")
     if sys.stderr and sys.stderr.isatty():
         sys.stderr.write(_invitation(server.LISTENERS[0].sock.getsockname()))
 

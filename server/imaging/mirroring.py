@@ -109,7 +109,6 @@ def _axes_of(frame: Frame, transpose: Transpose | None, *, must_be_exact: bool) 
     """
     is_flipped, is_flopped = mirrored_axes(transpose)
     width, height = frame.mcu
-    edge = f"the edge of its {frame.width} x {frame.height} pixels is within a block"
     axes = {}
     for component in frame.components.values():
         if height % (CELL * component.down) or width % (CELL * component.across):
@@ -119,7 +118,8 @@ def _axes_of(frame: Frame, transpose: Transpose | None, *, must_be_exact: bool) 
         both = axes[component.number] = Axes(down, across)
         # For luma it would cost more than pixels, and be no better; twice, it would be worse.
         if not both.is_exact and (must_be_exact or component.number == 0):
-            raise Impossible(edge)
+            side = f"height of {frame.height}" if across.is_exact else f"width of {frame.width}"
+            raise Impossible(f"its stored {side} is no multiple of {height if across.is_exact else width}")
         if not (down.is_exact or across.is_exact):
             raise Impossible("its colours would have to be quantized again twice")
     return axes

@@ -63,7 +63,7 @@ def why_not() -> str | None:
     """Say why no JPEG can be turned without loss here; None when they can."""
     spec = find_spec(_KERNEL)
     if spec is None or not isinstance(spec.loader, ExtensionFileLoader):
-        return "server/imaging/entropy.py is not compiled; `make install` does that where a C compiler is"
+        return "this service runs without its compiled module"
     return None
 
 

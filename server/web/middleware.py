@@ -28,6 +28,7 @@ class Exchange:
     """One request and its answer, as far as they have come.
 
     Attributes:
+        image_path: how the picture was made, as in `X-Image-Path`.
         problem: the last word of the type of the problem that it is answered with.
         is_logged: by whoever refused it over the app's head.
         ticket: of its admission; None before, and for what needs none.
@@ -42,6 +43,7 @@ class Exchange:
     bytes_in: int = 0
     bytes_out: int = 0
     engine_pid: int | None = None
+    image_path: str | None = None
     problem: str | None = None
     is_logged: bool = False
     ticket: Ticket | None = None
@@ -144,6 +146,7 @@ def conclude(exchange: Exchange, row: Row, scope: Mapping[str, Any]) -> None:
         ms=round(exchange.elapsed_s * 1e3, 1),
         worker=os.getpid(),
         engine=exchange.engine_pid,
+        image_path=exchange.image_path,
         request_id=exchange.request_id,
     )
 

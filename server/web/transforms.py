@@ -92,6 +92,7 @@ class Transform:
         resp.set_header("Server-Timing", _server_timing(done.spent))
         resp.stream = _pieces(picture, size)
         exchange.engine_pid = done.engine_pid
+        exchange.image_path = done.result.path
 
 
 def _read_recipe(req: Request, operation: Operation | None) -> Recipe:

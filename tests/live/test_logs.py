@@ -9,6 +9,7 @@ import sys
 import time
 
 import httpx
+import pytest
 from support.live_server import DEADLINE_S, ROOT, LiveServer, clean_environ
 
 
@@ -26,7 +27,15 @@ def test_a_request_leaves_one_line_with_all_that_matters(server: LiveServer) -> 
     assert line["ms"] > 0
     assert line["worker"] == int(response.headers["X-Worker-PID"])
     assert line["engine"] in {worker["engine_pid"] for worker in server.workers()}
+    assert line["image_path"] is None
     assert [event for event in server.events if event.get("request_id") == "line-1"] == [line]
+
+
+@pytest.mark.parametrize("path", ["lossless", "pixels"])
+def test_a_request_says_how_its_picture_was_made(server: LiveServer, path: str) -> None:
+    response = httpx.post(f"{server.url}/flip", params={"path": path}, headers={"X-Request-ID": f"by-{path}"})
+    assert response.status_code == 200, response.text
+    assert server.wait_for("request", request_id=f"by-{path}")["image_path"] == path
 
 
 def test_a_body_that_cannot_be_parsed_leaves_one_line_too(server: LiveServer) -> None:

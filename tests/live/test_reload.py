@@ -513,4 +513,4 @@ def test_without_a_compiled_kernel_the_service_says_so_and_works(copy: Path) -> 
     with LiveServer(root=copy, environ={"WEB_CONCURRENCY": "1"}) as server:
         assert "make install" in server.wait_for("lossless_unavailable")["reason"]
         assert flip(server).headers["X-Image-Path"] == "pixels"
-        assert "not compiled" in flip(server, path="lossless").json()["detail"]
+        assert "without its compiled module" in flip(server, path="lossless").json()["detail"]
