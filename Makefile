@@ -10,7 +10,7 @@ INSTALLED := .venv/.installed-$(VERSION)
 COMPILED := .venv/.compiled-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: compile-again help install serve test fuzz lint check format ratios methods chaos soak lock clean
+.PHONY: compile-again help install serve test fuzz lint check format benchmark ratios peers methods chaos soak lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -52,17 +52,28 @@ format: install ## write the code in the project's format
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
+PROFILE ?= quick
+benchmark: install ## compare cluster and single process, with a report (under 4 minutes; PROFILE=article or full)
+	$(BIN)/python -m benchmarks --profile $(PROFILE)
+
 ratios: install ## measure what the service costs over the bare function (about 5 minutes)
 	$(BIN)/python -m benchmarks.ratios
 
-PEERS := .venv-peers/.installed
-$(PEERS): requirements/peers.txt benchmarks/peers/package-lock.json
+PYTHON_PEERS := .venv-peers/.installed
+$(PYTHON_PEERS): requirements/peers.txt
 	$(PYTHON) -m venv --clear .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/peers.txt
-	command -v npm >/dev/null && npm ci --prefix benchmarks/peers --no-audit --no-fund --silent || echo "no npm, so no sharp"
 	@touch $@
 
-methods: install $(PEERS) ## compare ways to flip a JPEG on one core, with libvips and sharp (about 5 minutes)
+NODE_PEERS := benchmarks/peers/node_modules/.installed
+$(NODE_PEERS): benchmarks/peers/package-lock.json
+	npm ci --prefix benchmarks/peers --no-audit --no-fund --loglevel=error
+	@touch $@
+
+peers: $(PYTHON_PEERS) ## install what we are compared with into .venv-peers and, with Node.js, node_modules
+	@if command -v npm >/dev/null; then $(MAKE) -s $(NODE_PEERS); else echo "no npm, so no peers with Koa, Jimp or sharp: install Node.js 20.9 or newer"; fi
+
+methods: install peers ## compare ways to flip a JPEG on one core, with libvips and sharp (about 5 minutes)
 	$(BIN)/python -m benchmarks.methods
 
 chaos: install ## kill, overload and starve the cluster, and see what it does (about 20 minutes)

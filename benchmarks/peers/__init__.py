@@ -1,0 +1,1 @@
+"""Small services of other kinds that ours is compared with: `catalogue` says how each is started."""
