@@ -1,0 +1,491 @@
+"""Raw data in, figures out: the same rows always give the same summary.
+
+Ratios are taken within a repetition, where what else the machine did has hit both sides; the median over the
+repetitions is the result, least and most are its spread.
+"""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from statistics import median
+from typing import Any, Protocol, TypeVar
+
+from benchmarks.recordings import (
+    BURST,
+    CLUSTER,
+    FAILED,
+    OK,
+    REFUSED,
+    SINGLE,
+    WRONG,
+    Key,
+    Raw,
+    Request,
+    Run,
+    Sample,
+    Topology,
+    Window,
+)
+from benchmarks.scaling import Law, TooFewPoints, fit
+
+_DIGITS = 5
+_USERS_PER_CORE = 2
+_USUAL = "10"
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """One figure over the repetitions."""
+
+    median: float
+    least: float
+    most: float
+    repetitions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The health checks beside the load, in milliseconds."""
+
+    asked: int
+    unwell: int
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One picture, one topology, one scenario; None is what was not measured.
+
+    Attributes:
+        requests_per_s: right answers that ended in the window.
+        p50_ms: of the right answers of all repetitions, as are the other two.
+        first_ms: of the burst: from its first request to its first right answer.
+        last_ms: of the burst: from its first request to its last right answer.
+        cores_used: CPU seconds of the whole server per second.
+        cpu_ms: CPU time of the whole server per right answer.
+        generator_share: of the CPU of all cores, what the load generator took.
+    """
+
+    picture: str
+    topology: str
+    scenario: str
+    repetitions: int
+    ok: int
+    refused: int
+    failed: int
+    wrong: int
+    requests_per_s: Spread | None = None
+    p50_ms: float | None = None
+    p95_ms: float | None = None
+    p99_ms: float | None = None
+    first_ms: Spread | None = None
+    last_ms: Spread | None = None
+    cores_used: Spread | None = None
+    cpu_ms: float | None = None
+    peak_memory_mb: float | None = None
+    generator_share: float | None = None
+    health: Health | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """The cluster over the single process.
+
+    Attributes:
+        ideal: what the cores, and the users at once, allow at most.
+        efficiency: the median over the ideal.
+    """
+
+    picture: str
+    scenario: str
+    times: Spread | None
+    ideal: int
+    efficiency: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class BurstGain:
+    """How many times sooner the cluster gave its first and its last answer."""
+
+    picture: str
+    first: Spread | None
+    last: Spread | None
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRatio:
+    """Requests per second of ours over those of a peer with as many processes."""
+
+    picture: str
+    scenario: str
+    peer: str
+    ours: str
+    quality: str
+    times: Spread | None
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Throughput of so many workers, and how many times that of one."""
+
+    workers: int
+    requests_per_s: Spread
+    times: Spread | None
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """Throughput over workers; the law is None with too few points to fit one."""
+
+    picture: str
+    scenario: str
+    points: tuple[Point, ...]
+    law: Law | None
+    knee: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One answer beside what was sent; its PSNR is infinite where nothing was lost."""
+
+    picture: str
+    topology: str
+    answer_bytes: int
+    over_sent: float
+    psnr_db: float
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Everything that the report says.
+
+    Attributes:
+        totals: all requests, within the windows and outside, by outcome.
+        wrong_by: wrong answers by topology, within the windows and outside.
+        kinds: all requests by kind.
+        headline: the scenario that the verdict speaks of, by picture.
+    """
+
+    run: Run
+    totals: Mapping[str, int]
+    wrong_by: Mapping[str, int]
+    kinds: Mapping[str, int]
+    unreadable: int
+    headline: Mapping[str, str]
+    cells: tuple[Cell, ...]
+    gains: tuple[Gain, ...]
+    bursts: tuple[BurstGain, ...]
+    peers: tuple[PeerRatio, ...]
+    scaling: tuple[Scaling, ...]
+    answers: tuple[Checked, ...]
+
+    def cell(self, picture: str, topology: str, scenario: str) -> Cell | None:
+        """The cell, if it was to be measured."""
+        wanted = (picture, topology, scenario)
+        return next((c for c in self.cells if (c.picture, c.topology, c.scenario) == wanted), None)
+
+
+def summarise(raw: Raw) -> Summary:
+    """Take all figures from the raw data."""
+    run = raw.run
+    windows = {window.key: window for window in raw.windows}
+    rows = _Rows(raw)
+    cells = tuple(
+        _cell(Key(picture, topology, scenario, 0), run, windows, rows)
+        for picture, (topology, scenario) in product(run.pictures, _measured(run, windows))
+    )
+    rates = _rates(windows, rows)
+    scenarios = _closed(windows)
+    headline = {picture: _headline(picture, scenarios, run, rates) for picture in run.pictures}
+    outcomes = _counted(request.outcome for request in raw.requests)
+    return Summary(
+        run=run,
+        totals={outcome: outcomes.get(outcome, 0) for outcome in (OK, REFUSED, FAILED, WRONG)},
+        wrong_by=_counted(r.topology for r in raw.requests if r.outcome == WRONG),
+        kinds=_counted(r.kind for r in raw.requests),
+        unreadable=raw.unreadable,
+        headline=headline,
+        cells=cells,
+        gains=tuple(_gain(p, s, run.cores, rates) for p in run.pictures for s in scenarios),
+        bursts=tuple(_burst_gain(p, windows, rows) for p in run.pictures if _has(windows, p, BURST)),
+        peers=tuple(_peers(run, scenarios, rates)),
+        scaling=tuple(_scaling(p, headline[p], run, rates) for p in run.pictures),
+        answers=tuple(
+            Checked(p, a.topology, a.answer_bytes, a.answer_bytes / picture.bytes, a.psnr_db)
+            for p, picture in run.pictures.items()
+            for t in topologies_in_order(run)
+            for a in raw.answers
+            if (a.picture, a.topology) == (p, t)
+        ),
+    )
+
+
+def summary_json(summary: Summary) -> str:
+    """The summary for other programs; numbers have five digits, so that every machine writes the same."""
+    return json.dumps(_plain(asdict(summary)), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def topologies_in_order(run: Run) -> list[str]:
+    """Single and cluster first, then ours by workers, then the peers, matched quality before defaults."""
+
+    def rank(key: str) -> tuple[bool, bool, int, int, str, str]:
+        topology = run.topologies[key]
+        is_default = topology.is_peer and topology.quality == "default"
+        place = {SINGLE: 0, CLUSTER: 1}.get(key, 2)
+        return topology.is_peer, is_default, place, topology.workers, topology.design, key
+
+    return sorted(run.topologies, key=rank)
+
+
+def percentile(values: Iterable[float], percent: float) -> float | None:
+    """The nearest rank, or None when there is nothing to rank."""
+    ranked = sorted(values)
+    return ranked[max(0, math.ceil(len(ranked) * percent / 100) - 1)] if ranked else None
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """Median, least and most, or None of nothing."""
+    return Spread(median(values), min(values), max(values), len(values)) if values else None
+
+
+def answered(requests: Sequence[Request], window: Window) -> list[Request]:
+    """The requests that ended within the window; those of a burst do wherever it was cut."""
+    if window.scenario == BURST:
+        return list(requests)
+    return [r for r in requests if window.began_s <= r.ended_s < window.ended_s]
+
+
+def right_ms(raw: Raw, picture: str, topology: str, scenario: str) -> list[float]:
+    """The response times of all right answers of one cell."""
+    cell = (picture, topology, scenario)
+    windows = {window.key: window for window in raw.windows if window.key[:3] == cell}
+    mine = _grouped(request for request in raw.requests if request.key in windows)
+    return [r.response_ms for key, rs in mine.items() for r in answered(rs, windows[key]) if r.outcome == OK]
+
+
+class _HasKey(Protocol):
+    @property
+    def key(self) -> Key: ...
+
+
+K = TypeVar("K", bound=_HasKey)
+
+
+def _grouped(rows: Iterable[K]) -> Mapping[Key, list[K]]:
+    groups: defaultdict[Key, list[K]] = defaultdict(list)
+    for row in rows:
+        groups[row.key].append(row)
+    return groups
+
+
+class _Rows:
+    """The raw rows by what they belong to."""
+
+    def __init__(self, raw: Raw) -> None:
+        self.requests = _grouped(raw.requests)
+        self.processes = _grouped(raw.processes)
+        self.generator = _grouped(raw.generator)
+        self.health = _grouped(raw.health)
+
+    def answered(self, window: Window) -> list[Request]:
+        return answered(self.requests.get(window.key, []), window)
+
+    def right(self, window: Window) -> list[Request]:
+        return [request for request in self.answered(window) if request.outcome == OK]
+
+
+_Rates = Mapping[Key, float]
+
+
+def _rates(windows: Mapping[Key, Window], rows: _Rows) -> _Rates:
+    """Right answers per second of each repetition."""
+    return {
+        key: len(rows.right(window)) / (window.ended_s - window.began_s)
+        for key, window in windows.items()
+        if window.ended_s > window.began_s and key.scenario != BURST
+    }
+
+
+def _closed(windows: Iterable[Key]) -> list[str]:
+    """The scenarios with so many users at once, few first."""
+    return sorted({key.scenario for key in windows if key.scenario != BURST}, key=int)
+
+
+def _has(windows: Iterable[Key], picture: str, scenario: str) -> bool:
+    return any((key.picture, key.scenario) == (picture, scenario) for key in windows)
+
+
+def _measured(run: Run, windows: Iterable[Key]) -> Iterable[tuple[str, str]]:
+    """Which topology has a cell for which scenario, with data or without."""
+    seen = {(key.topology, key.scenario) for key in windows}
+    scenarios = [*_closed(windows), *([BURST] if any(s == BURST for _, s in seen) else [])] or [_USUAL]
+    usual = _USUAL if _USUAL in scenarios else scenarios[0]
+    for topology in topologies_in_order(run):
+        own = [s for s in scenarios if topology in {SINGLE, CLUSTER} or (topology, s) in seen]
+        yield from ((topology, scenario) for scenario in own or [usual])
+
+
+def _cell(of: Key, run: Run, windows: Mapping[Key, Window], rows: _Rows) -> Cell:
+    mine = [window for key, window in windows.items() if key[:3] == of[:3]]
+    answers = [request for window in mine for request in rows.answered(window)]
+    right_ms = [request.response_ms for request in answers if request.outcome == OK]
+    outcomes = _counted(request.outcome for request in answers)
+    rates = _rates({window.key: window for window in mine}, rows)
+    used = {window.key: cores for window in mine if (cores := _cores_used(rows, window)) is not None}
+    bursts = [window for window in mine if window.scenario == BURST]
+    return Cell(
+        *of[:3],
+        repetitions=len(mine),
+        ok=outcomes.get(OK, 0),
+        refused=outcomes.get(REFUSED, 0),
+        failed=outcomes.get(FAILED, 0),
+        wrong=outcomes.get(WRONG, 0),
+        requests_per_s=spread(list(rates.values())),
+        p50_ms=percentile(right_ms, 50),
+        p95_ms=percentile(right_ms, 95),
+        p99_ms=percentile(right_ms, 99),
+        first_ms=spread([min(times) for window in bursts if (times := _since_burst_ms(rows, window))]),
+        last_ms=spread([max(times) for window in bursts if (times := _since_burst_ms(rows, window))]),
+        cores_used=spread(list(used.values())),
+        cpu_ms=_median(cores / rates[key] * 1e3 for key, cores in used.items() if rates.get(key)),
+        peak_memory_mb=max(
+            (sample.memory_mb for window in mine for sample in rows.processes.get(window.key, ())),
+            default=None,
+        ),
+        generator_share=_median(
+            spent.cpu_s / (window.ended_s - window.began_s) / run.cores
+            for window in mine
+            for spent in rows.generator.get(window.key, ())
+            if window.ended_s > window.began_s
+        ),
+        health=_health(rows, mine),
+    )
+
+
+def _since_burst_ms(rows: _Rows, window: Window) -> list[float]:
+    """When each right answer to the burst was there."""
+    began_s = min((request.started_s for request in rows.answered(window)), default=0.0)
+    return [(request.ended_s - began_s) * 1e3 for request in rows.right(window)]
+
+
+def _cores_used(rows: _Rows, window: Window) -> float | None:
+    samples: list[Sample] = sorted(
+        (s for s in rows.processes.get(window.key, ()) if window.began_s <= s.at_s <= window.ended_s),
+        key=lambda sample: sample.at_s,
+    )
+    if not samples or samples[0].at_s == samples[-1].at_s:
+        return None
+    return (samples[-1].cpu_s - samples[0].cpu_s) / (samples[-1].at_s - samples[0].at_s)
+
+
+def _health(rows: _Rows, windows: Iterable[Window]) -> Health | None:
+    probes = [probe for window in windows for probe in rows.health.get(window.key, ())]
+    taken_ms = [probe.response_ms for probe in probes]
+    p50_ms, p99_ms = percentile(taken_ms, 50), percentile(taken_ms, 99)
+    if p50_ms is None or p99_ms is None:
+        return None
+    return Health(len(probes), sum(p.status != "200" for p in probes), p50_ms, p99_ms, max(taken_ms))
+
+
+def _over(rates: _Rates, picture: str, scenario: str, ours: str, theirs: str) -> Spread | None:
+    """Ours over theirs, within each repetition that has both."""
+    repetitions = sorted({key.repetition for key in rates})
+    pairs = [
+        (rates.get(Key(picture, ours, scenario, n)), rates.get(Key(picture, theirs, scenario, n)))
+        for n in repetitions
+    ]
+    return spread([mine / other for mine, other in pairs if mine is not None and other])
+
+
+def _headline(picture: str, scenarios: Sequence[str], run: Run, rates: _Rates) -> str:
+    """The article's ten users, or more where ten do not keep all cores busy; what there is otherwise."""
+    busy = [s for s in scenarios if int(s) >= max(int(_USUAL), _USERS_PER_CORE * run.cores)]
+    idle = [s for s in reversed(scenarios) if s not in busy]
+    candidates = [*busy, *idle]
+    paired = (s for s in candidates if _over(rates, picture, s, CLUSTER, SINGLE))
+    return next(paired, candidates[0] if candidates else _USUAL)
+
+
+def _gain(picture: str, scenario: str, cores: int, rates: _Rates) -> Gain:
+    times = _over(rates, picture, scenario, CLUSTER, SINGLE)
+    ideal = min(cores, int(scenario))
+    return Gain(picture, scenario, times, ideal, times.median / ideal if times else None)
+
+
+def _burst_gain(picture: str, windows: Mapping[Key, Window], rows: _Rows) -> BurstGain:
+    def times(pick: Callable[[list[float]], float]) -> Spread | None:
+        taken = {
+            key: pick(ended)
+            for key, window in windows.items()
+            if (key.picture, key.scenario) == (picture, BURST) and (ended := _since_burst_ms(rows, window))
+        }
+        return _over(taken, picture, BURST, SINGLE, CLUSTER)
+
+    return BurstGain(picture, first=times(min), last=times(max))
+
+
+def _peers(run: Run, scenarios: Iterable[str], rates: _Rates) -> Iterable[PeerRatio]:
+    measured = {(key.topology, key.scenario) for key in rates}
+    order = topologies_in_order(run)
+    for picture, scenario, key in product(run.pictures, scenarios, order):
+        peer = run.topologies[key]
+        if peer.is_peer and (key, scenario) in measured:
+            ours = _our_like(peer, run)
+            times = _over(rates, picture, scenario, ours, key)
+            yield PeerRatio(picture, scenario, key, ours, peer.quality, times)
+
+
+def _our_like(peer: Topology, run: Run) -> str:
+    """Like is compared with like: a peer of one process with our single process."""
+    cluster = run.topologies.get(CLUSTER)
+    return SINGLE if cluster and peer.workers < cluster.workers else CLUSTER
+
+
+def _scaling(picture: str, headline: str, run: Run, rates: _Rates) -> Scaling:
+    ours: dict[int, str] = {}
+    for key in topologies_in_order(run):
+        topology = run.topologies[key]
+        if not topology.is_peer and any(k[:3] == (picture, key, headline) for k in rates):
+            ours.setdefault(topology.workers, key)
+    points = tuple(
+        Point(
+            workers,
+            requests_per_s,
+            _over(rates, picture, headline, key, ours[1]) if 1 in ours else None,
+        )
+        for workers, key in sorted(ours.items())
+        if (requests_per_s := spread([v for k, v in rates.items() if k[:3] == (picture, key, headline)]))
+    )
+    working = [point for point in points if point.requests_per_s.median > 0]
+    try:
+        law = fit([p.workers for p in working], [p.requests_per_s.median for p in working])
+    except TooFewPoints:
+        return Scaling(picture, headline, points, None, None)
+    return Scaling(picture, headline, points, law, law.knee)
+
+
+def _counted(values: Iterable[str]) -> dict[str, int]:
+    counts: defaultdict[str, int] = defaultdict(int)
+    for value in values:
+        counts[value] += 1
+    return dict(sorted(counts.items()))
+
+
+def _median(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return median(found) if found else None
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 whatever JSON can hold
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else str(value)
+    return value

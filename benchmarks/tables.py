@@ -1,0 +1,658 @@
+"""What a report says: the verdict, its tables and its caveats, as plain text in cells.
+
+Markdown and HTML only differ in how they draw them.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.recordings import BURST, CLUSTER, FAILED, OK, REFUSED, SINGLE, WRONG, Picture
+from benchmarks.scaling import FEWEST_POINTS
+from benchmarks.summary import Cell, Gain, Scaling, Spread, Summary
+
+NO_DATA = "no data"
+_FEW_REPETITIONS = 5
+_P99_NEEDS = 100
+_LISTED = 6
+_SIZES_DIFFER = 0.10
+_MUCH_REFUSED = 0.01
+
+#: The article's seconds to the first and the last of ten answers: Koa and Jimp, a photo of 6.7 MB.
+_ARTICLE_S = {"first answer": (16.0, 10.0), "last answer": (40.0, 14.0)}
+_ARTICLE_WORKERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table whose first column names the row.
+
+    Attributes:
+        note: what a reader has to know to read it.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """All tables of one picture."""
+
+    picture: str
+    title: str
+    tables: tuple[Table, ...]
+
+
+def verdict(summary: Summary) -> str:
+    """The result for the terminal: one line, two with several pictures, one more for what went wrong."""
+    return "\n".join([*alarms(summary), *_results(summary)])
+
+
+def alarms(summary: Summary) -> list[str]:
+    """What nobody may overlook."""
+    said = []
+    if wrong := summary.totals[WRONG]:
+        by = ", ".join(f"{_title(summary, key)} {number}" for key, number in summary.wrong_by.items())
+        said.append(
+            f"WRONG ANSWERS: {wrong:,} of {sum(summary.totals.values()):,} answers were 200 and not the"
+            f" flipped picture ({by}). Believe no figure of this run."
+        )
+    if failed := summary.totals[FAILED]:
+        said.append(f"FAILED: {failed:,} of {sum(summary.totals.values()):,} requests failed.")
+    if summary.run.interrupted:
+        said.append("INTERRUPTED: the run ended early, and this is what it has.")
+    return said
+
+
+def _results(summary: Summary) -> list[str]:
+    headlines = [(picture, headline_gain(summary, key)) for key, picture in summary.run.pictures.items()]
+    # The picture with the most pixels has the most to compute, and the least to carry.
+    ranked = sorted(headlines, key=lambda pair: -pair[0].width * pair[0].height)
+    found = [(picture, gain) for picture, gain in ranked if gain and gain.times]
+    if not found:
+        return ["No verdict: no repetition has measured both the single process and the cluster."]
+    (picture, gain), *others = found
+    said = [f"The cluster is {_as_fast(gain, summary.run.cores)} ({picture.title}, {_users(gain.scenario)})."]
+    if others:
+        said.append(
+            "; ".join(f"{each.title}, {_users(g.scenario)}: {_briefly(g)}" for each, g in others) + "."
+        )
+    return said
+
+
+def headline_gain(summary: Summary, picture: str) -> Gain | None:
+    """The gain that the verdict speaks of."""
+    wanted = (picture, summary.headline[picture])
+    return next((gain for gain in summary.gains if (gain.picture, gain.scenario) == wanted), None)
+
+
+def _as_fast(gain: Gain, cores: int) -> str:
+    assert gain.times
+    bound = f"{cores} core{'s' * (cores != 1)}" if gain.ideal == cores else f"{_users(gain.scenario)}"
+    return (
+        f"{times(gain.times)} times as fast as the single process,"
+        f" {share(gain.efficiency)} of the ideal on {bound}"
+    )
+
+
+def _briefly(gain: Gain) -> str:
+    return f"{times(gain.times)} times, {share(gain.efficiency)} of the ideal"
+
+
+def overview(summary: Summary) -> Table:
+    """One row a picture, for the reader in a hurry."""
+    rows = []
+    for key, picture in summary.run.pictures.items():
+        gain = headline_gain(summary, key)
+        burst = next((burst for burst in summary.bursts if burst.picture == key), None)
+        rows.append(
+            (
+                picture.title,
+                _users(summary.headline[key]),
+                times(gain.times if gain else None),
+                share(gain.efficiency if gain else None),
+                times(burst.last if burst else None),
+            )
+        )
+    return Table(
+        f"How many times faster {summary.run.cores} cores are",
+        (
+            "picture",
+            "load",
+            "throughput, cluster over single",
+            "of the ideal",
+            "last of a burst of ten, sooner by",
+        ),
+        tuple(rows),
+        "Each ratio is taken within a repetition; the median comes first, least and most in parentheses.",
+    )
+
+
+def about(summary: Summary) -> Table:
+    """Where, when and with what it was measured."""
+    run = summary.run
+    machine = ", ".join(f"{name} {value}" for name, value in run.machine.items())
+    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
+    pictures = "; ".join(map(_described, run.pictures.values()))
+    totals = ", ".join(f"{number:,} {outcome}" for outcome, number in summary.totals.items())
+    ended = ", interrupted" if run.interrupted else ""
+    rows = [
+        ("profile", f"{run.profile}, {run.duration_s:.0f} s{ended}"),
+        ("started", run.started),
+        ("commit", run.commit),
+        ("machine", machine),
+        ("cores used", str(run.cores)),
+        ("versions", versions),
+        ("pictures", pictures),
+        ("all requests", totals),
+        *((f"skipped: {skipped.topology}", skipped.why) for skipped in run.skipped),
+    ]
+    return Table("The run", ("", ""), tuple(rows))
+
+
+def sections(summary: Summary) -> list[Section]:
+    """The tables of each picture, ratios before absolute figures."""
+    return [
+        Section(key, picture.title, tuple(table for table in _tables(summary, key) if table.rows))
+        for key, picture in summary.run.pictures.items()
+    ]
+
+
+def _tables(summary: Summary, picture: str) -> Iterator[Table]:
+    yield _gains(summary, picture)
+    if summary.run.profile == "article":
+        yield _article(summary, picture)
+    yield _peer_ratios(summary, picture)
+    yield _side_by_side(summary, picture)
+    yield _scaling(summary, picture)
+    yield _throughput(summary, picture)
+    yield _burst(summary, picture)
+    yield _cost(summary, picture)
+    yield _health(summary, picture)
+    yield _answers(summary, picture)
+
+
+def _gains(summary: Summary, picture: str) -> Table:
+    def rate(topology: str, scenario: str) -> str:
+        cell = summary.cell(picture, topology, scenario)
+        return each_s(cell.requests_per_s if cell else None)
+
+    return Table(
+        "Speed-up",
+        ("users at once", "cluster over single", "ideal", "efficiency", "single, per s", "cluster, per s"),
+        tuple(
+            (
+                f"{int(gain.scenario):,}",
+                times(gain.times),
+                str(gain.ideal),
+                share(gain.efficiency),
+                rate(SINGLE, gain.scenario),
+                rate(CLUSTER, gain.scenario),
+            )
+            for gain in summary.gains
+            if gain.picture == picture
+        ),
+        "Right answers per second; the ideal is the number of cores, or of users where they are fewer.",
+    )
+
+
+def _article(summary: Summary, picture: str) -> Table:
+    burst = next((burst for burst in summary.bursts if burst.picture == picture), None)
+    single, cluster = (summary.cell(picture, key, BURST) for key in (SINGLE, CLUSTER))
+    first_ms, last_ms = (
+        [getattr(cell, name) if cell else None for cell in (single, cluster)]
+        for name in ("first_ms", "last_ms")
+    )
+    ours: Mapping[str, Sequence[Spread | None]] = {
+        "first answer": (*first_ms, burst.first if burst else None),
+        "last answer": (*last_ms, burst.last if burst else None),
+    }
+    return Table(
+        "The article's experiment: ten requests at once",
+        (
+            "",
+            "article, one process",
+            f"article, {_ARTICLE_WORKERS} workers",
+            "article, sooner by",
+            "ours, one process",
+            f"ours, {summary.run.cores} workers",
+            "ours, sooner by",
+        ),
+        tuple(
+            (
+                name,
+                f"{alone:.0f} s",
+                f"{many:.0f} s",
+                f"{alone / many:.2f}",
+                duration(one),
+                duration(all_),
+                times(by),
+            )
+            for name, (alone, many) in _ARTICLE_S.items()
+            for one, all_, by in [ours[name]]
+        ),
+        "The article used Koa and Jimp, a photo of 6.7 MB and another machine:"
+        " compare the ratios, not the seconds.",
+    )
+
+
+def _peer_ratios(summary: Summary, picture: str) -> Table:
+    mine = [ratio for ratio in summary.peers if ratio.picture == picture]
+    scenarios = list(dict.fromkeys(ratio.scenario for ratio in mine))
+    found = {(ratio.peer, ratio.scenario): ratio.times for ratio in mine}
+    compared = {ratio.peer: ratio for ratio in mine}
+    return Table(
+        "Ours over each peer, requests per second",
+        ("peer", "JPEG quality", "beside our", *map(_users, scenarios)),
+        tuple(
+            (
+                _title(summary, peer),
+                _quality(ratio.quality),
+                _title(summary, ratio.ours),
+                *(times(found.get((peer, scenario))) for scenario in scenarios),
+            )
+            for peer, ratio in compared.items()
+        ),
+        "Above 1, ours is faster. A peer of one process stands beside our single process."
+        " Only rows at matched quality compare like with like.",
+    )
+
+
+def _side_by_side(summary: Summary, picture: str) -> Table:
+    scenario = summary.headline[picture]
+    cells = [cell for cell in summary.cells if (cell.picture, cell.scenario) == (picture, scenario)]
+    checked = {answer.topology: answer for answer in summary.answers if answer.picture == picture}
+    peers = [cell for cell in cells if summary.run.topologies[cell.topology].is_peer]
+    ours = [cell for cell in cells if cell.topology in {SINGLE, CLUSTER}]
+
+    def row(cell: Cell) -> tuple[str, ...]:
+        topology = summary.run.topologies[cell.topology]
+        answer = checked.get(cell.topology)
+        return (
+            topology.title,
+            str(topology.workers),
+            _quality(topology.quality) if topology.is_peer else "ours",
+            each_s(cell.requests_per_s),
+            milliseconds(cell.p50_ms),
+            milliseconds(cell.p99_ms),
+            _outcomes(cell),
+            milliseconds(cell.cpu_ms),
+            megabytes(cell.peak_memory_mb),
+            share(answer.over_sent if answer else None),
+            decibels(answer.psnr_db if answer else None),
+        )
+
+    return Table(
+        f"Side by side, {_users(scenario)}",
+        (
+            "topology",
+            "workers",
+            "JPEG quality",
+            "answers per s",
+            "p50",
+            "p99",
+            "not ok",
+            "CPU each",
+            "peak memory",
+            "bytes over sent",
+            "PSNR",
+        ),
+        tuple(map(row, [*ours, *peers])) if peers else (),
+    )
+
+
+def _scaling(summary: Summary, picture: str) -> Table:
+    scaling = next(scaling for scaling in summary.scaling if scaling.picture == picture)
+    return Table(
+        f"Throughput over workers, {_users(scaling.scenario)}",
+        ("workers", "over one worker", "efficiency", "answers per s", "the law says"),
+        tuple(
+            (
+                str(point.workers),
+                times(point.times),
+                share(point.times.median / point.workers if point.times else None),
+                each_s(point.requests_per_s),
+                number(scaling.law.throughput(point.workers)) if scaling.law else "-",
+            )
+            for point in scaling.points
+        ),
+        law_in_words(scaling),
+    )
+
+
+def law_in_words(scaling: Scaling) -> str:
+    """What the Universal Scalability Law makes of the points, or why it makes nothing of them."""
+    if scaling.law is None:
+        number = len(scaling.points)
+        points = "1 measured point predicts" if number == 1 else f"{number} measured points predict"
+        return f"{points} nothing: a fit to the Universal Scalability Law takes at least {FEWEST_POINTS}."
+    law, most = scaling.law, max(point.workers for point in scaling.points)
+    if scaling.knee and scaling.knee <= most:
+        end = f"Its knee is at {scaling.knee:.0f} workers, within what was measured."
+    else:
+        knee = f"a knee at {scaling.knee:.0f} workers" if scaling.knee else "no knee"
+        end = f"It predicts {knee}; that is a prediction, nothing that was measured."
+    return (
+        f"Universal Scalability Law: contention {law.contention:.4f}, coherency {law.coherency:.5f},"
+        f" {share(law.error)} off the points. {end}"
+    )
+
+
+def _throughput(summary: Summary, picture: str) -> Table:
+    return Table(
+        "Throughput and response times",
+        ("load", "answers per s", "p50", "p95", "p99", "ok", "refused", "failed", "wrong"),
+        tuple(
+            (
+                _row_name(summary, cell),
+                each_s(cell.requests_per_s),
+                *map(milliseconds, (cell.p50_ms, cell.p95_ms, cell.p99_ms)),
+                *(_count(cell, number) for number in (cell.ok, cell.refused, cell.failed, cell.wrong)),
+            )
+            for cell in summary.cells
+            if cell.picture == picture and cell.scenario != BURST
+        ),
+        "Response times are of the right answers of all repetitions."
+        " Refused is a 503 with Retry-After; wrong is a 200 that is not the flipped picture.",
+    )
+
+
+def _burst(summary: Summary, picture: str) -> Table:
+    gain = next((burst for burst in summary.bursts if burst.picture == picture), None)
+    rows = [
+        (
+            _title(summary, cell.topology),
+            duration(cell.first_ms),
+            duration(cell.last_ms),
+            *(_count(cell, number) for number in (cell.ok, cell.refused, cell.failed, cell.wrong)),
+        )
+        for cell in summary.cells
+        if (cell.picture, cell.scenario) == (picture, BURST)
+    ]
+    if gain:
+        rows.append(("cluster sooner by (times)", times(gain.first), times(gain.last), "", "", "", ""))
+    return Table(
+        "A burst of ten requests",
+        ("topology", "first answer", "last answer", "ok", "refused", "failed", "wrong"),
+        tuple(rows),
+        "From the first request to the first and to the last right answer; counts are of all repetitions.",
+    )
+
+
+def _cost(summary: Summary, picture: str) -> Table:
+    return Table(
+        "Memory and CPU",
+        ("load", "peak memory", "cores used", "CPU each answer", "locust's share of all cores"),
+        tuple(
+            (
+                _row_name(summary, cell),
+                megabytes(cell.peak_memory_mb),
+                each_s(cell.cores_used),
+                "-" if cell.scenario == BURST else milliseconds(cell.cpu_ms),
+                share(cell.generator_share),
+            )
+            for cell in summary.cells
+            if cell.picture == picture
+        ),
+        "Of the whole tree of the server's processes; each page of memory is counted once.",
+    )
+
+
+def _health(summary: Summary, picture: str) -> Table:
+    return Table(
+        "Health check beside the load",
+        ("load", "p50", "p99", "slowest", "asked", "not 200"),
+        tuple(
+            (
+                _row_name(summary, cell),
+                *map(milliseconds, (health.p50_ms, health.p99_ms, health.max_ms)),
+                f"{health.asked:,}",
+                f"{health.unwell:,}",
+            )
+            for cell in summary.cells
+            if cell.picture == picture and (health := cell.health)
+        ),
+    )
+
+
+def _answers(summary: Summary, picture: str) -> Table:
+    return Table(
+        "What came back",
+        ("topology", "JPEG quality", "bytes", "over what was sent", "PSNR"),
+        tuple(
+            (
+                _title(summary, answer.topology),
+                _quality(topology.quality) if topology.is_peer else "ours",
+                f"{answer.answer_bytes:,}",
+                share(answer.over_sent),
+                decibels(answer.psnr_db),
+            )
+            for answer in summary.answers
+            if answer.picture == picture
+            for topology in [summary.run.topologies[answer.topology]]
+        ),
+        "One checked answer each, beside a flip of the decoded original.",
+    )
+
+
+def caveats(summary: Summary) -> list[str]:
+    """What speaks against believing the figures too much, as far as the data shows it."""
+    rules: Sequence[Callable[[Summary], Iterable[str]]] = (
+        alarms,
+        _about_cores,
+        _about_generator,
+        _about_repetitions,
+        _about_refusals,
+        _about_tails,
+        _about_peers,
+        _about_missing,
+        _about_kinds,
+        _about_law,
+    )
+    return [caveat for rule in rules for caveat in rule(summary)]
+
+
+def _about_cores(summary: Summary) -> Iterator[str]:
+    cores = summary.run.cores
+    yield (
+        f"Absolute times and rates are those of this machine with {cores} core{'s' * (cores != 1)};"
+        " ratios carry over better. What more cores give was not measured."
+    )
+    yield "Server and load generator talk over the loopback interface: there is no network in these figures."
+
+
+def _about_generator(summary: Summary) -> Iterator[str]:
+    shares = [(c.generator_share, c) for c in summary.cells if c.generator_share is not None]
+    if not shares:
+        yield "What the load generator took of the same cores is not known."
+        return
+    (least, _), (most, cell) = (pick(shares, key=lambda pair: pair[0]) for pick in (min, max))
+    yield (
+        f"The load generator ran on the same cores and took {_from_to(share(least), share(most))} of them,"
+        f" the most with {_named(summary, cell)}. The single process leaves it a core, the cluster"
+        " does not, so the speed-up is rather understated."
+    )
+
+
+def _about_repetitions(summary: Summary) -> Iterator[str]:
+    counts = [cell.repetitions for cell in summary.cells if cell.repetitions]
+    least, most = min(counts, default=0), max(counts, default=0)
+    few = "That is few: t" if least < _FEW_REPETITIONS else "T"
+    yield (
+        f"Repetitions of each figure: {_from_to(str(least), str(most))}."
+        f" {few}he range is least to most, and no confidence interval."
+    )
+
+
+def _about_refusals(summary: Summary) -> Iterator[str]:
+    for cell in summary.cells:
+        asked = cell.ok + cell.refused + cell.failed + cell.wrong
+        if cell.refused > _MUCH_REFUSED * asked:
+            yield (
+                f"Of the answers to {_named(summary, cell)}, {share(cell.refused / asked)} were refusals"
+                " (503 with Retry-After). They are quick, and are in no rate and no response time."
+            )
+
+
+def _about_tails(summary: Summary) -> Iterator[str]:
+    short = [c for c in summary.cells if 0 < c.ok < _P99_NEEDS and c.scenario != BURST]
+    if short:
+        yield f"With fewer than {_P99_NEEDS} answers p99 is the slowest of them: {_listed(summary, short)}."
+
+
+def _about_peers(summary: Summary) -> Iterator[str]:
+    if any(topology.is_peer for topology in summary.run.topologies.values()):
+        yield "The peers are our own small programs, as their users would write them; nobody has tuned them."
+    bytes_of = {(answer.picture, answer.topology): answer.answer_bytes for answer in summary.answers}
+    for answer in summary.answers:
+        topology = summary.run.topologies[answer.topology]
+        ours = bytes_of.get((answer.picture, CLUSTER))
+        if topology.is_peer and topology.quality == "matched" and ours:
+            over = answer.answer_bytes / ours
+            picture = summary.run.pictures[answer.picture].title
+            if abs(over - 1) > _SIZES_DIFFER:
+                yield (
+                    f"{topology.title} answers {picture} with {share(over)} of our bytes although its"
+                    " quality is matched: the same number is not the same quality to every encoder."
+                )
+
+
+def _about_missing(summary: Summary) -> Iterator[str]:
+    missing = [cell for cell in summary.cells if not cell.repetitions]
+    if missing:
+        yield f"Not measured: {_listed(summary, missing)}."
+    for skipped in summary.run.skipped:
+        yield f"{skipped.topology} was skipped: {skipped.why}."
+    if summary.unreadable:
+        yield f"Rows of the raw data that could not be read and were left out: {summary.unreadable:,}."
+
+
+def _about_kinds(summary: Summary) -> Iterator[str]:
+    if len(summary.kinds) > 1:
+        counts = ", ".join(f"{number:,} {kind}" for kind, number in summary.kinds.items())
+        yield f"Requests of several kinds are counted together: {counts}."
+
+
+def _about_law(summary: Summary) -> Iterator[str]:
+    for scaling in summary.scaling:
+        if scaling.points:
+            yield f"{summary.run.pictures[scaling.picture].title}: {law_in_words(scaling)}"
+
+
+def number(value: float | None) -> str:
+    """Three digits, or all before the point."""
+    if value is None:
+        return NO_DATA
+    if abs(value) >= 99.95:  # noqa: PLR2004 shown as 100
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 9.995 else f"{value:.2f}"  # noqa: PLR2004 shown as 10.0
+
+
+def times(value: Spread | None) -> str:
+    """A ratio with its range."""
+    return _ranged(value, "{:.2f}".format)
+
+
+def each_s(value: Spread | None) -> str:
+    """A rate with its range."""
+    return _ranged(value, number)
+
+
+def milliseconds(value: float | None) -> str:
+    """A time, in the unit that reads best."""
+    if value is None:
+        return NO_DATA
+    return f"{number(value)} ms" if value < 1e4 else f"{number(value / 1e3)} s"  # noqa: PLR2004
+
+
+def duration(value: Spread | None) -> str:
+    """A time with its range, in seconds or milliseconds."""
+    if value is None:
+        return NO_DATA
+    unit, factor = ("s", 1e-3) if value.median >= 1e3 else ("ms", 1.0)  # noqa: PLR2004
+    return f"{_ranged(value, lambda each: number(each * factor))} {unit}"
+
+
+def share(value: float | None) -> str:
+    """A part of a whole, in percent."""
+    if value is None:
+        return NO_DATA
+    return f"{value * 100:.0f} %" if value >= 0.1 else f"{value * 100:.1f} %"  # noqa: PLR2004
+
+
+def megabytes(value: float | None) -> str:
+    """Memory."""
+    return NO_DATA if value is None else f"{value:,.0f} MB"
+
+
+def decibels(value: float | None) -> str:
+    """How near a picture is to another; without end where it is the same."""
+    if value is None:
+        return NO_DATA
+    return "no loss" if math.isinf(value) else f"{value:.1f} dB"
+
+
+def _ranged(value: Spread | None, write: Callable[[float], str]) -> str:
+    if value is None:
+        return NO_DATA
+    if value.repetitions == 1:
+        return f"{write(value.median)} (once)"
+    return f"{write(value.median)} ({write(value.least)} to {write(value.most)})"
+
+
+def _title(summary: Summary, topology: str) -> str:
+    found = summary.run.topologies.get(topology)
+    if not found:
+        return topology
+    is_unmarked = found.quality == "default" and "default" not in found.title.lower()
+    return f"{found.title}, its DEFAULT quality" if is_unmarked else found.title
+
+
+def _quality(quality: str) -> str:
+    return "matched" if quality == "matched" else "DEFAULT"
+
+
+def _users(scenario: str) -> str:
+    return (
+        "a burst of ten" if scenario == BURST else "1 user" if scenario == "1" else f"{int(scenario):,} users"
+    )
+
+
+def _row_name(summary: Summary, cell: Cell) -> str:
+    return f"{_title(summary, cell.topology)}, {_users(cell.scenario)}"
+
+
+def _named(summary: Summary, cell: Cell) -> str:
+    return f"{summary.run.pictures[cell.picture].title}, {_row_name(summary, cell)}"
+
+
+def _listed(summary: Summary, cells: Sequence[Cell]) -> str:
+    names = [_named(summary, cell) for cell in cells[:_LISTED]]
+    more = len(cells) - len(names)
+    return "; ".join(names) + (f"; and {more} more" if more else "")
+
+
+def _from_to(least: str, most: str) -> str:
+    return least if least == most else f"{least} to {most}"
+
+
+def _count(cell: Cell, number: int) -> str:
+    return f"{number:,}" if cell.repetitions else NO_DATA
+
+
+def _outcomes(cell: Cell) -> str:
+    if not cell.repetitions:
+        return NO_DATA
+    counts = {REFUSED: cell.refused, FAILED: cell.failed, WRONG: cell.wrong}
+    said = ", ".join(f"{number:,} {outcome}" for outcome, number in counts.items() if number)
+    return said or ("none" if cell.ok else f"nothing {OK}")
+
+
+def _described(picture: Picture) -> str:
+    return (
+        f"{picture.title} ({picture.width}x{picture.height} {picture.format}, {picture.bytes / 1e6:.2g} MB,"
+        f" quality {picture.quality})"
+    )
