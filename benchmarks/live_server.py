@@ -13,6 +13,8 @@ from typing import Any, Self
 
 import httpx
 
+from benchmarks import processes
+
 ROOT = Path(__file__).parents[1]
 
 #: Long enough for a loaded machine; a test that waits this long fails.
@@ -134,8 +136,7 @@ class LiveServer:
 
     def processes(self) -> list[int]:
         """Every process of its session that has not ended, the oldest first: the arbiter."""
-        found = filter(None, map(_origin, Path("/proc").glob("[0-9]*")))
-        return [pid for _, pid, session in sorted(found) if session == self.pid]
+        return processes.of_session(self.pid)
 
     @staticmethod
     def wait_until_gone(pid: int) -> None:
@@ -164,11 +165,7 @@ class LiveServer:
             self._news.notify_all()
 
     def _kill(self) -> None:
-        for pid in self.processes():
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        processes.kill_session(self.pid)
         self._process.wait(DEADLINE_S)
         self._reader.join(DEADLINE_S)
 
@@ -188,12 +185,3 @@ def _parse(line: str) -> Event:
     except ValueError:
         event = None
     return event if isinstance(event, dict) and "event" in event else {"event": line.rstrip("\n")}
-
-
-def _origin(entry: Path) -> tuple[int, int, int] | None:
-    """When a process started (not in the order of pids: those begin anew), its pid, and its session."""
-    try:
-        fields = (entry / "stat").read_text().rpartition(")")[2].split()
-    except OSError:  # it has ended
-        return None
-    return None if fields[0] == "Z" else (int(fields[19]), int(entry.name), int(fields[3]))

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -33,6 +34,15 @@ def cpu_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     utime, stime, cutime, cstime = map(int, fields[11:15])
     return (utime + stime + cutime + cstime) / _TICKS_PER_S
+
+
+def sum_cpu_s(pids: Sequence[int]) -> float:
+    """The same of several processes; those that have ended count nothing."""
+    total_s = 0.0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            total_s += cpu_s(pid)
+    return total_s
 
 
 def peak_memory_mb(pid: int) -> float:
@@ -103,3 +113,31 @@ def _own_bytes(pid: int) -> int:
     parts = [line.split() for line in lines]
     # Not Pss_Shmem: files in memory are counted whole, for most are not mapped.
     return 1024 * sum(int(part[1]) for part in parts if part[0] in {"Pss_Anon:", "Pss_File:"})
+
+
+def of_session(leader: int) -> list[int]:
+    """Every process of a session that has not ended, the oldest first."""
+    found = filter(None, map(_origin, Path("/proc").glob("[0-9]*")))
+    return [pid for _, pid, session in sorted(found) if session == leader]
+
+
+def kill_session(leader: int) -> None:
+    """Kill what is left of a session, and what its processes start meanwhile."""
+    while left := of_session(leader):
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _origin(entry: Path) -> tuple[int, int, int] | None:
+    """When a process started (not in the order of pids: those begin anew), its pid, and its session."""
+    try:
+        fields = (entry / "stat").read_text().rpartition(")")[2].split()
+    except OSError:  # it has ended
+        return None
+    return None if fields[0] in "ZX" else (int(fields[19]), int(entry.name), int(fields[3]))
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process has not ended, be it waited for or not."""
+    return _origin(Path("/proc") / str(pid)) is not None

@@ -1,0 +1,158 @@
+"""What a benchmark measures: pictures, how many users, how long, and how often."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from images.render import (
+    BENCHMARK,
+    HERE,
+    LANDSCAPE,
+    SMALL_QUALITY,
+    benchmark_picture,
+    small_picture,
+    write_atomically,
+)
+
+#: Ten requests at one moment, one each, as in the article.
+BURST = "burst"
+BURST_USERS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """So many users at once, each of whom sends its next request when it has its answer.
+
+    Attributes:
+        name: how many users, or BURST.
+        seconds: how long; a burst ends when all have their answers.
+        repetitions: how often, topologies alternating.
+    """
+
+    name: str
+    seconds: float
+    repetitions: int
+
+    @property
+    def users(self) -> int:
+        """How many there are."""
+        return BURST_USERS if self.name == BURST else int(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What is sent.
+
+    Attributes:
+        name: for files.
+        title: for people.
+        make: gives the file, and makes it where it is not there yet.
+        quality: the one whose tables it has.
+        is_progressive: how it is coded.
+    """
+
+    name: str
+    title: str
+    make: Callable[[], Path]
+    quality: int
+    is_progressive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One benchmark.
+
+    Attributes:
+        scenarios: of each picture; the first picture is the headline.
+        scaling: for each number of workers; None for none.
+        with_peers: what is measured of the peers, and how often; there are many of them, and some are slow.
+        shows_lossless: whether the cluster is measured as shipped too, which does not decode most JPEGs.
+    """
+
+    name: str
+    scenarios: Mapping[str, tuple[Scenario, ...]]
+    scaling: Scenario | None = None
+    with_peers: tuple[Scenario, ...] = ()
+    shows_lossless: bool = False
+
+
+def two_megapixels() -> Path:
+    """The landscape as web pages have it: progressive. Such a picture has to be decoded, whoever flips it."""
+    path = HERE / "benchmark-2mp.jpg"
+    if not path.exists():
+        write_atomically(path, _shrink)
+    return path
+
+
+def _shrink() -> bytes:
+    file = BytesIO()
+    with Image.open(HERE / "landscape.jpg") as landscape:
+        smaller = landscape.resize((1792, 1120), Image.Resampling.LANCZOS)
+        smaller.save(file, "JPEG", quality=_WEB_QUALITY, subsampling="4:2:0", progressive=True)
+    return file.getvalue()
+
+
+_WEB_QUALITY = 90
+
+PICTURES = {
+    picture.name: picture
+    for picture in (
+        Picture("small", "640 x 427", small_picture, SMALL_QUALITY),
+        Picture("2mp", "2 megapixels, progressive", two_megapixels, _WEB_QUALITY, is_progressive=True),
+        Picture("6mp", "6 megapixels", lambda: HERE / "landscape.jpg", LANDSCAPE.quality),
+        Picture("20mp", "20 megapixels, 6.7 MB", benchmark_picture, BENCHMARK.quality),
+    )
+}
+
+
+def _each(seconds: float, **repetitions: int) -> tuple[Scenario, ...]:
+    """Scenarios by the number of users, as in u10=3, and the burst."""
+    return tuple(Scenario(name.removeprefix("u"), seconds, count) for name, count in repetitions.items())
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile(
+            "quick",
+            {
+                "2mp": (
+                    *_each(5, u10=4),
+                    *_each(3, u1=2, u100=1),
+                    *_each(10, u1000=1),
+                    *_each(0, burst=3),
+                ),
+                "small": (
+                    *_each(3, u10=3),
+                    *_each(2, u1=1, u100=1),
+                    *_each(8, u1000=1),
+                    *_each(0, burst=1),
+                ),
+            },
+            scaling=Scenario("10", 4, 2),
+            with_peers=(*_each(5, u10=2), *_each(0, burst=1)),
+        ),
+        Profile(
+            "article",
+            {"20mp": (*_each(0, burst=5), *_each(20, u10=4), *_each(8, u1=2, u100=1))},
+            with_peers=(*_each(0, burst=1), *_each(20, u10=2)),
+            shows_lossless=True,
+        ),
+        Profile(
+            "full",
+            {
+                name: (
+                    *_each(20, u10=5, u1=3, u100=3, u1000=3),
+                    *_each(0, burst=5),
+                )
+                for name in ("2mp", "small", "6mp", "20mp")
+            },
+            scaling=Scenario("10", 20, 3),
+            with_peers=(*_each(0, burst=3), *_each(20, u10=3)),
+            shows_lossless=True,
+        ),
+    )
+}

@@ -1,0 +1,576 @@
+"""The benchmark: starts the single process and the cluster, drives both with locust, and leaves a report.
+
+::
+
+    python -m benchmarks                              quick: under 4 minutes on two cores
+    python -m benchmarks --profile article --peers    20 megapixels, and other designs beside ours
+    python -m benchmarks --profile full               half an hour
+
+Everything runs on this machine, locust too: the servers share the cores with what measures them, and the
+report says how much that took. Topologies alternate, so that a machine that drifts drifts for all.
+Ctrl-C ends it and writes what there is.
+"""
+
+import argparse
+import csv
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Self
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from benchmarks import load, processes, report
+from benchmarks.answers import Flipped
+from benchmarks.peers.catalogue import PEERS, missing
+from benchmarks.profiles import BURST, PICTURES, PROFILES, Picture, Profile, Scenario
+from benchmarks.topologies import ROOT, DidNotStart, Server, Topology, ours, start
+from server.cluster.cpus import usable_cores
+
+#: A run of locust takes this much longer than its users are at it.
+_LOCUST_S = 1.3
+
+#: A burst is over by then, or never.
+_BURST_S = 300.0
+
+#: Every picture is decoded, turned and encoded.
+BY_PIXELS = "path=pixels"
+
+#: How long a server may be busy with what nobody waits for any more.
+_SETTLE_S = 60.0
+_IDLE = 0.15
+
+_SAMPLE_S = 0.25
+_WARM_UP_REQUESTS = 4
+
+#: The part of a window that is left out at its start: users arrive, connections are made.
+_RAMP = 0.1
+
+_TABLES = {
+    "windows": ("began_s", "ended_s"),
+    "requests": ("kind", "started_s", "response_ms", "outcome", "status", "bytes"),
+    "processes": ("at_s", "cpu_s", "memory_mb"),
+    "generator": ("cpu_s",),
+    "health": ("at_s", "response_ms", "status"),
+}
+_CELL = ("picture", "topology", "scenario", "repetition")
+
+
+class WrongAnswer(Exception):
+    """An answer was not the flipped picture."""
+
+
+class LocustFailed(Exception):
+    """It did not do its part; the text has what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run of locust."""
+
+    picture: Picture
+    server: Server
+    scenario: Scenario
+    repetition: int
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        """What its rows begin with."""
+        return self.picture.name, self.server.topology.name, self.scenario.name, self.repetition
+
+
+class Recorder:
+    """Writes raw data as it comes, so that a run that is cut off leaves what it had.
+
+    Args:
+        directory: of the result.
+        facts: for run.json.
+    """
+
+    def __init__(self, directory: Path, facts: dict[str, Any]) -> None:
+        self._raw = directory / "raw"
+        self._raw.mkdir(parents=True)
+        self._facts = facts
+        self.began_s = time.time()
+        for table, columns in _TABLES.items():
+            self._append(table, [(*_CELL, *columns)])
+        self._append("answers", [("picture", "topology", "answer_bytes", "psnr_db")])
+        self.finish(is_interrupted=True)
+
+    def add(self, table: str, cell: Cell, rows: Sequence[Sequence[object]]) -> None:
+        """Append rows of one cell."""
+        self._append(table, [(*cell.key, *row) for row in rows])
+
+    def add_answer(self, picture: str, topology: str, size: int, psnr_db: float) -> None:
+        """Append what is known of the answers of one topology."""
+        self._append("answers", [(picture, topology, size, f"{psnr_db:.2f}")])
+
+    def at(self, moment_s: float) -> str:
+        """A moment of the wall clock, in seconds since the run began."""
+        return f"{moment_s - self.began_s:.4f}"
+
+    def finish(self, *, is_interrupted: bool) -> None:
+        """Write run.json."""
+        facts = self._facts | {
+            "duration_s": round(time.time() - self.began_s, 1),
+            "interrupted": is_interrupted,
+        }
+        (self._raw / "run.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+    def _append(self, table: str, rows: Sequence[Sequence[object]]) -> None:
+        with (self._raw / f"{table}.csv").open("a", newline="") as file:
+            csv.writer(file).writerows(rows)
+
+
+class Sampler:
+    """Looks at a server while it is under load: memory and CPU of all its processes, and its health check.
+
+    Args:
+        server: that one.
+        has_health: whether its health check is measured.
+    """
+
+    def __init__(self, server: Server, *, has_health: bool) -> None:
+        self._server = server
+        self._has_health = has_health
+        self._over = threading.Event()
+        self.samples: list[tuple[float, float, float]] = []
+        self.probes: list[tuple[float, float, int]] = []
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Sample meanwhile."""
+        threads = [threading.Thread(target=self._sample)]
+        if self._has_health:
+            threads.append(threading.Thread(target=self._probe))
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            for thread in threads:
+                thread.join()
+
+    def _sample(self) -> None:
+        while True:
+            pids = list(processes.tree(self._server.pid))
+            self.samples.append((time.time(), processes.sum_cpu_s(pids), processes.memory_mb(pids)))
+            if self._over.wait(_SAMPLE_S):
+                return
+
+    def _probe(self) -> None:
+        while not self._over.wait(_SAMPLE_S):
+            asked = time.time()
+            try:
+                self.probes.append((asked, load.ask_health(self._server.address), 200))
+            except (OSError, load.WrongAnswer):
+                self.probes.append((asked, (time.time() - asked) * 1e3, 0))
+
+
+class Benchmark:
+    """One run.
+
+    Args:
+        profile: what is measured.
+        recorder: takes the raw data.
+        scratch: for files that do not outlive the run.
+    """
+
+    def __init__(self, profile: Profile, recorder: Recorder, scratch: Path) -> None:
+        self._profile = profile
+        self._recorder = recorder
+        self._scratch = scratch
+
+    def run(
+        self, topologies: Sequence[Topology], scaling: Sequence[Topology], progress: "Bar", *, peers: bool
+    ) -> None:
+        """Measure everything.
+
+        Args:
+            topologies: ours.
+            scaling: ours, with fewer cores.
+            progress: shows where it is.
+            peers: whether other designs are measured beside them.
+
+        Raises:
+            WrongAnswer: of any topology.
+            DidNotStart: one of them.
+        """
+        for name, scenarios in self._profile.scenarios.items():
+            picture = PICTURES[name]
+            with ExitStack() as stack:
+                chosen = (*topologies, *(peers_for(picture) if peers else ()))
+                servers = [stack.enter_context(Server(topology)) for topology in chosen]
+                for server in servers:
+                    self._warm_up(picture, server)
+                for scenario, repetition, server in self._cells(scenarios, servers):
+                    self._measure(Cell(picture, server, scenario, repetition), progress)
+        if self._profile.scaling is not None:
+            picture = PICTURES[next(iter(self._profile.scenarios))]
+            for topology in scaling:
+                with Server(topology) as server:
+                    self._warm_up(picture, server)
+                    for repetition in range(self._profile.scaling.repetitions):
+                        self._measure(Cell(picture, server, self._profile.scaling, repetition), progress)
+
+    def _cells(
+        self, scenarios: Sequence[Scenario], servers: Sequence[Server]
+    ) -> Iterator[tuple[Scenario, int, Server]]:
+        """What is measured of one picture, one after the other."""
+        of_peers = {scenario.name: scenario.repetitions for scenario in self._profile.with_peers}
+        for scenario in scenarios:
+            for repetition in range(scenario.repetitions):
+                # There and back again: what drifts, drifts for all.
+                for server in servers if repetition % 2 == 0 else reversed(servers):
+                    if not server.topology.is_peer or repetition < of_peers.get(scenario.name, 0):
+                        yield scenario, repetition, server
+
+    def _warm_up(self, picture: Picture, server: Server) -> None:
+        """Send the picture a few times, and look closely at an answer."""
+        sent = picture.make().read_bytes()
+        query = server.topology.query
+        answer = b""
+        for _ in range(_WARM_UP_REQUESTS):
+            request = urllib.request.Request(  # noqa: S310 our own
+                f"{server.url}/flip" + (f"?{query}" if query else ""), sent, {"Content-Type": "image/jpeg"}
+            )
+            with urllib.request.urlopen(request, timeout=_BURST_S) as response:  # noqa: S310
+                answer = response.read()
+        flipped = Flipped(sent)
+        if fault := flipped.fault_of(answer):
+            raise WrongAnswer(f"{server.topology.title} answers wrongly to {picture.title}: {fault}")
+        self._known(picture, server).write_bytes(answer)
+        self._recorder.add_answer(
+            picture.name, server.topology.name, len(answer), flipped.fidelity_db(answer)
+        )
+
+    def _known(self, picture: Picture, server: Server) -> Path:
+        return self._scratch / f"{picture.name}-{server.topology.name}"
+
+    def _measure(self, cell: Cell, progress: "Bar") -> None:
+        """Run locust once, and write down everything."""
+        progress.begin(cell)
+        record = self._scratch / "requests.csv"
+        record.unlink(missing_ok=True)
+        sampler = Sampler(cell.server, has_health=not cell.server.topology.is_peer)
+        with sampler.sampling():
+            spent_s, said = self._locust(cell, record)
+        if not record.exists():
+            raise LocustFailed(f"locust ended without a record:\n{said}")
+        with record.open(newline="") as file:
+            requests = list(csv.DictReader(file))
+        self._write(cell, requests, sampler, spent_s)
+        wrong = [request for request in requests if request["outcome"] == "wrong"]
+        if wrong:
+            raise WrongAnswer(
+                f"{cell.server.topology.title} gave {len(wrong)} wrong answers "
+                f"to {cell.picture.title}:\n{said}"
+            )
+        _settle(cell.server)
+        progress.end(cell)
+
+    def _locust(self, cell: Cell, record: Path) -> tuple[float, str]:
+        """Run it; returns the CPU seconds it took, and what it said."""
+        scenario = cell.scenario
+        is_burst = scenario.name == BURST
+        users = str(scenario.users)
+        command = [sys.executable, "-m", "locust", "-f", "benchmarks/locustfile.py", "--headless"]
+        limit_s = _BURST_S if is_burst else scenario.seconds
+        command += ["-u", users, "-r", users, "-t", f"{limit_s:.0f}s"]
+        command += ["--stop-timeout", "0", "--only-summary", "--exit-code-on-error", "0"]
+        command += ["--host", cell.server.url, "--picture", str(cell.picture.make())]
+        command += ["--answer", str(self._known(cell.picture, cell.server)), "--record", str(record)]
+        if cell.server.topology.query:
+            command += ["--query", cell.server.topology.query]
+        if is_burst:
+            command.append("--burst")
+        environ = os.environ | {"LOCUST_SKIP_MONKEY_PATCH": "0", "PYTHONPATH": str(ROOT)}
+        pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
+        before_s = _ended_children_s()
+        with start(
+            [*command, "RawUser"], cwd=ROOT, env=environ, stderr=subprocess.STDOUT, **pipes
+        ) as process:
+            try:
+                said, _ = process.communicate(timeout=_BURST_S + 60)
+            finally:
+                processes.kill_session(process.pid)
+        return _ended_children_s() - before_s, said
+
+    def _write(
+        self, cell: Cell, requests: Sequence[dict[str, str]], sampler: Sampler, spent_s: float
+    ) -> None:
+        at = self._recorder.at
+        moments = [float(request["started_s"]) for request in requests]
+        if moments:
+            first = min(moments)
+            if cell.scenario.name == BURST:
+                ends = [
+                    begun + float(request["response_ms"]) / 1e3
+                    for begun, request in zip(moments, requests, strict=True)
+                ]
+                window = first, max(ends)
+            else:
+                window = first + _RAMP * cell.scenario.seconds, first + cell.scenario.seconds
+            self._recorder.add("windows", cell, [(at(window[0]), at(window[1]))])
+        rows = [
+            (request["kind"], at(float(request["started_s"])), *list(request.values())[2:])
+            for request in requests
+        ]
+        self._recorder.add("requests", cell, rows)
+        self._recorder.add("generator", cell, [(f"{spent_s:.2f}",)])
+        self._recorder.add(
+            "processes",
+            cell,
+            [
+                (at(moment), f"{cpu_s:.2f}", f"{memory_mb:.1f}")
+                for moment, cpu_s, memory_mb in sampler.samples
+            ],
+        )
+        self._recorder.add(
+            "health",
+            cell,
+            [(at(moment), f"{took_ms:.3f}", status) for moment, took_ms, status in sampler.probes],
+        )
+
+
+def _ended_children_s() -> float:
+    """CPU seconds of all children that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def _settle(server: Server) -> None:
+    """Wait until a server has done with requests whose clients have gone."""
+    deadline = time.monotonic() + _SETTLE_S
+    while time.monotonic() < deadline:
+        before_s = processes.sum_cpu_s(list(processes.tree(server.pid)))
+        began = time.monotonic()
+        time.sleep(0.1)
+        spent_s = processes.sum_cpu_s(list(processes.tree(server.pid))) - before_s
+        if spent_s < _IDLE * (time.monotonic() - began):
+            return
+
+
+class Bar:
+    """A progress bar with the time left; nothing where nobody watches."""
+
+    def __init__(self, total_s: float) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(compact=True),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task = self._progress.add_task("starting", total=total_s)
+        self._is_watched = sys.stderr.isatty()
+
+    def __enter__(self) -> Self:
+        if self._is_watched:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_watched:
+            self._progress.stop()
+
+    def begin(self, cell: Cell) -> None:
+        """Show what is measured now."""
+        users = "10 at once" if cell.scenario.name == BURST else f"{cell.scenario.name} users"
+        self._progress.update(
+            self._task, description=f"{cell.picture.title}, {cell.server.topology.title}, {users}"
+        )
+
+    def end(self, cell: Cell) -> None:
+        """It is done."""
+        self._progress.advance(self._task, cell.scenario.seconds + _LOCUST_S)
+
+
+def topologies_of(profile: Profile, cores: int) -> list[Topology]:
+    """Ours: the single process and the cluster; both decode every picture, as everybody else does."""
+    found = [
+        ours("single", "single process", 1, query=BY_PIXELS),
+        ours("cluster", f"cluster of {cores}", cores, query=BY_PIXELS),
+    ]
+    if profile.shows_lossless:
+        found.append(ours("cluster-lossless", f"cluster of {cores}, as shipped", cores))
+    return found
+
+
+def peers_for(picture: Picture) -> list[Topology]:
+    """All peers that can run here, at the picture's quality and at their own."""
+    if why_not(picture):
+        return []
+    cores = usable_cores()
+    found = []
+    for peer in PEERS:
+        if missing(peer):
+            continue
+        for quality, value in (("matched", picture.quality), ("default", None)):
+            environ = peer.environ(port=0, cores=cores, quality=value, sample=picture.make())
+            found.append(
+                Topology(
+                    peer.name if quality == "matched" else f"{peer.name}-default",
+                    peer.title,
+                    cores if peer.is_cluster else 1,
+                    peer.command(),
+                    environ | {"PORT": "{port}"},
+                    quality=quality,
+                    is_peer=True,
+                    design=peer.title.partition(",")[0],
+                )
+            )
+    return found
+
+
+def why_not(picture: Picture) -> str | None:
+    """Why peers are not measured with a picture."""
+    if picture.is_progressive:
+        return f"{picture.title}: peers would answer with one that is not, which is less work"
+    return None
+
+
+def scaling_of(profile: Profile, cores: int) -> list[Topology]:
+    """Ours with fewer workers, each number on so many cores of its own; the cluster is the last point."""
+    if profile.scaling is None:
+        return []
+    usable = sorted(os.sched_getaffinity(0))
+    numbers = sorted({1, 2, 3, 4, cores // 2, 3 * cores // 4} - {0})
+    return [
+        ours(
+            f"workers-{number}", f"{number} of {cores} cores", number, query=BY_PIXELS, cores=usable[:number]
+        )
+        for number in numbers
+        if number < cores
+    ]
+
+
+def _facts(profile: Profile, topologies: Sequence[Topology], cores: int, *, peers: bool) -> dict[str, Any]:
+    pictures = {}
+    chosen = [PICTURES[name] for name in profile.scenarios]
+    others = [peer for picture in chosen for peer in peers_for(picture)] if peers else []
+    reasons = {peer.name: missing(peer) for peer in PEERS} | {
+        picture.name: why_not(picture) for picture in chosen
+    }
+    for name in profile.scenarios:
+        picture = PICTURES[name]
+        path = picture.make()
+        with Image.open(path) as image:
+            width, height = image.size
+        pictures[name] = {
+            "title": picture.title,
+            "width": width,
+            "height": height,
+            "bytes": path.stat().st_size,
+            "quality": picture.quality,
+            "format": "jpeg",
+        }
+    return {
+        "schema": 1,
+        "profile": profile.name,
+        "started": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "cores": cores,
+        "commit": _commit(),
+        "machine": {
+            "cpu": _cpu(),
+            "cores": cores,
+            "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+            "system": f"{platform.system()} {platform.release()}",
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in ("gunicorn", "falcon", "pillow", "locust")},
+        },
+        "pictures": pictures,
+        "topologies": {
+            topology.name: {
+                "title": topology.title,
+                "workers": topology.workers,
+                "is_peer": topology.is_peer,
+                "quality": topology.quality,
+                "design": topology.design,
+            }
+            for topology in (*topologies, *others)
+        },
+        "skipped": [{"topology": name, "why": why} for name, why in reasons.items() if why and peers],
+    }
+
+
+def _commit() -> str:
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],  # noqa: S607 whichever git there is
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found.stdout.strip()
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def main() -> None:
+    """Run a benchmark and write its report."""
+    options = argparse.ArgumentParser("python -m benchmarks", description=__doc__.partition("\n")[0])
+    options.add_argument("--profile", choices=PROFILES, default="quick")
+    options.add_argument("--peers", action="store_true", help="measure other designs too")
+    options.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", help="a directory")
+    given = options.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    profile = PROFILES[given.profile]
+    cores = usable_cores()
+    topologies = topologies_of(profile, cores)
+    scaling = scaling_of(profile, cores)
+    directory = given.output / datetime.now().astimezone().strftime("%Y-%m-%dT%H%M%S")
+    recorder = Recorder(directory, _facts(profile, [*topologies, *scaling], cores, peers=given.peers))
+    failure = ""
+    is_interrupted = False
+    try:
+        with ExitStack() as stack:
+            scratch = Path(stack.enter_context(TemporaryDirectory()))
+            expected_s = _seconds(profile, len(topologies), len(scaling), peers=given.peers)
+            bar = stack.enter_context(Bar(expected_s))
+            Benchmark(profile, recorder, scratch).run(topologies, scaling, bar, peers=given.peers)
+    except KeyboardInterrupt:
+        is_interrupted = True
+    except (WrongAnswer, DidNotStart, LocustFailed) as error:
+        failure = str(error)
+    recorder.finish(is_interrupted=is_interrupted or bool(failure))
+    summary = report.write(directory)
+    print(report.verdict(summary))
+    print(f"The report is {directory / 'report.html'}")
+    if failure:
+        sys.exit(f"\n{failure}")
+    if summary.totals.get("failed"):
+        sys.exit(1)
+
+
+def _seconds(profile: Profile, topologies: int, scaling: int, *, peers: bool) -> float:
+    """About how long everything takes."""
+    runs = [(each, topologies) for scenarios in profile.scenarios.values() for each in scenarios]
+    runs += [(each, scaling) for each in [profile.scaling] if each is not None]
+    for name in profile.scenarios if peers else ():
+        runs += [(each, len(peers_for(PICTURES[name]))) for each in profile.with_peers]
+    return sum((scenario.seconds + _LOCUST_S) * scenario.repetitions * count for scenario, count in runs)
