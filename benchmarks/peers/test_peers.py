@@ -1,6 +1,6 @@
 """Those that we are compared with do the same work as we, and leave nothing behind.
 
-The tests are of those that can run here; `make peers` installs them.
+`make peers` installs them, and `.venv/bin/pytest benchmarks/peers` runs this; `make check` does without.
 """
 
 import os
@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 from PIL import Image, JpegImagePlugin
-from support.live_server import DEADLINE_S, LiveServer, clean_environ
+from support.live_server import DEADLINE_S, ROOT, LiveServer, clean_environ
 
 from benchmarks.bare import fidelity_db
 from benchmarks.findings import until
@@ -31,6 +31,11 @@ LIMIT_BYTES = 32 << 20
 HERE = [peer for peer in PEERS if missing(peer) is None]
 ALONE = [peer for peer in HERE if not peer.is_cluster]
 CLUSTERS = [peer for peer in HERE if peer.is_cluster]
+
+
+@pytest.fixture(scope="session")
+def landscape() -> Path:
+    return ROOT / "images" / "landscape.jpg"
 
 
 @pytest.fixture(scope="session")
