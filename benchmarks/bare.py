@@ -12,11 +12,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
-from math import inf, log10
 from pathlib import Path
 
-from PIL import Image, ImageChops, ImageStat, JpegImagePlugin
+from PIL import Image, JpegImagePlugin
 
+from benchmarks.answers import psnr_db
 from server.imaging.pipeline import ImagePath, Limits, Operation, Recipe, process
 
 
@@ -52,10 +52,7 @@ METHODS = {"pixels": flip, "lossless": engine_flip, "engine by pixels": partial(
 def fidelity_db(picture: bytes, answer: bytes) -> float:
     """How near an answer comes to Pillow's flip, as peak signal-to-noise ratio in decibels."""
     with Image.open(BytesIO(picture)) as original, Image.open(BytesIO(answer)) as flipped:
-        expected = original.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-        errors = ImageStat.Stat(ImageChops.difference(flipped, expected))
-    mean_squared_error = sum(errors.sum2) / sum(errors.count)
-    return 10 * log10(255**2 / mean_squared_error) if mean_squared_error else inf
+        return psnr_db(flipped, original.transpose(Image.Transpose.FLIP_TOP_BOTTOM))
 
 
 @dataclass(frozen=True, slots=True)

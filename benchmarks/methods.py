@@ -115,13 +115,10 @@ def measure(case: Case, rounds: int, pictures: int) -> dict[str, list[bare.Bare]
 
 def _through(ours: Service, case: Case, target: str, pictures: int) -> bare.Bare:
     """Send the picture through the service, and charge it for all of its processes."""
-    before = _cpu_s(ours)
+    pids = list(processes.tree(ours.pid))
+    before_s = processes.sum_cpu_s(pids)
     done = load.run(ours.address, case.file.read_bytes(), requests=pictures, at_once=_AT_ONCE, target=target)
-    return bare.Bare(done.wall_s, _cpu_s(ours) - before, done.bodies[0])
-
-
-def _cpu_s(ours: Service) -> float:
-    return sum(processes.cpu_s(pid) for pid in processes.tree(ours.pid))
+    return bare.Bare(done.wall_s, processes.sum_cpu_s(pids) - before_s, done.bodies[0])
 
 
 def report(case: Case, results: dict[str, list[bare.Bare]], pictures: int) -> None:

@@ -9,19 +9,19 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
 from benchmarks import processes
+from benchmarks.findings import until
 from benchmarks.profiles import BURST, Profile, Scenario
 from benchmarks.run import Bar, Benchmark, Recorder, WrongAnswer
 from benchmarks.topologies import ROOT, DidNotStart, Server, Topology, ours
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 DEADLINE_S = 60.0
@@ -47,13 +47,6 @@ def measured(directory: Path, topologies: Sequence[Topology]) -> Path:
 def rows(raw: Path, table: str) -> list[dict[str, str]]:
     with (raw / f"{table}.csv").open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def wait_until(is_so: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not is_so():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 def test_a_run_records_every_request_of_every_cell(tmp_path: Path) -> None:
@@ -103,7 +96,9 @@ def run(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], list[int], in
     command = [sys.executable, "-m", "benchmarks", "--output", str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True) as process:
         try:
-            wait_until(lambda: any(map(is_locust, processes.tree(process.pid))), "locust has not started")
+            assert until(lambda: any(map(is_locust, processes.tree(process.pid))), DEADLINE_S), (
+                "locust has not started"
+            )
             started = [pid for pid in processes.tree(process.pid) if pid != process.pid]
             commands = [processes.command(pid) for pid in started]
             port = next(
@@ -136,7 +131,7 @@ def test_however_it_ends_nothing_is_left(
     assert len(started) > 5
     process.send_signal(ending)
     process.wait(DEADLINE_S)
-    wait_until(lambda: not any(map(processes.is_alive, started)), "a process is left")
+    assert until(lambda: not any(map(processes.is_alive, started)), DEADLINE_S), "a process is left"
     assert not is_listening(port)
     if ending != signal.SIGKILL:
         (result,) = tmp_path.iterdir()
