@@ -78,12 +78,13 @@ timeout = 30
 graceful_timeout = 30
 
 # How long an idle connection stays open, in seconds. Clients that send one picture after the other need
-# little; a load balancer in front that reuses connections should have a shorter time-out than this.
+# little; a load balancer in front that reuses connections should have a shorter time-out than this. After a
+# 503 it begins when the client was told to come back.
 keepalive = 5
 
 # How many connections a worker holds at once; one more is answered 503. Each costs a few kilobytes while it
 # is idle, and every client of a pool of connections holds some.
-worker_connections = 1000
+worker_connections = 2048
 
 # A client that leaves takes its request with it at once: an engine must not turn a picture for nobody.
 asgi_disconnect_grace_period = 0

@@ -248,6 +248,15 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         if not self._body_receiver.buffered:  # first what came before
             self._diverted_to = file
 
+    def _arm_keepalive_timer(self) -> None:
+        """Let an idle connection stay for a while, which begins when its client was told to come back.
+
+        One that waits as long as it was told to would else meet a connection that is just being closed.
+        """
+        exchange = self._exchange
+        self._keepalive = self.cfg.keepalive + (exchange.retry_after_s if exchange else 0)
+        super()._arm_keepalive_timer()
+
     def _handle_h1c_exception(self, exc: Exception) -> bool:
         """Answer 400 to what the parser chokes on, such as a length of thousands of digits."""
         if not super()._handle_h1c_exception(exc):

@@ -30,6 +30,7 @@ class Exchange:
     Attributes:
         image_path: how the picture was made, as in `X-Image-Path`.
         problem: the last word of the type of the problem that it is answered with.
+        retry_after_s: when the client was told to come back; 0 for never.
         is_logged: by whoever refused it over the app's head.
         ticket: of its admission; None before, and for what needs none.
         resources: what it holds; given back when the last byte of the answer is written or it is given up.
@@ -45,6 +46,7 @@ class Exchange:
     engine_pid: int | None = None
     image_path: str | None = None
     problem: str | None = None
+    retry_after_s: int = 0
     is_logged: bool = False
     ticket: Ticket | None = None
     resources: ExitStack = field(default_factory=ExitStack)

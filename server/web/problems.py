@@ -105,6 +105,7 @@ async def _answer_service_error(
     headers = {}
     if isinstance(error, errors.ServiceUnavailable):
         headers["Retry-After"] = str(error.retry_after_s)
+        req.scope["exchange"].retry_after_s = error.retry_after_s
     _write(req, resp, Problem.of_error(error), headers)
 
 

@@ -145,6 +145,29 @@ def test_pictures_of_unknown_length_are_bounded_together() -> None:
         assert (answer.status_code, kind(answer)) == (503, "service-unavailable")
 
 
+def test_a_connection_stays_for_who_was_told_to_come_back() -> None:
+    environ = {
+        "WEB_CONCURRENCY": "1",
+        "FLIP_MAX_BODY_BYTES": "300000",
+        "FLIP_MAX_BYTES_IN_FLIGHT": "300000",
+    }
+    with LiveServer("--keep-alive", "1", environ=environ) as server, ExitStack() as held:
+        greedy, refused, idle = (held.enter_context(connect(server)) for _ in range(3))
+        greedy.sendall(b"POST /flip HTTP/1.1\r\nHost: x\r\nContent-Length: 299990\r\n\r\n" + bytes(200_000))
+        while b"flip_held_bytes 299990.0" not in httpx.get(f"{server.url}/metrics").content:
+            pass  # bounded by the test's own time limit
+        refused.sendall(b"POST /flip HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n" + bytes(20))
+        head = refused.recv(4096)
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 1" in head
+        for connection in (idle, refused):
+            # One that was told nothing is closed sooner, although it was used later.
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+            if connection is idle:
+                assert connection.recv(4096) == b""
+
+
 def test_uploads_that_are_announced_and_do_not_come_keep_nobody_away(landscape: Path) -> None:
     picture = landscape.read_bytes()
     environ = {"WEB_CONCURRENCY": "1", "FLIP_SLOW_AFTER_S": "600", "FLIP_MAX_BYTES_IN_FLIGHT": str(64 << 20)}
