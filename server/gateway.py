@@ -57,6 +57,10 @@ _TCP_NOTSENT_LOWAT = 25
 #: all connections of a process: it stays in the processor's cache.
 _ARRIVED = memoryview(bytearray(1 << 18))
 
+#: How much of it, before the app has seen the request. When a thousand clients come at once, so much of each
+#: is held before the first of them is looked at.
+_UNSEEN_BYTES = 1 << 16
+
 
 class _BodyReceiver(BodyReceiver):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn's, with a time limit that tells a silent client from one that is gone."""
@@ -209,7 +213,8 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 asyncio's name
         """Say where the next bytes are to be put (asyncio.BufferedProtocol)."""
-        return _ARRIVED
+        is_unseen = self._current_request is None or self._exchange is None
+        return _ARRIVED[:_UNSEEN_BYTES] if is_unseen else _ARRIVED
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what has arrived: into the file that it was diverted to, or through the parser."""
