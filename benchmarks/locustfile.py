@@ -34,7 +34,10 @@ _BOUNDARY = "a-boundary-that-is-in-no-picture"
 _RETRY_S = 1.0
 _LONGEST_RETRY_S = 60.0
 
-COLUMNS = ("kind", "started_s", "response_ms", "outcome", "status", "bytes")
+COLUMNS = ("kind", "started_s", "response_ms", "outcome", "status", "bytes", "fault")
+
+#: So much is kept of what was wrong with an answer, in characters.
+_FAULT_LENGTH = 200
 
 
 @events.init_command_line_parser.add_listener
@@ -122,20 +125,19 @@ class _Visitor(FastHttpUser):
         ) as response:
             took_ms = response.request_meta["response_time"]
             content = response.content or b""
-            outcome = "failed"
+            outcome, fault = "failed", str(response.error or f"status {response.status_code}")
             if response.status_code == 200:  # noqa: PLR2004
-                fault = self._flipped.fault_of(content)
+                fault = self._flipped.fault_of(content) or ""
                 outcome = "wrong" if fault else "ok"
                 if fault:
                     response.failure(f"a wrong answer: {fault}")
             elif response.status_code == 503 and "Retry-After" in (response.headers or {}):  # noqa: PLR2004
-                outcome = "refused"
+                outcome, fault = "refused", ""
                 wait_s = _seconds(response.headers["Retry-After"])
                 response.request_meta["name"] = f"flip, {self.kind}: 503, come back later"
                 response.success()
-            _state.rows.append(
-                (self.kind, f"{started_s:.6f}", f"{took_ms:.3f}", outcome, response.status_code, len(content))
-            )
+            seen = outcome, response.status_code, len(content), fault[:_FAULT_LENGTH]
+            _state.rows.append((self.kind, f"{started_s:.6f}", f"{took_ms:.3f}", *seen))
         if self._options.burst:
             self._leave()
         gevent.sleep(wait_s)

@@ -7,9 +7,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from benchmarks.recordings import BURST, CLUSTER, SINGLE, Raw
+from benchmarks.recordings import AS_SHIPPED, BURST, CLUSTER, SINGLE, Raw
 from benchmarks.scaling import FEWEST_POINTS
 from benchmarks.summary import Cell, PeerRatio, Scaling, Spread, Summary, percentile, right_ms
 
@@ -126,15 +127,17 @@ def _latency(summary: Summary, picture: str, taken_ms: Mapping[str, Sequence[flo
     figure, axes = _axes(
         f"Response times at {scenario:,} user{'s' * (scenario > 1)}, {_titled(summary, picture)}"
     )
-    for key, values in taken_ms.items():
+    for place, (key, values) in enumerate(taken_ms.items()):
         if values:
             axes.ecdf(
                 values, color=_COLOURS[key], lw=2, label=f"{_name(summary, key)} ({len(values):,} answers)"
             )
             middle = percentile(values, 50) or 0.0
-            said = f"median\n{middle:,.3g} ms"
+            # One below the other, for the curves may lie close together.
+            where = (9, -4 - 14 * place)
+            said = f"median {_short(middle)} ms"
             axes.annotate(
-                said, (middle, 0.5), (9, -4), textcoords="offset points", va="top", color=_COLOURS[key]
+                said, (middle, 0.5), where, textcoords="offset points", va="top", color=_COLOURS[key]
             )
     for part in (0.5, 0.95):
         axes.axhline(part, color=_GREY, lw=0.7, ls=(0, (2, 3)), zorder=0)
@@ -247,31 +250,60 @@ def _knee(axes: Axes, scaling: Scaling, end: float) -> None:
 
 def _peers(summary: Summary, picture: str, ratios: Sequence[PeerRatio]) -> Figure:
     scenario = int(summary.headline[picture])
-    drawn = list(reversed(ratios))
+    peers = list(dict.fromkeys(ratio.peer for ratio in reversed(ratios)))
+    has_two = any(ratio.ours == AS_SHIPPED for ratio in ratios)
     figure, axes = _axes(
         f"Ours over each peer, requests per second, {scenario:,} users,\n{_titled(summary, picture)}",
-        height=1.5 + 0.42 * len(drawn),
+        height=1.6 + (0.56 if has_two else 0.42) * len(peers),
     )
-    farthest = max(ratio.times.most for ratio in drawn if ratio.times)
-    for place, ratio in enumerate(drawn):
+    axes.set_xscale("log")
+    for ratio in ratios:
         assert ratio.times
-        is_matched = ratio.quality == "matched"
-        face, hatch = (_BLUE, None) if is_matched else ("white", "///")
-        axes.barh(place, ratio.times.median, 0.66, facecolor=face, edgecolor=_BLUE, hatch=hatch)
+        is_shipped = ratio.ours == AS_SHIPPED
+        is_paired = has_two and sum(other.peer == ratio.peer for other in ratios) > 1
+        place = peers.index(ratio.peer) + (0.21 - 0.42 * is_shipped if is_paired else 0)
+        colour = _GREEN if is_shipped else _BLUE
+        face, hatch = (colour, None) if ratio.quality == "matched" else ("white", "///")
+        axes.barh(
+            place,
+            ratio.times.median - 1,
+            0.38 if is_paired else 0.66,
+            left=1,
+            facecolor=face,
+            edgecolor=colour,
+            hatch=hatch,
+        )
         axes.plot([ratio.times.least, ratio.times.most], [place] * 2, color=_INK, lw=1.2)
-        end = ratio.times.most + 0.01 * farthest
-        axes.text(end, place, f" {ratio.times.median:.2f}", va="center", color=_INK)
+        axes.annotate(
+            f"{ratio.times.median:.2f}",
+            (max(ratio.times.most, 1), place),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            color=_INK,
+        )
+    qualities = {ratio.peer: ratio.quality for ratio in ratios}
     names = [
-        _name(summary, ratio.peer) + ("" if ratio.quality == "matched" else "\n(its DEFAULT quality)")
-        for ratio in drawn
+        _name(summary, peer) + ("" if qualities[peer] == "matched" else "\n(its DEFAULT quality)")
+        for peer in peers
     ]
-    axes.set_yticks(range(len(drawn)), names)
+    axes.set_yticks(range(len(peers)), names)
     axes.tick_params(axis="y", length=0)
     axes.axvline(1, color=_INK, lw=1)
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x", color="#e3e3e3")
-    axes.set_xlim(0, farthest * 1.12)
-    axes.set_xlabel("times as many; above 1 ours is faster")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    nearest = min(ratio.times.least for ratio in ratios if ratio.times)
+    farthest = max(ratio.times.most for ratio in ratios if ratio.times)
+    axes.set_xlim(min(0.8, nearest * 0.9), max(2, farthest) * 1.6)
+    axes.set_xlabel("times as many (log); above 1 ours is faster")
+    if has_two:
+        marks = [Patch(color=_BLUE, label="ours, decoding"), Patch(color=_GREEN, label="ours, as shipped")]
+        axes.legend(
+            handles=marks, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, frameon=False, fontsize=9
+        )
     return figure
 
 

@@ -121,18 +121,18 @@ PROFILES = {
             {
                 "2mp": (
                     *_each(5, u10=4),
-                    *_each(3, u1=2, u100=1),
-                    *_each(10, u1000=1),
+                    *_each(3, u1=1, u100=1),
                     *_each(0, burst=3),
+                    *_each(8, u1000=1),
                 ),
                 "small": (
-                    *_each(3, u10=3),
+                    *_each(3, u10=2),
                     *_each(2, u1=1, u100=1),
-                    *_each(8, u1000=1),
                     *_each(0, burst=1),
+                    *_each(5, u1000=1),
                 ),
             },
-            scaling=Scenario("10", 4, 2),
+            scaling=Scenario("10", 5, 1),
             with_peers=(*_each(5, u10=2), *_each(0, burst=1)),
         ),
         Profile(
@@ -145,8 +145,9 @@ PROFILES = {
             "full",
             {
                 name: (
-                    *_each(20, u10=5, u1=3, u100=3, u1000=3),
+                    *_each(20, u10=5, u1=3, u100=3),
                     *_each(0, burst=5),
+                    *_each(20, u1000=3),
                 )
                 for name in ("2mp", "small", "6mp", "20mp")
             },

@@ -11,6 +11,9 @@ OK, REFUSED, FAILED, WRONG = "ok", "refused", "failed", "wrong"
 BURST = "burst"
 SINGLE, CLUSTER = "single", "cluster"
 
+#: The cluster without a wish of its users, which need not decode every picture.
+AS_SHIPPED = "cluster-lossless"
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:
@@ -97,7 +100,7 @@ class Window(_Keyed):
 
 @dataclass(frozen=True, slots=True)
 class Request(_Keyed):
-    """One request, and what came of it."""
+    """One request, and what came of it; its fault is empty for what is ok or refused."""
 
     kind: str
     started_s: float
@@ -105,6 +108,7 @@ class Request(_Keyed):
     outcome: str
     status: str
     bytes: int
+    fault: str
 
     @property
     def ended_s(self) -> float:
@@ -123,8 +127,9 @@ class Sample(_Keyed):
 
 @dataclass(frozen=True, slots=True)
 class Generated(_Keyed):
-    """What the load generator itself spent in the window."""
+    """What the load generator itself had spent at one moment."""
 
+    at_s: float
     cpu_s: float
 
 

@@ -24,7 +24,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,6 +39,7 @@ from benchmarks import load, processes, report
 from benchmarks.answers import Flipped
 from benchmarks.peers.catalogue import PEERS, missing
 from benchmarks.profiles import BURST, PICTURES, PROFILES, Picture, Profile, Scenario
+from benchmarks.recordings import AS_SHIPPED, CLUSTER, SINGLE
 from benchmarks.topologies import ROOT, DidNotStart, Server, Topology, ours, start
 from server.cluster.cpus import usable_cores
 
@@ -63,9 +64,9 @@ _RAMP = 0.1
 
 _TABLES = {
     "windows": ("began_s", "ended_s"),
-    "requests": ("kind", "started_s", "response_ms", "outcome", "status", "bytes"),
+    "requests": ("kind", "started_s", "response_ms", "outcome", "status", "bytes", "fault"),
     "processes": ("at_s", "cpu_s", "memory_mb"),
-    "generator": ("cpu_s",),
+    "generator": ("at_s", "cpu_s"),
     "health": ("at_s", "response_ms", "status"),
 }
 _CELL = ("picture", "topology", "scenario", "repetition")
@@ -138,7 +139,7 @@ class Recorder:
 
 
 class Sampler:
-    """Looks at a server while it is under load: memory and CPU of all its processes, and its health check.
+    """Looks at a server under load: memory and CPU of its processes, its health check, and the load's CPU.
 
     Args:
         server: that one.
@@ -149,7 +150,9 @@ class Sampler:
         self._server = server
         self._has_health = has_health
         self._over = threading.Event()
+        self.generator_pid: int | None = None
         self.samples: list[tuple[float, float, float]] = []
+        self.generated: list[tuple[float, float]] = []
         self.probes: list[tuple[float, float, int]] = []
 
     @contextmanager
@@ -171,6 +174,9 @@ class Sampler:
         while True:
             pids = list(processes.tree(self._server.pid))
             self.samples.append((time.time(), processes.sum_cpu_s(pids), processes.memory_mb(pids)))
+            if self.generator_pid is not None:
+                with suppress(OSError):  # it has ended
+                    self.generated.append((time.time(), processes.cpu_s(self.generator_pid)))
             if self._over.wait(_SAMPLE_S):
                 return
 
@@ -270,12 +276,12 @@ class Benchmark:
         record.unlink(missing_ok=True)
         sampler = Sampler(cell.server, has_health=not cell.server.topology.is_peer)
         with sampler.sampling():
-            spent_s, said = self._locust(cell, record)
+            said = self._locust(cell, record, sampler)
         if not record.exists():
             raise LocustFailed(f"locust ended without a record:\n{said}")
         with record.open(newline="") as file:
             requests = list(csv.DictReader(file))
-        self._write(cell, requests, sampler, spent_s)
+        self._write(cell, requests, sampler)
         wrong = [request for request in requests if request["outcome"] == "wrong"]
         if wrong:
             raise WrongAnswer(
@@ -285,8 +291,8 @@ class Benchmark:
         _settle(cell.server)
         progress.end(cell)
 
-    def _locust(self, cell: Cell, record: Path) -> tuple[float, str]:
-        """Run it; returns the CPU seconds it took, and what it said."""
+    def _locust(self, cell: Cell, record: Path, sampler: Sampler) -> str:
+        """Run it, and return what it said."""
         scenario = cell.scenario
         is_burst = scenario.name == BURST
         users = str(scenario.users)
@@ -302,19 +308,17 @@ class Benchmark:
             command.append("--burst")
         environ = os.environ | {"LOCUST_SKIP_MONKEY_PATCH": "0", "PYTHONPATH": str(ROOT)}
         pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
-        before_s = _ended_children_s()
         with start(
             [*command, "RawUser"], cwd=ROOT, env=environ, stderr=subprocess.STDOUT, **pipes
         ) as process:
+            sampler.generator_pid = process.pid
             try:
                 said, _ = process.communicate(timeout=_BURST_S + 60)
             finally:
                 processes.kill_session(process.pid)
-        return _ended_children_s() - before_s, said
+        return said
 
-    def _write(
-        self, cell: Cell, requests: Sequence[dict[str, str]], sampler: Sampler, spent_s: float
-    ) -> None:
+    def _write(self, cell: Cell, requests: Sequence[dict[str, str]], sampler: Sampler) -> None:
         at = self._recorder.at
         moments = [float(request["started_s"]) for request in requests]
         if moments:
@@ -333,7 +337,8 @@ class Benchmark:
             for request in requests
         ]
         self._recorder.add("requests", cell, rows)
-        self._recorder.add("generator", cell, [(f"{spent_s:.2f}",)])
+        generated = [(at(moment), f"{cpu_s:.2f}") for moment, cpu_s in sampler.generated]
+        self._recorder.add("generator", cell, generated)
         self._recorder.add(
             "processes",
             cell,
@@ -347,12 +352,6 @@ class Benchmark:
             cell,
             [(at(moment), f"{took_ms:.3f}", status) for moment, took_ms, status in sampler.probes],
         )
-
-
-def _ended_children_s() -> float:
-    """CPU seconds of all children that have ended."""
-    times = os.times()
-    return times.children_user + times.children_system
 
 
 def _settle(server: Server) -> None:
@@ -406,11 +405,11 @@ class Bar:
 def topologies_of(profile: Profile, cores: int) -> list[Topology]:
     """Ours: the single process and the cluster; both decode every picture, as everybody else does."""
     found = [
-        ours("single", "single process", 1, query=BY_PIXELS),
-        ours("cluster", f"cluster of {cores}", cores, query=BY_PIXELS),
+        ours(SINGLE, "single process", 1, query=BY_PIXELS),
+        ours(CLUSTER, f"cluster of {cores}", cores, query=BY_PIXELS),
     ]
     if profile.shows_lossless:
-        found.append(ours("cluster-lossless", f"cluster of {cores}, as shipped", cores))
+        found.append(ours(AS_SHIPPED, f"cluster of {cores}, as shipped", cores))
     return found
 
 

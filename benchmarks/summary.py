@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any, Protocol, TypeVar
 
 from benchmarks.recordings import (
+    AS_SHIPPED,
     BURST,
     CLUSTER,
     FAILED,
@@ -25,7 +26,6 @@ from benchmarks.recordings import (
     Raw,
     Request,
     Run,
-    Sample,
     Topology,
     Window,
 )
@@ -119,7 +119,11 @@ class BurstGain:
 
 @dataclass(frozen=True, slots=True)
 class PeerRatio:
-    """Requests per second of ours over those of a peer with as many processes."""
+    """Requests per second of ours over those of a peer with as many processes.
+
+    Attributes:
+        ours: decodes every picture as the peer does, or is the cluster as shipped.
+    """
 
     picture: str
     scenario: str
@@ -167,6 +171,7 @@ class Summary:
     Attributes:
         totals: all requests, within the windows and outside, by outcome.
         wrong_by: wrong answers by topology, within the windows and outside.
+        faults: why requests failed, and how many.
         kinds: all requests by kind.
         headline: the scenario that the verdict speaks of, by picture.
     """
@@ -174,6 +179,7 @@ class Summary:
     run: Run
     totals: Mapping[str, int]
     wrong_by: Mapping[str, int]
+    faults: Mapping[str, int]
     kinds: Mapping[str, int]
     unreadable: int
     headline: Mapping[str, str]
@@ -195,10 +201,7 @@ def summarise(raw: Raw) -> Summary:
     run = raw.run
     windows = {window.key: window for window in raw.windows}
     rows = _Rows(raw)
-    cells = tuple(
-        _cell(Key(picture, topology, scenario, 0), run, windows, rows)
-        for picture, (topology, scenario) in product(run.pictures, _measured(run, windows))
-    )
+    cells = tuple(_cell(key, run, windows, rows) for key in _measured(run, windows))
     rates = _rates(windows, rows)
     scenarios = _closed(windows)
     headline = {picture: _headline(picture, scenarios, run, rates) for picture in run.pictures}
@@ -207,6 +210,7 @@ def summarise(raw: Raw) -> Summary:
         run=run,
         totals={outcome: outcomes.get(outcome, 0) for outcome in (OK, REFUSED, FAILED, WRONG)},
         wrong_by=_counted(r.topology for r in raw.requests if r.outcome == WRONG),
+        faults=_counted(r.fault for r in raw.requests if r.outcome == FAILED),
         kinds=_counted(r.kind for r in raw.requests),
         unreadable=raw.unreadable,
         headline=headline,
@@ -320,14 +324,17 @@ def _has(windows: Iterable[Key], picture: str, scenario: str) -> bool:
     return any((key.picture, key.scenario) == (picture, scenario) for key in windows)
 
 
-def _measured(run: Run, windows: Iterable[Key]) -> Iterable[tuple[str, str]]:
-    """Which topology has a cell for which scenario, with data or without."""
-    seen = {(key.topology, key.scenario) for key in windows}
-    scenarios = [*_closed(windows), *([BURST] if any(s == BURST for _, s in seen) else [])] or [_USUAL]
+def _measured(run: Run, windows: Iterable[Key]) -> Iterable[Key]:
+    """Which topology has a cell for which picture and scenario, with data or without."""
+    seen = {key[:3] for key in windows}
+    scenarios = [*_closed(windows), *([BURST] if any(s == BURST for *_, s in seen) else [])] or [_USUAL]
     usual = _USUAL if _USUAL in scenarios else scenarios[0]
-    for topology in topologies_in_order(run):
-        own = [s for s in scenarios if topology in {SINGLE, CLUSTER} or (topology, s) in seen]
-        yield from ((topology, scenario) for scenario in own or [usual])
+    elsewhere = {topology for _, topology, _ in seen}
+    for picture, topology in product(run.pictures, topologies_in_order(run)):
+        own = [s for s in scenarios if topology in {SINGLE, CLUSTER} or (picture, topology, s) in seen]
+        if not own and topology not in elsewhere:
+            own = [usual]
+        yield from (Key(picture, topology, scenario, 0) for scenario in own)
 
 
 def _cell(of: Key, run: Run, windows: Mapping[Key, Window], rows: _Rows) -> Cell:
@@ -336,7 +343,10 @@ def _cell(of: Key, run: Run, windows: Mapping[Key, Window], rows: _Rows) -> Cell
     right_ms = [request.response_ms for request in answers if request.outcome == OK]
     outcomes = _counted(request.outcome for request in answers)
     rates = _rates({window.key: window for window in mine}, rows)
-    used = {window.key: cores for window in mine if (cores := _cores_used(rows, window)) is not None}
+    used = {
+        window.key: cores for window in mine if (cores := _cores_used(rows.processes, window)) is not None
+    }
+    generated = [cores for window in mine if (cores := _cores_used(rows.generator, window)) is not None]
     bursts = [window for window in mine if window.scenario == BURST]
     return Cell(
         *of[:3],
@@ -357,12 +367,7 @@ def _cell(of: Key, run: Run, windows: Mapping[Key, Window], rows: _Rows) -> Cell
             (sample.memory_mb for window in mine for sample in rows.processes.get(window.key, ())),
             default=None,
         ),
-        generator_share=_median(
-            spent.cpu_s / (window.ended_s - window.began_s) / run.cores
-            for window in mine
-            for spent in rows.generator.get(window.key, ())
-            if window.ended_s > window.began_s
-        ),
+        generator_share=_median(cores / run.cores for cores in generated),
         health=_health(rows, mine),
     )
 
@@ -373,9 +378,16 @@ def _since_burst_ms(rows: _Rows, window: Window) -> list[float]:
     return [(request.ended_s - began_s) * 1e3 for request in rows.right(window)]
 
 
-def _cores_used(rows: _Rows, window: Window) -> float | None:
-    samples: list[Sample] = sorted(
-        (s for s in rows.processes.get(window.key, ()) if window.began_s <= s.at_s <= window.ended_s),
+class _Spent(Protocol):
+    @property
+    def at_s(self) -> float: ...
+    @property
+    def cpu_s(self) -> float: ...
+
+
+def _cores_used(rows: Mapping[Key, Sequence[_Spent]], window: Window) -> float | None:
+    samples = sorted(
+        (s for s in rows.get(window.key, ()) if window.began_s <= s.at_s <= window.ended_s),
         key=lambda sample: sample.at_s,
     )
     if not samples or samples[0].at_s == samples[-1].at_s:
@@ -435,15 +447,17 @@ def _peers(run: Run, scenarios: Iterable[str], rates: _Rates) -> Iterable[PeerRa
     for picture, scenario, key in product(run.pictures, scenarios, order):
         peer = run.topologies[key]
         if peer.is_peer and (key, scenario) in measured:
-            ours = _our_like(peer, run)
-            times = _over(rates, picture, scenario, ours, key)
-            yield PeerRatio(picture, scenario, key, ours, peer.quality, times)
+            for ours in _ours_like(peer, run):
+                times = _over(rates, picture, scenario, ours, key)
+                yield PeerRatio(picture, scenario, key, ours, peer.quality, times)
 
 
-def _our_like(peer: Topology, run: Run) -> str:
+def _ours_like(peer: Topology, run: Run) -> list[str]:
     """Like is compared with like: a peer of one process with our single process."""
     cluster = run.topologies.get(CLUSTER)
-    return SINGLE if cluster and peer.workers < cluster.workers else CLUSTER
+    if cluster and peer.workers < cluster.workers:
+        return [SINGLE]
+    return [CLUSTER, *([AS_SHIPPED] if AS_SHIPPED in run.topologies else [])]
 
 
 def _scaling(picture: str, headline: str, run: Run, rates: _Rates) -> Scaling:

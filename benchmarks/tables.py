@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.recordings import BURST, CLUSTER, FAILED, OK, REFUSED, SINGLE, WRONG, Picture
+from benchmarks.recordings import AS_SHIPPED, BURST, CLUSTER, FAILED, OK, REFUSED, SINGLE, WRONG, Picture
 from benchmarks.scaling import FEWEST_POINTS
 from benchmarks.summary import Cell, Gain, Scaling, Spread, Summary
 
@@ -17,6 +17,9 @@ _P99_NEEDS = 100
 _LISTED = 6
 _SIZES_DIFFER = 0.10
 _MUCH_REFUSED = 0.01
+
+#: From here on a machine has no room for more.
+_FULL = 0.85
 
 #: The article's seconds to the first and the last of ten answers: Koa and Jimp, a photo of 6.7 MB.
 _ARTICLE_S = {"first answer": (16.0, 10.0), "last answer": (40.0, 14.0)}
@@ -61,7 +64,9 @@ def alarms(summary: Summary) -> list[str]:
             f" flipped picture ({by}). Believe no figure of this run."
         )
     if failed := summary.totals[FAILED]:
-        said.append(f"FAILED: {failed:,} of {sum(summary.totals.values()):,} requests failed.")
+        why = sorted(summary.faults.items(), key=lambda pair: -pair[1])[:_LISTED]
+        reasons = "; ".join(f"{fault} ({number:,})" for fault, number in why)
+        said.append(f"FAILED: {failed:,} of {sum(summary.totals.values()):,} requests failed: {reasons}.")
     if summary.run.interrupted:
         said.append("INTERRUPTED: the run ended early, and this is what it has.")
     return said
@@ -242,8 +247,8 @@ def _article(summary: Summary, picture: str) -> Table:
 def _peer_ratios(summary: Summary, picture: str) -> Table:
     mine = [ratio for ratio in summary.peers if ratio.picture == picture]
     scenarios = list(dict.fromkeys(ratio.scenario for ratio in mine))
-    found = {(ratio.peer, ratio.scenario): ratio.times for ratio in mine}
-    compared = {ratio.peer: ratio for ratio in mine}
+    found = {(ratio.peer, ratio.ours, ratio.scenario): ratio.times for ratio in mine}
+    compared = {(ratio.peer, ratio.ours): ratio for ratio in mine}
     return Table(
         "Ours over each peer, requests per second",
         ("peer", "JPEG quality", "beside our", *map(_users, scenarios)),
@@ -252,12 +257,13 @@ def _peer_ratios(summary: Summary, picture: str) -> Table:
                 _title(summary, peer),
                 _quality(ratio.quality),
                 _title(summary, ratio.ours),
-                *(times(found.get((peer, scenario))) for scenario in scenarios),
+                *(times(found.get((peer, ours, scenario))) for scenario in scenarios),
             )
-            for peer, ratio in compared.items()
+            for (peer, ours), ratio in compared.items()
         ),
         "Above 1, ours is faster. A peer of one process stands beside our single process."
-        " Only rows at matched quality compare like with like.",
+        " Only rows at matched quality compare like with like."
+        + (" As shipped, ours need not decode most JPEGs." if AS_SHIPPED in summary.run.topologies else ""),
     )
 
 
@@ -266,7 +272,7 @@ def _side_by_side(summary: Summary, picture: str) -> Table:
     cells = [cell for cell in summary.cells if (cell.picture, cell.scenario) == (picture, scenario)]
     checked = {answer.topology: answer for answer in summary.answers if answer.picture == picture}
     peers = [cell for cell in cells if summary.run.topologies[cell.topology].is_peer]
-    ours = [cell for cell in cells if cell.topology in {SINGLE, CLUSTER}]
+    ours = [cell for cell in cells if cell.topology in {SINGLE, CLUSTER, AS_SHIPPED}]
 
     def row(cell: Cell) -> tuple[str, ...]:
         topology = summary.run.topologies[cell.topology]
@@ -444,6 +450,7 @@ def caveats(summary: Summary) -> list[str]:
         alarms,
         _about_cores,
         _about_generator,
+        _about_room,
         _about_repetitions,
         _about_refusals,
         _about_tails,
@@ -475,6 +482,20 @@ def _about_generator(summary: Summary) -> Iterator[str]:
         f" the most with {_named(summary, cell)}. The single process leaves it a core, the cluster"
         " does not, so the speed-up is rather understated."
     )
+
+
+def _about_room(summary: Summary) -> Iterator[str]:
+    for key, picture in summary.run.pictures.items():
+        cell = summary.cell(key, SINGLE, summary.headline[key])
+        if cell and cell.cores_used and cell.generator_share is not None:
+            cores = summary.run.cores
+            busy = cell.cores_used.median + cell.generator_share * cores
+            if cores > 1 and busy > _FULL * cores:
+                yield (
+                    f"{picture.title}: the single process and locust alone keep {busy:.1f} of {cores} cores"
+                    " busy, because the worker receives and sends beside its engine. On this machine the"
+                    " cluster has no room to be much faster with such a picture."
+                )
 
 
 def _about_repetitions(summary: Summary) -> Iterator[str]:

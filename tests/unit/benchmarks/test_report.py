@@ -15,7 +15,20 @@ from typing import Any
 import pytest
 
 from benchmarks import plots
-from benchmarks.recordings import Picture, Raw, Request, Run, Skipped, Topology, Window, raw_from, read
+from benchmarks.recordings import (
+    AS_SHIPPED,
+    Generated,
+    Picture,
+    Raw,
+    Request,
+    Run,
+    Sample,
+    Skipped,
+    Topology,
+    Window,
+    raw_from,
+    read,
+)
 from benchmarks.report import html, markdown, summarise, summary_json, verdict, write
 from benchmarks.summary import Summary
 from benchmarks.tables import NO_DATA, caveats
@@ -50,7 +63,7 @@ def measured(
     key = ("2mp", topology, scenario, repetition)
     began_s = 10.0 * repetition
     requests = [
-        Request(*key, "raw", began_s + n / (rate + 1) - 0.09, 100.0, outcome, "200", 600_100)
+        Request(*key, "raw", began_s + n / (rate + 1) - 0.09, 100.0, outcome, "200", 600_100, "")
         for n in range(rate)
     ]
     return Window(*key, began_s, began_s + 1.0), requests
@@ -108,13 +121,16 @@ def test_only_answers_that_end_within_the_window_count_for_throughput() -> None:
 def test_refused_and_failed_requests_are_no_throughput() -> None:
     window, requests = measured("single", 20)
     outcomes = ["ok"] * 12 + ["refused"] * 5 + ["failed"] * 3
-    mixed = [replace(r, outcome=outcome) for r, outcome in zip(requests, outcomes, strict=True)]
+    mixed = [
+        replace(r, outcome=outcome, fault="connection closed" if outcome == "failed" else "")
+        for r, outcome in zip(requests, outcomes, strict=True)
+    ]
     summary = summarise(raw_of((window, mixed)))
     cell = summary.cell("2mp", "single", "10")
     assert cell
     assert cell.requests_per_s
     assert (cell.requests_per_s.median, cell.ok, cell.refused, cell.failed) == (12.0, 12, 5, 3)
-    assert verdict(summary).startswith("FAILED: 3 of 20 requests failed.")
+    assert verdict(summary).startswith("FAILED: 3 of 20 requests failed: connection closed (3).")
     assert any("25 % were refusals" in caveat for caveat in caveats(summary))
 
 
@@ -131,7 +147,7 @@ def test_a_wrong_answer_makes_the_verdict_shout(started_s: float) -> None:
 
 def test_the_burst_is_timed_from_its_first_request() -> None:
     window = Window("2mp", "single", "burst", 0, 0.0, 9.0)
-    row = Request("2mp", "single", "burst", 0, "raw", 1.0, 500.0, "ok", "200", 1)
+    row = Request("2mp", "single", "burst", 0, "raw", 1.0, 500.0, "ok", "200", 1, "")
     later = replace(row, started_s=1.5, response_ms=2500.0)
     cell = summarise(raw_of((window, [row, later]))).cell("2mp", "single", "burst")
     assert cell
@@ -154,6 +170,44 @@ def test_one_user_cannot_be_faster_on_more_cores() -> None:
     raw = raw_of(measured("single", 10, scenario="1"), measured("cluster", 9, scenario="1"))
     (gain,) = summarise(raw).gains
     assert (gain.ideal, gain.efficiency) == (1, 0.9)
+
+
+def test_a_machine_without_room_for_the_cluster_is_said_to_be_one() -> None:
+    window, requests = measured("single", 20)
+    ends = (window.began_s, window.ended_s)
+
+    def caveats_when_locust_takes(cores: float) -> str:
+        raw = raw_of((window, requests))
+        served = [Sample(*window.key, at_s, 1.3 * n, 100.0) for n, at_s in enumerate(ends)]
+        generated = [Generated(*window.key, at_s, cores * n) for n, at_s in enumerate(ends)]
+        return "\n".join(caveats(summarise(replace(raw, processes=served, generator=generated))))
+
+    assert "locust alone keep 1.9 of 2 cores busy" in caveats_when_locust_takes(0.6)
+    assert "cores busy" not in caveats_when_locust_takes(0.2)
+
+
+def test_the_cluster_as_shipped_stands_beside_each_peer_too() -> None:
+    run = replace(
+        RUN,
+        topologies={
+            "single": SINGLE,
+            "cluster": CLUSTER,
+            AS_SHIPPED: replace(CLUSTER, title="as shipped"),
+            "peer": PEER,
+        },
+    )
+    cells = [measured("single", 10), measured("cluster", 20), measured(AS_SHIPPED, 50), measured("peer", 10)]
+    said = everything(raw_of(*cells, run=run))[1]
+    assert "| Peer | matched | cluster | 2.00 (once) |" in said
+    assert "| Peer | matched | as shipped | 5.00 (once) |" in said
+
+
+def test_what_was_measured_with_one_picture_only_is_no_hole_of_another() -> None:
+    run = replace(RUN, pictures={"2mp": PICTURE, "small": replace(PICTURE, title="small")})
+    run = replace(run, topologies={"single": SINGLE, "workers-1": replace(SINGLE, title="1 core")})
+    said = everything(raw_of(measured("single", 10), measured("workers-1", 10), run=run))[1]
+    assert "small, 1 core" not in said
+    assert "small, single process" in said
 
 
 def test_nothing_measured_is_still_a_report() -> None:
