@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import gevent
 from gevent.event import Event
 from locust import events, task
-from locust.contrib.fasthttp import FastHttpUser
+from locust.contrib.fasthttp import ErrorResponse, FastHttpUser
 from locust.env import Environment
 
 from benchmarks.answers import Flipped
@@ -69,6 +69,14 @@ class _State:
 
 
 _state = _State()
+
+
+@events.user_error.add_listener
+def _give_up(user_instance: FastHttpUser, **_: object) -> None:
+    """End the run: locust would log that our code is wrong, and go on. 70 is EX_SOFTWARE of sysexits.h."""
+    environment = user_instance.environment
+    environment.process_exit_code = 70
+    gevent.spawn(environment.runner.quit)
 
 
 @events.quitting.add_listener
@@ -125,7 +133,9 @@ class _Visitor(FastHttpUser):
         ) as response:
             took_ms = response.request_meta["response_time"]
             content = response.content or b""
-            outcome, fault = "failed", str(response.error or f"status {response.status_code}")
+            outcome, fault = "failed", f"status {response.status_code}"
+            if isinstance(response, ErrorResponse):  # there is none
+                fault = str(response.error)
             if response.status_code == 200:  # noqa: PLR2004
                 fault = self._flipped.fault_of(content) or ""
                 outcome = "wrong" if fault else "ok"

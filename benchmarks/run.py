@@ -316,6 +316,10 @@ class Benchmark:
                 said, _ = process.communicate(timeout=_BURST_S + 60)
             finally:
                 processes.kill_session(process.pid)
+        if process.returncode:
+            raise LocustFailed(f"locust ended with exit code {process.returncode}:\n{said}")
+        if process.returncode:
+            raise LocustFailed(f"locust ended with exit code {process.returncode}:\n{said}")
         return said
 
     def _write(self, cell: Cell, requests: Sequence[dict[str, str]], sampler: Sampler) -> None:

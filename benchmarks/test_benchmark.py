@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
+from PIL import Image
 
 from benchmarks import processes
 from benchmarks.findings import until
@@ -88,6 +89,16 @@ def test_a_server_that_does_not_start_shows_its_log() -> None:
     )
     with pytest.raises(DidNotStart, match=r"(?s)a broken server ended.*no such cable"), Server(broken):
         pass
+
+
+def test_locust_ends_with_an_error_when_no_answer_could_be_told_from_a_wrong_one(tmp_path: Path) -> None:
+    plain = tmp_path / "plain.png"
+    Image.new("RGB", (64, 48), "white").save(plain)
+    command = [sys.executable, "-m", "locust", "-f", "benchmarks/locustfile.py", "--headless", "-t", "50s"]
+    command += ["--host", "http://127.0.0.1:1", "--picture", str(plain), "RawUser"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    assert ended.returncode == 70
+    assert "looks the same upside down; choose another one" in ended.stderr
 
 
 @pytest.fixture
