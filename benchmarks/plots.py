@@ -275,7 +275,7 @@ def _peers(summary: Summary, picture: str, ratios: Sequence[PeerRatio]) -> Figur
         )
         axes.plot([ratio.times.least, ratio.times.most], [place] * 2, color=_INK, lw=1.2)
         axes.annotate(
-            f"{ratio.times.median:.2f}",
+            f"{ratio.times.median:.3g}",
             (max(ratio.times.most, 1), place),
             (4, 0),
             textcoords="offset points",

@@ -52,12 +52,16 @@ _BURST_S = 300.0
 #: Every picture is decoded, turned and encoded.
 BY_PIXELS = "path=pixels"
 
-#: How long a server may be busy with what nobody waits for any more.
-_SETTLE_S = 60.0
+#: How long a server may be busy with what nobody waits for any more, before it is started anew.
+_SETTLE_S = 10.0
 _IDLE = 0.15
 
 _SAMPLE_S = 0.25
 _WARM_UP_REQUESTS = 4
+_WARM_UP_S = 10.0
+
+#: So many answers a window has room for at least, unless it is one of ours: some peers are slow.
+_ANSWERS = 10
 
 #: The part of a window that is left out at its start: users arrive, connections are made.
 _RAMP = 0.1
@@ -82,12 +86,13 @@ class LocustFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One run of locust."""
+    """One run of locust, of so many seconds."""
 
     picture: Picture
     server: Server
     scenario: Scenario
     repetition: int
+    seconds: float
 
     @property
     def key(self) -> tuple[str, str, str, int]:
@@ -202,6 +207,7 @@ class Benchmark:
         self._profile = profile
         self._recorder = recorder
         self._scratch = scratch
+        self._answer_s: dict[tuple[str, str], float] = {}  # how long one took, of a server that is warm
 
     def run(
         self, topologies: Sequence[Topology], scaling: Sequence[Topology], progress: "Bar", *, peers: bool
@@ -226,45 +232,59 @@ class Benchmark:
                 for server in servers:
                     self._warm_up(picture, server)
                 for scenario, repetition, server in self._cells(scenarios, servers):
-                    self._measure(Cell(picture, server, scenario, repetition), progress)
+                    seconds = self._window_s(picture, server, scenario)
+                    self._measure(Cell(picture, server, scenario, repetition, seconds), progress)
         if self._profile.scaling is not None:
             picture = PICTURES[next(iter(self._profile.scenarios))]
             for topology in scaling:
                 with Server(topology) as server:
                     self._warm_up(picture, server)
                     for repetition in range(self._profile.scaling.repetitions):
-                        self._measure(Cell(picture, server, self._profile.scaling, repetition), progress)
+                        seconds = self._profile.scaling.seconds
+                        cell = Cell(picture, server, self._profile.scaling, repetition, seconds)
+                        self._measure(cell, progress)
 
     def _cells(
         self, scenarios: Sequence[Scenario], servers: Sequence[Server]
     ) -> Iterator[tuple[Scenario, int, Server]]:
         """What is measured of one picture, one after the other."""
-        of_peers = {scenario.name: scenario.repetitions for scenario in self._profile.with_peers}
         for scenario in scenarios:
             for repetition in range(scenario.repetitions):
                 # There and back again: what drifts, drifts for all.
                 for server in servers if repetition % 2 == 0 else reversed(servers):
-                    if not server.topology.is_peer or repetition < of_peers.get(scenario.name, 0):
+                    if repetition < repetitions_of(self._profile, scenario, server.topology):
                         yield scenario, repetition, server
+
+    def _window_s(self, picture: Picture, server: Server, scenario: Scenario) -> float:
+        """How long a window is."""
+        if not server.topology.is_peer:
+            return scenario.seconds
+        each_s = self._answer_s[picture.name, server.topology.name] / server.topology.workers
+        return max(scenario.seconds, _ANSWERS * each_s / (1 - _RAMP))
 
     def _warm_up(self, picture: Picture, server: Server) -> None:
         """Send the picture a few times, and look closely at an answer."""
         sent = picture.make().read_bytes()
         query = server.topology.query
         answer = b""
+        warm_s = time.monotonic() + _WARM_UP_S
         for _ in range(_WARM_UP_REQUESTS):
+            if (began_s := time.monotonic()) > warm_s:
+                break
             request = urllib.request.Request(  # noqa: S310 our own
                 f"{server.url}/flip" + (f"?{query}" if query else ""), sent, {"Content-Type": "image/jpeg"}
             )
             with urllib.request.urlopen(request, timeout=_BURST_S) as response:  # noqa: S310
                 answer = response.read()
+            self._answer_s[picture.name, server.topology.name] = time.monotonic() - began_s
         flipped = Flipped(sent)
         if fault := flipped.fault_of(answer):
             raise WrongAnswer(f"{server.topology.title} answers wrongly to {picture.title}: {fault}")
-        self._known(picture, server).write_bytes(answer)
-        self._recorder.add_answer(
-            picture.name, server.topology.name, len(answer), flipped.fidelity_db(answer)
-        )
+        known = self._known(picture, server)
+        if not known.exists():  # else it was started anew
+            psnr_db = flipped.fidelity_db(answer)
+            self._recorder.add_answer(picture.name, server.topology.name, len(answer), psnr_db)
+        known.write_bytes(answer)
 
     def _known(self, picture: Picture, server: Server) -> Path:
         return self._scratch / f"{picture.name}-{server.topology.name}"
@@ -288,7 +308,9 @@ class Benchmark:
                 f"{cell.server.topology.title} gave {len(wrong)} wrong answers "
                 f"to {cell.picture.title}:\n{said}"
             )
-        _settle(cell.server)
+        if not _settles(cell.server):
+            cell.server.restart()
+            self._warm_up(cell.picture, cell.server)
         progress.end(cell)
 
     def _locust(self, cell: Cell, record: Path, sampler: Sampler) -> str:
@@ -297,7 +319,7 @@ class Benchmark:
         is_burst = scenario.name == BURST
         users = str(scenario.users)
         command = [sys.executable, "-m", "locust", "-f", "benchmarks/locustfile.py", "--headless"]
-        limit_s = _BURST_S if is_burst else scenario.seconds
+        limit_s = _BURST_S if is_burst else cell.seconds
         command += ["-u", users, "-r", users, "-t", f"{limit_s:.0f}s"]
         command += ["--stop-timeout", "0", "--only-summary", "--exit-code-on-error", "0"]
         command += ["--host", cell.server.url, "--picture", str(cell.picture.make())]
@@ -334,7 +356,7 @@ class Benchmark:
                 ]
                 window = first, max(ends)
             else:
-                window = first + _RAMP * cell.scenario.seconds, first + cell.scenario.seconds
+                window = first + _RAMP * cell.seconds, first + cell.seconds
             self._recorder.add("windows", cell, [(at(window[0]), at(window[1]))])
         rows = [
             (request["kind"], at(float(request["started_s"])), *list(request.values())[2:])
@@ -358,8 +380,8 @@ class Benchmark:
         )
 
 
-def _settle(server: Server) -> None:
-    """Wait until a server has done with requests whose clients have gone."""
+def _settles(server: Server) -> bool:
+    """Wait until a server has done with requests whose clients have gone; False when that would take long."""
     deadline = time.monotonic() + _SETTLE_S
     while time.monotonic() < deadline:
         before_s = processes.sum_cpu_s(list(processes.tree(server.pid)))
@@ -367,7 +389,8 @@ def _settle(server: Server) -> None:
         time.sleep(0.1)
         spent_s = processes.sum_cpu_s(list(processes.tree(server.pid))) - before_s
         if spent_s < _IDLE * (time.monotonic() - began):
-            return
+            return True
+    return False
 
 
 class Bar:
@@ -553,7 +576,7 @@ def main() -> None:
     try:
         with ExitStack() as stack:
             scratch = Path(stack.enter_context(TemporaryDirectory()))
-            expected_s = _seconds(profile, len(topologies), len(scaling), peers=given.peers)
+            expected_s = _seconds(profile, topologies, len(scaling), peers=given.peers)
             bar = stack.enter_context(Bar(expected_s))
             Benchmark(profile, recorder, scratch).run(topologies, scaling, bar, peers=given.peers)
     except KeyboardInterrupt:
@@ -570,10 +593,20 @@ def main() -> None:
         sys.exit(1)
 
 
-def _seconds(profile: Profile, topologies: int, scaling: int, *, peers: bool) -> float:
-    """About how long everything takes."""
-    runs = [(each, topologies) for scenarios in profile.scenarios.values() for each in scenarios]
-    runs += [(each, scaling) for each in [profile.scaling] if each is not None]
-    for name in profile.scenarios if peers else ():
-        runs += [(each, len(peers_for(PICTURES[name]))) for each in profile.with_peers]
-    return sum((scenario.seconds + _LOCUST_S) * scenario.repetitions * count for scenario, count in runs)
+def _seconds(profile: Profile, ours: Sequence[Topology], scaling: int, *, peers: bool) -> float:
+    """About how long everything takes, where peers are not too slow."""
+    runs = [(profile.scaling, profile.scaling.repetitions * scaling)] if profile.scaling else []
+    for name, scenarios in profile.scenarios.items():
+        chosen = [*ours, *(peers_for(PICTURES[name]) if peers else ())]
+        runs += [(each, sum(repetitions_of(profile, each, one) for one in chosen)) for each in scenarios]
+    return sum((scenario.seconds + _LOCUST_S) * count for scenario, count in runs)
+
+
+def repetitions_of(profile: Profile, scenario: Scenario, topology: Topology) -> int:
+    """How often a scenario is measured; of peers as they come by themselves only the throughput, once."""
+    if not topology.is_peer:
+        return scenario.repetitions
+    of_peers = {each.name: each.repetitions for each in profile.with_peers}
+    if topology.quality == "default":
+        return int(scenario.name in of_peers and scenario.name != BURST)
+    return of_peers.get(scenario.name, 0)

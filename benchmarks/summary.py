@@ -110,9 +110,11 @@ class Gain:
 
 @dataclass(frozen=True, slots=True)
 class BurstGain:
-    """How many times sooner the cluster gave its first and its last answer."""
+    """How many times sooner a cluster gave its first and its last answer than its single process."""
 
     picture: str
+    single: str
+    cluster: str
     first: Spread | None
     last: Spread | None
 
@@ -216,8 +218,13 @@ def summarise(raw: Raw) -> Summary:
         headline=headline,
         cells=cells,
         gains=tuple(_gain(p, s, run.cores, rates) for p in run.pictures for s in scenarios),
-        bursts=tuple(_burst_gain(p, windows, rows) for p in run.pictures if _has(windows, p, BURST)),
-        peers=tuple(_peers(run, scenarios, rates)),
+        bursts=tuple(
+            _burst_gain(p, single, cluster, windows, rows)
+            for p in run.pictures
+            if _has(windows, p, BURST)
+            for single, cluster in _pairs(run)
+        ),
+        peers=tuple(_peers(run, [*scenarios, BURST], rates | _burst_rates(windows, rows))),
         scaling=tuple(_scaling(p, headline[p], run, rates) for p in run.pictures),
         answers=tuple(
             Checked(p, a.topology, a.answer_bytes, a.answer_bytes / picture.bytes, a.psnr_db)
@@ -303,7 +310,7 @@ class _Rows:
         return [request for request in self.answered(window) if request.outcome == OK]
 
 
-_Rates = Mapping[Key, float]
+_Rates = dict[Key, float]
 
 
 def _rates(windows: Mapping[Key, Window], rows: _Rows) -> _Rates:
@@ -429,16 +436,35 @@ def _gain(picture: str, scenario: str, cores: int, rates: _Rates) -> Gain:
     return Gain(picture, scenario, times, ideal, times.median / ideal if times else None)
 
 
-def _burst_gain(picture: str, windows: Mapping[Key, Window], rows: _Rows) -> BurstGain:
+def _pairs(run: Run) -> Iterable[tuple[str, str]]:
+    """Each single process and the cluster of the same design."""
+    yield SINGLE, CLUSTER
+    for key in topologies_in_order(run):
+        if run.topologies[key].is_peer and f"{key}-{CLUSTER}" in run.topologies:
+            yield key, f"{key}-{CLUSTER}"
+
+
+def _burst_rates(windows: Mapping[Key, Window], rows: _Rows) -> dict[Key, float]:
+    """Right answers per second until the last of each burst."""
+    return {
+        key: len(ended_ms) / max(ended_ms) * 1e3
+        for key, window in windows.items()
+        if key.scenario == BURST and (ended_ms := _since_burst_ms(rows, window))
+    }
+
+
+def _burst_gain(
+    picture: str, single: str, cluster: str, windows: Mapping[Key, Window], rows: _Rows
+) -> BurstGain:
     def times(pick: Callable[[list[float]], float]) -> Spread | None:
         taken = {
             key: pick(ended)
             for key, window in windows.items()
             if (key.picture, key.scenario) == (picture, BURST) and (ended := _since_burst_ms(rows, window))
         }
-        return _over(taken, picture, BURST, SINGLE, CLUSTER)
+        return _over(taken, picture, BURST, single, cluster)
 
-    return BurstGain(picture, first=times(min), last=times(max))
+    return BurstGain(picture, single, cluster, first=times(min), last=times(max))
 
 
 def _peers(run: Run, scenarios: Iterable[str], rates: _Rates) -> Iterable[PeerRatio]:

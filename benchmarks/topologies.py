@@ -137,6 +137,11 @@ class Server:
         self._log.seek(0)
         return "".join(self._log.readlines()[-_LAST_LINES:])
 
+    def restart(self) -> None:
+        """End it and start it anew, on another port."""
+        self.stop()
+        self.__enter__()
+
     def stop(self) -> None:
         """End it as an operator does, and kill what is left of it."""
         if self._log.closed:

@@ -177,7 +177,9 @@ def record_article() -> None:
         "cluster-lossless": Model(4, law[4] / 2.7, 400),
     }
     peers = {
-        "koa-sharp-single": Model(1, 0.30, 400, is_peer=True),
+        "koa-jimp": Model(1, 2.2, 900, is_peer=True),
+        "koa-jimp-cluster": Model(4, 2.4, 3000, is_peer=True),
+        "koa-sharp": Model(1, 0.30, 400, is_peer=True),
         "koa-sharp-cluster": Model(4, 0.36, 1500, is_peer=True),
         "koa-sharp-cluster-default": Model(4, 0.25, 1450, is_peer=True),
         "flask-pillow": Model(4, 0.44, 900, is_peer=True),
@@ -192,7 +194,9 @@ def record_article() -> None:
                 jitter = slowness * recorder.random.uniform(0.98, 1.02)
                 recorder.measure(["20mp", key, scenario, repetition], model, jitter, 6_712_000)
     titles = {
-        "koa-sharp-single": ("Koa and sharp", "matched", "Node, sharp"),
+        "koa-jimp": ("Koa and Jimp", "matched", "Node, Jimp"),
+        "koa-jimp-cluster": ("Koa and Jimp, node:cluster", "matched", "Node, Jimp"),
+        "koa-sharp": ("Koa and sharp", "matched", "Node, sharp"),
         "koa-sharp-cluster": ("Koa and sharp, node:cluster", "matched", "Node, sharp"),
         "koa-sharp-cluster-default": ("Koa and sharp, node:cluster", "default", "Node, sharp"),
         "flask-pillow": ("Flask and Pillow, gunicorn sync", "matched", "gunicorn sync, Pillow"),
@@ -210,13 +214,13 @@ def record_article() -> None:
         "pictures": {"20mp": picture("20 megapixels", 5472, 3648, 6_700_000)},
         "topologies": {key: topology(names.get(key, key.replace("-", " ")), m) for key, m in ours.items()}
         | {key: topology(titles[key][0], peers[key], *titles[key][1:]) for key in peers},
-        "skipped": [{"topology": "koa-jimp", "why": "Jimp is not installed"}],
+        "skipped": [{"topology": "thumbor", "why": "it is not installed"}],
     }
     answers = [
         ["20mp", "single", 6_700_120, "inf"],
         ["20mp", "cluster", 6_700_120, "inf"],
         ["20mp", "cluster-lossless", 6_700_000, "inf"],
-        ["20mp", "koa-sharp-single", 6_410_000, 44.81],
+        ["20mp", "koa-sharp", 6_410_000, 44.81],
         ["20mp", "koa-sharp-cluster", 6_410_000, 44.81],
         ["20mp", "koa-sharp-cluster-default", 3_190_000, 38.2],
         ["20mp", "flask-pillow", 6_702_000, 46.05],
