@@ -10,7 +10,7 @@ INSTALLED := .venv/.installed-$(VERSION)
 COMPILED := .venv/.compiled-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: compile-again help install serve test fuzz lint check format benchmark ratios peers methods chaos soak lock clean
+.PHONY: compile-again help install serve test fuzz lint check format benchmark ratios peers machines methods chaos soak lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -72,6 +72,9 @@ $(NODE_PEERS): benchmarks/peers/package-lock.json
 
 peers: $(PYTHON_PEERS) ## install what we are compared with into .venv-peers and, with Node.js, node_modules
 	@if command -v npm >/dev/null; then $(MAKE) -s $(NODE_PEERS); else echo "no npm, so no peers with Koa, Jimp or sharp: install Node.js 20.9 or newer"; fi
+
+machines: install ## play several machines on this one: two behind nginx, locust apart (2 minutes; needs root and nginx)
+	$(BIN)/python -m benchmarks.machines
 
 methods: install peers ## compare ways to flip a JPEG on one core, with libvips and sharp (about 5 minutes)
 	$(BIN)/python -m benchmarks.methods

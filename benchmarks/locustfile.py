@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import gevent
 from gevent.event import Event
 from locust import events, task
-from locust.contrib.fasthttp import ErrorResponse, FastHttpUser
+from locust.contrib.fasthttp import FastHttpUser
 from locust.env import Environment
 
 from benchmarks.answers import Flipped
@@ -133,9 +133,9 @@ class _Visitor(FastHttpUser):
         ) as response:
             took_ms = response.request_meta["response_time"]
             content = response.content or b""
-            outcome, fault = "failed", f"status {response.status_code}"
-            if isinstance(response, ErrorResponse):  # there is none
-                fault = str(response.error)
+            # Where there was no answer, locust's response has the exception instead.
+            reason = getattr(response, "error", None) or f"status {response.status_code}"
+            outcome, fault = "failed", str(reason)
             if response.status_code == 200:  # noqa: PLR2004
                 fault = self._flipped.fault_of(content) or ""
                 outcome = "wrong" if fault else "ok"

@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from benchmarks.recordings import AS_SHIPPED, BURST, CLUSTER, SINGLE, Raw
 from benchmarks.scaling import FEWEST_POINTS
 from benchmarks.summary import Cell, PeerRatio, Scaling, Spread, Summary, percentile, right_ms
+from benchmarks.tables import number as written
 
 #: What each picture shows, in the order of the report.
 TITLES: Mapping[str, str] = {
@@ -51,7 +52,8 @@ def _figures(raw: Raw, summary: Summary, picture: str) -> Iterator[tuple[str, Fi
     if any(cell.requests_per_s for cells in ours.values() for cell in cells):
         yield "throughput", _throughput(summary, picture, ours)
     scenario = summary.headline[picture]
-    ratios = [r for r in summary.peers if (r.picture, r.scenario) == (picture, scenario) and r.times]
+    wanted = (picture, scenario, "matched")
+    ratios = [r for r in summary.peers if (r.picture, r.scenario, r.quality) == wanted and r.times]
     if ratios:
         yield "peers", _peers(summary, picture, ratios)
     scaling = next(scaling for scaling in summary.scaling if scaling.picture == picture)
@@ -253,7 +255,8 @@ def _peers(summary: Summary, picture: str, ratios: Sequence[PeerRatio]) -> Figur
     peers = list(dict.fromkeys(ratio.peer for ratio in reversed(ratios)))
     has_two = any(ratio.ours == AS_SHIPPED for ratio in ratios)
     figure, axes = _axes(
-        f"Ours over each peer, requests per second, {scenario:,} users,\n{_titled(summary, picture)}",
+        f"Ours over each peer at matched quality, requests per second,\n{scenario:,} users,"
+        f" {_titled(summary, picture)}",
         height=1.6 + (0.56 if has_two else 0.42) * len(peers),
     )
     axes.set_xscale("log")
@@ -263,31 +266,24 @@ def _peers(summary: Summary, picture: str, ratios: Sequence[PeerRatio]) -> Figur
         is_paired = has_two and sum(other.peer == ratio.peer for other in ratios) > 1
         place = peers.index(ratio.peer) + (0.21 - 0.42 * is_shipped if is_paired else 0)
         colour = _GREEN if is_shipped else _BLUE
-        face, hatch = (colour, None) if ratio.quality == "matched" else ("white", "///")
         axes.barh(
             place,
             ratio.times.median - 1,
             0.38 if is_paired else 0.66,
             left=1,
-            facecolor=face,
-            edgecolor=colour,
-            hatch=hatch,
+            color=colour,
         )
         axes.plot([ratio.times.least, ratio.times.most], [place] * 2, color=_INK, lw=1.2)
         axes.annotate(
-            f"{ratio.times.median:.3g}",
+            written(ratio.times.median),
             (max(ratio.times.most, 1), place),
             (4, 0),
             textcoords="offset points",
             va="center",
             color=_INK,
         )
-    qualities = {ratio.peer: ratio.quality for ratio in ratios}
-    names = [
-        _name(summary, peer) + ("" if qualities[peer] == "matched" else "\n(its DEFAULT quality)")
-        for peer in peers
-    ]
-    axes.set_yticks(range(len(peers)), names)
+    axes.set_yticks(range(len(peers)), [_name_with_cores(summary, peer, ratios[0]) for peer in peers])
+    axes.set_ylim(-0.6, len(peers) - 0.4)
     axes.tick_params(axis="y", length=0)
     axes.axvline(1, color=_INK, lw=1)
     axes.grid(visible=False, axis="y")
@@ -350,6 +346,13 @@ def _name(summary: Summary, topology: str) -> str:
     if not found:
         return topology
     return f"{found.title}, {found.workers} worker{'s' * (found.workers != 1)}"
+
+
+def _name_with_cores(summary: Summary, peer: str, ratio: PeerRatio) -> str:
+    """Some have one process and more threads."""
+    cell = summary.cell(ratio.picture, peer, ratio.scenario)
+    used = f"\n({cell.cores_used.median:.1f} cores)" if cell and cell.cores_used else ""
+    return _name(summary, peer) + used
 
 
 def _short(value: float) -> str:

@@ -40,6 +40,7 @@ from benchmarks.answers import Flipped
 from benchmarks.peers.catalogue import PEERS, missing
 from benchmarks.profiles import BURST, PICTURES, PROFILES, Picture, Profile, Scenario
 from benchmarks.recordings import AS_SHIPPED, CLUSTER, SINGLE
+from benchmarks.tables import have_ours_failed
 from benchmarks.topologies import ROOT, DidNotStart, Server, Topology, ours, start
 from server.cluster.cpus import usable_cores
 
@@ -229,6 +230,7 @@ class Benchmark:
             with ExitStack() as stack:
                 chosen = (*topologies, *(peers_for(picture) if peers else ()))
                 servers = [stack.enter_context(Server(topology)) for topology in chosen]
+                stack.push(_kill_children_on_error)
                 for server in servers:
                     self._warm_up(picture, server)
                 for scenario, repetition, server in self._cells(scenarios, servers):
@@ -378,6 +380,14 @@ class Benchmark:
             cell,
             [(at(moment), f"{took_ms:.3f}", status) for moment, took_ms, status in sampler.probes],
         )
+
+
+def _kill_children_on_error(error: type[BaseException] | None, *_: object) -> None:
+    """Ctrl-C may come amid a start, when nobody holds the process yet; its measurement is void anyway."""
+    if error is not None:
+        for pid in [pid for pid in processes.tree(os.getpid()) if pid != os.getpid()]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _settles(server: Server) -> bool:
@@ -589,7 +599,7 @@ def main() -> None:
     print(f"The report is {directory / 'report.html'}")
     if failure:
         sys.exit(f"\n{failure}")
-    if summary.totals.get("failed"):
+    if have_ours_failed(summary):
         sys.exit(1)
 
 

@@ -173,7 +173,7 @@ class Summary:
     Attributes:
         totals: all requests, within the windows and outside, by outcome.
         wrong_by: wrong answers by topology, within the windows and outside.
-        faults: why requests failed, and how many.
+        faults: why requests failed, and how many, by topology.
         kinds: all requests by kind.
         headline: the scenario that the verdict speaks of, by picture.
     """
@@ -181,7 +181,7 @@ class Summary:
     run: Run
     totals: Mapping[str, int]
     wrong_by: Mapping[str, int]
-    faults: Mapping[str, int]
+    faults: Mapping[str, Mapping[str, int]]
     kinds: Mapping[str, int]
     unreadable: int
     headline: Mapping[str, str]
@@ -212,7 +212,10 @@ def summarise(raw: Raw) -> Summary:
         run=run,
         totals={outcome: outcomes.get(outcome, 0) for outcome in (OK, REFUSED, FAILED, WRONG)},
         wrong_by=_counted(r.topology for r in raw.requests if r.outcome == WRONG),
-        faults=_counted(r.fault for r in raw.requests if r.outcome == FAILED),
+        faults={
+            key: _counted(r.fault for r in raw.requests if (r.topology, r.outcome) == (key, FAILED))
+            for key in sorted({r.topology for r in raw.requests if r.outcome == FAILED})
+        },
         kinds=_counted(r.kind for r in raw.requests),
         unreadable=raw.unreadable,
         headline=headline,

@@ -18,6 +18,9 @@ _LISTED = 6
 _SIZES_DIFFER = 0.10
 _MUCH_REFUSED = 0.01
 
+#: A process that uses so many cores has threads that compute.
+_MORE_THAN_ONE = 1.3
+
 #: From here on a machine has no room for more.
 _FULL = 0.85
 
@@ -65,13 +68,25 @@ def alarms(summary: Summary) -> list[str]:
             f"WRONG ANSWERS: {wrong:,} of {sum(summary.totals.values()):,} answers were 200 and not the"
             f" flipped picture ({by}). Believe no figure of this run."
         )
-    if failed := summary.totals[FAILED]:
-        why = sorted(summary.faults.items(), key=lambda pair: -pair[1])[:_LISTED]
-        reasons = "; ".join(f"{fault} ({number:,})" for fault, number in why)
-        said.append(f"FAILED: {failed:,} of {sum(summary.totals.values()):,} requests failed: {reasons}.")
+    said += [f"FAILED: {failed}" for failed in _failed(summary, of_peers=False)]
     if summary.run.interrupted:
         said.append("INTERRUPTED: the run ended early, and this is what it has.")
     return said
+
+
+def _failed(summary: Summary, *, of_peers: bool) -> Iterator[str]:
+    """Whose requests failed, and why."""
+    for key, faults in summary.faults.items():
+        topology = summary.run.topologies.get(key)
+        if of_peers == bool(topology and topology.is_peer):
+            most = sorted(faults.items(), key=lambda pair: -pair[1])[:_LISTED]
+            reasons = "; ".join(f"{fault} ({number:,})" for fault, number in most)
+            yield f"{_title(summary, key)}: requests failed: {reasons}."
+
+
+def have_ours_failed(summary: Summary) -> bool:
+    """Whether a request to ours failed, or anybody's answer was wrong."""
+    return bool(summary.totals[WRONG]) or any(_failed(summary, of_peers=False))
 
 
 def _results(summary: Summary) -> list[str]:
@@ -87,7 +102,22 @@ def _results(summary: Summary) -> list[str]:
         said.append(
             "; ".join(f"{each.title}, {_users(g.scenario)}: {_briefly(g)}" for each, g in others) + "."
         )
-    return said
+    return [*said, *_over_peers(summary)]
+
+
+def _over_peers(summary: Summary) -> Iterator[str]:
+    """How many times as fast as other clusters ours is, in a line for each picture."""
+    for key, picture in summary.run.pictures.items():
+        wanted = (key, summary.headline[key], "matched")
+        ratios = [
+            ratio
+            for ratio in summary.peers
+            if (ratio.picture, ratio.scenario, ratio.quality) == wanted and ratio.ours != SINGLE
+        ]
+        for ours in dict.fromkeys(ratio.ours for ratio in ratios):
+            over = (f"{_title(summary, r.peer)} {times(r.times)}" for r in ratios if r.ours == ours)
+            name = f"{_title(summary, ours)} ({picture.title}, {_users(summary.headline[key])})"
+            yield f"Answers per second of the {name} over those of {'; '.join(over)}."
 
 
 def headline_gain(summary: Summary, picture: str) -> Gain | None:
@@ -535,6 +565,14 @@ def _about_tails(summary: Summary) -> Iterator[str]:
 def _about_peers(summary: Summary) -> Iterator[str]:
     if any(topology.is_peer for topology in summary.run.topologies.values()):
         yield "The peers are our own small programs, as their users would write them; nobody has tuned them."
+    yield from _failed(summary, of_peers=True)
+    for cell in summary.cells:
+        topology = summary.run.topologies[cell.topology]
+        is_headline = cell.scenario == summary.headline[cell.picture]
+        is_alone = topology.is_peer and topology.workers == 1 and topology.quality == "matched"
+        used = cell.cores_used.median if cell.cores_used else 0.0
+        if is_alone and is_headline and used > _MORE_THAN_ONE:
+            yield f"{topology.title} is one process with threads: it used {used:.1f} cores, unlike ours."
     bytes_of = {(answer.picture, answer.topology): answer.answer_bytes for answer in summary.answers}
     for answer in summary.answers:
         topology = summary.run.topologies[answer.topology]

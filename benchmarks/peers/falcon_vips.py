@@ -16,7 +16,7 @@ class Health:
 
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
         """Answer at once."""
-        resp.text = "ok\n"
+        resp.text = f"ok {os.getpid()}\n"
 
 
 class Flip:

@@ -17,7 +17,7 @@ app.config["MAX_CONTENT_LENGTH"] = 32 * 2**20
 @app.get("/healthz")
 def healthz() -> str:
     """Say that requests are answered."""
-    return "ok\n"
+    return f"ok {os.getpid()}\n"
 
 
 @app.post("/flip")

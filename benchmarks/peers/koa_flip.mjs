@@ -18,7 +18,7 @@ function listen(flip) {
   const app = new Koa();
   app.use(async (ctx) => {
     if (ctx.method === "GET" && ctx.path === "/healthz") {
-      ctx.body = "ok\n";
+      ctx.body = `ok ${process.pid}\n`;
     } else if (ctx.method === "POST" && ctx.path === "/flip") {
       const picture = await pictureOf(ctx);
       ctx.body = await flip(picture.length ? picture : sample);

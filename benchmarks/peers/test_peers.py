@@ -70,6 +70,10 @@ class Running:
         except httpx.ConnectError:
             return False
 
+    def who_answers(self) -> str:
+        """Which process did, each time on a new connection."""
+        return httpx.get(f"{self._url}/healthz", timeout=DEADLINE_S).text
+
     def flip(self, picture: bytes = b"", form: bytes = b"") -> httpx.Response:
         files = {"image": ("picture.jpg", form, "image/jpeg")} if form else None
         headers = {"Content-Type": "image/jpeg"} if picture else {}
@@ -204,6 +208,9 @@ def test_a_peer_leaves_no_process_behind(peer: Peer, sample: Path, signal_number
 @pytest.mark.parametrize("peer", CLUSTERS, ids=lambda peer: peer.name)
 def test_a_cluster_forks_again_what_dies(peer: Peer, picture: bytes, sample: Path) -> None:
     with running(peer, sample) as server:
+        # A node:cluster ends when one dies that does not listen yet, and refuses when no other one does.
+        listening: set[str] = set()
+        assert until(lambda: listening.add(server.who_answers()) or len(listening) == CORES)
         first, *others = server.children()
         os.kill(first, signal.SIGKILL)
         assert until(lambda: first not in server.children() and len(server.children()) == CORES)

@@ -10,11 +10,18 @@ import pytest
 from PIL import Image
 from support.live_server import ROOT, LiveServer, run
 
+from benchmarks.report import markdown, read, summarise
+
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
     line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()
 ]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXAMPLE = ROOT / "benchmarks" / "results" / "example"
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")),
+    ROOT / "benchmarks" / "peers" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 
 def test_the_first_screen_has_the_two_commands_and_the_curl_line() -> None:
@@ -40,7 +47,8 @@ def test_a_curl_line_gives_a_picture(server: LiveServer, tmp_path: Path, command
 
 
 @pytest.mark.parametrize(
-    "target", re.findall(r"`?make ([a-z]+)", README + (ROOT / "CONTRIBUTING.md").read_text())
+    "target",
+    sorted({target for path in DOCUMENTS for target in re.findall(r"make ([a-z]+)[`\n]", path.read_text())}),
 )
 def test_a_make_target_that_is_named_exists(target: str) -> None:
     assert run(["make", "--dry-run", target]).returncode == 0
@@ -54,7 +62,20 @@ def test_a_gunicorn_line_is_a_valid_configuration(command: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_example_of_a_benchmark_is_what_the_harness_makes_of_its_raw_data() -> None:
+    summary = summarise(read(EXAMPLE))
+    assert markdown(summary) == (EXAMPLE / "summary.md").read_text()
+    assert summary.totals == {"ok": sum(summary.totals.values()), "refused": 0, "failed": 0, "wrong": 0}
+
+
+def test_the_tables_of_the_benchmark_in_the_readme_are_those_of_the_example() -> None:
+    _, _, section = README.partition("\n## What clustering gives\n")
+    lines = [line for line in section.partition("\n## ")[0].splitlines() if line.startswith("|")]
+    assert len(lines) > 8
+    assert set(lines) <= set((EXAMPLE / "summary.md").read_text().splitlines())
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_link_leads_to_a_file(document: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
         assert (document.parent / target).exists(), target

@@ -31,7 +31,7 @@ from benchmarks.recordings import (
 )
 from benchmarks.report import html, markdown, summarise, summary_json, verdict, write
 from benchmarks.summary import Summary
-from benchmarks.tables import NO_DATA, caveats
+from benchmarks.tables import NO_DATA, caveats, have_ours_failed
 
 RECORDED = Path(__file__).parent / "recorded"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -130,7 +130,7 @@ def test_refused_and_failed_requests_are_no_throughput() -> None:
     assert cell
     assert cell.requests_per_s
     assert (cell.requests_per_s.median, cell.ok, cell.refused, cell.failed) == (12.0, 12, 5, 3)
-    assert verdict(summary).startswith("FAILED: 3 of 20 requests failed: connection closed (3).")
+    assert verdict(summary).startswith("FAILED: single process: requests failed: connection closed (3).")
     assert any("25 % were refusals" in caveat for caveat in caveats(summary))
 
 
@@ -170,6 +170,27 @@ def test_one_user_cannot_be_faster_on_more_cores() -> None:
     raw = raw_of(measured("single", 10, scenario="1"), measured("cluster", 9, scenario="1"))
     (gain,) = summarise(raw).gains
     assert (gain.ideal, gain.efficiency) == (1, 0.9)
+
+
+def test_what_fails_of_a_peer_is_a_caveat_and_no_failure_of_ours() -> None:
+    run = replace(RUN, topologies=RUN.topologies | {"peer": PEER})
+    window, requests = measured("peer", 10)
+    failed = [replace(request, outcome="failed", fault="connection closed") for request in requests]
+    summary, said = everything(
+        raw_of(measured("single", 10), measured("cluster", 20), (window, failed), run=run)
+    )
+    assert "FAILED" not in said
+    assert not have_ours_failed(summary)
+    assert "- Peer: requests failed: connection closed (10)." in said
+
+
+def test_a_peer_that_uses_more_cores_than_one_is_said_to() -> None:
+    run = replace(RUN, topologies=RUN.topologies | {"peer": replace(PEER, workers=1)})
+    window, requests = measured("peer", 10)
+    raw = raw_of(measured("single", 10), (window, requests), run=run)
+    ends = enumerate((window.began_s, window.ended_s))
+    busy = [Sample(*window.key, at_s, 1.8 * n, 100.0) for n, at_s in ends]
+    assert "it used 1.8 cores, unlike ours" in "\n".join(caveats(summarise(replace(raw, processes=busy))))
 
 
 def test_a_machine_without_room_for_the_cluster_is_said_to_be_one() -> None:
