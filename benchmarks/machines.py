@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -74,17 +75,9 @@ class Machine:
         """Of the process that holds the network."""
         return self._holder.pid
 
-    def start(
-        self, command: Sequence[str], *, cores: Sequence[int] = (), **options: object
-    ) -> "subprocess.Popen[str]":
+    def start(self, command: Sequence[str], **options: Any) -> "subprocess.Popen[str]":  # noqa: ANN401 of start()
         """Start a command on this machine."""
-        process = start(
-            [*self._enter, *command],
-            cores=cores,
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            **options,
-        )
+        process = start([*self._enter, *command], cwd=ROOT, stdin=subprocess.DEVNULL, **options)
         self.started.append(process)
         return process
 
@@ -172,6 +165,7 @@ class Deployment:
             rack[name].start(
                 [sys.executable, "-m", "gunicorn", "-b", "0.0.0.0:8000"],
                 cores=own,
+                last_signal=signal.SIGINT,  # nobody is left to finish for
                 env=clean_environ(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -215,12 +209,14 @@ class Drive:
         command += ["--exit-code-on-error", "0", "--host", host, "--picture", picture, "RawUser"]
         self._master = rack["master"].start(
             command,
+            last_signal=signal.SIGKILL,  # by another one it would wait for its workers
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
         for name in _LOADS:
             rack[name].start(
                 [*locust, "--worker", "--master-host", ADDRESSES["master"]],
+                last_signal=signal.SIGKILL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )

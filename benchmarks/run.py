@@ -333,7 +333,12 @@ class Benchmark:
         environ = os.environ | {"LOCUST_SKIP_MONKEY_PATCH": "0", "PYTHONPATH": str(ROOT)}
         pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
         with start(
-            [*command, "RawUser"], cwd=ROOT, env=environ, stderr=subprocess.STDOUT, **pipes
+            [*command, "RawUser"],
+            last_signal=signal.SIGKILL,
+            cwd=ROOT,
+            env=environ,
+            stderr=subprocess.STDOUT,
+            **pipes,
         ) as process:
             sampler.generator_pid = process.pid
             try:

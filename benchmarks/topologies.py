@@ -32,12 +32,12 @@ _LAST_LINES = 25
 # process of its own, because nothing may happen between fork and exec in a program with threads.
 _DIE_WITH_PARENT = """
 import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+ctypes.CDLL(None).prctl(1, int(sys.argv[3]))
 if os.getppid() != int(sys.argv[1]):
     sys.exit("its parent is gone")
 if sys.argv[2]:
     os.sched_setaffinity(0, map(int, sys.argv[2].split(",")))
-os.execvp(sys.argv[3], sys.argv[3:])
+os.execvp(sys.argv[4], sys.argv[4:])
 """
 
 
@@ -80,9 +80,23 @@ def ours(name: str, title: str, workers: int, *, query: str = "", cores: Sequenc
     return Topology(name, title, workers, command, query=query, cores=cores)
 
 
-def start(command: Sequence[str], *, cores: Sequence[int] = (), **options: object) -> "subprocess.Popen[str]":
-    """Start a process that ends when this one does, however that ends; call it from the main thread."""
-    wrapped = [sys.executable, "-c", _DIE_WITH_PARENT, str(os.getpid()), ",".join(map(str, cores)), *command]
+def start(
+    command: Sequence[str],
+    *,
+    cores: Sequence[int] = (),
+    last_signal: signal.Signals = signal.SIGTERM,
+    **options: object,
+) -> "subprocess.Popen[str]":
+    """Start a process that ends when this one does, however that ends; call it from the main thread.
+
+    Args:
+        command: what it runs.
+        cores: those that it may use; empty for all.
+        last_signal: what it gets then; one with children of its own must be able to end them.
+        options: of subprocess.Popen.
+    """
+    own = [str(os.getpid()), ",".join(map(str, cores)), str(last_signal.value)]
+    wrapped = [sys.executable, "-c", _DIE_WITH_PARENT, *own, *command]
     return subprocess.Popen(wrapped, text=True, start_new_session=True, **options)  # type: ignore[call-overload,no-any-return]
 
 
