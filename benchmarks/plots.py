@@ -293,7 +293,7 @@ def _peers(summary: Summary, picture: str, ratios: Sequence[PeerRatio]) -> Figur
     axes.xaxis.set_minor_locator(NullLocator())
     nearest = min(ratio.times.least for ratio in ratios if ratio.times)
     farthest = max(ratio.times.most for ratio in ratios if ratio.times)
-    axes.set_xlim(min(0.8, nearest * 0.9), max(2, farthest) * 1.6)
+    axes.set_xlim(min(0.8, nearest * 0.9), max(2, farthest) * 2)
     axes.set_xlabel("times as many (log); above 1 ours is faster")
     if has_two:
         marks = [Patch(color=_BLUE, label="ours, decoding"), Patch(color=_GREEN, label="ours, as shipped")]

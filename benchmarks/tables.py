@@ -256,6 +256,10 @@ def _article(summary: Summary, picture: str) -> Table:
         for single, cluster in [[summary.cell(picture, key, BURST) for key in (one, many)]]
         if (burst.picture, burst.single, burst.cluster) == (picture, one, many) and single and cluster
     ]
+    if shipped := summary.cell(picture, AS_SHIPPED, BURST):  # one process of it is not measured
+        workers = str(summary.run.topologies[AS_SHIPPED].workers)
+        ended = duration(shipped.first_ms), duration(shipped.last_ms)
+        rows.append(("ours, as shipped", workers, "-", "-", *ended, "-", "-"))
     (alone_first_s, alone_last_s), (first_s, last_s) = _ARTICLE_S
     article = (
         "the article",

@@ -11,6 +11,7 @@ from PIL import Image
 from support.live_server import ROOT, LiveServer, run
 
 from benchmarks.report import markdown, read, summarise
+from benchmarks.tables import have_ours_failed
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
@@ -65,13 +66,14 @@ def test_a_gunicorn_line_is_a_valid_configuration(command: str) -> None:
 def test_the_example_of_a_benchmark_is_what_the_harness_makes_of_its_raw_data() -> None:
     summary = summarise(read(EXAMPLE))
     assert markdown(summary) == (EXAMPLE / "summary.md").read_text()
-    assert summary.totals == {"ok": sum(summary.totals.values()), "refused": 0, "failed": 0, "wrong": 0}
+    assert summary.totals["ok"] > 0
+    assert not have_ours_failed(summary)
 
 
 def test_the_tables_of_the_benchmark_in_the_readme_are_those_of_the_example() -> None:
     _, _, section = README.partition("\n## What clustering gives\n")
     lines = [line for line in section.partition("\n## ")[0].splitlines() if line.startswith("|")]
-    assert len(lines) > 8
+    assert len(lines) == 6  # head, rule, the article, its design, ours, ours as shipped
     assert set(lines) <= set((EXAMPLE / "summary.md").read_text().splitlines())
 
 
