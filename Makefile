@@ -21,6 +21,7 @@ $(INSTALLED): requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "flipcluster needs Python 3.11 or newer; $(PYTHON) is $(or $(VERSION),not there). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null || true # what cannot be compiled is a template or a test
 	@touch $@
 
 # Without a C compiler, or with one that fails, the service still runs; its log says what is missing.
@@ -62,7 +63,7 @@ ratios: install ## measure what the service costs over the bare function (about 
 PYTHON_PEERS := .venv-peers/.installed
 $(PYTHON_PEERS): requirements/peers.txt
 	$(PYTHON) -m venv --clear .venv-peers
-	.venv-peers/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --require-hashes -r requirements/peers.txt
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/peers.txt
 	@touch $@
 
 NODE_PEERS := benchmarks/peers/node_modules/.installed

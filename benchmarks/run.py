@@ -489,11 +489,14 @@ def why_not(picture: Picture) -> str | None:
 
 
 def scaling_of(profile: Profile, cores: int) -> list[Topology]:
-    """Ours with fewer workers, each number on so many cores of its own; the cluster is the last point."""
+    """Ours with fewer workers, each number on so many cores of its own.
+
+    The single process is the first point, and the cluster the last: they are measured in turn.
+    """
     if profile.scaling is None:
         return []
     usable = sorted(os.sched_getaffinity(0))
-    numbers = sorted({1, 2, 3, 4, cores // 2, 3 * cores // 4} - {0})
+    numbers = sorted({2, 3, 4, cores // 2, 3 * cores // 4} - {0, 1})
     return [
         ours(
             f"workers-{number}", f"{number} of {cores} cores", number, query=BY_PIXELS, cores=usable[:number]
@@ -579,7 +582,8 @@ def main() -> None:
     options.add_argument("--peers", action="store_true", help="measure other designs too")
     options.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", help="a directory")
     given = options.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # the shell has a process in the background ignore SIGINT
+        signal.signal(number, signal.default_int_handler)
     profile = PROFILES[given.profile]
     cores = usable_cores()
     topologies = topologies_of(profile, cores)
