@@ -220,7 +220,7 @@ def summarise(raw: Raw) -> Summary:
         unreadable=raw.unreadable,
         headline=headline,
         cells=cells,
-        gains=tuple(_gain(p, s, run.cores, rates) for p in run.pictures for s in scenarios),
+        gains=tuple(_gain(p, s, run.cores, rates) for p in run.pictures for s in _closed(windows, p)),
         bursts=tuple(
             _burst_gain(p, single, cluster, windows, rows)
             for p in run.pictures
@@ -325,9 +325,11 @@ def _rates(windows: Mapping[Key, Window], rows: _Rows) -> _Rates:
     }
 
 
-def _closed(windows: Iterable[Key]) -> list[str]:
-    """The scenarios with so many users at once, few first."""
-    return sorted({key.scenario for key in windows if key.scenario != BURST}, key=int)
+def _closed(windows: Iterable[Key], picture: str = "") -> list[str]:
+    """The scenarios with so many users at once, few first: those of one picture, if any is measured yet."""
+    closed = [key for key in windows if key.scenario != BURST]
+    mine = [key for key in closed if key.picture == picture]
+    return sorted({key.scenario for key in mine or closed}, key=int)
 
 
 def _has(windows: Iterable[Key], picture: str, scenario: str) -> bool:
@@ -337,10 +339,11 @@ def _has(windows: Iterable[Key], picture: str, scenario: str) -> bool:
 def _measured(run: Run, windows: Iterable[Key]) -> Iterable[Key]:
     """Which topology has a cell for which picture and scenario, with data or without."""
     seen = {key[:3] for key in windows}
-    scenarios = [*_closed(windows), *([BURST] if any(s == BURST for *_, s in seen) else [])] or [_USUAL]
-    usual = _USUAL if _USUAL in scenarios else scenarios[0]
+    bursts = [BURST] if any(scenario == BURST for *_, scenario in seen) else []
     elsewhere = {topology for _, topology, _ in seen}
     for picture, topology in product(run.pictures, topologies_in_order(run)):
+        scenarios = [*_closed(windows, picture), *bursts] or [_USUAL]
+        usual = _USUAL if _USUAL in scenarios else scenarios[0]
         own = [s for s in scenarios if topology in {SINGLE, CLUSTER} or (picture, topology, s) in seen]
         if not own and topology not in elsewhere:
             own = [usual]
