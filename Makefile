@@ -36,7 +36,7 @@ serve: install ## start the cluster on 127.0.0.1:8000
 	@exec $(BIN)/gunicorn
 
 test: install ## run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 fuzz: install ## send odd images and requests for about 20 minutes (IMAGES=100000 JPEGS=100000 SEED=7)
 	FUZZ_IMAGES=$(IMAGES) FUZZ_JPEGS=$(JPEGS) FUZZ_SEED=$(SEED) $(BIN)/pytest tests/fuzz -o log_cli=true --log-cli-level=INFO --log-disable=httpx

@@ -47,6 +47,9 @@ def _add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--query", default="", help="parameters, such as path=pixels")
     parser.add_argument("--answer", default="", help="a file with an answer that is known to be right")
     parser.add_argument("--burst", action="store_true", help="one request each, all at once, then stop")
+    parser.add_argument(
+        "--window", type=float, default=0.0, help="stop so many seconds after the first request"
+    )
     parser.add_argument("--record", default="", help="write every request into this CSV file")
 
 
@@ -56,6 +59,7 @@ class _State:
     Attributes:
         go: set when all users are ready, who in a burst wait for each other.
         ready: how many are.
+        has_begun: whether a request was sent.
         asked: how many have had their answer in a burst.
         flipped: knows right answers, by the path of the picture.
     """
@@ -63,6 +67,7 @@ class _State:
     def __init__(self) -> None:
         self.go = Event()
         self.ready = 0
+        self.has_begun = False
         self.asked = 0
         self.flipped: dict[str, Flipped] = {}
         self.rows: list[tuple[object, ...]] = []
@@ -122,6 +127,9 @@ class _Visitor(FastHttpUser):
         """Have the picture flipped, and look at what comes back."""
         if self._options.burst:
             _state.go.wait()
+        if self._options.window and not _state.has_begun:
+            _state.has_begun = True
+            gevent.spawn_later(self._options.window, self.environment.runner.quit)
         started_s = time.time()
         wait_s = 0.0
         with self.client.post(

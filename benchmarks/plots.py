@@ -59,7 +59,7 @@ def _figures(raw: Raw, summary: Summary, picture: str) -> Iterator[tuple[str, Fi
     scaling = next(scaling for scaling in summary.scaling if scaling.picture == picture)
     if any(point.times for point in scaling.points):
         yield "scaling", _scaling(summary, scaling)
-    if any(cell.p50_ms for cells in ours.values() for cell in cells):
+    if any(cell.p50_ms and cell.scenario != BURST for cells in ours.values() for cell in cells):
         yield "response", _response(summary, picture, ours)
     taken_ms = {key: right_ms(raw, picture, key, scenario) for key in (SINGLE, CLUSTER)}
     if any(taken_ms.values()):

@@ -1,7 +1,7 @@
 """What a benchmark measures: pictures, how many users, how long, and how often."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -20,6 +20,10 @@ from images.render import (
 #: Ten requests at one moment, one each, as in the article.
 BURST = "burst"
 BURST_USERS = 10
+
+#: The article's users, and how many a core needs so that it is always busy.
+USUAL = "10"
+_USERS_PER_CORE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,20 @@ class Profile:
     scaling: Scenario | None = None
     with_peers: tuple[Scenario, ...] = ()
     shows_lossless: bool = False
+
+    def on(self, cores: int) -> "Profile":
+        """The same for a machine of so many cores: ten users keep five of them busy."""
+        busy = str(max(int(USUAL), _USERS_PER_CORE * cores))
+
+        def scaled(scenarios: Iterable[Scenario]) -> tuple[Scenario, ...]:
+            return tuple(replace(each, name=busy) if each.name == USUAL else each for each in scenarios)
+
+        return replace(
+            self,
+            scenarios={name: scaled(scenarios) for name, scenarios in self.scenarios.items()},
+            scaling=self.scaling and scaled([self.scaling])[0],
+            with_peers=scaled(self.with_peers),
+        )
 
 
 def two_megapixels() -> Path:

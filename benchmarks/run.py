@@ -4,7 +4,7 @@
 
     python -m benchmarks                              quick: under 4 minutes on two cores
     python -m benchmarks --profile article --peers    20 megapixels, and other designs beside ours
-    python -m benchmarks --profile full               half an hour
+    python -m benchmarks --profile full               over an hour
 
 Everything runs on this machine, locust too: the servers share the cores with what measures them, and the
 report says how much that took. Topologies alternate, so that a machine that drifts drifts for all.
@@ -17,6 +17,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http.client import HTTPException
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,6 +49,9 @@ from server.cluster.cpus import usable_cores
 
 #: A run of locust takes this much longer than its users are at it.
 _LOCUST_S = 1.3
+
+#: However slow a machine is, locust is ready by then.
+_DECODING_S = 60.0
 
 #: A burst is over by then, or never.
 _BURST_S = 300.0
@@ -154,10 +159,12 @@ class Sampler:
     Args:
         server: that one.
         has_health: whether its health check is measured.
+        is_burst: the load is over soon, so that every look counts.
     """
 
-    def __init__(self, server: Server, *, has_health: bool) -> None:
+    def __init__(self, server: Server, *, has_health: bool, is_burst: bool = False) -> None:
         self._server = server
+        self._is_burst = is_burst
         self._has_health = has_health
         self._over = threading.Event()
         self.generator_pid: int | None = None
@@ -183,7 +190,7 @@ class Sampler:
     def _sample(self) -> None:
         for number in count():
             pids = list(processes.tree(self._server.pid))
-            if number % _MEMORY_EVERY == 0:
+            if self._is_burst or number % _MEMORY_EVERY == 0:
                 memory_mb = processes.memory_mb(pids)
             self.samples.append((time.time(), processes.sum_cpu_s(pids), memory_mb))
             if self.generator_pid is not None:
@@ -231,12 +238,14 @@ class Benchmark:
             WrongAnswer: of any topology.
             DidNotStart: one of them.
         """
+        self._others = set(processes.tree(os.getpid()))
         for name, scenarios in self._profile.scenarios.items():
             picture = PICTURES[name]
             with ExitStack() as stack:
+                stack.push(self._kill_on_error)
                 chosen = (*topologies, *(peers_for(picture) if peers else ()))
                 servers = [stack.enter_context(Server(topology)) for topology in chosen]
-                stack.push(_kill_children_on_error)
+                stack.push(self._kill_on_error)
                 for server in servers:
                     self._warm_up(picture, server)
                 for scenario, repetition, server in self._cells(scenarios, servers):
@@ -251,6 +260,13 @@ class Benchmark:
                         seconds = self._profile.scaling.seconds
                         cell = Cell(picture, server, self._profile.scaling, repetition, seconds)
                         self._measure(cell, progress)
+
+    def _kill_on_error(self, error: type[BaseException] | None, *_: object) -> None:
+        """Ctrl-C may come amid a start, when nobody holds the process yet; its measurement is void anyway."""
+        if error is not None:
+            for pid in set(processes.tree(os.getpid())) - self._others:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def _cells(
         self, scenarios: Sequence[Scenario], servers: Sequence[Server]
@@ -282,8 +298,14 @@ class Benchmark:
             request = urllib.request.Request(  # noqa: S310 our own
                 f"{server.url}/flip" + (f"?{query}" if query else ""), sent, {"Content-Type": "image/jpeg"}
             )
-            with urllib.request.urlopen(request, timeout=_BURST_S) as response:  # noqa: S310
-                answer = response.read()
+            try:
+                with urllib.request.urlopen(request, timeout=_BURST_S) as response:  # noqa: S310
+                    answer = response.read()
+            except (OSError, HTTPException) as error:
+                name = server.topology.title
+                raise DidNotStart(
+                    f"{name} does not answer {picture.title}: {error}; its log:\n{server.log}"
+                ) from error
             self._answer_s[picture.name, server.topology.name] = time.monotonic() - began_s
         flipped = Flipped(sent)
         if fault := flipped.fault_of(answer):
@@ -302,7 +324,9 @@ class Benchmark:
         progress.begin(cell)
         record = self._scratch / "requests.csv"
         record.unlink(missing_ok=True)
-        sampler = Sampler(cell.server, has_health=not cell.server.topology.is_peer)
+        sampler = Sampler(
+            cell.server, has_health=not cell.server.topology.is_peer, is_burst=cell.scenario.name == BURST
+        )
         with sampler.sampling():
             said = self._locust(cell, record, sampler)
         if not record.exists():
@@ -327,16 +351,15 @@ class Benchmark:
         is_burst = scenario.name == BURST
         users = str(scenario.users)
         command = [sys.executable, "-m", "locust", "-f", "benchmarks/locustfile.py", "--headless"]
-        limit_s = _BURST_S if is_burst else cell.seconds
+        limit_s = _BURST_S if is_burst else cell.seconds + _DECODING_S  # of what answers are compared with
         command += ["-u", users, "-r", users, "-t", f"{limit_s:.0f}s"]
         command += ["--stop-timeout", "0", "--only-summary", "--exit-code-on-error", "0"]
         command += ["--host", cell.server.url, "--picture", str(cell.picture.make())]
         command += ["--answer", str(self._known(cell.picture, cell.server)), "--record", str(record)]
         if cell.server.topology.query:
             command += ["--query", cell.server.topology.query]
-        if is_burst:
-            command.append("--burst")
-        environ = os.environ | {"LOCUST_SKIP_MONKEY_PATCH": "0", "PYTHONPATH": str(ROOT)}
+        command += ["--burst"] if is_burst else ["--window", f"{cell.seconds:.2f}"]
+        environ = os.environ | {"PYTHONPATH": str(ROOT)}
         pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
         with start(
             [*command, "RawUser"],
@@ -348,7 +371,9 @@ class Benchmark:
         ) as process:
             sampler.generator_pid = process.pid
             try:
-                said, _ = process.communicate(timeout=_BURST_S + 60)
+                said, _ = process.communicate(timeout=limit_s + _DECODING_S)
+            except subprocess.TimeoutExpired:
+                raise LocustFailed(f"locust did not end after {limit_s:.0f} s") from None
             finally:
                 processes.kill_session(process.pid)
         if process.returncode:
@@ -391,14 +416,6 @@ class Benchmark:
             cell,
             [(at(moment), f"{took_ms:.3f}", status) for moment, took_ms, status in sampler.probes],
         )
-
-
-def _kill_children_on_error(error: type[BaseException] | None, *_: object) -> None:
-    """Ctrl-C may come amid a start, when nobody holds the process yet; its measurement is void anyway."""
-    if error is not None:
-        for pid in [pid for pid in processes.tree(os.getpid()) if pid != os.getpid()]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
 
 
 def _settles(server: Server) -> bool:
@@ -564,14 +581,11 @@ def _facts(profile: Profile, topologies: Sequence[Topology], cores: int, *, peer
 
 
 def _commit() -> str:
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],  # noqa: S607 whichever git there is
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip()
+    git = shutil.which("git")
+    if git is None:
+        return "unknown"
+    said = [git, "describe", "--always", "--dirty"]
+    return subprocess.run(said, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _cpu() -> str:
@@ -590,8 +604,8 @@ def main() -> None:
     given = options.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):  # the shell has a process in the background ignore SIGINT
         signal.signal(number, signal.default_int_handler)
-    profile = PROFILES[given.profile]
     cores = usable_cores()
+    profile = PROFILES[given.profile].on(cores)
     topologies = topologies_of(profile, cores)
     scaling = scaling_of(profile, cores)
     directory = given.output / datetime.now().astimezone().strftime("%Y-%m-%dT%H%M%S")

@@ -62,6 +62,7 @@ class Cell:
     """One picture, one topology, one scenario; None is what was not measured.
 
     Attributes:
+        window_s: how long it was measured each time.
         requests_per_s: right answers that ended in the window.
         p50_ms: of the right answers of all repetitions, as are the other two.
         first_ms: of the burst: from its first request to its first right answer.
@@ -79,6 +80,7 @@ class Cell:
     refused: int
     failed: int
     wrong: int
+    window_s: float | None = None
     requests_per_s: Spread | None = None
     p50_ms: float | None = None
     p95_ms: float | None = None
@@ -368,6 +370,7 @@ def _cell(of: Key, run: Run, windows: Mapping[Key, Window], rows: _Rows) -> Cell
         refused=outcomes.get(REFUSED, 0),
         failed=outcomes.get(FAILED, 0),
         wrong=outcomes.get(WRONG, 0),
+        window_s=_median(window.ended_s - window.began_s for window in mine),
         requests_per_s=spread(list(rates.values())),
         p50_ms=percentile(right_ms, 50),
         p95_ms=percentile(right_ms, 95),
@@ -386,9 +389,12 @@ def _cell(of: Key, run: Run, windows: Mapping[Key, Window], rows: _Rows) -> Cell
 
 
 def _since_burst_ms(rows: _Rows, window: Window) -> list[float]:
-    """When each right answer to the burst was there."""
-    began_s = min((request.started_s for request in rows.answered(window)), default=0.0)
-    return [(request.ended_s - began_s) * 1e3 for request in rows.right(window)]
+    """When each answer to the burst was there; nothing where one was not right."""
+    answers = rows.answered(window)
+    if any(request.outcome != OK for request in answers):
+        return []  # the last of fewer answers is there sooner
+    began_s = min((request.started_s for request in answers), default=0.0)
+    return [(request.ended_s - began_s) * 1e3 for request in answers]
 
 
 class _Spent(Protocol):
@@ -409,7 +415,12 @@ def _cores_used(rows: Mapping[Key, Sequence[_Spent]], window: Window) -> float |
 
 
 def _health(rows: _Rows, windows: Iterable[Window]) -> Health | None:
-    probes = [probe for window in windows for probe in rows.health.get(window.key, ())]
+    probes = [
+        probe
+        for window in windows
+        for probe in rows.health.get(window.key, ())
+        if window.began_s <= probe.at_s <= window.ended_s
+    ]
     taken_ms = [probe.response_ms for probe in probes]
     p50_ms, p99_ms = percentile(taken_ms, 50), percentile(taken_ms, 99)
     if p50_ms is None or p99_ms is None:
@@ -474,11 +485,11 @@ def _burst_gain(
 
 
 def _peers(run: Run, scenarios: Iterable[str], rates: _Rates) -> Iterable[PeerRatio]:
-    measured = {(key.topology, key.scenario) for key in rates}
+    measured = {key[:3] for key in rates}
     order = topologies_in_order(run)
     for picture, scenario, key in product(run.pictures, scenarios, order):
         peer = run.topologies[key]
-        if peer.is_peer and (key, scenario) in measured:
+        if peer.is_peer and (picture, key, scenario) in measured:
             for ours in _ours_like(peer, run):
                 times = _over(rates, picture, scenario, ours, key)
                 yield PeerRatio(picture, scenario, key, ours, peer.quality, times)

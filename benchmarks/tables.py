@@ -14,6 +14,8 @@ from benchmarks.summary import BurstGain, Cell, Gain, Scaling, Spread, Summary
 NO_DATA = "no data"
 _FEW_REPETITIONS = 5
 _P99_NEEDS = 100
+_RATE_NEEDS = 30
+_MUCH_OF_WINDOW = 0.5
 _LISTED = 6
 _SIZES_DIFFER = 0.10
 _MUCH_REFUSED = 0.01
@@ -519,11 +521,19 @@ def _about_generator(summary: Summary) -> Iterator[str]:
         yield "What the load generator took of the same cores is not known."
         return
     (least, _), (most, cell) = (pick(shares, key=lambda pair: pair[0]) for pick in (min, max))
+    cores = summary.run.cores
+    understated = (
+        " The single process leaves it a core, the cluster does not, so the speed-up is rather understated."
+    )
     yield (
         f"The load generator ran on the same cores and took {_from_to(share(least), share(most))} of them,"
-        f" the most with {_named(summary, cell)}. The single process leaves it a core, the cluster"
-        " does not, so the speed-up is rather understated."
+        f" the most with {_named(summary, cell)}.{understated * (cores > 1)}"
     )
+    if full := [c for generated, c in shares if generated * cores > _FULL]:
+        yield (
+            "The load generator is one process, and its core was full, so the service may be able to do more:"
+            f" {_listed(summary, full)}."
+        )
 
 
 def _about_room(summary: Summary) -> Iterator[str]:
@@ -564,6 +574,23 @@ def _about_tails(summary: Summary) -> Iterator[str]:
     short = [c for c in summary.cells if 0 < c.ok < _P99_NEEDS and c.scenario != BURST]
     if short:
         yield f"With fewer than {_P99_NEEDS} answers p99 is the slowest of them: {_listed(summary, short)}."
+    if few := [c for c in short if c.ok < _RATE_NEEDS and summary.run.topologies[c.topology].is_peer]:
+        yield (
+            f"With fewer than {_RATE_NEEDS} answers a rate is coarse, whatever its spread says, and the burst"
+            f" says more: {_listed(summary, few)}."
+        )
+    cut = [c for c in short + [c for c in summary.cells if c not in short] if _is_cut(c)]
+    if cut:
+        yield (
+            "Answers that would have taken longer than the window are not in it, so these response times are"
+            f" at least so long: {_listed(summary, cut)}."
+        )
+
+
+def _is_cut(cell: Cell) -> bool:
+    if cell.scenario == BURST or cell.p95_ms is None or cell.window_s is None:
+        return False
+    return cell.p95_ms > _MUCH_OF_WINDOW * cell.window_s * 1e3
 
 
 def _about_peers(summary: Summary) -> Iterator[str]:
@@ -608,6 +635,11 @@ def _about_kinds(summary: Summary) -> Iterator[str]:
 
 
 def _about_law(summary: Summary) -> Iterator[str]:
+    if any(len(scaling.points) > 2 for scaling in summary.scaling):  # noqa: PLR2004 one, and all
+        yield (
+            "Numbers of workers between one and all were measured after those two, each on as many cores of"
+            " its own; those two could use all cores."
+        )
     for scaling in summary.scaling:
         if scaling.points:
             yield f"{summary.run.pictures[scaling.picture].title}: {law_in_words(scaling)}"

@@ -22,6 +22,8 @@ ROOT = Path(__file__).parents[1]
 #: A server that does not answer by then does not start.
 _START_S = 40.0
 
+_LOOK_S = 0.05
+
 #: A server that has not ended by then is killed.
 _STOP_S = 15.0
 
@@ -173,7 +175,8 @@ class Server:
     def _has_all_workers(self) -> bool:
         """The first worker answers when others of a cluster may not be there yet."""
         workers = self.topology.workers
-        return workers == 1 or len(list(processes.tree(self.pid))) > workers
+        each = 1 if self.topology.is_peer else 2  # ours have an engine
+        return workers == 1 or len(list(processes.tree(self.pid))) > each * workers
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _START_S
@@ -185,7 +188,8 @@ class Server:
                     if self._has_all_workers():
                         return
             except (urllib.error.URLError, OSError):
-                time.sleep(0.05)
+                pass
+            time.sleep(_LOOK_S)
         raise DidNotStart(
             f"{self.topology.title} did not answer within {_START_S:.0f} s; its log:\n{self.log}"
         )

@@ -259,8 +259,14 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         One that waits as long as it was told to would else meet a connection that is just being closed.
         """
         exchange = self._exchange
-        self._keepalive = self.cfg.keepalive + (exchange.retry_after_s if exchange else 0)
+        is_awaited = exchange is not None and not self.worker.is_draining
+        self._keepalive = self.cfg.keepalive + (exchange.retry_after_s if is_awaited else 0)
         super()._arm_keepalive_timer()
+
+    def wait_no_longer(self) -> None:
+        """Wait for the next request as for any other when the worker is about to end."""
+        if self._keepalive_handle:
+            self._arm_keepalive_timer()
 
     def _handle_h1c_exception(self, exc: Exception) -> bool:
         """Answer 400 to what the parser chokes on, such as a length of thousands of digits."""
@@ -498,6 +504,8 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
             self.is_draining = True
             self.membership.row[Cell.STATE] = State.STOPPING
             log.info("worker_stopping", pid=os.getpid(), connections=self.nr_conns)
+            for connection in self.connections:
+                connection.wait_no_longer()
             self._drained = self.loop.create_task(self._finish())
 
     async def _finish(self) -> None:

@@ -17,6 +17,7 @@ from urllib.parse import urlencode
 from PIL import Image, ImageSequence
 from support.live_server import DEADLINE_S, LiveServer
 
+from benchmarks import processes
 from fuzz.images import Specimen, specimen
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Weight:
     def of(cls, pid: int) -> Weight:
         status = Path(f"/proc/{pid}/status").read_text()
         resident = int(status.partition("VmRSS:")[2].split()[0]) * 1024
-        files = [str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+        files = processes.descriptors(pid).values()
         return cls(resident, sum(file.startswith("/memfd:picture") for file in files))
 
 

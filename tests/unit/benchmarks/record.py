@@ -177,8 +177,8 @@ def record_article() -> None:
         "cluster-lossless": Model(4, law[4] / 2.7, 400),
     }
     peers = {
-        "koa-jimp": Model(1, 2.2, 900, is_peer=True),
-        "koa-jimp-cluster": Model(4, 2.4, 3000, is_peer=True),
+        "koa-jimp": Model(1, 2.2, 900, is_peer=True, max_wait_s=600),
+        "koa-jimp-cluster": Model(4, 2.4, 3000, is_peer=True, max_wait_s=600),
         "koa-sharp": Model(1, 0.30, 400, is_peer=True),
         "koa-sharp-cluster": Model(4, 0.36, 1500, is_peer=True),
         "koa-sharp-cluster-default": Model(4, 0.25, 1450, is_peer=True),
