@@ -13,9 +13,12 @@ comes back when told to.
 """
 
 import csv
+import json
+import sys
 import time
 from argparse import ArgumentParser
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,14 +46,16 @@ _FAULT_LENGTH = 200
 @events.init_command_line_parser.add_listener
 def _add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--picture", default=str(_SAMPLE), help="the file to send")
-    parser.add_argument("--sample", default=str(_SAMPLE), help="what the service flips for an empty body")
-    parser.add_argument("--query", default="", help="parameters, such as path=pixels")
-    parser.add_argument("--answer", default="", help="a file with an answer that is known to be right")
-    parser.add_argument("--burst", action="store_true", help="one request each, all at once, then stop")
     parser.add_argument(
-        "--window", type=float, default=0.0, help="stop so many seconds after the first request"
+        "--sample", default=str(_SAMPLE), help="what the service flips for an empty body, to compare with"
     )
-    parser.add_argument("--record", default="", help="write every request into this CSV file")
+    parser.add_argument("--query", default="", help="parameters, such as path=pixels")
+    # For `python -m benchmarks`; whoever reaches the web page must not write files with it.
+    ours = partial(parser.add_argument, include_in_web_ui=False)
+    ours("--answer", default="", help="a file with an answer that is known to be right")
+    ours("--burst", action="store_true", help="one request each, all at once, then stop")
+    ours("--window", type=float, default=0.0, help="stop so many seconds after the first request")
+    ours("--record", default="", help="write every request into this CSV file")
 
 
 class _State:
@@ -74,6 +79,16 @@ class _State:
 
 
 _state = _State()
+
+
+@events.init.add_listener
+def _look_for_files(environment: Environment, **_: object) -> None:
+    options = environment.parsed_options
+    if options and options.master and (options.burst or options.window or options.record):
+        sys.exit("--burst, --window and --record are for a locust without workers")
+    for path in (options.picture, options.sample) if options else ():
+        if not Path(path).is_file():
+            sys.exit(f"{path}: no such file")
 
 
 @events.user_error.add_listener
@@ -143,7 +158,7 @@ class _Visitor(FastHttpUser):
             content = response.content or b""
             # Where there was no answer, locust's response has the exception instead.
             reason = getattr(response, "error", None) or f"status {response.status_code}"
-            outcome, fault = "failed", str(reason)
+            outcome, fault = "failed", f"{reason}{_detail(content)}"
             if response.status_code == 200:  # noqa: PLR2004
                 fault = self._flipped.fault_of(content) or ""
                 outcome = "wrong" if fault else "ok"
@@ -154,6 +169,8 @@ class _Visitor(FastHttpUser):
                 wait_s = _seconds(response.headers["Retry-After"])
                 response.request_meta["name"] = f"flip, {self.kind}: 503, come back later"
                 response.success()
+            else:
+                response.failure(fault)
             seen = outcome, response.status_code, len(content), fault[:_FAULT_LENGTH]
             _state.rows.append((self.kind, f"{started_s:.6f}", f"{took_ms:.3f}", *seen))
         if self._options.burst:
@@ -167,6 +184,14 @@ class _Visitor(FastHttpUser):
         if runner is not None and _state.asked >= runner.target_user_count:
             gevent.spawn(runner.quit)  # it ends all users, and this one must not end itself
         gevent.sleep(3600)  # until the run ends
+
+
+def _detail(content: bytes) -> str:
+    """What a problem says of itself (RFC 9457)."""
+    try:
+        return f": {json.loads(content)['detail']}"
+    except (ValueError, LookupError, TypeError):
+        return ""
 
 
 def _seconds(retry_after: str) -> float:

@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from benchmarks.recordings import AS_SHIPPED, BURST, CLUSTER, SINGLE, Raw
 from benchmarks.scaling import FEWEST_POINTS
 from benchmarks.summary import Cell, PeerRatio, Scaling, Spread, Summary, percentile, right_ms
+from benchmarks.tables import is_cut
 from benchmarks.tables import number as written
 
 #: What each picture shows, in the order of the report.
@@ -116,9 +117,10 @@ def _response(summary: Summary, picture: str, ours: Mapping[str, Sequence[Cell]]
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         axis.set_minor_locator(NullLocator())
     refused = any(cell.refused for cells in ours.values() for cell in cells if cell.scenario != BURST)
-    axes.set_xlabel(
-        "users at once (log)" + ("; requests that were refused are not in here" if refused else "")
-    )
+    cut = sorted(int(c.scenario) for cells in ours.values() for c in cells if is_cut(c))
+    said = "users at once (log)" + ("; requests that were refused are not in here" if refused else "")
+    said += f"\nfrom {cut[0]:,} on at least so long: slower answers would end after the window" if cut else ""
+    axes.set_xlabel(said)
     axes.set_ylabel("milliseconds (log)")
     _legend_above(axes, columns=2)
     return figure

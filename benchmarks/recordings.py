@@ -187,7 +187,7 @@ def read(directory: Path) -> Raw:
     raw = directory / "raw"
     run = run_from(json.loads((raw / "run.json").read_text()))
     files = {name: raw / f"{name}.csv" for name in _KINDS}
-    texts = {name: file.read_text() for name, file in files.items() if file.exists()}
+    texts = {name: file.read_text(errors="replace") for name, file in files.items() if file.exists()}
     return raw_from(run, texts)
 
 

@@ -5,6 +5,7 @@ Run it with `python -m benchmarks.report benchmarks/results/...` to write a repo
 
 import argparse
 import html as htmllib
+import sys
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -171,7 +172,11 @@ def main() -> None:
     """Write the report of a result anew."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("directory", type=Path, help="the one that holds raw/")
-    print(verdict(write(options.parse_args().directory)))
+    directory = options.parse_args().directory
+    try:
+        print(verdict(write(directory)))
+    except (OSError, ValueError, LookupError) as error:
+        sys.exit(f"{directory} holds no result that can be read: {error}")
 
 
 if __name__ == "__main__":

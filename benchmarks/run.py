@@ -76,6 +76,10 @@ _ANSWERS = 10
 #: The part of a window that is left out at its start: users arrive, connections are made.
 _RAMP = 0.1
 
+#: The same for so many users that their arrival takes long.
+_MANY = 100
+_RAMP_OF_MANY = 0.4
+
 _TABLES = {
     "windows": ("began_s", "ended_s"),
     "requests": ("kind", "started_s", "response_ms", "outcome", "status", "bytes", "fault"),
@@ -146,7 +150,9 @@ class Recorder:
             "duration_s": round(time.time() - self.began_s, 1),
             "interrupted": is_interrupted,
         }
-        (self._raw / "run.json").write_text(json.dumps(facts, indent=1) + "\n")
+        written = self._raw / "run.json.new"
+        written.write_text(json.dumps(facts, indent=1) + "\n")
+        written.replace(self._raw / "run.json")  # whenever the run is killed, there is a whole one
 
     def _append(self, table: str, rows: Sequence[Sequence[object]]) -> None:
         with (self._raw / f"{table}.csv").open("a", newline="") as file:
@@ -378,8 +384,6 @@ class Benchmark:
                 processes.kill_session(process.pid)
         if process.returncode:
             raise LocustFailed(f"locust ended with exit code {process.returncode}:\n{said}")
-        if process.returncode:
-            raise LocustFailed(f"locust ended with exit code {process.returncode}:\n{said}")
         return said
 
     def _write(self, cell: Cell, requests: Sequence[dict[str, str]], sampler: Sampler) -> None:
@@ -394,7 +398,8 @@ class Benchmark:
                 ]
                 window = first, max(ends)
             else:
-                window = first + _RAMP * cell.seconds, first + cell.seconds
+                ramp = _RAMP_OF_MANY if cell.scenario.users >= _MANY else _RAMP
+                window = first + ramp * cell.seconds, first + cell.seconds
             self._recorder.add("windows", cell, [(at(window[0]), at(window[1]))])
         rows = [
             (request["kind"], at(float(request["started_s"])), *list(request.values())[2:])
@@ -585,7 +590,8 @@ def _commit() -> str:
     if git is None:
         return "unknown"
     said = [git, "describe", "--always", "--dirty"]
-    return subprocess.run(said, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    found = subprocess.run(said, cwd=ROOT, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
 
 
 def _cpu() -> str:
@@ -602,14 +608,16 @@ def main() -> None:
     options.add_argument("--peers", action="store_true", help="measure other designs too")
     options.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", help="a directory")
     given = options.parse_args()
-    for number in (signal.SIGINT, signal.SIGTERM):  # the shell has a process in the background ignore SIGINT
-        signal.signal(number, signal.default_int_handler)
     cores = usable_cores()
     profile = PROFILES[given.profile].on(cores)
     topologies = topologies_of(profile, cores)
     scaling = scaling_of(profile, cores)
     directory = given.output / datetime.now().astimezone().strftime("%Y-%m-%dT%H%M%S")
-    recorder = Recorder(directory, _facts(profile, [*topologies, *scaling], cores, peers=given.peers))
+    try:
+        facts = _facts(profile, [*topologies, *scaling], cores, peers=given.peers)
+        recorder = Recorder(directory, facts)
+    except OSError as error:
+        sys.exit(f"{error}; nothing was measured")
     failure = ""
     is_interrupted = False
     try:
@@ -620,16 +628,23 @@ def main() -> None:
             Benchmark(profile, recorder, scratch).run(topologies, scaling, bar, peers=given.peers)
     except KeyboardInterrupt:
         is_interrupted = True
-    except (WrongAnswer, DidNotStart, LocustFailed) as error:
+    except (WrongAnswer, DidNotStart, LocustFailed, OSError) as error:
         failure = str(error)
-    recorder.finish(is_interrupted=is_interrupted or bool(failure))
-    summary = report.write(directory)
+    for number in (signal.SIGINT, signal.SIGTERM):  # the report is there in a few seconds
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        recorder.finish(is_interrupted=is_interrupted or bool(failure))
+        summary = report.write(directory)
+    except OSError as error:
+        sys.exit(f"{failure}\nThe report could not be written: {error}".strip())
     print(report.verdict(summary))
     print(f"The report is {directory / 'report.html'}")
     if failure:
         sys.exit(f"\n{failure}")
     if have_ours_failed(summary):
         sys.exit(1)
+    if is_interrupted:
+        sys.exit(128 + signal.SIGINT)  # as shells say it: this is no result
 
 
 def _seconds(profile: Profile, ours: Sequence[Topology], scaling: int, *, peers: bool) -> float:

@@ -574,12 +574,12 @@ def _about_tails(summary: Summary) -> Iterator[str]:
     short = [c for c in summary.cells if 0 < c.ok < _P99_NEEDS and c.scenario != BURST]
     if short:
         yield f"With fewer than {_P99_NEEDS} answers p99 is the slowest of them: {_listed(summary, short)}."
-    if few := [c for c in short if c.ok < _RATE_NEEDS and summary.run.topologies[c.topology].is_peer]:
+    if few := [c for c in short if c.ok < _RATE_NEEDS]:
         yield (
-            f"With fewer than {_RATE_NEEDS} answers a rate is coarse, whatever its spread says, and the burst"
-            f" says more: {_listed(summary, few)}."
+            f"With fewer than {_RATE_NEEDS} answers a rate is coarse, and so is a ratio to it, whatever its"
+            f" spread says; the burst says more: {_listed(summary, few)}."
         )
-    cut = [c for c in short + [c for c in summary.cells if c not in short] if _is_cut(c)]
+    cut = [c for c in short + [c for c in summary.cells if c not in short] if is_cut(c)]
     if cut:
         yield (
             "Answers that would have taken longer than the window are not in it, so these response times are"
@@ -587,7 +587,8 @@ def _about_tails(summary: Summary) -> Iterator[str]:
         )
 
 
-def _is_cut(cell: Cell) -> bool:
+def is_cut(cell: Cell) -> bool:
+    """Whether its window was too short for its slow answers."""
     if cell.scenario == BURST or cell.p95_ms is None or cell.window_s is None:
         return False
     return cell.p95_ms > _MUCH_OF_WINDOW * cell.window_s * 1e3
@@ -619,6 +620,8 @@ def _about_peers(summary: Summary) -> Iterator[str]:
 
 
 def _about_missing(summary: Summary) -> Iterator[str]:
+    if summary.run.interrupted:
+        yield "The run ended early: what it had not come to is in no table, or has no data."
     missing = [cell for cell in summary.cells if not cell.repetitions]
     if missing:
         yield f"Not measured: {_listed(summary, missing)}."
@@ -676,7 +679,8 @@ def duration(value: Spread | None) -> str:
     if value is None:
         return NO_DATA
     unit, factor = ("s", 1e-3) if value.median >= 1e3 else ("ms", 1.0)  # noqa: PLR2004
-    return f"{_ranged(value, lambda each: number(each * factor))} {unit}"
+    median, _, spread = _ranged(value, lambda each: number(each * factor)).partition(" ")
+    return f"{median} {unit} {spread}"
 
 
 def share(value: float | None) -> str:

@@ -172,6 +172,10 @@ class Server:
             self._process.wait(_STOP_S)
             self._log.close()
 
+    def _is_of(self, worker: str | None) -> bool:
+        """Somebody else may have taken the port meanwhile; peers do not say who answers."""
+        return worker is None or int(worker) in processes.tree(self.pid)
+
     def _has_all_workers(self) -> bool:
         """The first worker answers when others of a cluster may not be there yet."""
         workers = self.topology.workers
@@ -184,8 +188,8 @@ class Server:
             if (code := self._process.poll()) is not None:
                 raise DidNotStart(f"{self.topology.title} ended with exit code {code}; its log:\n{self.log}")
             try:
-                with urllib.request.urlopen(f"{self.url}/healthz", timeout=1):  # noqa: S310 our own
-                    if self._has_all_workers():
+                with urllib.request.urlopen(f"{self.url}/healthz", timeout=1) as answer:  # noqa: S310 our own
+                    if self._is_of(answer.headers.get("X-Worker-Pid")) and self._has_all_workers():
                         return
             except (urllib.error.URLError, OSError):
                 pass
