@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
-from math import ceil
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +15,7 @@ from benchmarks.bare import fidelity_db
 from benchmarks.clients import Address, Visitors, ask, post
 from benchmarks.live_server import DEADLINE_S, LiveServer
 from benchmarks.load import ask_health
+from benchmarks.summary import percentile as nearest_rank
 from images.render import HERE, benchmark_picture, small_picture
 from server.cluster.cpus import usable_cores
 
@@ -116,8 +116,7 @@ def living_engines(server: LiveServer) -> list[int]:
 
 def percentile(values: Sequence[float], percent: float) -> float:
     """The nearest rank; 0 when there is nothing to rank."""
-    ranked = sorted(values)
-    return ranked[max(0, ceil(len(ranked) * percent / 100) - 1)] if ranked else 0.0
+    return nearest_rank(values, percent) or 0.0
 
 
 def summary(visitors: Visitors) -> str:

@@ -31,6 +31,7 @@ _BLUE, _ORANGE, _GREEN, _GREY, _INK = "#0072B2", "#D55E00", "#009E73", "#767676"
 _COLOURS = {SINGLE: _ORANGE, CLUSTER: _BLUE}
 _MARKERS = {SINGLE: "s", CLUSTER: "o"}
 _DPI = 144
+_WIDTH = 0.38
 _STEPS_OF_CURVE = 200
 _LABEL_WIDTH = 0.1
 _FARTHEST = 4
@@ -72,21 +73,15 @@ def _figures(raw: Raw, summary: Summary, picture: str) -> Iterator[tuple[str, Fi
 def _throughput(summary: Summary, picture: str, ours: Mapping[str, Sequence[Cell]]) -> Figure:
     scenarios = _closed(ours)
     figure, axes = _axes(f"Throughput, {_titled(summary, picture)}")
-    width = 0.38
-    for shift, (key, cells) in zip((-0.5, 0.5), ours.items(), strict=True):
+    for key, cells in ours.items():
         found = [
             (scenarios.index(c.scenario), c.requests_per_s)
             for c in cells
             if c.scenario in scenarios and c.requests_per_s
         ]
-        middles = [place + shift * width for place, _ in found]
         spreads = [rates for _, rates in found]
-        axes.bar(
-            middles, [s.median for s in spreads], width * 0.94, color=_COLOURS[key], label=_name(summary, key)
-        )
+        middles = _bars(axes, summary, key, [(place, each.median, each.most) for place, each in found])
         _whiskers(axes, middles, spreads)
-        for middle, each in zip(middles, spreads, strict=True):
-            _above(axes, middle, each.most, _short(each.median))
     gains = {gain.scenario: gain.times for gain in summary.gains if gain.picture == picture}
     names = [f"{int(s):,}" + (f"\n{gain.median:.2f} times" if (gain := gains[s]) else "") for s in scenarios]
     axes.set_xticks(range(len(scenarios)), names)
@@ -160,14 +155,10 @@ def _memory(summary: Summary, picture: str, ours: Mapping[str, Sequence[Cell]]) 
     cells = [cell for each in ours.values() for cell in each if cell.peak_memory_mb is not None]
     scenarios = list(dict.fromkeys(cell.scenario for cell in cells))
     figure, axes = _axes(f"Peak memory of all processes, {_titled(summary, picture)}")
-    width = 0.38
-    for shift, key in zip((-0.5, 0.5), ours, strict=True):
+    for key in ours:
         mine = [cell for cell in cells if cell.topology == key]
-        middles = [scenarios.index(cell.scenario) + shift * width for cell in mine]
-        heights = [cell.peak_memory_mb or 0.0 for cell in mine]
-        axes.bar(middles, heights, width * 0.94, color=_COLOURS[key], label=_name(summary, key))
-        for middle, height in zip(middles, heights, strict=True):
-            _above(axes, middle, height, _short(height))
+        heights = [(scenarios.index(cell.scenario), cell.peak_memory_mb or 0.0) for cell in mine]
+        _bars(axes, summary, key, [(place, height, height) for place, height in heights])
     names = ["burst of 10" if s == BURST else f"{int(s):,}" for s in scenarios]
     axes.set_xticks(range(len(scenarios)), names)
     axes.set_xlabel("users at once")
@@ -321,6 +312,17 @@ def _axes(title: str, height: float = 4.0) -> tuple[Figure, Axes]:
 
 def _legend_above(axes: Axes, columns: int = 2) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, frameon=False, fontsize=9)
+
+
+def _bars(axes: Axes, summary: Summary, key: str, bars: Sequence[tuple[int, float, float]]) -> list[float]:
+    """One of two bars at each place: place, height, and where that is written; returns the bars' middles."""
+    shift = _WIDTH / 2 if key == CLUSTER else -_WIDTH / 2
+    middles = [place + shift for place, _, _ in bars]
+    heights = [height for _, height, _ in bars]
+    axes.bar(middles, heights, _WIDTH * 0.94, color=_COLOURS[key], label=_name(summary, key))
+    for middle, (_, height, top) in zip(middles, bars, strict=True):
+        _above(axes, middle, top, _short(height))
+    return middles
 
 
 def _whiskers(axes: Axes, places: Sequence[float], spreads: Sequence[Spread]) -> None:

@@ -40,6 +40,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from benchmarks import load, processes, report
 from benchmarks.answers import Flipped
+from benchmarks.findings import until
 from benchmarks.peers.catalogue import PEERS, missing
 from benchmarks.profiles import BURST, PICTURES, PROFILES, Picture, Profile, Scenario
 from benchmarks.recordings import AS_SHIPPED, CLUSTER, SINGLE
@@ -62,6 +63,7 @@ BY_PIXELS = "path=pixels"
 #: How long a server may be busy with what nobody waits for any more, before it is started anew.
 _SETTLE_S = 10.0
 _IDLE = 0.15
+_MOMENT_S = 0.1
 
 _SAMPLE_S = 0.25
 
@@ -248,7 +250,7 @@ class Benchmark:
         for name, scenarios in self._profile.scenarios.items():
             picture = PICTURES[name]
             with ExitStack() as stack:
-                stack.push(self._kill_on_error)
+                stack.push(self._kill_on_error)  # amid a start, and again below, before servers are stopped
                 chosen = (*topologies, *(peers_for(picture) if peers else ()))
                 servers = [stack.enter_context(Server(topology)) for topology in chosen]
                 stack.push(self._kill_on_error)
@@ -425,15 +427,16 @@ class Benchmark:
 
 def _settles(server: Server) -> bool:
     """Wait until a server has done with requests whose clients have gone; False when that would take long."""
-    deadline = time.monotonic() + _SETTLE_S
-    while time.monotonic() < deadline:
-        before_s = processes.sum_cpu_s(list(processes.tree(server.pid)))
-        began = time.monotonic()
-        time.sleep(0.1)
-        spent_s = processes.sum_cpu_s(list(processes.tree(server.pid))) - before_s
-        if spent_s < _IDLE * (time.monotonic() - began):
-            return True
-    return False
+    return until(lambda: _is_idle(server), _SETTLE_S)
+
+
+def _is_idle(server: Server) -> bool:
+    """Whether it spends next to no CPU for a moment, which is how long this takes."""
+    before_s = processes.sum_cpu_s(list(processes.tree(server.pid)))
+    began = time.monotonic()
+    time.sleep(_MOMENT_S)
+    spent_s = processes.sum_cpu_s(list(processes.tree(server.pid))) - before_s
+    return spent_s < _IDLE * (time.monotonic() - began)
 
 
 class Bar:

@@ -142,7 +142,7 @@ def _briefly(gain: Gain) -> str:
 
 
 def overview(summary: Summary) -> Table:
-    """One row a picture, for the reader in a hurry."""
+    """One row for each picture, for the reader in a hurry."""
     rows = []
     for key, picture in summary.run.pictures.items():
         gain = headline_gain(summary, key)
@@ -579,8 +579,7 @@ def _about_tails(summary: Summary) -> Iterator[str]:
             f"With fewer than {_RATE_NEEDS} answers a rate is coarse, and so is a ratio to it, whatever its"
             f" spread says; the burst says more: {_listed(summary, few)}."
         )
-    cut = [c for c in short + [c for c in summary.cells if c not in short] if is_cut(c)]
-    if cut:
+    if cut := [c for c in summary.cells if is_cut(c)]:
         yield (
             "Answers that would have taken longer than the window are not in it, so these response times are"
             f" at least so long: {_listed(summary, cut)}."

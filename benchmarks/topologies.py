@@ -6,8 +6,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +13,13 @@ from pathlib import Path
 from typing import Self
 
 from benchmarks import processes
+from benchmarks.findings import until
 from benchmarks.live_server import clean_environ
 
 ROOT = Path(__file__).parents[1]
 
 #: A server that does not answer by then does not start.
 _START_S = 40.0
-
-_LOOK_S = 0.05
 
 #: A server that has not ended by then is killed.
 _STOP_S = 15.0
@@ -183,20 +180,19 @@ class Server:
         return workers == 1 or len(list(processes.tree(self.pid))) > each * workers
 
     def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + _START_S
-        while time.monotonic() < deadline:
-            if (code := self._process.poll()) is not None:
-                raise DidNotStart(f"{self.topology.title} ended with exit code {code}; its log:\n{self.log}")
-            try:
-                with urllib.request.urlopen(f"{self.url}/healthz", timeout=1) as answer:  # noqa: S310 our own
-                    if self._is_of(answer.headers.get("X-Worker-Pid")) and self._has_all_workers():
-                        return
-            except (urllib.error.URLError, OSError):
-                pass
-            time.sleep(_LOOK_S)
-        raise DidNotStart(
-            f"{self.topology.title} did not answer within {_START_S:.0f} s; its log:\n{self.log}"
-        )
+        if not until(self._is_ready, _START_S):
+            raise DidNotStart(
+                f"{self.topology.title} did not answer within {_START_S:.0f} s; its log:\n{self.log}"
+            )
+
+    def _is_ready(self) -> bool:
+        if (code := self._process.poll()) is not None:
+            raise DidNotStart(f"{self.topology.title} ended with exit code {code}; its log:\n{self.log}")
+        try:
+            with urllib.request.urlopen(f"{self.url}/healthz", timeout=1) as answer:  # noqa: S310 our own
+                return self._is_of(answer.headers.get("X-Worker-Pid")) and self._has_all_workers()
+        except OSError:  # also what urllib raises
+            return False
 
 
 def _filled(text: str, values: Mapping[str, str]) -> str:
