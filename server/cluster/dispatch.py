@@ -192,7 +192,7 @@ class Dispatcher:
             with theirs:  # once sent, only the engine holds this end
                 await self._hand_over(job, lane, [upload.fileno(), result.fileno(), theirs.fileno()])
             loop = asyncio.get_running_loop()
-            await _ready(ours, loop.add_reader, loop.remove_reader)
+            await _ready(ours.fileno(), loop.add_reader, loop.remove_reader)
             try:
                 message, _ = receive(ours, 0)
             except ConnectionResetError:  # it died with our job unread
@@ -233,7 +233,7 @@ class Dispatcher:
                     send(end, message, files)
                 except BlockingIOError:  # the queue in the kernel is full
                     loop = asyncio.get_running_loop()
-                    await _ready(end, loop.add_writer, loop.remove_writer)
+                    await _ready(end.fileno(), loop.add_writer, loop.remove_writer)
                 else:
                     return
 
@@ -253,9 +253,7 @@ def _judge(outcome: Done | Refused) -> Done:
     raise EngineBug(outcome.traceback or "an engine refused a picture and gave no reason")
 
 
-async def _ready(
-    descriptor: socket.socket, watch: Callable[..., None], unwatch: Callable[[socket.socket], object]
-) -> None:
+async def _ready(descriptor: int, watch: Callable[..., None], unwatch: Callable[[int], object]) -> None:
     """Wait until the event loop calls a descriptor readable or writable, whichever it is asked to watch."""
     ready = asyncio.get_running_loop().create_future()
     watch(descriptor, _resolve, ready)
