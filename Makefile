@@ -6,33 +6,47 @@ JPEGS ?= 1000000
 SEED ?= $(shell date +%Y%m%d)
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 BIN := .venv/bin
-INSTALLED := .venv/.installed-$(VERSION)
+SERVE := .venv/.serve-$(VERSION)
+BENCHMARK := .venv/.benchmark-$(VERSION)
+DEV := .venv/.dev-$(VERSION)
 COMPILED := .venv/.compiled-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: compile-again help install serve test fuzz lint check format benchmark ratios peers machines methods chaos soak lock clean
+.PHONY: again help install serve test fuzz lint check format benchmark ratios peers machines methods chaos soak lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
-install: $(INSTALLED) $(COMPILED) ## install everything into .venv
+install: $(DEV) $(COMPILED) ## install everything into .venv
 
-$(INSTALLED): requirements/dev.txt
+# What `make serve` needs, what `make benchmark` needs besides, and everything.
+$(SERVE): requirements/serve.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "flipcluster needs Python 3.11 or newer; $(PYTHON) is $(or $(VERSION),not there). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --require-hashes -r requirements/dev.txt
-	@$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null || true # what cannot be compiled is a template or a test
-	@touch $@
+	$(PIP_INSTALL)
+
+$(BENCHMARK): requirements/benchmark.txt | $(SERVE)
+	$(PIP_INSTALL)
+
+$(DEV): requirements/dev.txt | $(SERVE)
+	$(PIP_INSTALL)
+
+# What cannot be compiled is a template or a test.
+define PIP_INSTALL
+$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --require-hashes -r $<
+@$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null || true
+@touch $@
+endef
 
 # Without a C compiler, or with one that fails, the service still runs; its log says what is missing.
 # What is not there, or could not be compiled, is tried again.
-$(COMPILED): $(INSTALLED) setup.py server/imaging/entropy.py $(if $(wildcard server/imaging/entropy.*.so),,compile-again)
+$(COMPILED): $(SERVE) setup.py server/imaging/entropy.py $(if $(wildcard server/imaging/entropy.*.so),,again)
 	@rm -f server/imaging/entropy.*.so
 	@$(BIN)/python setup.py -q build_ext --inplace --force >.venv/compile.log 2>&1; ls server/imaging/entropy.*.so >/dev/null 2>&1 && touch $@ || echo "not compiled, see .venv/compile.log: JPEGs are decoded instead of turned without loss"
 
-compile-again:
+again:
 
-serve: install ## start the cluster on 127.0.0.1:8000
+serve: $(SERVE) $(COMPILED) ## start the cluster on 127.0.0.1:8000
 	@exec $(BIN)/gunicorn
 
 test: install ## run the tests
@@ -54,7 +68,7 @@ format: install ## write the code in the project's format
 	$(BIN)/ruff check --fix
 
 PROFILE ?= quick
-benchmark: install ## compare cluster and single process, with a report (under 4 minutes; PROFILE=article or full)
+benchmark: $(BENCHMARK) $(COMPILED) ## compare cluster and single process, with a report (under 4 minutes; PROFILE=article or full)
 	$(BIN)/python -m benchmarks --profile $(PROFILE)
 
 ratios: install ## measure what the service costs over the bare function (about 5 minutes)
@@ -74,7 +88,7 @@ $(NODE_PEERS): benchmarks/peers/package-lock.json
 peers: $(PYTHON_PEERS) ## install what we are compared with into .venv-peers and, with Node.js, node_modules
 	@if command -v npm >/dev/null; then $(MAKE) -s $(NODE_PEERS); else echo "no npm, so no peers with Koa, Jimp or sharp: install Node.js 20.9 or newer"; fi
 
-machines: install ## play several machines on this one: two behind nginx, locust apart (2 minutes; needs root and nginx)
+machines: $(BENCHMARK) $(COMPILED) ## play several machines on this one: two behind nginx, locust apart (2 minutes; needs root and nginx)
 	$(BIN)/python -m benchmarks.machines
 
 methods: install peers ## compare ways to flip a JPEG on one core, with libvips and sharp (about 5 minutes)
@@ -87,10 +101,12 @@ MINUTES ?= 30
 soak: install ## everything at once for MINUTES=30: does memory grow, does anything fail
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
+LOCK = uv pip compile -q --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 lock: ## write the pinned requirements anew, with hashes (needs uv)
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock" requirements/serve.in -o requirements/serve.txt
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock" requirements/dev.in -o requirements/dev.txt
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock" requirements/peers.in -o requirements/peers.txt
+	$(LOCK) requirements/dev.in -o requirements/dev.txt
+	$(LOCK) requirements/serve.in -c requirements/dev.txt -o requirements/serve.txt
+	$(LOCK) requirements/benchmark.in -c requirements/dev.txt -o requirements/benchmark.txt
+	$(LOCK) requirements/peers.in -o requirements/peers.txt
 
 clean: ## remove everything that was installed or generated
 	rm -rf .venv .venv-peers benchmarks/peers/node_modules build server/imaging/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache images/benchmark-*.jpg
