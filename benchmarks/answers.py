@@ -1,6 +1,7 @@
 """Is an answer the flipped picture? Decoded once, and told by its bytes from then on."""
 
 from collections.abc import Iterable
+from functools import cached_property
 from io import BytesIO
 from math import inf, log10
 
@@ -18,19 +19,22 @@ class Flipped:
 
     Args:
         picture: the file that is sent.
-        known: answers that were found right before.
+        known: answers that were found right before; with them the picture is not decoded before it must be.
 
     Raises:
-        ValueError: it is nearly the same upside down, so that no answer could be told from no answer.
+        ValueError: it is nearly the same upside down, so that no answer could be told from no answer; not
+            looked at where there are known ones.
     """
 
     def __init__(self, picture: bytes, known: Iterable[bytes] = ()) -> None:
         self.picture = picture
         self._known = list(known)
-        upright = _opened(picture)
-        self._expected = upright.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-        if psnr_db(upright, self._expected) >= LEAST_DB:
+        if not self._known and psnr_db(_opened(picture), self._expected) >= LEAST_DB:
             raise ValueError("this picture looks the same upside down; choose another one")
+
+    @cached_property
+    def _expected(self) -> Image.Image:
+        return _opened(self.picture).transpose(Image.Transpose.FLIP_TOP_BOTTOM)
 
     def fault_of(self, answer: bytes) -> str | None:
         """What is wrong with an answer; None if it is the flipped picture."""

@@ -47,6 +47,7 @@ from benchmarks.recordings import AS_SHIPPED, CLUSTER, SINGLE
 from benchmarks.tables import have_ours_failed
 from benchmarks.topologies import ROOT, DidNotStart, Server, Topology, ours, start
 from server.cluster.cpus import usable_cores
+from server.cluster.supervisor import MALLOC_SETTINGS
 
 #: A run of locust takes this much longer than its users are at it.
 _LOCUST_S = 1.3
@@ -65,7 +66,9 @@ _SETTLE_S = 10.0
 _IDLE = 0.15
 _MOMENT_S = 0.1
 
-_SAMPLE_S = 0.25
+#: Each look takes from what it looks at: at this pace about a hundredth of a core. A burst is over soon.
+_SAMPLE_S = 0.5
+_SAMPLE_OF_BURST_S = 0.1
 
 #: Memory takes ten times as long to look up as CPU does: one look in so many has it.
 _MEMORY_EVERY = 4
@@ -172,7 +175,8 @@ class Sampler:
 
     def __init__(self, server: Server, *, has_health: bool, is_burst: bool = False) -> None:
         self._server = server
-        self._is_burst = is_burst
+        self._memory_every = 1 if is_burst else _MEMORY_EVERY
+        self._pause_s = _SAMPLE_OF_BURST_S if is_burst else _SAMPLE_S
         self._has_health = has_health
         self._over = threading.Event()
         self.generator_pid: int | None = None
@@ -198,17 +202,17 @@ class Sampler:
     def _sample(self) -> None:
         for number in count():
             pids = list(processes.tree(self._server.pid))
-            if self._is_burst or number % _MEMORY_EVERY == 0:
+            if number % self._memory_every == 0:
                 memory_mb = processes.memory_mb(pids)
             self.samples.append((time.time(), processes.sum_cpu_s(pids), memory_mb))
             if self.generator_pid is not None:
                 with suppress(OSError):  # it has ended
                     self.generated.append((time.time(), processes.cpu_s(self.generator_pid)))
-            if self._over.wait(_SAMPLE_S):
+            if self._over.wait(self._pause_s):
                 return
 
     def _probe(self) -> None:
-        while not self._over.wait(_SAMPLE_S):
+        while not self._over.wait(self._pause_s):
             asked = time.time()
             try:
                 self.probes.append((asked, load.ask_health(self._server.address), 200))
@@ -367,7 +371,7 @@ class Benchmark:
         if cell.server.topology.query:
             command += ["--query", cell.server.topology.query]
         command += ["--burst"] if is_burst else ["--window", f"{cell.seconds:.2f}"]
-        environ = os.environ | {"PYTHONPATH": str(ROOT)}
+        environ = MALLOC_SETTINGS | os.environ | {"PYTHONPATH": str(ROOT)}
         pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
         with start(
             [*command, "RawUser"],
@@ -476,9 +480,14 @@ class Bar:
 
 
 def topologies_of(profile: Profile, cores: int) -> list[Topology]:
-    """Ours: the single process and the cluster; both decode every picture, as everybody else does."""
+    """Ours: the single process and the cluster; both decode every picture, as everybody else does.
+
+    The single process has one core, as the cluster with N workers has N. Left to itself its worker would
+    receive and send on another one beside its engine, which no single process can.
+    """
+    one = sorted(os.sched_getaffinity(0))[:1]
     found = [
-        ours(SINGLE, "single process", 1, query=BY_PIXELS),
+        ours(SINGLE, "single process on one core", 1, query=BY_PIXELS, cores=one),
         ours(CLUSTER, f"cluster of {cores}", cores, query=BY_PIXELS),
     ]
     if profile.shows_lossless:
