@@ -118,7 +118,7 @@ class _Visitor(FastHttpUser):
     abstract = True
     kind: ClassVar[str]
     connection_timeout = 60.0
-    network_timeout = 120.0
+    network_timeout = 300.0  # the tenth of a burst waits for nine others, and some services take long
 
     def on_start(self) -> None:
         """Prepare the request, once."""

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from benchmarks.recordings import AS_SHIPPED, BURST, CLUSTER, SINGLE, Raw
@@ -129,15 +130,16 @@ def _latency(summary: Summary, picture: str, taken_ms: Mapping[str, Sequence[flo
     for place, (key, values) in enumerate(taken_ms.items()):
         if values:
             axes.ecdf(
-                values, color=_COLOURS[key], lw=2, label=f"{_name(summary, key)} ({len(values):,} answers)"
+                values, color=_COLOURS[key], lw=2, label=f"{_title(summary, key)} ({len(values):,} answers)"
             )
             middle = percentile(values, 50) or 0.0
             # One below the other, for the curves may lie close together.
             where = (9, -4 - 14 * place)
             said = f"median {_short(middle)} ms"
-            axes.annotate(
+            label = axes.annotate(
                 said, (middle, 0.5), where, textcoords="offset points", va="top", color=_COLOURS[key]
             )
+            label.set_path_effects([withStroke(linewidth=4, foreground="white")])  # where it meets a curve
     for part in (0.5, 0.95):
         axes.axhline(part, color=_GREY, lw=0.7, ls=(0, (2, 3)), zorder=0)
     # Room on the right for what is written beside the slower line.
@@ -343,6 +345,11 @@ def _closed(ours: Mapping[str, Sequence[Cell]]) -> list[str]:
 def _titled(summary: Summary, picture: str) -> str:
     cores = summary.run.cores
     return f"{summary.run.pictures[picture].title}, {cores} core{'s' * (cores != 1)}"
+
+
+def _title(summary: Summary, topology: str) -> str:
+    found = summary.run.topologies.get(topology)
+    return found.title if found else topology
 
 
 def _name(summary: Summary, topology: str) -> str:

@@ -575,6 +575,7 @@ def _facts(profile: Profile, topologies: Sequence[Topology], cores: int, *, peer
         "machine": {
             "cpu": _cpu(),
             "cores": cores,
+            "physical_cores": min(cores, _physical_cores()),
             "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
             "system": f"{platform.system()} {platform.release()}",
         },
@@ -611,6 +612,19 @@ def _cpu() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
+
+
+def _physical_cores() -> int:
+    """How many cores the usable ones are: threads of one core (SMT) name each other as siblings."""
+    usable = os.sched_getaffinity(0)
+    try:
+        siblings = {
+            Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list").read_text()
+            for number in usable
+        }
+    except OSError:
+        return len(usable)
+    return len(siblings)
 
 
 def main() -> None:

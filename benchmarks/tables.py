@@ -516,12 +516,17 @@ def _about_cores(summary: Summary) -> Iterator[str]:
         f"Absolute times and rates are those of this machine with {cores} core{'s' * (cores != 1)};"
         " ratios carry over better. What more cores give was not measured."
     )
+    if (physical := int(summary.run.machine.get("physical_cores", cores))) < cores:
+        yield (
+            f"These {cores} cores are threads of {physical} (SMT). Two threads of one core do less than two"
+            " cores, so the ideal is out of reach."
+        )
     yield "Server and load generator talk over the loopback interface: there is no network in these figures."
     if cores > 1 and any(cell.topology == SINGLE and cell.repetitions for cell in summary.cells):
         yield (
-            "The single process, which is a worker and its engine, had one core. Left to itself its worker"
-            " receives and sends on another one, so that it gives a little more, and with small pictures much"
-            " more."
+            "The single process, which is a worker and its engine, had one core, and the ideal is the number"
+            " of cores. Left to itself its worker receives and sends on another one, so that it gives some"
+            " hundredths more, and with small pictures half as much again; `make ratios` compares with that."
         )
 
 

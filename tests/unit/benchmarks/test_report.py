@@ -208,6 +208,15 @@ def test_a_machine_without_room_for_the_cluster_is_said_to_be_one() -> None:
     assert "cores busy" not in caveats_when_locust_takes(0.1)
 
 
+def test_threads_of_one_core_are_said_to_be_some() -> None:
+    def caveats_with(physical: int) -> str:
+        run = replace(RUN, machine={**RUN.machine, "physical_cores": physical})
+        return "\n".join(caveats(summarise(raw_of(measured("single", 10), run=run))))
+
+    assert "These 2 cores are threads of 1 (SMT)" in caveats_with(1)
+    assert "SMT" not in caveats_with(2)
+
+
 def test_the_cluster_as_shipped_stands_beside_each_peer_too() -> None:
     run = replace(
         RUN,
