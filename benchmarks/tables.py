@@ -500,6 +500,7 @@ def caveats(summary: Summary) -> list[str]:
         _about_generator,
         _about_room,
         _about_repetitions,
+        _about_more_than_ideal,
         _about_refusals,
         _about_tails,
         _about_peers,
@@ -572,6 +573,16 @@ def _about_repetitions(summary: Summary) -> Iterator[str]:
         f"Repetitions of each figure: {_from_to(str(least), str(most))}."
         f" {few}he range is least to most, and no confidence interval."
     )
+
+
+def _about_more_than_ideal(summary: Summary) -> Iterator[str]:
+    for gain in summary.gains:
+        if gain.efficiency is not None and gain.efficiency > 1:
+            yield (
+                f"{summary.run.pictures[gain.picture].title}, {_users(gain.scenario)}: more than the ideal is"
+                " mostly chance, a machine that was slower when it was the single process's turn; a little of"
+                " it may be what worker and engine lose when they take turns on one core."
+            )
 
 
 def _about_refusals(summary: Summary) -> Iterator[str]:

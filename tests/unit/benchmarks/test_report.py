@@ -208,6 +208,16 @@ def test_a_machine_without_room_for_the_cluster_is_said_to_be_one() -> None:
     assert "cores busy" not in caveats_when_locust_takes(0.1)
 
 
+def test_more_than_the_ideal_is_said_to_be_chance() -> None:
+    def caveats_when_the_cluster_gives(rate: int) -> str:
+        return "\n".join(caveats(summarise(raw_of(measured("single", 10), measured("cluster", rate)))))
+
+    assert "2 megapixels, 10 users: more than the ideal is mostly chance" in caveats_when_the_cluster_gives(
+        21
+    )
+    assert "chance" not in caveats_when_the_cluster_gives(19)
+
+
 def test_threads_of_one_core_are_said_to_be_some() -> None:
     def caveats_with(physical: int) -> str:
         run = replace(RUN, machine={**RUN.machine, "physical_cores": physical})
