@@ -29,12 +29,12 @@ class Flipped:
     def __init__(self, picture: bytes, known: Iterable[bytes] = ()) -> None:
         self.picture = picture
         self._known = list(known)
-        if not self._known and psnr_db(_opened(picture), self._expected) >= LEAST_DB:
+        if not self._known and psnr_db(_upside_down(self._expected), self._expected) >= LEAST_DB:
             raise ValueError("this picture looks the same upside down; choose another one")
 
     @cached_property
     def _expected(self) -> Image.Image:
-        return _opened(self.picture).transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+        return _upside_down(_opened(self.picture))
 
     def fault_of(self, answer: bytes) -> str | None:
         """What is wrong with an answer; None if it is the flipped picture."""
@@ -64,6 +64,10 @@ def psnr_db(one: Image.Image, other: Image.Image) -> float:
     errors = ImageStat.Stat(ImageChops.difference(one, other))
     mean_squared_error = sum(errors.sum2) / sum(errors.count)
     return 10 * log10(255**2 / mean_squared_error) if mean_squared_error else inf
+
+
+def _upside_down(image: Image.Image) -> Image.Image:
+    return image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
 
 
 def _opened(data: bytes) -> Image.Image:
