@@ -31,10 +31,10 @@ for _name in [_name for _name in sys.modules if _name.partition(".")[0] == "serv
     del sys.modules[_name]
 
 from server import check, logs
+from server.cluster.backoff import Backoff
 from server.cluster.cpus import usable_cores
 from server.cluster.membership import Membership
 from server.cluster.quarantine import Quarantine
-from server.cluster.respawn import Backoff
 from server.cluster.scoreboard import Cell, Scoreboard, State
 from server.cluster.work import WorkSocket
 from server.imaging import sequential
@@ -150,7 +150,7 @@ def pre_fork(_server: "Arbiter", worker: "Worker") -> None:
     """In the arbiter: give the worker to be its place in the cluster."""
     worker.enlist(Membership(_work, _scoreboard, _quarantine, _scoreboard.claim()), _settings)
     worker.forked_s = time.monotonic()
-    worker.jobs_before = worker.membership.row[Cell.JOBS]
+    worker.tasks_before = worker.membership.row[Cell.TASKS]
     worker.boot_delay_s = _delays_s.pop() if _delays_s else 0.0
     _unborn.append(worker)
 
@@ -162,7 +162,7 @@ def post_fork(_server: "Arbiter", worker: "Worker") -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     _keep_memory()
     if worker.boot_delay_s:
-        _log.warning("worker_respawn_delayed", pid=os.getpid(), delay_s=worker.boot_delay_s)
+        _log.warning("worker_restart_delayed", pid=os.getpid(), delay_s=worker.boot_delay_s)
         _sleep_or_exit(worker.boot_delay_s)
 
 
@@ -170,7 +170,7 @@ def child_exit(server: "Arbiter", worker: "Worker") -> None:
     """In the arbiter: a worker has ended; when that leaves too few and was not planned, it crashed."""
     row = worker.membership.row
     was_planned = row[Cell.STATE] == State.STOPPING  # --max-requests, or a stop
-    did_work = row[Cell.JOBS] > worker.jobs_before
+    did_work = row[Cell.TASKS] > worker.tasks_before
     worker.membership.scoreboard.release(row)
     if len(server.WORKERS) < server.num_workers and not was_planned:
         _delays_s.append(_backoff.delay_s(time.monotonic() - worker.forked_s, did_work=did_work))

@@ -176,18 +176,18 @@ def client_gone(leavers: int = 50, body: str = "big") -> list[Finding]:
             ask(address(server), request)
         one_job_s = (sum(map(processes.cpu_s, engines)) - started_s) / _SINGLE_JOBS
         queued = _queue_and_leave(server, engines, request, leavers)
-        before_s, jobs_before = sum(map(processes.cpu_s, engines)), _jobs(server)
+        before_s, tasks_before = sum(map(processes.cpu_s, engines)), _tasks(server)
         for engine in engines:
             os.kill(engine, signal.SIGCONT)
         next_one = ask(address(server), request)
         worked = (sum(map(processes.cpu_s, engines)) - before_s) / one_job_s
-        jobs = _jobs(server) - jobs_before
+        tasks = _tasks(server) - tasks_before
     return [
         Finding(f"{leavers} pictures wait, then their clients leave", f"{queued} waited", queued == leavers),
         Finding(
             "no engine works on them",
-            f"{jobs} job done, engines spent the CPU of {worked:.1f}",
-            jobs == 1 and worked < 2 + leavers / 4,
+            f"{tasks} task done, engines spent the CPU of {worked:.1f}",
+            tasks == 1 and worked < 2 + leavers / 4,
         ),
         Finding(
             "the next request is answered as if they had not been",
@@ -213,8 +213,8 @@ def _queue_and_leave(server: LiveServer, engines: Sequence[int], request: bytes,
     return queued
 
 
-def _jobs(server: LiveServer) -> int:
-    return sum(worker["jobs"] for worker in server.workers())
+def _tasks(server: LiveServer) -> int:
+    return sum(worker["tasks"] for worker in server.workers())
 
 
 def leaks(

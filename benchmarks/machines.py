@@ -183,7 +183,7 @@ class Deployment:
         said = self._rack["master"].run(
             "curl", "-sf", "--max-time", "20", f"http://{ADDRESSES[name]}:8000/status"
         )
-        return sum(worker["jobs"] for worker in json.loads(said)["workers"])
+        return sum(worker["tasks"] for worker in json.loads(said)["workers"])
 
     def drive(self, host: str, seconds: float) -> "Drive":
         """Start locust: a master and workers, each on a machine of its own."""

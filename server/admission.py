@@ -176,7 +176,7 @@ class Admission:
         return max(1, self._scoreboard.count(Cell.ENGINE_PID))
 
     def _us_per_byte(self) -> float:
-        """Engine time per byte of upload, over the whole cluster and its last jobs."""
+        """Engine time per byte of upload, over the whole cluster and its last tasks."""
         lately_bytes = self._scoreboard.total(Cell.LATELY_BYTES)
         lately_us = self._scoreboard.total(Cell.LATELY_US)
         return _HEADROOM * lately_us / lately_bytes if lately_bytes else _FIRST_GUESS_US

@@ -8,11 +8,11 @@ import falcon.asgi
 from server import logs
 from server.admission import Admission
 from server.cluster.dispatch import Dispatcher
-from server.cluster.engine import Terms
+from server.cluster.engine import EngineConfig
 from server.cluster.membership import Membership
 from server.cluster.quarantine import Quarantine
 from server.cluster.supervisor import Supervisor
-from server.cluster.work import Spares
+from server.cluster.work import MemoryFilePool
 from server.imaging.operations import Operation
 from server.imaging.pipeline import Limits
 from server.settings import Settings
@@ -48,18 +48,18 @@ def create_app(settings: Settings, membership: Membership, environ: Mapping[str,
         max_total_pixels=settings.max_total_pixels,
     )
     row = membership.row
-    terms = Terms(
+    config = EngineConfig(
         nice=settings.engine_nice,
         timeout_s=settings.engine_timeout_s,
         memory_bytes=settings.engine_memory_bytes,
-        max_jobs=settings.engine_max_jobs,
+        max_tasks=settings.engine_max_tasks,
     )
-    supervisor = Supervisor(membership.work, row, terms, environ)
-    spares = Spares()
+    supervisor = Supervisor(membership.work, row, config, environ)
+    memory_files = MemoryFilePool()
     dispatcher = Dispatcher(
         membership,
         limits,
-        spares,
+        memory_files,
         max_wait_s=settings.max_wait_s,
     )
     admission = Admission(
@@ -71,14 +71,14 @@ def create_app(settings: Settings, membership: Membership, environ: Mapping[str,
     uploads = Uploads(
         max_body_bytes=settings.max_body_bytes,
         timeout_s=settings.upload_timeout_s,
-        sample=settings.sample_picture,
-        spares=spares,
+        sample=settings.sample_image,
+        memory_files=memory_files,
     )
     app = falcon.asgi.App()
     app.add_middleware(Lifespan(supervisor, row))
     add_error_handlers(app)
     for path, operation in OPERATIONS.items():
-        app.add_route(path, Transform(operation, admission, uploads, dispatcher, spares))
+        app.add_route(path, Transform(operation, admission, uploads, dispatcher, memory_files))
     app.add_route("/", probes.Front())
     app.add_route("/healthz", probes.Healthz())
     app.add_route("/readyz", probes.Readyz(membership.scoreboard, row))

@@ -15,7 +15,7 @@
     │   ├── TooManyFrames           more frames than the limit, told from the header
     │   ├── NotLossless             wanted without loss, and cannot be had so
     │   ├── TooMuchWork             an engine did not finish it within the limit
-    │   └── EngineKiller            ended every engine that tried it
+    │   └── PoisonImage            ended every engine that tried it
     └── ServiceUnavailable          not the caller's fault: try again later
 """
 
@@ -111,7 +111,7 @@ class TooMuchWork(ImageError):
     title = "The image takes too long"
 
 
-class EngineKiller(ImageError):
+class PoisonImage(ImageError):
     """Every engine that tried this picture died of it."""
 
     title = "The image could not be processed safely"

@@ -195,7 +195,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
     def _abandon(self, stage: str) -> None:
         """Close the connection and drop what a slow client has not read: it would wait in the kernel."""
         log.info(
-            "client_too_slow",
+            "slow_client_disconnected",
             client=self._client[0] if self._client else None,
             stage=stage,
             received=self._received_bytes,
@@ -517,7 +517,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         while self.nr_conns and self.loop.time() < deadline_s:  # noqa: ASYNC110 gunicorn counts and tells nobody
             await asyncio.sleep(TICK_S)
         if self.nr_conns:
-            log.warning("worker_out_of_time", pid=os.getpid(), connections=self.nr_conns)
+            log.warning("worker_drain_timed_out", pid=os.getpid(), connections=self.nr_conns)
             self._quick_shutdown = True
         self.alive = False
 

@@ -25,7 +25,7 @@ class Snapshot:
         duration_bounds_s: upper bounds of the response time histogram, in seconds, rising.
         durations: requests per bucket, not cumulated, and one more for those above the last bound.
         duration_s: summed response time, in seconds.
-        engine_s: summed time that engines spent on jobs, in seconds.
+        engine_s: summed time that engines spent on tasks, in seconds.
         predicted_s: engine time that the admitted requests are thought to need still, in seconds.
         held_bytes: of the pictures that come in or go out.
     """
@@ -41,7 +41,7 @@ class Snapshot:
     duration_s: float
     bytes_in: int
     bytes_out: int
-    jobs: int
+    tasks: int
     engine_s: float
     engine_starts: int
     engine_deaths: int
@@ -62,7 +62,7 @@ class _Once(Collector):
         now = self._snapshot
         yield GaugeMetricFamily("flip_workers", "Workers that accept requests.", now.workers)
         yield GaugeMetricFamily("flip_engines", "Engines that can take work.", now.engines)
-        yield GaugeMetricFamily("flip_jobs_in_flight", "Jobs waiting or worked on.", now.in_flight)
+        yield GaugeMetricFamily("flip_tasks_in_flight", "Tasks waiting or worked on.", now.in_flight)
         yield GaugeMetricFamily(
             "flip_predicted_engine_seconds", "What the admitted requests need still.", now.predicted_s
         )
@@ -88,8 +88,8 @@ class _Once(Collector):
         for name, text, value in (
             ("flip_received_bytes", "Bytes of request bodies.", now.bytes_in),
             ("flip_sent_bytes", "Bytes of response bodies.", now.bytes_out),
-            ("flip_jobs", "Pictures that engines have turned.", now.jobs),
-            ("flip_engine_seconds", "Time that engines spent on jobs.", now.engine_s),
+            ("flip_tasks", "Pictures that engines have turned.", now.tasks),
+            ("flip_engine_seconds", "Time that engines spent on tasks.", now.engine_s),
             ("flip_engine_starts", "Engines started.", now.engine_starts),
             ("flip_engine_deaths", "Engines that died.", now.engine_deaths),
         ):

@@ -30,7 +30,7 @@ _PREFIX = "FLIP_"
 _Whole = Annotated[int, Field(le=2**63 - 1)]
 _Seconds = Annotated[float, Field(gt=0, le=1e9)]
 
-_SAMPLE_PICTURE = Path(__file__).parents[1] / "images" / "landscape.jpg"
+_SAMPLE_IMAGE = Path(__file__).parents[1] / "images" / "landscape.jpg"
 
 
 class InvalidSettings(Exception):
@@ -104,7 +104,7 @@ class Settings(BaseModel):
             "answered 422.",
         ),
     ] = 2 * 2**30
-    engine_max_jobs: Annotated[
+    engine_max_tasks: Annotated[
         _Whole,
         Field(
             ge=0,
@@ -161,9 +161,9 @@ class Settings(BaseModel):
             "when it is not set."
         ),
     ] = None
-    sample_picture: Annotated[
+    sample_image: Annotated[
         FilePath, Field(description="The picture that a request with an empty body gets flipped.")
-    ] = _SAMPLE_PICTURE
+    ] = _SAMPLE_IMAGE
     log_format: Annotated[
         LogFormat,
         Field(description="`pretty` for people, `json` for machines, `auto`: pretty on a terminal."),

@@ -11,21 +11,21 @@ from io import FileIO
 from itertools import count
 
 from server.cluster.membership import Membership
-from server.cluster.quarantine import FATAL, Evidence
+from server.cluster.quarantine import CRASH_THRESHOLD, QuarantineEntry
 from server.cluster.scoreboard import Cell
 from server.cluster.supervisor import describe_exit
 from server.cluster.work import (
     Done,
-    Job,
     Lane,
+    MemoryFilePool,
     Refused,
-    Spares,
+    Task,
     decode_outcome,
     now_us,
     receive,
     send,
 )
-from server.errors import EngineKiller, ImageError, TooMuchWork
+from server.errors import ImageError, PoisonImage, TooMuchWork
 from server.imaging.pipeline import Limits, Recipe
 from server.logs import get_logger
 
@@ -40,7 +40,7 @@ _LOOK_EVERY_S = 0.002
 
 
 class TooLate(Exception):
-    """No engine came to the job within the limit."""
+    """No engine came to the task within the limit."""
 
 
 class EngineBug(Exception):
@@ -49,7 +49,7 @@ class EngineBug(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """An engine died over a job.
+    """An engine died over a task.
 
     Attributes:
         pid: the engine's; 0 when nobody told us, because its worker has died as well.
@@ -71,23 +71,25 @@ class Lost:
 
 
 class Dispatcher:
-    """Sends jobs to the engines of the whole cluster on behalf of one worker.
+    """Sends tasks to the engines of the whole cluster on behalf of one worker.
 
     Args:
         membership: the work socket, the scoreboard and the quarantine of the cluster.
         limits: what the engines are told to refuse.
-        spares: where the files for results come from; whoever has read one gives it back.
-        max_wait_s: an engine that comes to a job later than this after its admission does not start it, in
+        memory_files: where the files for results come from; whoever has read one gives it back.
+        max_wait_s: an engine that comes to a task later than this after its admission does not start it, in
             seconds.
     """
 
-    def __init__(self, membership: Membership, limits: Limits, spares: Spares, *, max_wait_s: float) -> None:
+    def __init__(
+        self, membership: Membership, limits: Limits, memory_files: MemoryFilePool, *, max_wait_s: float
+    ) -> None:
         self._work = membership.work
         self._scoreboard = membership.scoreboard
         self._quarantine = membership.quarantine
         self._row = membership.row
         self._limits = limits
-        self._spares = spares
+        self._memory_files = memory_files
         self._max_wait_us = int(max_wait_s * 1e6)
         # Unlike those of any other worker, and of those that had this row before us.
         self._numbers = count(self._row.index << 48 | (now_us() & (1 << 40) - 1) << 8 | 1)
@@ -97,7 +99,7 @@ class Dispatcher:
     async def transform(self, upload: FileIO, recipe: Recipe, admitted_us: int) -> tuple[Done, FileIO]:
         """Have the upload transformed by an engine.
 
-        Cancelling this skips the job if no engine has started it.
+        Cancelling this skips the task if no engine has started it.
 
         Args:
             upload: the picture.
@@ -105,7 +107,7 @@ class Dispatcher:
             admitted_us: since when its caller has been waiting, microseconds of the monotonic clock.
 
         Returns:
-            What was done, and an open file with the new picture, one of the spares.
+            What was done, and an open file with the new picture, one of the memory_files.
 
         Raises:
             ImageError: the picture was refused, ended engines, or took one too long.
@@ -115,22 +117,22 @@ class Dispatcher:
         body_bytes = os.fstat(upload.fileno()).st_size
         if self._quarantine.may_hold(body_bytes):
             await self._refuse_if_quarantined(upload)
-        result = self._spares.take()
+        result = self._memory_files.take()
         try:
             done = await self._try(upload, result, recipe, self._deadline_us(admitted_us))
         except ImageError:  # an engine has said its last word about the file, or died
-            self._spares.give_back(result)
+            self._memory_files.give_back(result)
             raise
         except BaseException:  # an engine may still be writing, for a client that has left
             result.close()
             raise
-        self._row.count_job(done.spent.service_us, body_bytes)
+        self._row.count_task(done.spent.service_us, body_bytes)
         return done, result
 
     async def _refuse_if_quarantined(self, upload: FileIO) -> None:
-        evidence = await asyncio.to_thread(Evidence.of, upload)
-        if self._quarantine.deaths(evidence.digest) >= FATAL:
-            log.info("picture_refused", **asdict(evidence))
+        entry = await asyncio.to_thread(QuarantineEntry.of, upload)
+        if self._quarantine.deaths(entry.digest) >= CRASH_THRESHOLD:
+            log.info("quarantined_image_refused", **asdict(entry))
             raise _killer()
 
     def _deadline_us(self, admitted_us: int) -> int:
@@ -139,36 +141,36 @@ class Dispatcher:
 
     async def _try(self, upload: FileIO, result: FileIO, recipe: Recipe, deadline_us: int) -> Done:
         """Ask an engine, and another one when the first dies: that costs the request nothing."""
-        losses = guilt = 0
+        losses = blamed = 0
         while True:
             # Who has lost an engine has waited already.
             lane, until_us = (Lane.RETRY, 0) if losses else (Lane.ORDINARY, deadline_us)
-            job = Job(recipe, self._limits, next(self._numbers), now_us(), until_us)
-            outcome = await self._ask(job, lane, upload, result)
+            task = Task(recipe, self._limits, next(self._numbers), now_us(), until_us)
+            outcome = await self._ask(task, lane, upload, result)
             if not isinstance(outcome, Lost):
                 return _judge(outcome)
             if outcome.took_too_long:
-                await self._convict(upload, outcome, deaths=1)
+                await self._quarantine_image(upload, outcome, deaths=1)
                 raise TooMuchWork("The image takes too long to process. Send a smaller or simpler one.")
-            log.warning("engine_lost_job", pid=outcome.pid)
+            log.warning("engine_lost_task", pid=outcome.pid)
             losses += 1
-            guilt += not outcome.may_be_an_accident
-            if guilt == FATAL or losses == _PATIENCE:
-                await self._convict(upload, outcome, deaths=FATAL)
+            blamed += not outcome.may_be_an_accident
+            if blamed == CRASH_THRESHOLD or losses == _PATIENCE:
+                await self._quarantine_image(upload, outcome, deaths=CRASH_THRESHOLD)
                 raise _killer()
 
-    async def _convict(self, upload: FileIO, lost: Lost, deaths: int) -> None:
-        """Remember a picture that engines died of, with the evidence in the log."""
-        evidence = await asyncio.to_thread(Evidence.of, upload)
-        total = self._quarantine.add(evidence, deaths)
+    async def _quarantine_image(self, upload: FileIO, lost: Lost, deaths: int) -> None:
+        """Remember a picture that engines died of, with the entry in the log."""
+        entry = await asyncio.to_thread(QuarantineEntry.of, upload)
+        total = self._quarantine.add(entry, deaths)
         is_kept = False
         try:
-            is_kept = await asyncio.to_thread(self._quarantine.keep, upload, evidence)
+            is_kept = await asyncio.to_thread(self._quarantine.keep, upload, entry)
         except OSError as error:
-            log.error("evidence_not_kept", digest=evidence.digest, error=str(error))  # noqa: TRY400 it says all
+            log.error("quarantine_file_not_written", digest=entry.digest, error=str(error))  # noqa: TRY400 it says all
         log.error(
-            "picture_ended_engines",
-            **asdict(evidence),
+            "poison_image_quarantined",
+            **asdict(entry),
             pid=lost.pid,
             **describe_exit(lost.returncode),
             engines=total,
@@ -183,49 +185,49 @@ class Dispatcher:
         finally:
             self._row[Cell.IN_FLIGHT] -= 1
 
-    async def _ask(self, job: Job, lane: Lane, upload: FileIO, result: FileIO) -> Done | Refused | Lost:
-        """Send the job and wait for what comes back, be it the news that its engine died."""
+    async def _ask(self, task: Task, lane: Lane, upload: FileIO, result: FileIO) -> Done | Refused | Lost:
+        """Send the task and wait for what comes back, be it the news that its engine died."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # Closed early, when the client leaves, it tells the engine to skip the job.
+        # Closed early, when the client leaves, it tells the engine to skip the task.
         with self._counted_in_flight(), ours:
             ours.setblocking(False)  # noqa: FBT003 the standard library has no other way
             with theirs:  # once sent, only the engine holds this end
-                await self._hand_over(job, lane, [upload.fileno(), result.fileno(), theirs.fileno()])
+                await self._hand_over(task, lane, [upload.fileno(), result.fileno(), theirs.fileno()])
             loop = asyncio.get_running_loop()
             await _ready(ours.fileno(), loop.add_reader, loop.remove_reader)
             try:
                 message, _ = receive(ours, 0)
-            except ConnectionResetError:  # it died with our job unread
+            except ConnectionResetError:  # it died with our task unread
                 message = b""
             if not message:
-                return await self._verdict(job)
+                return await self._verdict(task)
         try:
             outcome = decode_outcome(message)
         except ValueError as error:  # our own bug, or an engine that a picture has taken over
             raise EngineBug(str(error)) from error
         if isinstance(outcome, Done):
-            started_us = job.sent_us + outcome.spent.queue
+            started_us = task.sent_us + outcome.spent.queue
             log.debug(
-                "job_done",
+                "task_done",
                 engine=outcome.engine_pid,
-                sent_us=job.sent_us,
+                sent_us=task.sent_us,
                 started_us=started_us,
                 ended_us=started_us + outcome.spent.service_us,
             )
         return outcome
 
-    async def _verdict(self, job: Job) -> Lost:
+    async def _verdict(self, task: Task) -> Lost:
         """Find out how the engine ended: its own worker has reaped it, or will in a moment, and notes it."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + _VERDICT_S
         while loop.time() < deadline_s:
-            if row := self._scoreboard.row_with(Cell.LOST_JOB, job.number):
+            if row := self._scoreboard.row_with(Cell.LOST_TASK, task.number):
                 return Lost(row[Cell.LOST_PID], row[Cell.LOST_STATUS])
             await asyncio.sleep(_LOOK_EVERY_S)
         return Lost()
 
-    async def _hand_over(self, job: Job, lane: Lane, files: Sequence[int]) -> None:
-        message = job.encode()
+    async def _hand_over(self, task: Task, lane: Lane, files: Sequence[int]) -> None:
+        message = task.encode()
         end = self._work.worker_ends[lane]
         async with self._queueing[lane]:
             while True:
@@ -238,8 +240,8 @@ class Dispatcher:
                     return
 
 
-def _killer() -> EngineKiller:
-    return EngineKiller("The image makes our decoder crash. Convert it to another format and send that.")
+def _killer() -> PoisonImage:
+    return PoisonImage("The image makes our decoder crash. Convert it to another format and send that.")
 
 
 def _judge(outcome: Done | Refused) -> Done:

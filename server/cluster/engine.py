@@ -1,6 +1,6 @@
 """The engine: a CPU process that transforms one picture at a time and knows nothing of HTTP.
 
-Started by its worker as `python -m server.cluster.engine TERMS`; it takes jobs from the shared work socket
+Started by its worker as `python -m server.cluster.engine CONFIG`; it takes tasks from the shared work socket
 and exits when the control socket closes, so none outlives its worker.
 """
 
@@ -22,7 +22,7 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
-from server.cluster.work import Done, FlightRecorder, Job, Refused, Spent, now_us, receive, send
+from server.cluster.work import Done, FlightRecorder, Refused, Spent, Task, now_us, receive, send
 from server.errors import ImageError, TooManyPixels
 from server.imaging import sequential
 from server.imaging.pipeline import Stage, process
@@ -41,21 +41,21 @@ _OOM_SCORE = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class EngineConfig:
     """What an engine is hired for.
 
     Attributes:
         nice: how far it stands back behind workers (nice(2)).
-        timeout_s: longest time for one job, in seconds; then the kernel ends the engine (setitimer(2)).
+        timeout_s: longest time for one task, in seconds; then the kernel ends the engine (setitimer(2)).
         memory_bytes: most address space (RLIMIT_AS of setrlimit(2)).
-        max_jobs: after how many jobs it makes room for a fresh one; 0 for never.
+        max_tasks: after how many tasks it makes room for a fresh one; 0 for never.
         work, control, recorder: descriptors; the lanes of the work socket, first things first.
     """
 
     nice: int
     timeout_s: float
     memory_bytes: int
-    max_jobs: int
+    max_tasks: int
     work: Sequence[int] = ()
     control: int = -1
     recorder: int = -1
@@ -84,23 +84,23 @@ class _Laps:
 
 
 class Engine:
-    """Takes jobs until its control socket closes, its jobs are done, or its memory has run out.
+    """Takes tasks until its control socket closes, its tasks are done, or its memory has run out.
 
     Args:
-        terms: its limits.
+        config: its limits.
         work: the engines' ends of the work socket, non-blocking, in the order in which they are looked at.
         control: one byte is written to it when the engine is ready; its end of file ends the engine.
-        recorder: told of each job.
+        recorder: told of each task.
     """
 
     def __init__(
         self,
-        terms: Terms,
+        config: EngineConfig,
         work: Sequence[socket.socket],
         control: socket.socket,
         recorder: FlightRecorder,
     ) -> None:
-        self._terms = terms
+        self._config = config
         self._work = work
         self._control = control
         self._recorder = recorder
@@ -133,19 +133,19 @@ class Engine:
                 pass
             finally:
                 self._recorder.end()
-        if self._recorder.done == self._terms.max_jobs:
+        if self._recorder.done == self._config.max_tasks:
             self._is_retiring = True
 
     def _answer(self, message: bytes, upload: int, sink: FileIO) -> Done | Refused:
         try:
-            job = Job.decode(message)
-            self._recorder.begin(job.number)
-            if 0 < job.deadline_us < now_us():
+            task = Task.decode(message)
+            self._recorder.begin(task.number)
+            if 0 < task.deadline_us < now_us():
                 return Refused(os.getpid(), is_late=True)
             # The default action of SIGALRM ends the process, also inside C code; a handler of Python's would
             # wait for that code to return.
-            signal.setitimer(signal.ITIMER_REAL, self._terms.timeout_s)
-            return _transform(job, upload, sink)
+            signal.setitimer(signal.ITIMER_REAL, self._config.timeout_s)
+            return _transform(task, upload, sink)
         except ImageError as refusal:
             self._is_retiring = isinstance(refusal.__cause__, MemoryError)
             return Refused(os.getpid(), error=refusal)
@@ -158,17 +158,17 @@ class Engine:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _transform(job: Job, upload: int, sink: FileIO) -> Done:
-    queue_us = now_us() - job.sent_us
+def _transform(task: Task, upload: int, sink: FileIO) -> Done:
+    queue_us = now_us() - task.sent_us
     laps = _Laps()
     size = os.fstat(upload).st_size
-    sink.seek(0)  # another engine may have died over this job
+    sink.seek(0)  # another engine may have died over this task
     try:
         source = mmap.mmap(upload, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
     except OSError as error:  # there is no other reason
         raise MemoryError from error
     with source:
-        result = process(cast("Source", source), sink, job.recipe, job.limits, laps)
+        result = process(cast("Source", source), sink, task.recipe, task.limits, laps)
     spent = Spent(queue_us, laps.spent["decode"], laps.spent["transform"], laps.spent["encode"])
     return Done(result, spent, os.getpid())
 
@@ -187,7 +187,7 @@ def _silence_decoders() -> None:
         os.dup2(nowhere.fileno(), 2)
 
 
-def volunteer(score: Path) -> None:
+def prefer_for_oom_kill(score: Path) -> None:
     """Ask the kernel to end this process before a worker when memory runs out (proc(5)).
 
     Whoever runs with a higher score already, as in many containers, may not lower it; and nobody has to.
@@ -199,24 +199,24 @@ def volunteer(score: Path) -> None:
 
 def main() -> None:
     """Entry point of the process."""
-    terms = Terms.decode(sys.argv[1])
+    config = EngineConfig.decode(sys.argv[1])
     for number in _NOT_FOR_US:
         signal.signal(number, signal.SIG_IGN)
     _silence_decoders()
     # Workers only move bytes: they go first, or a health check waits behind a picture.
-    os.nice(terms.nice)
+    os.nice(config.nice)
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    memory_bytes = terms.memory_bytes if hard == resource.RLIM_INFINITY else min(terms.memory_bytes, hard)
+    memory_bytes = config.memory_bytes if hard == resource.RLIM_INFINITY else min(config.memory_bytes, hard)
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    volunteer(Path("/proc/self/oom_score_adj"))
+    prefer_for_oom_kill(Path("/proc/self/oom_score_adj"))
     with suppress(sequential.Impossible):  # the arbiter has said so
         sequential.kernel()
     gc.freeze()  # what is loaded now stays for good; no collection has to look at it again
-    lanes = [socket.socket(fileno=descriptor) for descriptor in terms.work]
-    with FileIO(terms.recorder, "r+b") as file:
+    lanes = [socket.socket(fileno=descriptor) for descriptor in config.work]
+    with FileIO(config.recorder, "r+b") as file:
         recorder = FlightRecorder(file)
-    with socket.socket(fileno=terms.control) as control:
-        Engine(terms, lanes, control, recorder).serve()
+    with socket.socket(fileno=config.control) as control:
+        Engine(config, lanes, control, recorder).serve()
 
 
 if __name__ == "__main__":

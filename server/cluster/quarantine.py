@@ -16,7 +16,7 @@ from server.errors import UnsupportedImage
 from server.imaging.codec import sniff
 
 #: How many engines a picture may end before it is refused unseen.
-FATAL = 2
+CRASH_THRESHOLD = 2
 
 #: How many pictures are remembered; a newer one may take the place of an older one.
 _SLOTS = 1024
@@ -24,12 +24,12 @@ _SLOTS = 1024
 #: Integers of one slot: two of the digest, engines ended, and when it is forgotten.
 _WIDTH = 4
 
-#: How many files are kept as evidence at most.
+#: How many files are kept as entry at most.
 _MOST_FILES = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class QuarantineEntry:
     """What is known of a picture without decoding it.
 
     Attributes:
@@ -63,7 +63,7 @@ class Quarantine:
 
     Args:
         expiry_s: how long a picture is remembered, in seconds.
-        directory: where pictures that ended engines are kept as evidence; None for nowhere.
+        directory: where pictures that ended engines are kept as entry; None for nowhere.
         clock_s: the same for all processes of a machine.
     """
 
@@ -86,17 +86,17 @@ class Quarantine:
         is_it = slot[:2].tolist() == _words(digest) and slot[3] > self._clock_s()
         return slot[2] if is_it else 0
 
-    def add(self, evidence: Evidence, deaths: int) -> int:
+    def add(self, entry: QuarantineEntry, deaths: int) -> int:
         """Remember that a picture ended engines, and return how many it ended in all."""
-        deaths += self.deaths(evidence.digest)
-        slot = self._slot(evidence.digest)
+        deaths += self.deaths(entry.digest)
+        slot = self._slot(entry.digest)
         expires_s = int(self._clock_s() + self._expiry_s) + 1
-        for cell, value in enumerate((*_words(evidence.digest), deaths, expires_s)):
+        for cell, value in enumerate((*_words(entry.digest), deaths, expires_s)):
             slot[cell] = value
-        self._sizes[evidence.body_bytes % _SLOTS] = expires_s
+        self._sizes[entry.body_bytes % _SLOTS] = expires_s
         return deaths
 
-    def keep(self, upload: FileIO, evidence: Evidence) -> bool:
+    def keep(self, upload: FileIO, entry: QuarantineEntry) -> bool:
         """Write a picture that ended engines into the directory, for whoever looks for the cause.
 
         Returns:
@@ -107,12 +107,12 @@ class Quarantine:
         """
         if self._directory is None:
             return False
-        path = self._directory / f"{evidence.digest}.{evidence.format}"
+        path = self._directory / f"{entry.digest}.{entry.format}"
         if not path.exists():
             if sum(1 for _ in self._directory.iterdir()) >= _MOST_FILES:
                 return False
             with NamedTemporaryFile(dir=self._directory) as unfinished:  # gone when it cannot be finished
-                unfinished.write(os.pread(upload.fileno(), evidence.body_bytes, 0))
+                unfinished.write(os.pread(upload.fileno(), entry.body_bytes, 0))
                 unfinished.flush()
                 with suppress(FileExistsError):  # by somebody who had the same picture at the same time
                     os.link(unfinished.name, path)

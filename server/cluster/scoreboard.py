@@ -39,22 +39,22 @@ class Cell(IntEnum):
     STATE = 0
     PID = auto()
     ENGINE_PID = auto()  # 0 while there is none
-    IN_FLIGHT = auto()  # jobs handed to the work socket and not answered yet
-    SERVICE_US = auto()  # moving average of what one job takes an engine, in microseconds
-    LATELY_US = auto()  # engine time of the last jobs, each new one making the older ones weigh less ...
+    IN_FLIGHT = auto()  # tasks handed to the work socket and not answered yet
+    SERVICE_US = auto()  # moving average of what one task takes an engine, in microseconds
+    LATELY_US = auto()  # engine time of the last tasks, each new one making the older ones weigh less ...
     LATELY_BYTES = auto()  # ... and the bytes of their uploads
     PREDICTED_US = auto()  # engine time that the admitted requests are thought to need still
     HELD_BYTES = auto()  # of pictures that came in or are going out
     PROMISED_US = auto()  # until when places were promised to refused callers, monotonic clock
-    LOST_JOB = auto()  # the job that the last engine died over ...
+    LOST_TASK = auto()  # the task that the last engine died over ...
     LOST_PID = auto()  # ... which engine that was ...
     LOST_STATUS = auto()  # ... and how it ended, as `subprocess` says it
     REQUESTS = auto()
     BYTES_IN = auto()
     BYTES_OUT = auto()
     DURATION_US = auto()  # summed response time, in microseconds
-    JOBS = auto()
-    JOB_US = auto()  # summed engine time, in microseconds
+    TASKS = auto()
+    TASK_US = auto()  # summed engine time, in microseconds
     ENGINE_STARTS = auto()
     ENGINE_DEATHS = auto()
     FIRST_STATUS = auto()  # then one for each of STATUSES, and the buckets of response times
@@ -94,10 +94,10 @@ class Row:
         )
         self[_FIRST_DURATION + bucket] += 1
 
-    def count_job(self, service_us: int, body_bytes: int) -> None:
-        """Count one job an engine finished, and move the averages by an eighth."""
-        self[Cell.JOBS] += 1
-        self[Cell.JOB_US] += service_us
+    def count_task(self, service_us: int, body_bytes: int) -> None:
+        """Count one task an engine finished, and move the averages by an eighth."""
+        self[Cell.TASKS] += 1
+        self[Cell.TASK_US] += service_us
         average = self[Cell.SERVICE_US]
         self[Cell.SERVICE_US] = average + (service_us - average) // 8 if average else service_us
         self[Cell.LATELY_US] += service_us - self[Cell.LATELY_US] // 8
@@ -182,8 +182,8 @@ class Scoreboard:
             duration_s=total(Cell.DURATION_US) / 1e6,
             bytes_in=total(Cell.BYTES_IN),
             bytes_out=total(Cell.BYTES_OUT),
-            jobs=total(Cell.JOBS),
-            engine_s=total(Cell.JOB_US) / 1e6,
+            tasks=total(Cell.TASKS),
+            engine_s=total(Cell.TASK_US) / 1e6,
             engine_starts=total(Cell.ENGINE_STARTS),
             engine_deaths=total(Cell.ENGINE_DEATHS),
         )

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from server.cluster.engine import Terms
-from server.cluster.respawn import Backoff
+from server.cluster.backoff import Backoff
+from server.cluster.engine import EngineConfig
 from server.cluster.scoreboard import Cell, Row
 from server.cluster.work import FlightRecorder, WorkSocket, now_us
 from server.logs import get_logger
@@ -26,7 +26,7 @@ MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOL
 _IMPORT_ROOT = str(Path(__file__).parents[2])
 
 
-#: How much sooner than others an engine may retire, as a part of its jobs, so that not all do at once.
+#: How much sooner than others an engine may retire, as a part of its tasks, so that not all do at once.
 _JITTER = 0.1
 
 #: How long an engine may take to become ready, in seconds: less than gunicorn gives its worker (`timeout`).
@@ -39,19 +39,19 @@ class Death:
 
     Attributes:
         returncode: as `subprocess` says it.
-        job: the number of the job that was lost with it; 0 for none.
-        done: how many jobs it had come to the end of.
+        task: the number of the task that was lost with it; 0 for none.
+        done: how many tasks it had come to the end of.
     """
 
     pid: int
     returncode: int
-    job: int
+    task: int
     done: int
 
     @property
     def is_planned(self) -> bool:
         """Whether it retired."""
-        return self.returncode == 0 and self.job == 0 and self.done > 0
+        return self.returncode == 0 and self.task == 0 and self.done > 0
 
 
 def describe_exit(returncode: int) -> dict[str, int | str]:
@@ -70,14 +70,14 @@ class Supervisor:
     Args:
         work: the work socket whose engines' ends are passed on.
         row: the worker's row of the scoreboard.
-        terms: the limits of the engines, without descriptors.
+        config: the limits of the engines, without descriptors.
         environ: the environment of the engine; it may overrule the malloc settings.
     """
 
-    def __init__(self, work: WorkSocket, row: Row, terms: Terms, environ: Mapping[str, str]) -> None:
+    def __init__(self, work: WorkSocket, row: Row, config: EngineConfig, environ: Mapping[str, str]) -> None:
         self._work = work
         self._row = row
-        self._terms = terms
+        self._config = config
         self._environ = {**MALLOC_SETTINGS, **environ}
         self._first_attempt = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -92,7 +92,7 @@ class Supervisor:
         await self._first_attempt.wait()
 
     async def stop(self) -> None:
-        """End the engine after the job it is working on."""
+        """End the engine after the task it is working on."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -108,22 +108,22 @@ class Supervisor:
             try:
                 death = await self._run_engine()
                 if death.is_planned:
-                    log.info("engine_retired", pid=death.pid, jobs=death.done)
+                    log.info("engine_retired", pid=death.pid, tasks=death.done)
                     continue
                 # One that died over a picture came as far as working: a crash loop does not.
-                did_work = death.done > 0 or death.job != 0
+                did_work = death.done > 0 or death.task != 0
                 event, facts = "engine_died", {"pid": death.pid, **describe_exit(death.returncode)}
             except OSError as error:  # no process or descriptor to be had at the moment
                 event, facts = "engine_spawn_failed", {"error": str(error)}
             self._row[Cell.ENGINE_DEATHS] += 1
             lived_s = clock() - started_s
             delay_s = backoff.delay_s(lived_s, did_work=did_work)
-            log.error(event, **facts, lived_s=round(lived_s, 3), respawn_in_s=delay_s)
+            log.error(event, **facts, lived_s=round(lived_s, 3), restart_in_s=delay_s)
             self._first_attempt.set()
             await asyncio.sleep(delay_s)
 
     async def _run_engine(self) -> Death:
-        """Run one engine to its end and say how it ended; cancelling this ends it after its job."""
+        """Run one engine to its end and say how it ended; cancelling this ends it after its task."""
         started_us = now_us()
         ours, theirs = socket.socketpair()
         with ours:
@@ -138,7 +138,7 @@ class Supervisor:
                     log.info("engine_online", pid=process.pid, boot_ms=(now_us() - started_us) // 1000)
                     self._first_attempt.set()
                 returncode = await process.wait()
-                death = Death(process.pid, returncode, recorder.job, recorder.done)
+                death = Death(process.pid, returncode, recorder.task, recorder.done)
                 self._publish(death)
             finally:
                 self._row[Cell.ENGINE_PID] = 0
@@ -157,24 +157,24 @@ class Supervisor:
             return False
 
     def _publish(self, death: Death) -> None:
-        """Let the worker whose job was lost read what became of its engine; the number comes last."""
+        """Let the worker whose task was lost read what became of its engine; the number comes last."""
         self._row[Cell.LOST_PID] = death.pid
         self._row[Cell.LOST_STATUS] = death.returncode
-        self._row[Cell.LOST_JOB] = death.job
+        self._row[Cell.LOST_TASK] = death.task
 
     async def _spawn(self, control: int, recorder: int) -> asyncio.subprocess.Process:
         work = [end.fileno() for end in self._work.engine_ends]
-        jobs = self._terms.max_jobs
-        terms = replace(
-            self._terms,
-            max_jobs=jobs and max(1, round(jobs * (1 - _JITTER * random.random()))),  # noqa: S311 no secret
+        tasks = self._config.max_tasks
+        config = replace(
+            self._config,
+            max_tasks=tasks and max(1, round(tasks * (1 - _JITTER * random.random()))),  # noqa: S311 no secret
             work=work,
             control=control,
             recorder=recorder,
         )
         return await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "server.cluster.engine", terms.encode()),
+            *("-m", "server.cluster.engine", config.encode()),
             cwd=_IMPORT_ROOT,
             env=self._environ,
             stdin=asyncio.subprocess.DEVNULL,

@@ -1,6 +1,6 @@
-"""The work socket: what every worker sends jobs to and every engine takes them from.
+"""The work socket: what every worker sends tasks to and every engine takes them from.
 
-A job is one `SOCK_SEQPACKET` message with three descriptors riding along (`SCM_RIGHTS`): the upload, the
+A task is one `SOCK_SEQPACKET` message with three descriptors riding along (`SCM_RIGHTS`): the upload, the
 file for the result, and one end of a fresh reply socket. No byte of an image passes through a socket. The
 engine holds the only other end of the reply socket, so when it dies the worker reads end of file: that is
 the crash signal.
@@ -49,7 +49,7 @@ def memory_file(name: str) -> FileIO:
     return FileIO(os.memfd_create(name), "r+b")
 
 
-class Spares:
+class MemoryFilePool:
     """Files in memory that are written over, for uploads and for results.
 
     Fetching fresh pages from the kernel and giving them back costs more than copying a picture into them.
@@ -76,7 +76,7 @@ class Spares:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class Task:
     """What an engine is asked to do with the upload that rides along.
 
     Attributes:
@@ -93,9 +93,9 @@ class Job:
     deadline_us: int = 0
 
     def encode(self) -> bytes:
-        """Write the job as a message."""
-        job = _fields(self) | {"recipe": _fields(self.recipe), "limits": _fields(self.limits)}
-        return json.dumps(job).encode()
+        """Write the task as a message."""
+        task = _fields(self) | {"recipe": _fields(self.recipe), "limits": _fields(self.limits)}
+        return json.dumps(task).encode()
 
     @classmethod
     def decode(cls, message: bytes) -> Self:
@@ -120,7 +120,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Where a job's time went, in microseconds: waiting for an engine, then by stage."""
+    """Where a task's time went, in microseconds: waiting for an engine, then by stage."""
 
     queue: int
     decode: int
@@ -214,7 +214,7 @@ def _read_outcome(fields: dict[str, Any]) -> Done | Refused:
     )
 
 
-def _fields(record: Job | Recipe | Limits | Result | Spent) -> dict[str, Any]:
+def _fields(record: Task | Recipe | Limits | Result | Spent) -> dict[str, Any]:
     # dataclasses.asdict copies deeply and takes ten times as long.
     return {name: getattr(record, name) for name in record.__slots__}
 
@@ -232,7 +232,7 @@ def _text(value: object) -> str:
 
 
 class Lane(IntEnum):
-    """Which job goes first: an engine takes none from a lane while one waits in a lane before it."""
+    """Which task goes first: an engine takes none from a lane while one waits in a lane before it."""
 
     RETRY = 0  # has waited its turn once and lost its engine
     ORDINARY = 1
@@ -257,10 +257,10 @@ class WorkSocket:
 
 
 class FlightRecorder:
-    """What an engine leaves behind when it dies: the job it was at, and how many it had done.
+    """What an engine leaves behind when it dies: the task it was at, and how many it had done.
 
     Two integers in a file in memory that the engine maps and its worker reads. A note in shared memory costs
-    nothing, where a message for each job would wake the worker.
+    nothing, where a message for each task would wake the worker.
     """
 
     _BYTES = 16
@@ -276,18 +276,18 @@ class FlightRecorder:
         return file
 
     @property
-    def job(self) -> int:
-        """The number of the job that is worked on; 0 for none."""
+    def task(self) -> int:
+        """The number of the task that is worked on; 0 for none."""
         return self._cells[0]
 
     @property
     def done(self) -> int:
-        """How many jobs came to an end, refused ones too."""
+        """How many tasks came to an end, refused ones too."""
         return self._cells[1]
 
-    def begin(self, job: int) -> None:
+    def begin(self, task: int) -> None:
         """Note what is about to be worked on."""
-        self._cells[0] = job
+        self._cells[0] = task
 
     def end(self) -> None:
         """Note that it is over."""

@@ -71,7 +71,7 @@ class Status:
                     "in_flight": row[Cell.IN_FLIGHT],
                     "service_ms": row[Cell.SERVICE_US] / 1e3,
                     "requests": row[Cell.REQUESTS],
-                    "jobs": row[Cell.JOBS],
+                    "tasks": row[Cell.TASKS],
                     "engine_deaths": row[Cell.ENGINE_DEATHS],
                 }
                 for row in self._scoreboard.workers()

@@ -28,7 +28,7 @@ STATUS_OF: dict[type[errors.ServiceError], HTTPStatus] = {
     errors.TooManyFrames: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.NotLossless: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.TooMuchWork: HTTPStatus.UNPROCESSABLE_ENTITY,
-    errors.EngineKiller: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.PoisonImage: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.ServiceUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 

@@ -11,7 +11,7 @@ from falcon.uri import parse_query_string
 
 from server.admission import Admission
 from server.cluster.dispatch import Dispatcher, TooLate
-from server.cluster.work import Spares, Spent
+from server.cluster.work import MemoryFilePool, Spent
 from server.errors import BadParameter, ServiceUnavailable
 from server.imaging.codec import OUTPUT_FORMATS, Effort, Format
 from server.imaging.operations import Operation
@@ -49,7 +49,7 @@ class Transform:
         admission: asked before the body is read.
         uploads: takes the picture out of the request.
         dispatcher: hands it to an engine.
-        spares: where the file with the new picture goes when it has been sent.
+        memory_files: where the file with the new picture goes when it has been sent.
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class Transform:
         admission: Admission,
         uploads: Uploads,
         dispatcher: Dispatcher,
-        spares: Spares,
+        memory_files: MemoryFilePool,
     ) -> None:
         self._operation = operation
         self._admission = admission
         self._uploads = uploads
         self._dispatcher = dispatcher
-        self._spares = spares
+        self._memory_files = memory_files
 
     async def on_post(self, req: Request, resp: Response) -> None:
         """Answer with the picture, transformed."""
@@ -81,7 +81,7 @@ class Transform:
             if error.errno not in _EXHAUSTED:
                 raise
             raise ServiceUnavailable("Too many requests are under way. Try again in a second.") from error
-        exchange.resources.callback(self._spares.give_back, picture)
+        exchange.resources.callback(self._memory_files.give_back, picture)
         size = os.fstat(picture.fileno()).st_size
         ticket.finish_work()
         ticket.hold(size)

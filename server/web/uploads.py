@@ -12,7 +12,7 @@ from falcon.asgi.multipart import BodyPart, MultipartForm
 from falcon.media import MultipartFormHandler
 
 from server.admission import Ticket
-from server.cluster.work import Spares
+from server.cluster.work import MemoryFilePool
 from server.errors import ImageError, MalformedMultipart, UploadTooLarge, UploadTooSlow
 
 _ONE_FILE = "Send one file part named `image`, as `curl -F image=@photo.jpg` does, or the image as the body."
@@ -31,14 +31,16 @@ class Uploads:
         max_body_bytes: the largest body, in bytes.
         timeout_s: the longest time that a body may take, in seconds.
         sample: the picture that stands in for an empty body.
-        spares: where the files for uploads come from and go to.
+        memory_files: where the files for uploads come from and go to.
     """
 
-    def __init__(self, *, max_body_bytes: int, timeout_s: float, sample: Path, spares: Spares) -> None:
+    def __init__(
+        self, *, max_body_bytes: int, timeout_s: float, sample: Path, memory_files: MemoryFilePool
+    ) -> None:
         self._max_body_bytes = max_body_bytes
         self._timeout_s = timeout_s
         self._sample = sample
-        self._spares = spares
+        self._memory_files = memory_files
 
     def length_of(self, req: Request) -> int | None:
         """Return the length of the body; None when no header says it.
@@ -63,7 +65,7 @@ class Uploads:
             UploadTooLarge, UploadTooSlow, MalformedMultipart: as their names say.
             ServiceUnavailable: it has no length and grows over the limit of all pictures together.
         """
-        upload = self._spares.take()
+        upload = self._memory_files.take()
         try:
             await self._read(req, upload, ticket)
             if upload.tell():
@@ -72,13 +74,13 @@ class Uploads:
                 with FileIO(self._sample) as sample:
                     yield sample
         except ImageError:  # the engine has said its last word, so it is done with the file
-            self._spares.give_back(upload)
+            self._memory_files.give_back(upload)
             raise
         except BaseException:  # an engine may still be reading, for a client that has left
             upload.close()
             raise
         else:
-            self._spares.give_back(upload)
+            self._memory_files.give_back(upload)
 
     async def _read(self, req: Request, upload: FileIO, ticket: Ticket) -> None:
         try:

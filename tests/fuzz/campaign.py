@@ -161,7 +161,7 @@ def _what_is_wrong(request: Request, answer: HTTPResponse, body: bytes) -> str |
     problem = json.loads(body)
     if set(problem) != PROBLEM or problem["status"] != answer.status:
         return f"a refusal without the fields of a problem: {problem}"
-    return "engines died of it" if problem["type"].endswith(":engine-killer") else None
+    return "engines died of it" if problem["type"].endswith(":poison-image") else None
 
 
 def _what_is_wrong_with_picture(body: bytes) -> str | None:

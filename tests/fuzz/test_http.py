@@ -24,7 +24,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """One worker, so that what it has to say of a request stands in the log before the next one."""
     sample = tmp_path_factory.mktemp("sample") / "small.jpg"
     sample.write_bytes(sound_files()["JPEG baseline"].data)
-    with LiveServer(environ={"WEB_CONCURRENCY": "1", "FLIP_SAMPLE_PICTURE": str(sample)}) as server:
+    with LiveServer(environ={"WEB_CONCURRENCY": "1", "FLIP_SAMPLE_IMAGE": str(sample)}) as server:
         yield server
 
 

@@ -23,7 +23,7 @@ LIMITS = {
     "FLIP_MAX_PIXELS": "250000",
     "FLIP_MAX_FRAMES": "50",
     "FLIP_MAX_TOTAL_PIXELS": "1000000",
-    "FLIP_ENGINE_MAX_JOBS": "0",  # a fresh engine would hide what an old one has kept
+    "FLIP_ENGINE_MAX_TASKS": "0",  # a fresh engine would hide what an old one has kept
     "FLIP_MAX_WAIT_S": "600",  # on a busy machine a longer file would have all others refused
 }
 

@@ -134,7 +134,7 @@ def test_httpx_sends_a_form_and_a_stream(server: LiveServer, landscape: Path) ->
 
 
 @pytest.mark.parametrize("content", [b"", iter([b""])], ids=["no body", "empty chunked body"])
-def test_an_empty_body_flips_the_sample_picture(server: LiveServer, landscape: Path, content: bytes) -> None:
+def test_an_empty_body_flips_the_sample_image(server: LiveServer, landscape: Path, content: bytes) -> None:
     response = httpx.post(f"{server.url}/flip", content=content)
     assert response.status_code == 200
     assert looks_upside_down(opened(response.content), Image.open(landscape))

@@ -50,7 +50,7 @@ def test_the_engines_run_at_a_lower_priority_and_keep_their_memory(server: LiveS
     [
         ({"FLIP_MAX_PIXELS": "many"}, "FLIP_MAX_PIXELS"),
         ({"FLIP_MAX_PIXLES": "5"}, "FLIP_MAX_PIXLES"),
-        ({"FLIP_SAMPLE_PICTURE": "/nowhere.jpg"}, "FLIP_SAMPLE_PICTURE"),
+        ({"FLIP_SAMPLE_IMAGE": "/nowhere.jpg"}, "FLIP_SAMPLE_IMAGE"),
         ({"WEB_CONCURRENCY": "0"}, "WEB_CONCURRENCY"),
         ({"GUNICORN_CMD_ARGS": "-k asgi"}, "-k"),
         ({"GUNICORN_CMD_ARGS": "--reload"}, "HUP"),
@@ -72,7 +72,7 @@ def test_an_engine_that_dies_is_logged_and_replaced(number: signal.Signals, name
         (worker,) = server.workers()
         before = len(server.events)
         os.kill(worker["engine_pid"], number)
-        server.wait_for("engine_died", after=before, pid=worker["engine_pid"], signal=name, respawn_in_s=0.0)
+        server.wait_for("engine_died", after=before, pid=worker["engine_pid"], signal=name, restart_in_s=0.0)
         successor = server.wait_for("engine_online", after=before)
         assert httpx.post(f"{server.url}/flip").headers["X-Engine-PID"] == str(successor["pid"])
         assert server.workers()[0]["engine_deaths"] == 1
@@ -108,7 +108,7 @@ def test_a_crash_loop_is_slowed_down() -> None:
             os.kill(worker["pid"], signal.SIGKILL)
             server.wait_for("worker_died", after=before, count=death)
         server.wait_for("worker_online", count=4)
-        delays = [event["delay_s"] for event in server.events if event["event"] == "worker_respawn_delayed"]
+        delays = [event["delay_s"] for event in server.events if event["event"] == "worker_restart_delayed"]
         assert delays == [0.1, 0.2]
 
 
@@ -119,7 +119,7 @@ def test_workers_that_crash_together_are_all_slowed_down() -> None:
             for worker in server.workers():
                 os.kill(worker["pid"], signal.SIGKILL)
         server.wait_for("worker_online", count=6)
-        delays = [event["delay_s"] for event in server.events if event["event"] == "worker_respawn_delayed"]
+        delays = [event["delay_s"] for event in server.events if event["event"] == "worker_restart_delayed"]
         assert sorted(delays) == [0.1, 0.2, 0.4]
 
 
@@ -128,7 +128,7 @@ def test_a_worker_that_retires_is_replaced_without_delay() -> None:
         for retirement in range(2, 6):
             httpx.get(f"{server.url}/healthz")
             server.wait_for("worker_online", count=retirement)
-        assert "worker_respawn_delayed" not in {event["event"] for event in server.events}
+        assert "worker_restart_delayed" not in {event["event"] for event in server.events}
 
 
 def test_the_configuration_works_from_another_directory(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_an_engine_crash_loop_is_slowed_down() -> None:
             engine = server.wait_for("engine_online", count=death)
             os.kill(engine["pid"], signal.SIGKILL)
             server.wait_for("engine_died", count=death)
-        delays = [event["respawn_in_s"] for event in server.events if event["event"] == "engine_died"]
+        delays = [event["restart_in_s"] for event in server.events if event["event"] == "engine_died"]
         assert delays == [0.0, 0.1, 0.2]
 
 

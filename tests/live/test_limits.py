@@ -49,31 +49,31 @@ def read_to_the_end(connection: socket.socket) -> None:
 
 
 def test_an_engine_retires_and_nobody_notices() -> None:
-    with LiveServer(environ={"WEB_CONCURRENCY": "1", "FLIP_ENGINE_MAX_JOBS": "3"}) as server:
+    with LiveServer(environ={"WEB_CONCURRENCY": "1", "FLIP_ENGINE_MAX_TASKS": "3"}) as server:
         answers = [flip(server) for _ in range(10)]
         assert {answer.status_code for answer in answers} == {200}
         assert len({answer.headers["X-Engine-PID"] for answer in answers}) == 4
-        server.wait_for("engine_retired", jobs=3, count=3)
+        server.wait_for("engine_retired", tasks=3, count=3)
         assert server.workers()[0]["engine_deaths"] == 0
 
 
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveServer, Path]]:
     """Two engines that are ended after half a second, and a place for what they died of."""
-    evidence = tmp_path_factory.mktemp("quarantine")
+    entry = tmp_path_factory.mktemp("quarantine")
     environ = {
         "WEB_CONCURRENCY": "2",
         "FLIP_ENGINE_TIMEOUT_S": "0.5",
-        "FLIP_QUARANTINE_DIR": str(evidence),
+        "FLIP_QUARANTINE_DIR": str(entry),
     }
     with LiveServer(environ=environ) as server:
-        yield server, evidence
+        yield server, entry
 
 
 def test_a_picture_that_takes_too_long_is_given_up_and_then_refused_unseen(
     impatient: tuple[LiveServer, Path], landscape: Path
 ) -> None:
-    server, evidence = impatient
+    server, entry = impatient
     before = len(server.events)
     for deaths in (1, 2):
         answer = flip(server, **SLOW)
@@ -83,13 +83,13 @@ def test_a_picture_that_takes_too_long_is_given_up_and_then_refused_unseen(
     # By now it is known, to the other worker too, whatever is asked for.
     pids = [worker["pid"] for worker in server.workers()]
     answers = [flip_by_another(server, than=pid) for pid in pids]
-    assert [(answer.status_code, kind(answer)) for answer in answers] == [(422, "engine-killer")] * 2
+    assert [(answer.status_code, kind(answer)) for answer in answers] == [(422, "poison-image")] * 2
     assert [int(answer.headers["X-Worker-PID"]) for answer in answers] == pids[::-1]
     died = [event for event in server.events[before:] if event["event"] == "engine_died"]
     assert len(died) == 2
     digest = hashlib.sha256(landscape.read_bytes()).hexdigest()
-    server.wait_for("picture_ended_engines", digest=digest, format="jpeg", signal="SIGALRM", engines=2)
-    (file,) = evidence.iterdir()
+    server.wait_for("poison_image_quarantined", digest=digest, format="jpeg", signal="SIGALRM", engines=2)
+    (file,) = entry.iterdir()
     assert file.name == f"{digest}.jpeg"
     assert file.read_bytes() == landscape.read_bytes()
 
@@ -230,7 +230,7 @@ def test_headers_that_do_not_come_are_not_waited_for() -> None:
         with slow.makefile("rb") as answer:
             assert answer.read().startswith(b"HTTP/1.1 408 ")
         assert silent.recv(1) == b""
-        server.wait_for("client_too_slow", stage="headers", count=2)
+        server.wait_for("slow_client_disconnected", stage="headers", count=2)
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +281,7 @@ def test_a_slow_download_is_cut_off(brisk: LiveServer, landscape: Path) -> None:
         request = b"POST /flip?format=png HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
         connection.sendall(request % len(picture) + picture)
         assert connection.recv(15) == b"HTTP/1.1 200 OK"
-        brisk.wait_for("client_too_slow", after=before, stage="download")
+        brisk.wait_for("slow_client_disconnected", after=before, stage="download")
         with pytest.raises(ConnectionResetError):
             read_to_the_end(connection)
 
@@ -306,7 +306,7 @@ def test_what_a_client_left_behind_is_not_worked_on() -> None:
             server.wait_for("request", status=499, count=5)
             assert long_one.result().status_code == 200
         assert flip(server).status_code == 200
-        assert server.workers()[0]["jobs"] == 2
+        assert server.workers()[0]["tasks"] == 2
 
 
 def test_a_stopped_engine_is_no_reason_to_lose_a_request() -> None:
@@ -322,12 +322,12 @@ def test_a_stopped_engine_is_no_reason_to_lose_a_request() -> None:
 
 
 def test_many_pictures_that_kill_do_not_keep_engines_away() -> None:
-    """Each of them is new, so that none is refused unseen, and kills an engine at its first job."""
+    """Each of them is new, so that none is refused unseen, and kills an engine at its first task."""
     with LiveServer(environ={"WEB_CONCURRENCY": "1", "PYTHONPATH": SABOTAGE}) as server:
         for number in range(3):
             killer = b"sabotage:segfault %d" % number
             answer = httpx.post(f"{server.url}/flip", content=killer, timeout=DEADLINE_S)
-            assert kind(answer) == "engine-killer"
-        delays = [event["respawn_in_s"] for event in server.events if event["event"] == "engine_died"]
+            assert kind(answer) == "poison-image"
+        delays = [event["restart_in_s"] for event in server.events if event["event"] == "engine_died"]
         assert set(delays) == {0.0}
         assert flip(server).status_code == 200

@@ -63,11 +63,11 @@ def test_headers_that_do_not_come_are_answered_once(server: LiveServer) -> None:
     before = len(server.events)
     with connect(server) as connection:
         connection.sendall(b"POST /flip HTTP/1.1\r\nHost:")
-        server.wait_for("client_too_slow", after=before, stage="headers")
+        server.wait_for("slow_client_disconnected", after=before, stage="headers")
         # This client has not agreed to the end yet, and is looked at until another one's time is up.
         with connect(server) as another:
             another.sendall(b"POST /flip HTTP/1.1\r\nHost:")
-            server.wait_for("client_too_slow", after=before, stage="headers", count=2)
+            server.wait_for("slow_client_disconnected", after=before, stage="headers", count=2)
     timed_out = [event for event in server.events[before:] if event.get("status") == 408]
     assert len(timed_out) == 2
 
@@ -90,5 +90,5 @@ def test_a_download_that_is_not_taken_is_cut_off(server: LiveServer) -> None:
     with connect(server) as connection:
         connection.sendall(REQUEST)
         assert connection.recv(15) == b"HTTP/1.1 200 OK"
-        server.wait_for("client_too_slow", after=before, stage="download")
+        server.wait_for("slow_client_disconnected", after=before, stage="download")
         server.wait_for("request", after=before, status=499)

@@ -1,4 +1,4 @@
-"""Work conservation: no engine is idle while a job waits."""
+"""Work conservation: no engine is idle while a task waits."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ ROUNDS = 30
 
 @pytest.fixture(scope="module")
 def tracing_server() -> Iterator[LiveServer]:
-    """At this log level each job tells when it was sent, started and done, on one clock for all."""
+    """At this log level each task tells when it was sent, started and done, on one clock for all."""
     with LiveServer("--log-level", "debug", environ={"WEB_CONCURRENCY": "2"}) as server:
         yield server
 
@@ -24,14 +24,16 @@ def test_no_engine_is_idle_while_a_job_waits(tracing_server: LiveServer, at_once
     engines = {worker["engine_pid"] for worker in tracing_server.workers()}
     with ThreadPoolExecutor(at_once) as threads:
         for round_number in range(ROUNDS):
-            jobs = run_round(tracing_server, threads, at_once)
-            # A process needs a moment to wake up; half a job is longer than any such moment and shorter
-            # than any wait behind another job.
-            tolerance_us = median(job["ended_us"] - job["started_us"] for job in jobs) / 2
+            tasks = run_round(tracing_server, threads, at_once)
+            # A process needs a moment to wake up; half a task is longer than any such moment and shorter
+            # than any wait behind another task.
+            tolerance_us = median(task["ended_us"] - task["started_us"] for task in tasks) / 2
             for engine in engines:
-                for job in jobs:
-                    idle_us = idle_time_us(engine, jobs, job["sent_us"], job["started_us"])
-                    assert idle_us < tolerance_us, f"round {round_number}: {engine} idle, {job} waits, {jobs}"
+                for task in tasks:
+                    idle_us = idle_time_us(engine, tasks, task["sent_us"], task["started_us"])
+                    assert idle_us < tolerance_us, (
+                        f"round {round_number}: {engine} idle, {task} waits, {tasks}"
+                    )
 
 
 def run_round(server: LiveServer, threads: ThreadPoolExecutor, at_once: int) -> list[Event]:
@@ -48,16 +50,16 @@ def run_round(server: LiveServer, threads: ThreadPoolExecutor, at_once: int) -> 
 
     answers = [threads.submit(post) for _ in range(at_once)]
     assert [answer.result() for answer in answers] == [200] * at_once
-    server.wait_for("job_done", after=before, count=at_once)
-    return [event for event in server.events[before:] if event["event"] == "job_done"]
+    server.wait_for("task_done", after=before, count=at_once)
+    return [event for event in server.events[before:] if event["event"] == "task_done"]
 
 
-def idle_time_us(engine: int, jobs: list[Event], start_us: int, end_us: int) -> int:
+def idle_time_us(engine: int, tasks: list[Event], start_us: int, end_us: int) -> int:
     """How long an engine did nothing between two moments."""
     busy_us = sum(
-        max(0, min(job["ended_us"], end_us) - max(job["started_us"], start_us))
-        for job in jobs
-        if job["engine"] == engine
+        max(0, min(task["ended_us"], end_us) - max(task["started_us"], start_us))
+        for task in tasks
+        if task["engine"] == engine
     )
     return end_us - start_us - busy_us
 
@@ -74,4 +76,4 @@ def test_a_small_picture_does_not_wait_for_a_big_one(tracing_server: LiveServer)
         assert not slow.done()
         assert len({answer.headers["X-Engine-PID"] for answer in quick}) == 1
         assert slow.result().headers["X-Engine-PID"] != quick[0].headers["X-Engine-PID"]
-        assert tracing_server.wait_for("job_done", after=before, count=7)
+        assert tracing_server.wait_for("task_done", after=before, count=7)

@@ -23,7 +23,7 @@ class Cluster:
         self.rows = [self.scoreboard.claim() for _ in range(workers)]
         for row in self.rows:
             row[Cell.ENGINE_PID] = 70
-        self.rows[0].count_job(LAST_US, PICTURE_BYTES)
+        self.rows[0].count_task(LAST_US, PICTURE_BYTES)
         self.gates = [
             Admission(self.scoreboard, row, max_wait_s=max_wait_s, max_held_bytes=max_held_bytes)
             for row in self.rows
@@ -79,7 +79,7 @@ def test_before_anything_was_measured_a_guess_by_size_stands_in(held: ExitStack)
 def test_the_last_jobs_count_most() -> None:
     cluster = Cluster()
     for _ in range(60):
-        cluster.rows[0].count_job(LAST_US // 10, PICTURE_BYTES)
+        cluster.rows[0].count_task(LAST_US // 10, PICTURE_BYTES)
     with ExitStack() as held:
         assert fill(cluster, held) > 190  # nearly ten times as many
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.pictures import encoded, picture
 
-from server.cluster.quarantine import Evidence, Quarantine
+from server.cluster.quarantine import Quarantine, QuarantineEntry
 from server.cluster.work import memory_file
 
 
@@ -37,11 +37,11 @@ def upload() -> Iterator[FileIO]:
         yield file
 
 
-def evidence(content: bytes) -> Evidence:
-    return Evidence(hashlib.sha256(content).hexdigest(), "png", len(content))
+def entry(content: bytes) -> QuarantineEntry:
+    return QuarantineEntry(hashlib.sha256(content).hexdigest(), "png", len(content))
 
 
-BAD, GOOD = evidence(b"bad"), evidence(b"good!")
+BAD, GOOD = entry(b"bad"), entry(b"good!")
 
 
 def test_what_never_did_harm_is_not_even_looked_at(quarantine: Quarantine) -> None:
@@ -72,7 +72,7 @@ def test_it_is_forgotten_in_time(quarantine: Quarantine, clock: Clock) -> None:
 
 
 def test_however_many_are_bad_the_last_ones_are_remembered(quarantine: Quarantine) -> None:
-    all_bad = [evidence(b"%d" % number) for number in range(5000)]
+    all_bad = [entry(b"%d" % number) for number in range(5000)]
     for bad in all_bad:
         quarantine.add(bad, 2)
         assert quarantine.deaths(bad.digest) == 2
@@ -80,21 +80,21 @@ def test_however_many_are_bad_the_last_ones_are_remembered(quarantine: Quarantin
 
 
 def test_the_evidence_names_the_picture(upload: FileIO) -> None:
-    found = Evidence.of(upload)
+    found = QuarantineEntry.of(upload)
     upload.seek(0)
     content = upload.read()
-    assert found == Evidence(hashlib.sha256(content).hexdigest(), "png", len(content))
+    assert found == QuarantineEntry(hashlib.sha256(content).hexdigest(), "png", len(content))
 
 
 def test_what_is_no_picture_has_a_name_too() -> None:
     with memory_file("upload") as upload:
-        assert Evidence.of(upload).format == "unknown"
+        assert QuarantineEntry.of(upload).format == "unknown"
         upload.write(b"hello")
-        assert Evidence.of(upload).format == "unknown"
+        assert QuarantineEntry.of(upload).format == "unknown"
 
 
 def test_the_bytes_are_kept_where_they_shall_be(upload: FileIO, tmp_path: Path) -> None:
-    found = Evidence.of(upload)
+    found = QuarantineEntry.of(upload)
     assert not Quarantine(60).keep(upload, found)
     assert [Quarantine(60, tmp_path).keep(upload, found) for _ in range(2)] == [True, True]
     (file,) = tmp_path.iterdir()
@@ -110,12 +110,12 @@ def test_a_file_that_cannot_be_finished_does_not_stay(
 
     monkeypatch.setattr("os.link", full)
     with pytest.raises(OSError, match="No space"):
-        Quarantine(60, tmp_path).keep(upload, Evidence.of(upload))
+        Quarantine(60, tmp_path).keep(upload, QuarantineEntry.of(upload))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_directory_does_not_fill_the_disk(upload: FileIO, tmp_path: Path) -> None:
     for number in range(100):
         (tmp_path / str(number)).touch()
-    assert not Quarantine(60, tmp_path).keep(upload, Evidence.of(upload))
+    assert not Quarantine(60, tmp_path).keep(upload, QuarantineEntry.of(upload))
     assert len(list(tmp_path.iterdir())) == 100

@@ -68,11 +68,11 @@ def test_what_all_workers_count_is_added_up(scoreboard: Scoreboard) -> None:
         row[Cell.IN_FLIGHT] = 2
         row[Cell.ENGINE_STARTS] += 1
         answer(row, duration_s=0.5)
-        row.count_job(service_us=250_000, body_bytes=1000)
+        row.count_task(service_us=250_000, body_bytes=1000)
     snapshot = scoreboard.snapshot()
     assert (snapshot.engines, snapshot.in_flight, snapshot.engine_starts) == (2, 4, 2)
     assert (snapshot.requests["200"], snapshot.bytes_in, snapshot.bytes_out) == (2, 2000, 20)
-    assert (snapshot.jobs, snapshot.engine_s, snapshot.duration_s) == (2, 0.5, 1.0)
+    assert (snapshot.tasks, snapshot.engine_s, snapshot.duration_s) == (2, 0.5, 1.0)
 
 
 def test_no_counter_falls_when_a_worker_dies(scoreboard: Scoreboard) -> None:
@@ -84,7 +84,7 @@ def test_no_counter_falls_when_a_worker_dies(scoreboard: Scoreboard) -> None:
     row[Cell.ENGINE_DEATHS] += 1
     for status in (200, 422, 503, 418):
         answer(row, status)
-    row.count_job(service_us=1000, body_bytes=1000)
+    row.count_task(service_us=1000, body_bytes=1000)
     before = asdict(scoreboard.snapshot())
     scoreboard.release(row)
     after = asdict(scoreboard.snapshot())
@@ -95,7 +95,7 @@ def test_the_next_owner_of_a_row_goes_on_counting_and_is_otherwise_new(scoreboar
     row = scoreboard.claim()
     row[Cell.ENGINE_PID] = 70
     answer(row)
-    row.count_job(service_us=1000, body_bytes=1000)
+    row.count_task(service_us=1000, body_bytes=1000)
     scoreboard.release(row)
     heir = scoreboard.claim()
     assert heir.index == row.index
@@ -210,7 +210,7 @@ def test_the_first_job_sets_the_service_time_and_the_next_ones_move_it_by_an_eig
     row = scoreboard.claim()
     averages = []
     for service_us in (8000, 16000, 1000):
-        row.count_job(service_us, 1000)
+        row.count_task(service_us, 1000)
         averages.append(row[Cell.SERVICE_US])
     assert averages == [8000, 9000, 8000]
 

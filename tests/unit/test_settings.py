@@ -30,18 +30,18 @@ def test_every_kind_of_value_can_be_given(tmp_path: Path) -> None:
         {
             "FLIP_MAX_BODY_BYTES": "1000",
             "FLIP_UPLOAD_TIMEOUT_S": "0.5",
-            "FLIP_SAMPLE_PICTURE": str(picture),
+            "FLIP_SAMPLE_IMAGE": str(picture),
             "FLIP_LOG_FORMAT": "json",
         }
     )
     assert settings.max_body_bytes == 1000
     assert settings.upload_timeout_s == 0.5
-    assert settings.sample_picture == picture
+    assert settings.sample_image == picture
     assert settings.log_format == "json"
 
 
-def test_the_bundled_sample_picture_is_there() -> None:
-    assert Settings().sample_picture.read_bytes().startswith(b"\xff\xd8")
+def test_the_bundled_sample_image_is_there() -> None:
+    assert Settings().sample_image.read_bytes().startswith(b"\xff\xd8")
 
 
 @pytest.mark.parametrize("name", ["FLIP_MAX_PIXEL", "FLIP_", "FLIP_max_pixels_", "FLIP_PORT"])
@@ -76,8 +76,8 @@ def test_variables_without_the_prefix_are_ignored(name: str) -> None:
         ("FLIP_ENGINE_NICE", "20"),
         ("FLIP_UPLOAD_TIMEOUT_S", "nan"),
         ("FLIP_QUARANTINE_S", "1e30"),
-        ("FLIP_SAMPLE_PICTURE", "/no/such/picture.jpg"),
-        ("FLIP_SAMPLE_PICTURE", "/"),
+        ("FLIP_SAMPLE_IMAGE", "/no/such/picture.jpg"),
+        ("FLIP_SAMPLE_IMAGE", "/"),
         ("FLIP_LOG_FORMAT", "xml"),
     ],
 )

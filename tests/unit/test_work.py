@@ -17,9 +17,9 @@ from server import errors
 from server.cluster.work import (
     MESSAGE_BYTES,
     Done,
-    Job,
     Refused,
     Spent,
+    Task,
     WorkSocket,
     decode_outcome,
     memory_file,
@@ -40,8 +40,8 @@ recipes = st.builds(
     quality=st.none() | st.integers(min_value=1, max_value=100),
     strip=st.booleans(),
 )
-jobs = st.builds(
-    Job,
+tasks = st.builds(
+    Task,
     recipes,
     st.builds(Limits, positive, positive, positive),
     number=positive,
@@ -121,10 +121,10 @@ def work() -> Iterator[WorkSocket]:
 
 
 @settings(deadline=None)
-@given(jobs)
-def test_a_job_arrives_as_it_was_sent(job: Job) -> None:
-    arrived = Job.decode(job.encode())
-    assert arrived == job
+@given(tasks)
+def test_a_job_arrives_as_it_was_sent(task: Task) -> None:
+    arrived = Task.decode(task.encode())
+    assert arrived == task
     assert isinstance(arrived.recipe.operation, Operation)
     assert isinstance(arrived.recipe.format, Format | None)
 
@@ -168,7 +168,7 @@ def test_the_service_time_is_what_the_engine_spent_and_not_the_wait_for_it() -> 
     assert Spent(queue=1000, decode=200, transform=30, encode=4).service_us == 234
 
 
-@pytest.mark.parametrize("name", ["SystemExit", "ServiceError", "EngineKiller", "UploadTooSlow", "no such"])
+@pytest.mark.parametrize("name", ["SystemExit", "ServiceError", "PoisonImage", "UploadTooSlow", "no such"])
 def test_an_engine_cannot_raise_an_error_that_is_not_on_the_list(name: str) -> None:
     message = json.dumps(
         {"refused": {"engine_pid": 70, "is_late": False, "traceback": None, "error": name, "detail": "text"}}
@@ -245,16 +245,16 @@ def test_a_picture_cannot_choose_its_own_content_type() -> None:
 def test_a_message_and_its_files_go_through_the_work_socket(work: WorkSocket) -> None:
     with memory_file("upload") as upload, memory_file("flipped") as reply:
         upload.write(b"a picture")
-        send(work.worker_ends[0], b"a job", [upload.fileno(), reply.fileno()])
+        send(work.worker_ends[0], b"a task", [upload.fileno(), reply.fileno()])
     message, files = receive(work.engine_ends[0], 2)
     with FileIO(files[0]) as upload, FileIO(files[1]):
-        assert message == b"a job"
+        assert message == b"a task"
         assert os.pread(upload.fileno(), 100, 0) == b"a picture"
 
 
 def test_a_file_that_was_received_is_not_passed_on_to_programs(work: WorkSocket) -> None:
     with memory_file("upload") as upload:
-        send(work.worker_ends[0], b"a job", [upload.fileno()])
+        send(work.worker_ends[0], b"a task", [upload.fileno()])
     _, files = receive(work.engine_ends[0], 1)
     with FileIO(files[0]) as received:
         assert not os.get_inheritable(received.fileno())
@@ -272,8 +272,8 @@ def test_the_longest_message_arrives_whole(work: WorkSocket) -> None:
 
 
 def test_an_engine_that_finds_no_job_is_told_so_at_once(work: WorkSocket) -> None:
-    send(work.worker_ends[0], b"the only job", [])
-    assert receive(work.engine_ends[0], 2)[0] == b"the only job"
+    send(work.worker_ends[0], b"the only task", [])
+    assert receive(work.engine_ends[0], 2)[0] == b"the only task"
     with pytest.raises(BlockingIOError):
         receive(work.engine_ends[0], 2)
 
@@ -311,7 +311,7 @@ def test_a_reply_socket_that_only_a_lost_job_holds_ends_with_the_job() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
         with theirs:
-            send(pair.worker_ends[0], b"a job that nobody takes", [theirs.fileno()])
+            send(pair.worker_ends[0], b"a task that nobody takes", [theirs.fileno()])
         pair.__exit__()
         assert receive(ours, 1) == (b"", [])
 

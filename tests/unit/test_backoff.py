@@ -1,6 +1,6 @@
 """One crash is mended at once; a crash loop waits longer and longer, up to a cap."""
 
-from server.cluster.respawn import FIRST_DELAY_S, HEALTHY_S, MAX_DELAY_S, Backoff
+from server.cluster.backoff import FIRST_DELAY_S, HEALTHY_S, MAX_DELAY_S, Backoff
 
 QUICK_S = 0.01
 
