@@ -25,7 +25,7 @@ from server.cluster.scoreboard import Cell, State
 from server.errors import RequestError, ServiceUnavailable, UploadTooSlow
 from server.logs import get_logger
 from server.settings import Settings
-from server.web.middleware import Exchange, common_headers, conclude
+from server.web.middleware import Exchange, common_headers, conclude, given_id
 from server.web.problems import MEDIA_TYPE, OUR_FAULT, Problem
 
 log = get_logger(__name__)
@@ -278,10 +278,11 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
 
     def _on_headers_complete(self) -> bool:
         """Begin a request: its head is one that HTTP allows, its body is received with our time limits."""
-        is_without_body: bool = super()._on_headers_complete()
-        self._check_head(self._current_request)
+        # First of all: a head that is refused below is a request of its own, and not the one before it.
         self._diverted_to = None
         self._scope = {}
+        is_without_body: bool = super()._on_headers_complete()
+        self._check_head(self._current_request)
         self._body_receiver = _BodyReceiver(self._current_request, self)
         return is_without_body
 
@@ -327,6 +328,9 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         # What goes wrong within a body is the end of a request that the app has seen.
         scope = self._scope if self._is_receiving() else {}
         exchange: Exchange = scope.get("exchange") or Exchange()
+        request = self._current_request
+        if not scope and request is not None and (request_id := given_id(request.headers_bytes)):
+            exchange.request_id = request_id
         exchange.status = status
         is_ours = status == HTTPStatus.INTERNAL_SERVER_ERROR
         next_step = _NEXT_STEPS.get(HTTPStatus(status), "Send a valid HTTP/1.1 request.")

@@ -85,8 +85,8 @@ class Envelope:
             await self._app(scope, receive, send)
             return
         exchange = scope["exchange"] = Exchange()
-        if given_id := _given_id(scope["headers"]):
-            exchange.request_id = given_id
+        if request_id := given_id(scope["headers"]):
+            exchange.request_id = request_id
 
         async def counted_receive() -> Message:
             if not exchange.is_routed:
@@ -153,7 +153,8 @@ def conclude(exchange: Exchange, row: Row, scope: Mapping[str, Any]) -> None:
     )
 
 
-def _given_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+def given_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """Return the id that the client gave its request, if it may be taken over."""
     for name, value in headers:
         if name == b"x-request-id" and _VALID_ID.fullmatch(value):
             return value.decode()

@@ -1,0 +1,164 @@
+"""A gateway `Protocol` on a socket pair, in the test's own event loop: real parsing, no gunicorn process."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from gunicorn.config import Config
+from gunicorn.glogging import Logger
+from structlog.testing import capture_logs
+
+from server.cluster.membership import Membership
+from server.cluster.quarantine import Quarantine
+from server.gateway import Protocol, Worker
+from server.settings import Settings
+from server.web.middleware import App, Envelope
+
+#: How long any wait may take, in seconds.
+DEADLINE_S = 20.0
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One HTTP response as the client read it."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Client:
+    """The client's end of one connection."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._received = b""
+
+    async def send(self, data: bytes) -> None:
+        """Send all of it."""
+        async with asyncio.timeout(DEADLINE_S):
+            await asyncio.get_running_loop().sock_sendall(self._sock, data)
+
+    async def read(self) -> Answer:
+        """Read one response with a Content-Length; other framings fail."""
+        async with asyncio.timeout(DEADLINE_S):
+            while b"\r\n\r\n" not in self._received:
+                await self._read_more()
+            head, _, self._received = self._received.partition(b"\r\n\r\n")
+            line, *fields = head.decode("latin-1").split("\r\n")
+            headers = {name.lower(): value for name, _, value in (field.partition(": ") for field in fields)}
+            length = int(headers["content-length"])
+            while len(self._received) < length:
+                await self._read_more()
+            body, self._received = self._received[:length], self._received[length:]
+        return Answer(int(line.split()[1]), headers, body)
+
+    async def read_to_end(self) -> bytes:
+        """Read all that comes until the server closes or resets the connection."""
+        async with asyncio.timeout(DEADLINE_S):
+            try:
+                while True:
+                    await self._read_more()
+            except (EOFError, ConnectionResetError):
+                return self._received
+
+    def end(self) -> None:
+        """Say that nothing more will be sent."""
+        self._sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Leave."""
+        self._sock.close()
+
+    async def _read_more(self) -> None:
+        piece = await asyncio.get_running_loop().sock_recv(self._sock, 1 << 16)
+        if not piece:
+            raise EOFError
+        self._received += piece
+
+
+class WatchedProtocol(Protocol):
+    """The real protocol, which also says when its connection is lost."""
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__(worker)
+        self.lost = asyncio.Event()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.lost.set()
+
+
+class Gateway:
+    """A worker that was never forked and serves connections that a test opens.
+
+    Args:
+        app: what answers; it is wrapped in the envelope, as in production.
+        config: gunicorn's settings.
+        settings: the service's.
+    """
+
+    def __init__(
+        self, app: App, settings: Settings | None = None, config: dict[str, object] | None = None
+    ) -> None:
+        cfg = Config()
+        for name, value in (config or {}).items():
+            cfg.set(name, value)
+        self.membership = Membership.alone(Quarantine(60))
+        self.worker = Worker(1, os.getppid(), [], None, cfg.timeout, cfg, Logger(cfg))
+        self.worker.enlist(self.membership, settings or Settings())
+        self.worker.loop = asyncio.get_running_loop()
+        self.worker.asgi = Envelope(app, self.membership.row)
+        self.protocols: list[WatchedProtocol] = []
+        self._clients: list[Client] = []
+
+    async def connect(self) -> Client:
+        """Open a connection."""
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+
+        def protocol() -> Protocol:
+            self.protocols.append(WatchedProtocol(self.worker))
+            return self.protocols[-1]
+
+        await self.worker.loop.connect_accepted_socket(protocol, theirs)
+        self._clients.append(Client(ours))
+        return self._clients[-1]
+
+    async def close(self) -> None:
+        """Abort all connections and wait for what they had under way."""
+        async with asyncio.timeout(DEADLINE_S):
+            for protocol in self.protocols:
+                protocol.transport.abort()
+                await protocol.lost.wait()
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for client in self._clients:
+            client.close()
+        with self.membership.work:
+            self.worker.tmp.close()
+
+
+@asynccontextmanager
+async def gateway(
+    app: App, settings: Settings | None = None, **config: object
+) -> AsyncIterator[tuple[Gateway, list[Event]]]:
+    """Serve an app; yields the gateway and the log, as a list that grows."""
+    with capture_logs() as events:
+        served = Gateway(app, settings, config)
+        try:
+            yield served, events
+        finally:
+            await served.close()
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    """Run a test's coroutine to its end."""
+    asyncio.run(test)
