@@ -17,8 +17,8 @@ from server.imaging.operations import Operation
 from server.imaging.pipeline import Limits
 from server.settings import Settings
 from server.web import probes
+from server.web.envelope import App, Envelope
 from server.web.lifespan import Lifespan
-from server.web.middleware import App, Envelope
 from server.web.problems import add_error_handlers
 from server.web.transforms import Transform
 from server.web.uploads import Uploads

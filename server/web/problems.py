@@ -12,6 +12,7 @@ from falcon.asgi import Request, Response
 
 from server import errors
 from server.logs import get_logger
+from server.web.exchange import Exchange
 
 log = get_logger(__name__)
 
@@ -101,11 +102,11 @@ async def _answer_service_error(
     req: Request, resp: Response | None, error: errors.ServiceError, _params: dict[str, Any], **_: object
 ) -> None:
     if isinstance(error, errors.ImageError):
-        req.scope["exchange"].engine_pid = error.engine_pid
+        Exchange.of(req.scope).engine_pid = error.engine_pid
     headers = {}
     if isinstance(error, errors.ServiceUnavailable):
         headers["Retry-After"] = str(error.retry_after_s)
-        req.scope["exchange"].retry_after_s = error.retry_after_s
+        Exchange.of(req.scope).retry_after_s = error.retry_after_s
     _write(req, resp, Problem.of_error(error), headers)
 
 
@@ -125,7 +126,7 @@ async def _answer_framework_error(
 async def _answer_our_fault(
     req: Request, resp: Response | None, error: Exception, _params: dict[str, Any], **_: object
 ) -> None:
-    log.error("request_failed", exc_info=error, request_id=req.scope["exchange"].request_id)
+    log.error("request_failed", exc_info=error, request_id=Exchange.of(req.scope).request_id)
     _write(req, resp, Problem.of_status(HTTPStatus.INTERNAL_SERVER_ERROR, OUR_FAULT))
 
 
@@ -138,6 +139,6 @@ def _write(
     resp.status = problem.status
     resp.content_type = MEDIA_TYPE
     resp.stream = None
-    exchange = req.scope["exchange"]
+    exchange = Exchange.of(req.scope)
     exchange.problem = problem.slug
     resp.data = problem.render(exchange.request_id)

@@ -16,6 +16,7 @@ from server.errors import BadParameter, ServiceUnavailable
 from server.imaging.codec import OUTPUT_FORMATS, Effort, Format
 from server.imaging.operations import Operation
 from server.imaging.pipeline import ImagePath, Recipe
+from server.web.exchange import Exchange
 from server.web.uploads import Uploads
 
 T = TypeVar("T")
@@ -31,8 +32,14 @@ _PATHS: dict[str, ImagePath] = {"lossless": "lossless", "pixels": "pixels"}
 _EFFORTS = {effort.value: effort for effort in Effort}
 _QUALITIES = {str(quality): quality for quality in range(1, 101)}
 
-#: What the kernel says when there are no more descriptors, or too many of them are in the work socket.
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS, errno.ENOBUFS})
+#: What the kernel says when there are no more descriptors, when too many of them are in the work socket, and
+#: when there is no memory for a file, or no more than a limit allows.
+_EXHAUSTED = frozenset(
+    {
+        *(errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS, errno.ENOBUFS),
+        *(errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG),
+    }
+)
 
 #: Callers' words are quoted back up to this many characters.
 _LONGEST_QUOTE = 40
@@ -69,11 +76,11 @@ class Transform:
     async def on_post(self, req: Request, resp: Response) -> None:
         """Answer with the picture, transformed."""
         recipe = _read_recipe(req, self._operation)
-        exchange = req.scope["exchange"]
+        exchange = Exchange.of(req.scope)
         admitted = self._admission.admit(self._uploads.length_of(req))
         ticket = exchange.ticket = exchange.resources.enter_context(admitted)
         try:
-            async with self._uploads.received(req, ticket) as upload:
+            async with self._uploads.received(req, exchange, ticket) as upload:
                 done, picture = await self._dispatcher.transform(upload, recipe, ticket.admitted_us)
         except TooLate as error:
             raise ticket.refusal() from error
@@ -81,6 +88,10 @@ class Transform:
             if error.errno not in _EXHAUSTED:
                 raise
             raise ServiceUnavailable("Too many requests are under way. Try again in a second.") from error
+        except MemoryError as error:
+            raise ServiceUnavailable(
+                "There is no memory for it at the moment. Try again in a second."
+            ) from error
         exchange.resources.callback(self._memory_files.give_back, picture)
         size = os.fstat(picture.fileno()).st_size
         ticket.finish_work()

@@ -1,7 +1,7 @@
 """Uploads: stream a request's body into a file in memory, within the limits."""
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
 from io import FileIO
 from pathlib import Path
@@ -14,14 +14,12 @@ from falcon.media import MultipartFormHandler
 from server.admission import Ticket
 from server.cluster.work import MemoryFilePool
 from server.errors import ImageError, MalformedMultipart, UploadTooLarge, UploadTooSlow
+from server.web.exchange import Exchange
+from server.web.upload_sink import UploadSink, write_all
 
 _ONE_FILE = "Send one file part named `image`, as `curl -F image=@photo.jpg` does, or the image as the body."
 
 _FORMS = MultipartFormHandler()
-
-
-def _ignore(_upload: FileIO) -> None:
-    """A server that leaves the whole body to us."""
 
 
 class Uploads:
@@ -54,12 +52,13 @@ class Uploads:
         return length
 
     @asynccontextmanager
-    async def received(self, req: Request, ticket: Ticket) -> AsyncIterator[FileIO]:
+    async def received(self, req: Request, exchange: Exchange, ticket: Ticket) -> AsyncIterator[FileIO]:
         """Read the whole body and lend an open file with the picture.
 
         Args:
             req: the request.
-            ticket: told how large the picture is when no header did.
+            exchange: its owner, whose sink is opened for a body that is the image itself.
+            ticket: of its admission; told how large the picture is when no header did.
 
         Raises:
             UploadTooLarge, UploadTooSlow, MalformedMultipart: as their names say.
@@ -67,7 +66,7 @@ class Uploads:
         """
         upload = self._memory_files.take()
         try:
-            await self._read(req, upload, ticket)
+            await self._read(req, exchange, upload, ticket)
             if upload.tell():
                 yield upload
             else:
@@ -82,13 +81,13 @@ class Uploads:
         else:
             self._memory_files.give_back(upload)
 
-    async def _read(self, req: Request, upload: FileIO, ticket: Ticket) -> None:
+    async def _read(self, req: Request, exchange: Exchange, upload: FileIO, ticket: Ticket) -> None:
         try:
             async with asyncio.timeout(self._timeout_s):
                 if _is_multipart(req):
-                    await self._read_form(req, upload, ticket)
+                    await self._read_form(req, exchange, upload, ticket)
                 else:
-                    await self._copy(req.stream, upload, ticket, req.scope.get("divert", _ignore))
+                    await self._copy(req.stream, upload, ticket, exchange.sink)
         except TimeoutError:
             raise UploadTooSlow(
                 f"The body did not arrive within {self._timeout_s:g} s. Send a smaller one, or faster."
@@ -96,7 +95,7 @@ class Uploads:
         upload.truncate()  # of the file's last use nothing may be left
         ticket.hold(upload.tell())
 
-    async def _read_form(self, req: Request, upload: FileIO, ticket: Ticket) -> None:
+    async def _read_form(self, req: Request, exchange: Exchange, upload: FileIO, ticket: Ticket) -> None:
         parts = 0
         try:
             # Not req.get_media(): it compares the media type with upper and lower case told apart.
@@ -112,7 +111,7 @@ class Uploads:
             raise MalformedMultipart(f"The header of a part is not in UTF-8. {_ONE_FILE}") from None
         if parts == 0:
             raise MalformedMultipart(f"The form has no part. {_ONE_FILE}")
-        if req.scope["exchange"].bytes_in > self._max_body_bytes:  # most of it around the part
+        if exchange.body_bytes > self._max_body_bytes:  # most of it multipart framing
             raise self._too_large()
 
     async def _read_part(self, part: BodyPart, number: int, upload: FileIO, ticket: Ticket) -> None:
@@ -131,15 +130,16 @@ class Uploads:
         chunks: AsyncIterable[bytes],
         upload: FileIO,
         ticket: Ticket,
-        divert: Callable[[FileIO], None] = _ignore,
+        sink: UploadSink | None = None,
     ) -> None:
-        """Write what comes, and let a server that can write what follows by itself: then few chunks come."""
+        """Write what arrives, and open the sink for the rest: with a server that uses it few chunks come."""
         async for chunk in chunks:
-            upload.write(chunk)
+            write_all(upload, chunk)
             if upload.tell() > self._max_body_bytes:  # told by no header
                 raise self._too_large()
             ticket.grow_to(upload.tell())
-            divert(upload)
+            if sink is not None:
+                sink.open(upload)
 
     def _too_large(self) -> UploadTooLarge:
         return UploadTooLarge(f"The body is larger than {self._max_body_bytes} bytes. Send a smaller image.")

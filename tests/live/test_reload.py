@@ -107,7 +107,7 @@ BREAKAGES = {
     "import": ("server/web/probes.py", "import os", "import so", "No module named 'so'"),
     "app": ("server/app.py", "probes.Healthz()", "probes.Health()", "Health"),
     "engine": ("server/cluster/engine.py", "os.nice(config.nice)", "sys.exit(7)", "no engine starts"),
-    "picture": ("server/web/uploads.py", ".truncate()", ".shorten()", "the sample picture is not flipped"),
+    "image": ("server/web/uploads.py", ".truncate()", ".shorten()", "the sample image is not flipped"),
 }
 
 
@@ -154,7 +154,7 @@ def test_the_check_needs_no_traceback_for_a_wrong_setting(
 
 
 def test_a_check_that_hangs_is_given_up_together_with_its_engine(copy: Path) -> None:
-    checker = copy / "server" / "check.py"
+    checker = copy / "server" / "gateway" / "preflight.py"
     checker.write_text(checker.read_text().replace("DEADLINE_S = 20\n", "DEADLINE_S = 2\n"))
     pid = copy / "pid"
     hang = f"import pathlib; pathlib.Path({str(pid)!r}).write_text(str(os.getpid()))\nwhile True: pass"
@@ -389,10 +389,10 @@ def test_a_stop_does_not_wait_for_a_worker_that_is_still_starting(copy: Path) ->
 
 def test_a_worker_does_not_miss_a_stop_that_comes_as_soon_as_it_is_forked(copy: Path) -> None:
     """The handlers that it has from the arbiter only take note of a signal."""
-    forked = "    _soft, hard = resource.getrlimit"
-    stopped = f"    os.kill(os.getpid(), signal.SIGTERM) if os.path.exists('told') else None\n{forked}"
+    forked = "        _soft, hard = resource.getrlimit"
+    stopped = f"        os.kill(os.getpid(), signal.SIGTERM) if os.path.exists('told') else None\n{forked}"
     with (
-        broken(copy / "gunicorn.conf.py", forked, stopped),
+        broken(copy / "server" / "gateway" / "arbiter.py", forked, stopped),
         LiveServer("--graceful-timeout", "600", root=copy, environ={"WEB_CONCURRENCY": "1"}) as server,
     ):
         (worker,) = server.workers()

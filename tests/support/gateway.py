@@ -14,9 +14,10 @@ from structlog.testing import capture_logs
 
 from server.cluster.membership import Membership
 from server.cluster.quarantine import Quarantine
-from server.gateway import Protocol, Worker
+from server.gateway.protocol import Protocol
+from server.gateway.worker import Worker
 from server.settings import Settings
-from server.web.middleware import App, Envelope
+from server.web.envelope import App, Envelope
 
 #: How long any wait may take, in seconds.
 DEADLINE_S = 20.0

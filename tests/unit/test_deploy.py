@@ -8,7 +8,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from server import check, logs
+from server.gateway import logger, preflight
 
 ROOT = Path(__file__).parents[2]
 UNIT = (ROOT / "deploy" / "flipcluster.service").read_text()
@@ -47,7 +47,7 @@ def test_systemd_waits_for_a_stop_that_meets_a_reload() -> None:
     conf = (ROOT / "gunicorn.conf.py").read_text()
     (graceful_timeout_s,) = re.findall(r"^graceful_timeout = (\d+)", conf, flags=re.MULTILINE)
     (stop_s,) = values("TimeoutStopSec")
-    assert int(stop_s) >= check.DEADLINE_S + check.GRACE_S + 2 * int(graceful_timeout_s)
+    assert int(stop_s) >= preflight.DEADLINE_S + preflight.GRACE_S + 2 * int(graceful_timeout_s)
 
 
 def test_systemd_accepts_the_unit_where_there_is_one_to_ask(tmp_path: Path) -> None:
@@ -74,5 +74,5 @@ def test_the_runbook_explains_every_event_and_no_other() -> None:
     code = "\n".join(path.read_text() for path in sources)
     logged = set(re.findall(r'\blog\.(?:debug|info|warning|error)\(\s*"(\w+)"', code))
     assert logged >= {"worker_online", "request"}
-    assert explained >= logged | {event for event, _ in logs._GUNICORN_EVENTS.values()}  # noqa: SLF001
+    assert explained >= logged | {event for event, _ in logger._EVENTS.values()}  # noqa: SLF001
     assert {event for event in explained if f'"{event}"' not in code} == set()

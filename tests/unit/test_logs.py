@@ -15,7 +15,8 @@ from typing import Any
 import gunicorn
 import pytest
 
-from server.logs import _GUNICORN_EVENTS, _REPETITIONS, LogFormat
+from server.gateway.logger import _EVENTS, _REPETITIONS
+from server.logs import LogFormat
 
 APP = """
 import logging
@@ -31,10 +32,11 @@ import signal
 import sys
 from gunicorn.config import Config
 from server import logs
+from server.gateway.logger import gunicorn_logger
 config = Config()
 for name, value in {settings!r}.items():
     config.set(name, value)
-gunicorn = logs.gunicorn_logger({log_format!r})(config)
+gunicorn = gunicorn_logger({log_format!r})(config)
 """
 
 FAILURE = """
@@ -157,9 +159,9 @@ def test_on_a_terminal_an_exception_is_shown_with_its_traceback() -> None:
     assert "ValueError" in text
 
 
-@pytest.mark.parametrize("sentence", sorted(_GUNICORN_EVENTS))
+@pytest.mark.parametrize("sentence", sorted(_EVENTS))
 def test_a_sentence_of_gunicorn_becomes_an_event_with_facts(sentence: str) -> None:
-    name, fact_names = _GUNICORN_EVENTS[sentence]
+    name, fact_names = _EVENTS[sentence]
     values = list(range(70, 70 + sentence.count("%s")))
     (event,) = events(printed(under_gunicorn(f"gunicorn.warning({sentence!r}, *{values})")))
     assert facts(event) == {"event": name, "level": "warning", **dict(zip(fact_names, values, strict=True))}
@@ -231,13 +233,13 @@ def test_gunicorn_still_says_every_sentence_that_we_listen_for() -> None:
     endings = {text for text in said if text.startswith(" ")}
     unsaid = {
         sentence
-        for sentence in {*_GUNICORN_EVENTS, *_REPETITIONS}
+        for sentence in {*_EVENTS, *_REPETITIONS}
         if sentence not in said and not any(sentence.removesuffix(ending) in said for ending in endings)
     }
     assert unsaid == set()
 
 
 def test_a_sentence_has_a_name_for_each_of_its_facts() -> None:
-    assert {sentence: sentence.count("%s") for sentence in _GUNICORN_EVENTS} == {
-        sentence: len(names) for sentence, (_, names) in _GUNICORN_EVENTS.items()
+    assert {sentence: sentence.count("%s") for sentence in _EVENTS} == {
+        sentence: len(names) for sentence, (_, names) in _EVENTS.items()
     }

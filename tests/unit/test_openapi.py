@@ -21,7 +21,7 @@ from server.cluster.membership import Membership
 from server.cluster.quarantine import Quarantine
 from server.imaging.codec import CODECS, OUTPUT_FORMATS
 from server.settings import Settings
-from server.web.middleware import App
+from server.web.envelope import App
 from server.web.problems import STATUS_OF, Problem
 
 ROOT = Path(__file__).parents[2]

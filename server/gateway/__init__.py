@@ -1,0 +1,1 @@
+"""The gateway between gunicorn and the service: the only package that knows gunicorn."""

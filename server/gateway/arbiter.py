@@ -1,0 +1,189 @@
+"""The arbiter: gunicorn's hooks, which make a cluster of its workers."""
+
+import contextlib
+import ctypes
+import gc
+import os
+import resource
+import signal
+import sys
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+from server.cluster.backoff import Backoff
+from server.cluster.membership import Membership
+from server.cluster.quarantine import Quarantine
+from server.cluster.scoreboard import Cell, Scoreboard, State
+from server.cluster.work import WorkSocket
+from server.gateway import preflight
+from server.gateway.worker import Worker
+from server.imaging import sequential
+from server.logs import get_logger
+from server.settings import Settings
+
+if TYPE_CHECKING:
+    from gunicorn.arbiter import Arbiter
+    from gunicorn.config import Config
+
+log = get_logger("server.arbiter")
+
+_STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
+
+
+class Hooks:
+    """gunicorn's server hooks, with what the workers of one configuration share.
+
+    A reload makes all of it again: old workers finish among themselves, whatever changed between versions.
+
+    Args:
+        settings: passed on to the workers.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._scoreboard = Scoreboard()
+        self._work = WorkSocket()
+        self._quarantine = Quarantine(settings.quarantine_s, settings.quarantine_dir)
+        self._backoff = Backoff()
+        self._delays_s: list[float] = []  # one for each crash after which no worker has been forked yet
+        self._unborn: list[Worker] = []  # the one about to be forked
+
+    def on_starting(self, server: "Arbiter") -> None:
+        """Refuse what gunicorn would start and the cluster could not keep running."""
+        if reason := why_not(server.cfg, server.worker_class, server.num_workers):
+            sys.exit(f"flipcluster: {reason}")
+        self._take_over(server)
+        # Until a worker has its own handlers, those of the arbiter would only take note of a signal, and
+        # Python forgets what comes just after the fork; the arbiter sends it once. So it is blocked until
+        # Worker.init_signals.
+        os.register_at_fork(before=_block_stops, after_in_parent=_unblock_stops)
+
+    def pre_exec(self, _server: "Arbiter") -> None:
+        """In the fork that becomes a new arbiter (USR2)."""
+        _unblock_stops()
+
+    def on_reload(self, server: "Arbiter") -> None:
+        """Release the work socket and the scoreboard that only the old configuration knew."""
+        self._take_over(server)  # with the new code
+        # The old workers have their own ends. Ours, and those that new workers would inherit, would keep the
+        # images that wait in there when all old workers die before they came to them.
+        for worker in server.WORKERS.values():
+            with worker.membership.work:
+                pass
+        gc.collect()
+
+    def when_ready(self, server: "Arbiter") -> None:
+        """Warn about what will not work here, and tell a person at a terminal what to do next."""
+        if reason := sequential.why_not():
+            log.warning(
+                "lossless_unavailable", reason=f"{reason}; install a C compiler and run `make install`"
+            )
+        if sys.stderr and sys.stderr.isatty():
+            sys.stderr.write(invitation(server.LISTENERS[0].sock.getsockname()))
+
+    def pre_fork(self, _server: "Arbiter", worker: Worker) -> None:
+        """In the arbiter: give the worker its place in the cluster."""
+        worker.enlist(
+            Membership(self._work, self._scoreboard, self._quarantine, self._scoreboard.claim()),
+            self._settings,
+        )
+        worker.forked_s = time.monotonic()
+        worker.tasks_before = worker.membership.row[Cell.TASKS]
+        worker.boot_delay_s = self._delays_s.pop() if self._delays_s else 0.0
+        self._unborn.append(worker)
+
+    def post_fork(self, _server: "Arbiter", worker: Worker) -> None:
+        """In the worker: apply the restart backoff, and raise RLIMIT_NOFILE to the hard limit."""
+        # Each request in flight holds three descriptors: connection, upload, reply.
+        _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        _keep_memory()
+        if worker.boot_delay_s:
+            log.warning("worker_restart_delayed", pid=os.getpid(), delay_s=worker.boot_delay_s)
+            sleep_or_exit(worker.boot_delay_s)
+
+    def child_exit(self, server: "Arbiter", worker: Worker) -> None:
+        """In the arbiter: a worker has ended; when that leaves too few and was not planned, it crashed."""
+        row = worker.membership.row
+        was_planned = row[Cell.STATE] == State.STOPPING  # --max-requests, or a stop
+        did_work = row[Cell.TASKS] > worker.tasks_before
+        worker.membership.scoreboard.release(row)
+        if len(server.WORKERS) < server.num_workers and not was_planned:
+            self._delays_s.append(
+                self._backoff.delay_s(time.monotonic() - worker.forked_s, did_work=did_work)
+            )
+
+    def _take_over(self, server: "Arbiter") -> None:
+        preflight.guard(server)
+        server.spawn_worker = partial(self._spawn_worker, server)
+
+    def _spawn_worker(self, server: "Arbiter") -> None:
+        # gunicorn stops the service when the kernel has no process or descriptor to give at the moment. So
+        # this turn is left out: the arbiter counts its workers every second.
+        try:
+            type(server).spawn_worker(server)
+        except OSError as error:
+            log.error("worker_spawn_failed", error=str(error))  # noqa: TRY400 it says all
+            for worker in self._unborn:
+                worker.tmp.close()
+                worker.membership.scoreboard.release(worker.membership.row)
+        finally:
+            self._unborn.clear()
+
+
+def why_not(cfg: "Config", worker_class: type, num_workers: int) -> str | None:
+    """Say why the cluster cannot run with gunicorn's settings as they are; None when it can."""
+    if not issubclass(worker_class, Worker):
+        return "the cluster needs its own worker class; leave out -k (--worker-class)"
+    if num_workers < 1:
+        return "no workers, nothing served; set -w or WEB_CONCURRENCY to 1 or more"
+    if cfg.reload:
+        return "--reload would restart workers with old code; send HUP after an edit"
+    if cfg.protocol != "http":
+        return f"its workers speak HTTP, not {cfg.protocol!r}; leave out --protocol"
+    if "h2" in cfg.http_protocols or cfg.http2_cleartext != "off":
+        return "its workers speak HTTP/1.1, not HTTP/2; leave out --http-protocols and --http2-cleartext"
+    return None
+
+
+def sleep_or_exit(delay_s: float) -> None:
+    """Sleep, but exit at a stop signal or with the end of the arbiter.
+
+    Args:
+        delay_s: in seconds.
+    """
+    # Stops are blocked since the fork, or here when an arbiter of an older version forked us.
+    _block_stops()
+    arbiter, until_s = os.getppid(), time.monotonic() + delay_s
+    while (left_s := until_s - time.monotonic()) > 0:
+        if signal.sigtimedwait(_STOP_SIGNALS, min(left_s, 1.0)) is not None or os.getppid() != arbiter:
+            sys.exit(0)
+
+
+def invitation(address: tuple[str, int] | str) -> str:
+    """Write what a person can try, for the address of a listening socket."""
+    if isinstance(address, str):
+        where = f"--unix-socket {address} http://localhost"
+    else:
+        host, port = address[:2]
+        any_host = host in {"0.0.0.0", "127.0.0.1", "::", "::1"}  # noqa: S104 read, not bound
+        where = f"http://{'localhost' if any_host else host}:{port}"
+    return f"\nTry: curl --data-binary @images/landscape.jpg {where}/flip -o flipped.jpg\n\n"
+
+
+def _keep_memory() -> None:
+    # Pieces of bodies are a quarter of a megabyte; glibc would return each to the kernel and fetch it again
+    # (mallopt(3)). Engines get the same through their environment, which it is too late for here.
+    with contextlib.suppress(AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-1, 64 << 20)  # M_TRIM_THRESHOLD
+        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
+
+
+def _block_stops() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+
+
+def _unblock_stops() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)

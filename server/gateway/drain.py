@@ -1,0 +1,55 @@
+"""Drain: the graceful shutdown of a worker, from the moment it is told to stop to its last connection."""
+
+from enum import Enum, auto
+
+#: How often a draining worker takes a step, in seconds.
+TICK_S = 0.1
+
+
+class Step(Enum):
+    """What a draining worker does next."""
+
+    CLOSE_LISTENERS = auto()
+    WAIT = auto()
+    END = auto()
+    TIME_OUT = auto()
+
+
+class Drain:
+    """The drain of one worker.
+
+    Connections that the kernel has accepted already get a tick to be taken over before the listening socket
+    is closed, and another one to be counted.
+
+    Args:
+        timeout_s: the longest it may take, in seconds (gunicorn's `graceful_timeout`).
+        max_answers: after how many answers the worker drains by itself (gunicorn's `max_requests`).
+
+    Attributes:
+        is_begun: whether each response is the last one of its connection.
+    """
+
+    def __init__(self, *, timeout_s: float, max_answers: int) -> None:
+        self._timeout_s = timeout_s
+        self._max_answers = max_answers
+        self._deadline_s = 0.0
+        self._is_listening = True
+        self.is_begun = False
+
+    def is_due(self, answers: int) -> bool:
+        """Whether the answer after so many is the last one that the worker may begin."""
+        return answers + 1 >= self._max_answers
+
+    def begin(self, now_s: float) -> None:
+        """Begin, at a time in seconds of any monotonic clock."""
+        self.is_begun = True
+        self._deadline_s = now_s + self._timeout_s
+
+    def step(self, now_s: float, connections: int) -> Step:
+        """Decide what to do after another tick, with so many connections open."""
+        if self._is_listening:
+            self._is_listening = False
+            return Step.CLOSE_LISTENERS
+        if connections == 0:
+            return Step.END
+        return Step.WAIT if now_s < self._deadline_s else Step.TIME_OUT

@@ -1,0 +1,147 @@
+"""The preflight: tries whether the service would start, without listening.
+
+It does what a start does: configuration, settings, app, engine, one image. The arbiter runs it before it
+reloads, because gunicorn's own reload stops the service when the new configuration or code does not load.
+`python -m server.check` with gunicorn's arguments runs it by hand.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from functools import partial
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from gunicorn.app.wsgiapp import WSGIApplication
+from gunicorn.arbiter import Arbiter
+from gunicorn.asgi.lifespan import LifespanManager
+
+from server.logs import get_logger
+
+if TYPE_CHECKING:
+    from server.web.envelope import App
+
+log = get_logger("server.arbiter")
+
+#: How long the preflight may take, in seconds; and how much longer the arbiter waits for its own message.
+DEADLINE_S = 20
+GRACE_S = 5
+
+#: What is asked of the app, and what is wrong when it does not answer 200.
+_QUESTIONS = (("GET", "/readyz", "no engine starts"), ("POST", "/flip", "the sample image is not flipped"))
+
+_IMPORT_ROOT = str(Path(__file__).parents[2])
+
+
+def main() -> None:
+    """Exit with 0, or with 1 and a last line on standard error that says what is wrong."""
+    signal.signal(signal.SIGALRM, _give_up)
+    signal.alarm(DEADLINE_S)
+    try:
+        fault = asyncio.run(_fault_of(_load()))
+    except Exception as error:  # noqa: BLE001 whatever does not load: a traceback, then the line
+        traceback.print_exc()
+        # gunicorn puts the whole traceback into the message of an error of its own.
+        sys.exit("flipcluster: " + traceback.format_exception_only(error.__context__ or error)[-1].strip())
+    if fault:
+        sys.exit(f"flipcluster: {fault}")
+    sys.stdout.write("flipcluster: fine, this would start\n")
+
+
+def guard(server: Arbiter) -> None:
+    """Let a reload (HUP) or an upgrade (USR2) of this arbiter begin only after the preflight has passed."""
+    # gunicorn would start its successor as a file in its own directory, whose `http` would hide Python's.
+    server.START_CTX["args"] = [sys.executable, *sys.orig_argv[1:]]
+    server.reload = partial(_checked, server, Arbiter.reload, "reload_refused")
+    server.reexec = partial(_checked, server, Arbiter.reexec, "upgrade_refused")
+
+
+def _checked(server: Arbiter, act: Callable[[Arbiter], None], refusal: str) -> None:
+    reason = _ask_a_fresh_process(server)
+    if reason is None:
+        act(server)
+    else:
+        log.error(refusal, reason=reason)
+
+
+def _ask_a_fresh_process(server: Arbiter) -> str | None:
+    """Run the preflight as the service was started: same arguments, directory and environment."""
+    environ = server.cfg.env_orig
+    path = filter(None, [_IMPORT_ROOT, environ.get("PYTHONPATH")])
+    try:
+        result = subprocess.run(  # noqa: S603 ourselves
+            [sys.executable, "-m", "server.check", *sys.argv[1:]],
+            cwd=server.START_CTX["cwd"],
+            env={**environ, "PYTHONPATH": os.pathsep.join(path)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=DEADLINE_S + GRACE_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if result.returncode == 0:
+        return None
+    return (result.stderr.splitlines() or [f"the check ended with {result.returncode}"])[-1]
+
+
+def _load() -> Any:  # noqa: ANN401 gunicorn has no types
+    """Return a worker as the arbiter has it before the fork, with its app."""
+    application = WSGIApplication("%(prog)s [OPTIONS] [APP_MODULE]", prog="gunicorn")
+    cfg = application.cfg
+    # Faults are for the caller, not for the log of the service.
+    for name, value in (("errorlog", "-"), ("loglevel", "warning"), ("capture_output", False)):
+        cfg.set(name, value)
+    server = Arbiter(application)
+    cfg.on_starting(server)
+    worker = server.worker_class(1, os.getpid(), [], application, cfg.timeout, cfg, server.log)
+    cfg.pre_fork(server, worker)
+    worker.load_wsgi()
+    return worker
+
+
+async def _fault_of(worker: Any) -> str | None:  # noqa: ANN401 gunicorn has no types
+    lifespan = LifespanManager(worker.asgi, worker.log)
+    await lifespan.startup()
+    for method, path, fault in _QUESTIONS:
+        status, body = await _ask(worker.asgi, method, path)
+        if status != HTTPStatus.OK:
+            return f"{fault} ({method} {path}: {status}, {json.loads(body)['detail']})"
+    await lifespan.shutdown()
+    return None
+
+
+async def _ask(app: "App", method: str, path: str) -> tuple[int, bytes]:
+    """Ask the app, as a server would that has read an empty body, and return its status and body."""
+    answer: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        answer.append(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "path": path,
+    }
+    await app({**scope, "query_string": b"", "headers": []}, receive, send)
+    return answer[0]["status"], b"".join(message.get("body", b"") for message in answer)
+
+
+def _give_up(*_: object) -> NoReturn:
+    """End at the deadline, with the engine, which may be what hangs."""
+    for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+        os.kill(int(pid), signal.SIGKILL)
+    sys.exit(f"flipcluster: not done after {DEADLINE_S} s")

@@ -1,0 +1,342 @@
+"""The protocol: one connection. Adapters between gunicorn's ASGI protocol and our policies (ADR 4)."""
+
+import asyncio
+import fcntl
+import socket
+import struct
+import termios
+from contextlib import suppress
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from gunicorn.asgi.parser import CallbackRequest, ParseError, PythonProtocol
+from gunicorn.asgi.protocol import ASGIProtocol, BodyReceiver
+
+from server.errors import UploadTooSlow
+from server.gateway.linger import LingeringClose
+from server.gateway.refusals import refusal, refuse
+from server.gateway.transfer_rate import Stage, TransferRate
+from server.logs import get_logger
+from server.web.exchange import Exchange
+
+if TYPE_CHECKING:
+    from server.gateway.worker import Worker
+
+log = get_logger(__name__)
+
+#: How much of a response may wait in the kernel for a slow client, in bytes (TCP_NOTSENT_LOWAT of tcp(7));
+#: without a limit the kernel would take several megabytes for each.
+_NOT_SENT_BYTES = 1 << 19
+_TCP_NOTSENT_LOWAT = 25
+
+#: Bytes read from a connection land here and are consumed before the next read. One for all connections of a
+#: process: it stays in the processor's cache.
+_ARRIVED = memoryview(bytearray(1 << 18))
+
+#: How much is read at once before the app has seen the request. When a thousand clients connect at once, so
+#: much of each is held before the first of them is looked at.
+_UNSEEN_BYTES = 1 << 16
+
+
+class _BodyReceiver(BodyReceiver):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn's body receiver, without its time limit: that takes a silent client for a lost one."""
+
+    failure: Exception | None = None
+
+    def fail(self, failure: Exception) -> None:
+        """Raise an error of ours where the app waits for the body."""
+        self.failure = failure
+        self._wake_waiter()
+
+    async def receive(self) -> dict[str, Any]:
+        """Return the next piece of the body (the ASGI specification's receive callable)."""
+        message: dict[str, Any] = await super().receive()
+        if self.failure is not None:
+            raise self.failure
+        return message
+
+    async def _wait_for_data(self) -> None:
+        if not (self._chunks or self._complete or self._disconnected):
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+
+
+class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  # gunicorn has no types
+    """One connection of a worker."""
+
+    worker: "Worker"
+    _closed: bool
+
+    def __init__(self, worker: "Worker") -> None:
+        super().__init__(worker)
+        # Per connection.
+        self._received_bytes = 0  # written by buffer_updated
+        self._written_bytes = 0  # of response bodies; written by _send_body
+        self._rate = TransferRate(worker.settings, worker.loop.time())
+        self._linger = LingeringClose()
+        self._peer: Any = None
+        # Per request; replaced by _begin_request before the parser's own state is looked at.
+        self._exchange = Exchange()
+        self._is_served = False  # whether the app has been called
+        self._is_last_response: bool | None = None  # of its connection; None while undecided
+
+    def _begin_request(self) -> Exchange:
+        """Give the request whose head has arrived an owner, before anything can be said about it."""
+        self._exchange = Exchange()
+        self._is_served = False
+        self._is_last_response = None
+        return self._exchange
+
+    # --- the connection ----------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection on, or refuse it when there are too many."""
+        super().connection_made(transport)
+        sock = self._socket = transport.get_extra_info("socket")
+        self._wire = _below_tls(transport)
+        self._peer = transport.get_extra_info("peername")
+        if sock.family in {socket.AF_INET, socket.AF_INET6}:
+            sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _NOT_SENT_BYTES)
+        if len(self.worker.connections) < self.worker.worker_connections:
+            self.worker.connections.add(self)
+        else:  # it takes no place while it lingers
+            self._send_error_response(
+                HTTPStatus.SERVICE_UNAVAILABLE, "too many connections", (("retry-after", "1"),)
+            )
+            self._begin_lingering()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self.worker.connections.discard(self)
+        super().connection_lost(exc)
+
+    def eof_received(self) -> None:
+        """Take a client that ends its side of the connection for one that has left, and cancel its request.
+
+        That is nearly always so. A client that only ends its side, and goes on reading, gets no response.
+        """
+        self.connection_lost(None)
+
+    def check_rate(self, now_s: float) -> None:
+        """Disconnect the client if it is too slow; called about once a second."""
+        stage, moved_bytes = self._progress()
+        reading = self._rate.read(stage, moved_bytes, now_s)
+        if stage is Stage.UPLOAD and reading.bytes_per_s is not None:
+            self._exchange.expect(reading.bytes_per_s)
+        if reading.is_too_slow:
+            self._end_slow(stage)
+
+    def _progress(self) -> tuple[Stage, int]:
+        """Say what the connection waits for its client to do, and how many bytes the client has moved."""
+        unsent_bytes = self._unsent_bytes()
+        if unsent_bytes:
+            return Stage.DOWNLOAD, self._written_bytes - unsent_bytes
+        if self._closed:  # it ends by itself, over TLS when the client has agreed
+            return Stage.NOTHING, 0
+        if self._current_request is None:
+            # Between requests gunicorn's keep-alive timer runs, over half a head too.
+            return (Stage.HEADERS if self.req_count <= 1 else Stage.NOTHING), 0
+        return (Stage.UPLOAD, self._received_bytes) if self._is_receiving() else (Stage.NOTHING, 0)
+
+    def _unsent_bytes(self) -> int:
+        """Return how much of what was written the client has not taken yet, ours and the kernel's."""
+        if self._socket.fileno() < 0:  # closed just now
+            return 0
+        outgoing = fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4))
+        in_kernel: int = struct.unpack("i", outgoing)[0]
+        in_buffers: int = sum(buffer.get_write_buffer_size() for buffer in {self.transport, self._wire})
+        return in_buffers + in_kernel
+
+    def _end_slow(self, stage: Stage) -> None:
+        settings = self.worker.settings
+        receiver = self._body_receiver
+        if stage is Stage.UPLOAD and receiver.failure is None:
+            receiver.fail(
+                UploadTooSlow(
+                    f"The body came more slowly than {settings.min_bytes_per_s} bytes per second for"
+                    f" {settings.slow_after_s:g} s. Send a smaller one, or faster."
+                )
+            )
+            return
+        if stage is Stage.HEADERS and self._received_bytes:
+            self._send_error_response(HTTPStatus.REQUEST_TIMEOUT, "the headers did not come to an end")
+        log.info(
+            "slow_client_disconnected",
+            client=self._peer[0] if self._peer else None,
+            stage=stage,
+            received=self._received_bytes,
+            sent=self._written_bytes,
+        )
+        if stage is Stage.DOWNLOAD:  # reset it: what the client has not read would wait in the kernel
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.transport.abort()
+        else:
+            super()._close_transport()
+
+    def _arm_keepalive_timer(self) -> None:
+        """Keep an idle connection open for a while, counted from the `Retry-After` of its last response.
+
+        A client that waits exactly that long would otherwise meet a connection that is just being closed.
+        """
+        is_awaited = not self.worker.is_draining
+        self._keepalive = self.cfg.keepalive + (self._exchange.retry_after_s if is_awaited else 0)
+        super()._arm_keepalive_timer()
+
+    def wait_no_longer(self) -> None:
+        """Drop what `Retry-After` added to the keep-alive time, because the worker drains."""
+        if self._keepalive_handle:
+            self._arm_keepalive_timer()
+
+    def _close_transport(self) -> None:
+        """Close after a response, in a way that lets the client read it."""
+        request, receiver = self._current_request, self._body_receiver
+        if not self._closed and self._linger.is_needed(
+            has_request=receiver is not None,
+            is_body_complete=receiver is not None and receiver._complete,  # noqa: SLF001
+            is_last_request=request is not None and request.should_close(),
+        ):
+            self._begin_lingering()
+        else:
+            super()._close_transport()
+
+    def _begin_lingering(self) -> None:
+        if not self.transport.can_write_eof():  # TLS
+            super()._close_transport()
+            return
+        self._closed = True
+        with suppress(OSError):  # the client has just reset the connection, and connection_lost follows
+            self.transport.write_eof()
+        self._resume_reading()
+        loop = self.worker.loop
+        loop.call_at(self._linger.begin(loop.time()), self.transport.close)
+
+    # --- the request -------------------------------------------------------------------------------------
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 asyncio's name
+        """Return where the next bytes are to be put (asyncio.BufferedProtocol)."""
+        return _ARRIVED if self._is_served else _ARRIVED[:_UNSEEN_BYTES]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what has arrived: into the upload sink, or through the parser."""
+        self._received_bytes += nbytes
+        arrived = _ARRIVED[:nbytes]
+        exchange = self._exchange
+        if exchange.sink.is_open:
+            if self._is_within_body(nbytes) and exchange.can_sink(nbytes):
+                try:
+                    exchange.sink.write(arrived)
+                except OSError as error:
+                    self._body_receiver.fail(error)
+                self._callback_parser._body_remaining -= nbytes  # noqa: SLF001
+                return
+            exchange.sink.close()
+        self.data_received(bytes(arrived))
+
+    def data_received(self, data: bytes) -> None:
+        """Parse bytes from the client; once the last response is out they are discarded."""
+        if not self._linger.is_begun:
+            super().data_received(data)
+
+    def _is_within_body(self, nbytes: int) -> bool:
+        """Whether so many bytes belong to the body, before its last ones: the parser must see its end."""
+        parser = self._callback_parser
+        # gunicorn's other parser, and other framings, go the way through the app; so does what comes behind
+        # bytes that still wait for it.
+        return (
+            isinstance(parser, PythonProtocol)
+            and parser._state == "body"  # noqa: SLF001
+            and nbytes < parser._body_remaining  # noqa: SLF001
+            and not self._body_receiver.buffered
+        )
+
+    def _is_receiving(self) -> bool:
+        """Whether a body is on its way."""
+        return self._body_receiver is not None and not self._body_receiver._complete  # noqa: SLF001
+
+    def _on_headers_complete(self) -> bool:
+        """Begin a request: it has an owner from here on, and its head is one that HTTP allows."""
+        exchange = self._begin_request()
+        is_without_body: bool = super()._on_headers_complete()
+        request = self._current_request
+        try:
+            _check_head(request)
+        finally:  # a refused head is logged as what it is, too
+            peer = self._effective_peername(self._peer)
+            exchange.identify(request.method, request.path, peer, request.headers_bytes)
+        self._body_receiver = _BodyReceiver(request, self)
+        return is_without_body
+
+    def _build_http_scope(self, *request: object) -> dict[str, Any]:
+        """Pass the request's owner on to the app."""
+        scope: dict[str, Any] = super()._build_http_scope(*request)
+        self._exchange.offer(scope)
+        self._is_served = True
+        return scope
+
+    def _is_websocket_upgrade(self, _request: object) -> bool:
+        """Ignore the wish to upgrade, as RFC 9110, section 7.8 allows: we speak HTTP and answer in it."""
+        return False
+
+    # --- the response ------------------------------------------------------------------------------------
+
+    def _send_body(self, body: bytes, *framing: Any, **more: Any) -> None:  # noqa: ANN401 gunicorn's
+        self._written_bytes += len(body)
+        super()._send_body(body, *framing, **more)
+
+    def _will_close(self, request: object, response_requires_close: object) -> bool:
+        """Decide whether a response is its connection's last, once, in time for its headers to say so.
+
+        gunicorn decides a second time when the body is out, and would close a connection that was promised
+        to stay when it is told to stop in between.
+        """
+        if self._is_last_response is None and request is self._current_request:
+            self.worker.count_answer()
+            self._is_last_response = (
+                self.worker.is_draining
+                or self._is_receiving()  # the rest of a refused body is not waited for
+                or super()._will_close(request, response_requires_close)
+            )
+        return self._is_last_response is not False
+
+    def _handle_h1c_exception(self, exc: Exception) -> bool:
+        """Answer 400 to what the parser chokes on, such as a length of thousands of digits."""
+        if not super()._handle_h1c_exception(exc):
+            log.debug("parser_failed", error=repr(exc)[:200])
+            self._send_error_response(HTTPStatus.BAD_REQUEST, "it cannot be parsed")
+            self._close_transport()
+        return True
+
+    def _send_error_response(
+        self, status: int, message: str, extra_headers: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        """Refuse a request that could not be parsed, or that the app left unanswered."""
+        if self._closed:  # the client left, and the app answered nothing
+            return
+        exchange = self._exchange
+        if self._current_request is None:  # not even a head could be parsed
+            exchange = self._begin_request()
+            exchange.client = self._peer[0] if self._peer else None
+        self._safe_write(refuse(exchange, refusal(status, message), *extra_headers))
+        exchange.conclude(self.worker.membership.row)
+
+
+def _check_head(request: CallbackRequest) -> None:
+    """Understand every form of target, and want a host (RFC 9112, section 3.2).
+
+    Raises:
+        ParseError: gunicorn answers 400.
+    """
+    if request.version >= (1, 1) and not any(name == b"host" for name, _ in request.headers_bytes):
+        raise ParseError("there is no Host header")
+    if not request.path.startswith("/"):
+        try:
+            request.path = urlsplit(request.path).path or "/"
+        except ValueError:
+            raise ParseError("the target is no URL") from None
+
+
+def _below_tls(transport: Any) -> Any:  # noqa: ANN401 asyncio has no types for this
+    """Return the transport that writes to the socket: TLS has one with a buffer of its own."""
+    tls = getattr(transport, "_ssl_protocol", None)
+    return getattr(tls, "_transport", transport)

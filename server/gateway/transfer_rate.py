@@ -1,0 +1,68 @@
+"""Minimum transfer rate: tells a slow client from one that moves on."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from server.settings import Settings
+
+
+class Stage(StrEnum):
+    """What a connection waits for its client to do."""
+
+    HEADERS = "headers"
+    UPLOAD = "upload"
+    DOWNLOAD = "download"
+    NOTHING = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One look at a connection.
+
+    Attributes:
+        is_too_slow: whether its client is below the limits.
+        bytes_per_s: how fast it has been lately; None when that is unknown or means nothing.
+    """
+
+    is_too_slow: bool = False
+    bytes_per_s: float | None = None
+
+
+class TransferRate:
+    """How fast the client of one connection moves bytes, measured over windows of `slow_after_s`.
+
+    Args:
+        settings: the limits.
+        now_s: when the connection was made, in seconds of any monotonic clock.
+    """
+
+    __slots__ = ("_had_bytes", "_settings", "_since_s", "_stage")
+
+    def __init__(self, settings: Settings, now_s: float) -> None:
+        self._settings = settings
+        self._begin(Stage.HEADERS, 0, now_s)
+
+    def read(self, stage: Stage, moved_bytes: int, now_s: float) -> Reading:
+        """Look at the connection.
+
+        Args:
+            stage: what it waits for now.
+            moved_bytes: how much the client has moved at this stage; never less than before.
+            now_s: the time, of the same clock.
+        """
+        if stage is not self._stage:
+            self._begin(stage, moved_bytes, now_s)
+            return Reading()
+        elapsed_s = now_s - self._since_s
+        if stage is Stage.NOTHING or elapsed_s <= 0:
+            return Reading()
+        if stage is Stage.HEADERS:
+            return Reading(is_too_slow=elapsed_s > self._settings.headers_timeout_s)
+        bytes_per_s = (moved_bytes - self._had_bytes) / elapsed_s
+        if elapsed_s <= self._settings.slow_after_s:
+            return Reading(bytes_per_s=bytes_per_s)
+        self._begin(stage, moved_bytes, now_s)
+        return Reading(bytes_per_s < self._settings.min_bytes_per_s, bytes_per_s)
+
+    def _begin(self, stage: Stage, moved_bytes: int, now_s: float) -> None:
+        self._stage, self._had_bytes, self._since_s = stage, moved_bytes, now_s

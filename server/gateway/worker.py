@@ -1,0 +1,157 @@
+"""The worker: gunicorn's ASGI worker as a member of a cluster."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+from gunicorn.workers import gasgi
+
+from server.app import create_app
+from server.cluster.membership import Membership
+from server.cluster.scoreboard import Cell, State
+from server.gateway.drain import TICK_S, Drain, Step
+from server.gateway.protocol import Protocol
+from server.logs import get_logger
+from server.settings import Settings
+
+log = get_logger(__name__)
+
+#: How often the transfer rates of all connections are looked at, in seconds.
+_SWEEP_S = 1.0
+
+
+class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
+    """A gunicorn worker that serves the app of its cluster.
+
+    Attributes:
+        membership: its part in the cluster.
+        connections: those that count for `worker_connections`.
+        forked_s: when it was forked, in seconds of the monotonic clock.
+        tasks_before: how many tasks its row counted when it was forked.
+        boot_delay_s: how long it waits before it boots, in seconds: the restart backoff.
+    """
+
+    membership: Membership
+    settings: Settings
+    connections: set[Protocol]
+    forked_s: float
+    tasks_before: int
+    boot_delay_s: float
+    max_requests: int
+    _quick_shutdown: bool
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self._drain = Drain(timeout_s=self.cfg.graceful_timeout, max_answers=self.max_requests)
+        # gunicorn would close connections at once, told or not, when it sees the limit reached.
+        self.max_requests = sys.maxsize
+
+    def enlist(self, membership: Membership, settings: Settings) -> None:
+        """Give the worker what it will need; called in the arbiter before it forks."""
+        self.membership = membership
+        self.settings = settings
+        self.connections = set()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether each response is the last one of its connection."""
+        return self._drain.is_begun
+
+    def init_signals(self) -> None:
+        """Handle signals, also those that the arbiter has sent since the fork and that were blocked."""
+        super().init_signals()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
+
+    def load_wsgi(self) -> None:
+        """Build the app of this worker, instead of importing one that knows nothing of the cluster."""
+        self.asgi: Any = create_app(self.settings, self.membership, os.environ)
+
+    def _setup_event_loop(self) -> None:
+        """Serve our protocol, with the backlog that is configured and a limit on TLS handshakes.
+
+        asyncio's backlog is 100, and its handshakes may take a minute, in which a connection is counted
+        nowhere.
+        """
+        super()._setup_event_loop()
+        create_server = self.loop.create_server
+
+        async def with_our_protocol(_theirs: object, *, sock: socket.socket, **more: Any) -> asyncio.Server:  # noqa: ANN401
+            if more.get("ssl"):
+                more["ssl_handshake_timeout"] = self.settings.headers_timeout_s
+            server: asyncio.Server = await create_server(lambda: Protocol(self), sock=sock, **more)
+            sock.listen(self.cfg.backlog)
+            return server
+
+        self.loop.create_server = with_our_protocol
+
+    async def _serve(self) -> None:
+        sweep = asyncio.create_task(self._sweep())
+        try:
+            await super()._serve()
+        finally:
+            sweep.cancel()
+
+    async def _sweep(self) -> None:
+        """Look at the transfer rates of all connections, once a second."""
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            now_s = asyncio.get_running_loop().time()
+            for connection in tuple(self.connections):
+                try:
+                    connection.check_rate(now_s)
+                except Exception:
+                    log.exception("sweep_failed")  # the others still have to be looked at
+
+    def handle_exit_signal(self) -> None:
+        """Drain, then end (TERM); before the first connection there is nothing to drain."""
+        row = self.membership.row
+        if self.servers:
+            self.drain()
+        elif row[Cell.STATE] == State.ONLINE:
+            # The listening socket opens in a moment, and gunicorn's start would not hear a cancellation.
+            self.loop.call_soon(self.handle_exit_signal)
+        else:
+            row[Cell.STATE] = State.STOPPING
+            sys.exit(0)
+
+    def count_answer(self) -> None:
+        """Drain with the answer that is about to begin when it is the last one of `max_requests`."""
+        if self._drain.is_due(self.nr):
+            self.drain()
+
+    def drain(self) -> None:
+        """Make every response from here on the last one of its connection, and end when all are closed.
+
+        For gunicorn the worker stays alive until then: it would close connections that were not told, and
+        stop giving signs of life.
+        """
+        if not self.is_draining:
+            self._drain.begin(self.loop.time())
+            self.membership.row[Cell.STATE] = State.STOPPING
+            log.info("worker_stopping", pid=os.getpid(), connections=self.nr_conns)
+            for connection in self.connections:
+                connection.wait_no_longer()
+            self._drained = self.loop.create_task(self._finish())
+
+    async def _finish(self) -> None:
+        step = Step.WAIT
+        while step not in {Step.END, Step.TIME_OUT}:
+            await asyncio.sleep(TICK_S)  # gunicorn counts its connections and tells nothing when one ends
+            step = self._drain.step(self.loop.time(), self.nr_conns)
+            if step is Step.CLOSE_LISTENERS:
+                for server in self.servers:
+                    server.close()
+        if step is Step.TIME_OUT:
+            log.warning("worker_drain_timed_out", pid=os.getpid(), connections=self.nr_conns)
+            self._quick_shutdown = True
+        self.alive = False
+
+    async def _shutdown(self) -> None:
+        """End; when the arbiter is gone, the worker was not told to drain before."""
+        if not self._quick_shutdown:
+            self.drain()
+            await self._drained
+        await super()._shutdown()

@@ -1,0 +1,85 @@
+"""The envelope: the outermost ASGI layer, which gives every response its headers, log line and counts."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any
+
+from server.cluster.scoreboard import Row
+from server.web.exchange import CLIENT_GONE, EXTENSION, Exchange
+
+Message = dict[str, Any]
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Envelope:
+    """An ASGI app around another one.
+
+    It is below the framework, so that the framework's own responses pass through it as well, and it sees the
+    last byte of a body leave, which no hook of the framework does.
+
+    Args:
+        app: what is wrapped.
+        row: where requests are counted.
+    """
+
+    def __init__(self, app: App, row: Row) -> None:
+        self._app = app
+        self._row = row
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (the ASGI specification's application callable)."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _exchange_of(scope)
+        is_routed = is_received = is_answered = False
+
+        async def counted_receive() -> Message:
+            nonlocal is_routed, is_received
+            if not is_routed:
+                # The framework wants a first event before it looks at the path. Waiting for it would ask
+                # for the body (100 Continue) before the request was looked at.
+                is_routed = True
+                return {"type": "http.request", "body": b"", "more_body": True}
+            message = await receive()
+            if message["type"] == "http.disconnect" and not is_received:
+                # The framework would take this for the end of the body, and half a body for a whole one.
+                raise asyncio.CancelledError
+            exchange.taken_bytes += len(message.get("body", b""))
+            is_received = not message.get("more_body", False)
+            return message
+
+        async def marked_send(message: Message) -> None:
+            nonlocal is_answered
+            if message["type"] == "http.response.start":
+                is_answered = True
+                exchange.status = message["status"]
+                message["headers"] = [*message["headers"], *exchange.common_headers()]
+            await send(message)
+            exchange.sent_bytes += len(message.get("body", b""))
+
+        try:
+            await self._app(scope, counted_receive, marked_send)
+        except asyncio.CancelledError:  # the server cancels a request whose client has left
+            exchange.status = CLIENT_GONE
+            raise
+        except Exception:
+            if not is_answered:  # the server answers 500
+                exchange.status = HTTPStatus.INTERNAL_SERVER_ERROR
+            raise
+        finally:
+            exchange.resources.close()
+            exchange.conclude(self._row)
+
+
+def _exchange_of(scope: Scope) -> Exchange:
+    """Return the server's exchange, or make one under a server that does not know it."""
+    if EXTENSION not in (scope.get("extensions") or {}):
+        exchange = Exchange()
+        exchange.identify(scope["method"], scope["path"], scope.get("client"), scope["headers"])
+        exchange.offer(scope)
+    return Exchange.of(scope)
