@@ -52,32 +52,35 @@ def _writable(directory: Path | None) -> Path | None:
 class Settings(BaseModel):
     """All settings of the service itself."""
 
-    # A bundled picture that is missing must stop the start too, so defaults are validated as well.
+    # A missing sample image must stop the start too, so defaults are validated as well.
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     max_body_bytes: Annotated[
-        _Whole, Field(gt=0, description="Largest upload accepted, in bytes. A larger one is answered 413.")
+        _Whole, Field(gt=0, description="Largest upload, in bytes. A larger one is answered 413.")
     ] = 64 * 2**20
     upload_timeout_s: Annotated[
         _Seconds,
-        Field(description="Longest time an upload may take, in seconds. Then it is answered 408."),
+        Field(description="Longest time an upload may take, in seconds. A longer upload is answered 408."),
     ] = 60.0
     max_pixels: Annotated[
         _Whole,
         Field(
             gt=0,
-            description="Most pixels in one frame, told from the header before decoding (422). "
-            "An engine needs 8 bytes of memory for each, to write WebP or AVIF up to 26.",
+            description="Most pixels in one frame, read from the header before decoding; more are "
+            "answered 422. An engine needs 8 bytes of memory per pixel, and up to 26 to write "
+            "WebP or AVIF.",
         ),
     ] = 100_000_000
     max_frames: Annotated[
-        _Whole, Field(gt=0, description="Most frames of an animation or pages of a document (422).")
+        _Whole,
+        Field(gt=0, description="Most frames of an animation or pages of a document; more are answered 422."),
     ] = 1000
     max_total_pixels: Annotated[
         _Whole,
         Field(
             gt=0,
-            description="Most pixels over all frames together (422): what bounds the time of one request.",
+            description="Most pixels of all frames together; more are answered 422. This bounds the time "
+            "of one request.",
         ),
     ] = 500_000_000
     engine_nice: Annotated[
@@ -85,22 +88,22 @@ class Settings(BaseModel):
         Field(
             ge=0,
             le=19,
-            description="How far engines stand back behind workers when both want a core (nice(2)). "
-            "At 0 a health check waits behind pictures.",
+            description="Niceness of the engines (nice(2)): a higher value lets workers run first when "
+            "both need a core. At 0, health checks wait for images to be processed.",
         ),
     ] = 10
     engine_timeout_s: Annotated[
         _Seconds,
         Field(
-            description="Longest time that an engine may work on one picture, in seconds. Then the kernel "
-            "ends the engine, and the request is answered 422.",
+            description="Longest time that an engine may work on one image, in seconds. After that the "
+            "kernel kills the engine and the request is answered 422.",
         ),
     ] = 60.0
     engine_memory_bytes: Annotated[
         _Whole,
         Field(
             ge=256 * 2**20,
-            description="Most memory of an engine, in bytes of address space. A picture that needs more is "
+            description="Limit on the address space of one engine, in bytes. An image that needs more is "
             "answered 422.",
         ),
     ] = 2 * 2**30
@@ -108,48 +111,50 @@ class Settings(BaseModel):
         _Whole,
         Field(
             ge=0,
-            description="After how many pictures an engine makes room for a fresh one, each up to a tenth "
-            "sooner, so that not all do at once. 0 for never.",
+            description="Number of tasks after which an engine is replaced by a new one; 0 for never. "
+            "Each engine stops up to a tenth earlier, so that they are not all replaced at "
+            "once.",
         ),
     ] = 10_000
     max_wait_s: Annotated[
         _Seconds,
         Field(
-            description="Longest time that a request waits for an engine, in seconds. One that would wait "
-            "longer is answered 503 at once, with a `Retry-After`.",
+            description="Longest time that a request waits for an engine, in seconds. A request "
+            "whose predicted wait is longer is answered 503 with `Retry-After`, before its body is read.",
         ),
     ] = 10.0
     max_bytes_in_flight: Annotated[
         _Whole,
         Field(
             gt=0,
-            description="Most bytes that all pictures coming in and going out have together. A request that "
-            "would bring more is answered 503.",
+            description="Most bytes of all uploads and results in flight. A request that would exceed "
+            "this is answered 503.",
         ),
     ] = 2**30
     headers_timeout_s: Annotated[
         _Seconds,
         Field(
-            description="Longest time from a connection to the end of its first request's headers, in "
-            "seconds. Then the connection is closed.",
+            description="Longest time from the opening of a connection to the end of its first request's "
+            "headers, in seconds. After that the connection is closed.",
         ),
     ] = 10.0
     min_bytes_per_s: Annotated[
         _Whole,
         Field(
             gt=0,
-            description="Slowest upload and download, in bytes per second. A slower upload is answered 408, "
-            "a slower download is cut off.",
+            description="Minimum transfer rate of uploads and downloads, in bytes per second. A slower "
+            "upload is answered 408, a slower download is reset.",
         ),
     ] = 16_384
     slow_after_s: Annotated[
         _Seconds,
-        Field(description="Over how long the speed of an upload or download is taken, in seconds."),
+        Field(description="Time over which the transfer rate is measured, in seconds."),
     ] = 10.0
     quarantine_s: Annotated[
         _Seconds,
         Field(
-            description="How long a picture that ended two engines is refused without a try, in seconds.",
+            description="Time for which an image that crashed two engines (a poison image) is refused "
+            "without another try, in seconds.",
         ),
     ] = 3600.0
     quarantine_dir: Annotated[
@@ -157,16 +162,19 @@ class Settings(BaseModel):
         BeforeValidator(_not_empty),
         AfterValidator(_writable),
         Field(
-            description="A directory in which such pictures are kept, at most 100 of them. None are kept "
-            "when it is not set."
+            description="Directory in which poison images are stored for analysis, at most 100 of them. "
+            "None are stored when it is not set."
         ),
     ] = None
     sample_image: Annotated[
-        FilePath, Field(description="The picture that a request with an empty body gets flipped.")
+        FilePath, Field(description="Image that is flipped for a request with an empty body.")
     ] = _SAMPLE_IMAGE
     log_format: Annotated[
         LogFormat,
-        Field(description="`pretty` for people, `json` for machines, `auto`: pretty on a terminal."),
+        Field(
+            description="`pretty` for people, `json` for machines, `auto` for `pretty` on a terminal and "
+            "`json` otherwise."
+        ),
     ] = "auto"
 
     @model_validator(mode="after")

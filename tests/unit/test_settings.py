@@ -1,4 +1,4 @@
-"""Settings come from the mapping that is given, are checked before anything starts, and then stand still."""
+"""Settings are read from the given mapping, validated before the start, and immutable."""
 
 from pathlib import Path
 
@@ -24,19 +24,19 @@ def test_a_variable_overrides_its_default_and_no_other() -> None:
 
 
 def test_every_kind_of_value_can_be_given(tmp_path: Path) -> None:
-    picture = tmp_path / "mine.png"
-    picture.touch()
+    image = tmp_path / "mine.png"
+    image.touch()
     settings = Settings.from_environ(
         {
             "FLIP_MAX_BODY_BYTES": "1000",
             "FLIP_UPLOAD_TIMEOUT_S": "0.5",
-            "FLIP_SAMPLE_IMAGE": str(picture),
+            "FLIP_SAMPLE_IMAGE": str(image),
             "FLIP_LOG_FORMAT": "json",
         }
     )
     assert settings.max_body_bytes == 1000
     assert settings.upload_timeout_s == 0.5
-    assert settings.sample_image == picture
+    assert settings.sample_image == image
     assert settings.log_format == "json"
 
 
@@ -76,7 +76,7 @@ def test_variables_without_the_prefix_are_ignored(name: str) -> None:
         ("FLIP_ENGINE_NICE", "20"),
         ("FLIP_UPLOAD_TIMEOUT_S", "nan"),
         ("FLIP_QUARANTINE_S", "1e30"),
-        ("FLIP_SAMPLE_IMAGE", "/no/such/picture.jpg"),
+        ("FLIP_SAMPLE_IMAGE", "/no/such/image.jpg"),
         ("FLIP_SAMPLE_IMAGE", "/"),
         ("FLIP_LOG_FORMAT", "xml"),
     ],
@@ -106,13 +106,13 @@ def test_a_directory_that_cannot_be_written_to_is_refused(
     assert refusal(given).startswith("FLIP_QUARANTINE_DIR: Directory cannot be written to")
 
 
-def test_there_has_to_be_room_for_one_picture() -> None:
+def test_the_bytes_in_flight_must_allow_one_upload() -> None:
     text = refusal({"FLIP_MAX_BYTES_IN_FLIGHT": "1000", "FLIP_MAX_BODY_BYTES": "1001"})
     assert text.startswith("FLIP_MAX_BYTES_IN_FLIGHT: ")
     assert "FLIP_MAX_BODY_BYTES" in text
 
 
-def test_everything_that_is_wrong_is_told_at_once() -> None:
+def test_one_refusal_names_every_wrong_setting() -> None:
     lines = refusal({"FLIP_MAX_FRAMES": "many", "FLIP_MAX_PIXEL": "4"}).splitlines()
     assert sorted(line.partition(":")[0] for line in lines) == ["FLIP_MAX_FRAMES", "FLIP_MAX_PIXEL"]
 
@@ -124,7 +124,7 @@ def test_settings_cannot_be_changed() -> None:
     assert settings == Settings()
 
 
-def test_the_environment_of_the_process_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_of_the_process_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLIP_MAX_PIXELS", "4")
     monkeypatch.setenv("MAX_PIXELS", "4")
     assert Settings.from_environ({}).max_pixels == Settings().max_pixels == 100_000_000
