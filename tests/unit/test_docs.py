@@ -1,4 +1,4 @@
-"""What docs/ says about problems and settings is what the code does."""
+"""docs/problems.md and docs/settings.md describe what the code does."""
 
 import json
 import os
@@ -22,7 +22,7 @@ SETTINGS = (ROOT / "docs" / "settings.md").read_text()
 
 
 class Section(NamedTuple):
-    """What docs/problems.md says of a problem."""
+    """The section of docs/problems.md about one problem."""
 
     type: str
     status: int
@@ -40,7 +40,7 @@ def sections() -> dict[str, Section]:
 
 
 def rows(heading: str) -> list[list[str]]:
-    """The cells of all rows of a table whose header begins with a word, without the marks for code."""
+    """Return the cells of all rows of the tables whose header begins with a word."""
     tables = re.findall(rf"^\| {heading} \|.*\n\|[-|]+\n((?:\|.*\n)+)", SETTINGS, flags=re.MULTILINE)
     assert tables
     return [
@@ -51,7 +51,7 @@ def rows(heading: str) -> list[list[str]]:
 
 
 def code(cell: str) -> str:
-    """What stands between the marks for code, in a cell that holds nothing else."""
+    """Return the text between backticks, in a cell that holds nothing else."""
     assert re.fullmatch(r"`[^`]+`", cell), cell
     return cell.strip("`")
 
@@ -62,7 +62,7 @@ def problems_of_the_service() -> dict[str, Problem]:
 
 
 def gunicorn(*arguments: str, environ: Mapping[str, str] | None = None) -> str:
-    """Run gunicorn as a user does, in an environment that sets nothing of what we ask about."""
+    """Run gunicorn as a user does, in an environment without any of its variables."""
     clean = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TMPDIR"}}
     return subprocess.check_output(
         [sys.executable, "-m", "gunicorn", *arguments], cwd=ROOT, env={**clean, **(environ or {})}, text=True
@@ -99,13 +99,13 @@ def test_every_section_carries_the_type_that_is_sent() -> None:
 
 
 @pytest.mark.parametrize("slug", sorted(sections().keys() - problems_of_the_service().keys()))
-def test_a_section_of_the_framework_s_or_the_server_s_own_problems_is_what_they_send(slug: str) -> None:
+def test_a_section_about_a_problem_of_the_framework_or_the_server_is_what_they_send(slug: str) -> None:
     section = sections()[slug]
     problem = Problem.of_status(HTTPStatus(section.status), "What to do next.")
     assert (problem.slug, problem.title) == (slug, section.title)
 
 
-def test_the_framework_s_and_the_server_s_own_problems_are_there() -> None:
+def test_the_problems_of_the_framework_and_the_server_have_sections() -> None:
     assert {
         section.status for slug, section in sections().items() if slug not in problems_of_the_service()
     } == {
@@ -185,7 +185,7 @@ def test_gunicorn_is_set_as_documented(as_configured: dict[str, Any]) -> None:
     }
 
 
-def test_every_setting_that_gunicorn_conf_sets_is_documented_or_internal() -> None:
+def test_every_setting_in_gunicorn_conf_is_documented_or_internal() -> None:
     text = (ROOT / "gunicorn.conf.py").read_text()
     ours = {"wsgi_app", "logger_class", "asgi_disconnect_grace_period", "asgi_lifespan", "asgi_loop"}
     documented = {code(name) for name, *_ in rows("setting")}
