@@ -1,4 +1,4 @@
-"""What operators are given fits what there is: the unit for systemd and the runbook."""
+"""The systemd unit and the runbook match the code."""
 
 import re
 import shlex
@@ -21,7 +21,7 @@ def values(key: str) -> list[str]:
 
 
 def here(path: str) -> Path:
-    """Where a path of the unit is in this checkout, whose interpreter may be elsewhere."""
+    """Map a path of the unit to this checkout, whose interpreter may be elsewhere."""
     return Path(path.replace(f"{HOME}/.venv/bin", str(Path(sys.executable).parent)).replace(HOME, str(ROOT)))
 
 
