@@ -3,11 +3,12 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from structlog.testing import capture_logs
@@ -70,6 +71,21 @@ class Client:
             except (EOFError, ConnectionResetError):
                 return self._received
 
+    async def read_nothing(self) -> None:
+        """Let the server's side run, and see that it answers nothing."""
+        for _ in range(5):
+            await asyncio.sleep(0)
+        with pytest.raises(BlockingIOError):
+            self._sock.recv(1)
+
+    async def is_readable(self) -> None:
+        """Wait until something has come, and leave it."""
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._sock, ready.set)
+        async with asyncio.timeout(DEADLINE_S):
+            await ready.wait()
+        loop.remove_reader(self._sock)
+
     def end(self) -> None:
         """Say that nothing more will be sent."""
         self._sock.shutdown(socket.SHUT_WR)
@@ -86,15 +102,27 @@ class Client:
 
 
 class WatchedProtocol(Protocol):
-    """The real protocol, which also says when its connection is lost."""
+    """The real protocol, which also says when bytes have arrived and when its connection is lost."""
 
     def __init__(self, worker: Worker) -> None:
         super().__init__(worker)
         self.lost = asyncio.Event()
+        self._arrived = asyncio.Event()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        super().buffer_updated(nbytes)
+        self._arrived.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.lost.set()
+
+    async def has_received(self, total_bytes: int) -> None:
+        """Wait until so many bytes have arrived in all."""
+        async with asyncio.timeout(DEADLINE_S):
+            while self._received_bytes < total_bytes:
+                self._arrived.clear()
+                await self._arrived.wait()
 
 
 class Gateway:
@@ -110,15 +138,22 @@ class Gateway:
         self, app: App, settings: Settings | None = None, config: dict[str, object] | None = None
     ) -> None:
         cfg = Config()
-        for name, value in (config or {}).items():
+        for name, value in {"asgi_disconnect_grace_period": 0, **(config or {})}.items():
             cfg.set(name, value)
         self.membership = Membership.alone(Quarantine(60))
         self.worker = Worker(1, os.getppid(), [], None, cfg.timeout, cfg, Logger(cfg))
         self.worker.enlist(self.membership, settings or Settings())
-        self.worker.loop = asyncio.get_running_loop()
-        self.worker.asgi = Envelope(app, self.membership.row)
+        self.worker.loop = loop = asyncio.get_running_loop()
+        self._ahead_s = 0.0
+        time_s = loop.time
+        loop.time = lambda: time_s() + self._ahead_s  # type: ignore[method-assign]
+        self.serve(lambda _: app)
         self.protocols: list[WatchedProtocol] = []
         self._clients: list[Client] = []
+
+    def serve(self, app_of: "Callable[[Gateway], App]") -> None:
+        """Serve another app on connections that are opened from now on."""
+        self.worker.asgi = Envelope(app_of(self), self.membership.row)
 
     async def connect(self) -> Client:
         """Open a connection."""
@@ -132,6 +167,15 @@ class Gateway:
         await self.worker.loop.connect_accepted_socket(protocol, theirs)
         self._clients.append(Client(ours))
         return self._clients[-1]
+
+    def advance(self, seconds: float) -> None:
+        """Let the event loop's clock, and with it every timer, be so many seconds further on."""
+        self._ahead_s += seconds
+
+    def check_rates(self) -> None:
+        """Look at all connections, as the worker does once a second."""
+        for protocol in self.protocols:
+            protocol.check_rate(self.worker.loop.time())
 
     async def close(self) -> None:
         """Abort all connections and wait for what they had under way."""

@@ -1,31 +1,76 @@
 """One connection: what it answers, logs and counts, request by request."""
 
-from typing import Any
+import asyncio
+import errno
+import json
+import os
+from collections.abc import Callable
+from io import FileIO
 
 import pytest
-from support.gateway import gateway, run
+from support.gateway import Answer, Event, Gateway, gateway, run
 
+from server.admission import Admission
 from server.cluster.scoreboard import Cell
+from server.errors import ServiceUnavailable
+from server.gateway.linger import LINGER_S
+from server.settings import Settings
+from server.web.envelope import App, Receive, Scope, Send
+from server.web.exchange import Exchange
 
 BODY = b"x" * 100
-FIRST = b"POST /first HTTP/1.1\r\nHost: a\r\nX-Request-ID: first\r\nContent-Length: 100\r\n\r\n" + BODY
-OK = b"ok\n"
+GET = b"GET /second HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
-async def echo_length(scope: Any, receive: Any, send: Any) -> None:
-    """Read the whole body and say how long it was."""
-    length, more = 0, True
-    while more:
-        message = await receive()
-        length += len(message.get("body", b""))
-        more = message.get("more_body", False)
-    body = b"%d" % length
-    headers = [(b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
+def post(body: bytes = BODY, *, path: bytes = b"/first", fields: bytes = b"") -> bytes:
+    return b"POST %s HTTP/1.1\r\nHost: a\r\n%sContent-Length: %d\r\n\r\n%s" % (path, fields, len(body), body)
+
+
+async def respond(send: Send, body: bytes, status: int = 200, *fields: tuple[bytes, bytes]) -> None:
+    headers = [(b"content-length", b"%d" % len(body)), *fields]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
-def lines(events: list[dict[str, Any]]) -> list[tuple[str, str, int, int]]:
+async def whole_body(receive: Receive) -> list[bytes]:
+    """Read the body; returns its pieces."""
+    pieces, more = [], True
+    while more:
+        message = await receive()
+        pieces.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return [piece for piece in pieces if piece]
+
+
+async def say_length(scope: Scope, receive: Receive, send: Send) -> None:
+    """Read the whole body and say how long it was."""
+    await respond(send, b"%d" % sum(map(len, await whole_body(receive))))
+
+
+class Held:
+    """An app that answers when it is told to.
+
+    Attributes:
+        is_asked: set when a request has come.
+        may_answer: awaited before the answer.
+    """
+
+    def __init__(self, body: bytes = b"ok") -> None:
+        self.is_asked, self.may_answer = asyncio.Event(), asyncio.Event()
+        self.is_cancelled = asyncio.Event()
+        self._body = body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.is_asked.set()
+        try:
+            await self.may_answer.wait()
+        except asyncio.CancelledError:
+            self.is_cancelled.set()
+            raise
+        await respond(send, self._body)
+
+
+def lines(events: list[Event]) -> list[tuple[str, str, int, int]]:
     return [
         (line["request_id"], line["path"], line["status"], line["bytes_in"])
         for line in events
@@ -33,35 +78,468 @@ def lines(events: list[dict[str, Any]]) -> list[tuple[str, str, int, int]]:
     ]
 
 
+def detail(answer: Answer) -> str:
+    text: str = json.loads(answer.body)["detail"]
+    return text
+
+
+# --- One request, one owner ------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
-    ("head", "reason"),
+    ("head", "reason", "path"),
     [
-        pytest.param(b"GET /second HTTP/1.1\r\n", "Host", id="no host"),
-        pytest.param(b"GET http://[/second HTTP/1.1\r\nHost: a\r\n", "target", id="odd target"),
+        pytest.param(b"GET /second HTTP/1.1\r\n", "there is no Host header", "/second", id="no host"),
+        pytest.param(
+            b"GET http://[/second HTTP/1.1\r\nHost: a\r\n",
+            "the target is no URL",
+            "http://[/second",
+            id="odd target",
+        ),
     ],
 )
 @pytest.mark.parametrize("together", [False, True], ids=["one by one", "pipelined"])
 def test_a_refused_head_on_a_kept_connection_is_a_request_of_its_own(
-    head: bytes, reason: str, together: bool
+    head: bytes, reason: str, path: str, together: bool
 ) -> None:
     async def test() -> None:
-        async with gateway(echo_length) as (served, events):
+        async with gateway(say_length) as (served, events):
             client = await served.connect()
+            first = post(fields=b"X-Request-ID: first\r\n")
             second = head + b"X-Request-ID: second\r\n\r\n"
-            await client.send(FIRST + second if together else FIRST)
+            await client.send(first + second if together else first)
             first_answer = await client.read()
             if not together:
                 await client.send(second)
             second_answer = await client.read()
             assert (first_answer.status, first_answer.headers["x-request-id"]) == (200, "first")
             assert (second_answer.status, second_answer.headers["x-request-id"]) == (400, "second")
-            assert reason.encode() in second_answer.body
+            assert reason in detail(second_answer)
             assert b'"request_id": "second"' in second_answer.body
-            (first, other) = lines(events)
-            assert first == ("first", "/first", 200, 100)
-            assert (other[0], other[2], other[3]) == ("second", 400, 0)
-            assert other[1] != "/first"
+            assert lines(events) == [("first", "/first", 200, 100), ("second", path, 400, 0)]
             row = served.membership.row
             assert (row[Cell.REQUESTS], row[Cell.BYTES_IN]) == (2, 100)
+
+    run(test())
+
+
+def test_a_head_that_cannot_be_parsed_gets_an_id_of_its_own() -> None:
+    async def test() -> None:
+        async with gateway(say_length) as (served, events):
+            client = await served.connect()
+            await client.send(post(fields=b"X-Request-ID: first\r\n") + b"NONSENSE\r\n\r\n")
+            await client.read()
+            answer = await client.read()
+            assert answer.status == 400
+            assert answer.headers["x-request-id"] not in {"", "first"}
+            assert lines(events)[1] == (answer.headers["x-request-id"], "-", 400, 0)
+
+    run(test())
+
+
+def test_a_body_that_cannot_be_parsed_ends_the_request_that_it_belongs_to() -> None:
+    async def test() -> None:
+        async with gateway(say_length) as (served, events):
+            client = await served.connect()
+            await client.send(
+                b"POST /chunks HTTP/1.1\r\nHost: a\r\nX-Request-ID: it\r\nTransfer-Encoding: chunked\r\n\r\n"
+                b"3\r\nabc\r\nzz\r\n"
+            )
+            answer = await client.read()
+            assert (answer.status, answer.headers["x-request-id"]) == (400, "it")
+            await client.read_to_end()
+            assert [line[:3] for line in lines(events)] == [("it", "/chunks", 400)]
+            assert served.membership.row[Cell.REQUESTS] == 1
+
+    run(test())
+
+
+def test_an_app_that_raises_is_answered_and_counted_once() -> None:
+    async def fail(scope: Scope, receive: Receive, send: Send) -> None:
+        raise RuntimeError("secret")
+
+    async def test() -> None:
+        async with gateway(fail) as (served, events):
+            client = await served.connect()
+            await client.send(b"GET / HTTP/1.1\r\nHost: a\r\nX-Request-ID: it\r\n\r\n")
+            answer = await client.read()
+            assert (answer.status, answer.headers["x-request-id"]) == (500, "it")
+            assert b"secret" not in answer.body
+            assert lines(events) == [("it", "/", 500, 0)]
+
+    run(test())
+
+
+def test_pipelined_requests_are_answered_in_order() -> None:
+    async def test() -> None:
+        async with gateway(say_length) as (served, events):
+            client = await served.connect()
+            sizes = (1, 0, 70_000, 3)
+            await client.send(b"".join(post(b"x" * size, path=b"/%d" % size) for size in sizes))
+            assert [(await client.read()).body for _ in sizes] == [b"%d" % size for size in sizes]
+            assert [(path, bytes_in) for _, path, _, bytes_in in lines(events)] == [
+                (f"/{size}", size) for size in sizes
+            ]
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        (b"/flip?a=b", "/flip"),
+        (b"http://other/flip", "/flip"),
+        (b"http://other", "/"),
+        (b"/%1b[31m", "/\\x1b[31m"),
+    ],
+)
+def test_every_form_of_target_is_understood(target: bytes, path: str) -> None:
+    async def test() -> None:
+        async with gateway(say_length) as (served, events):
+            client = await served.connect()
+            await client.send(b"GET %s HTTP/1.1\r\nHost: a\r\n\r\n" % target)
+            assert (await client.read()).status == 200
+            assert [line[1] for line in lines(events)] == [path]
+
+    run(test())
+
+
+def test_an_upgrade_is_ignored() -> None:
+    async def test() -> None:
+        async with gateway(say_length) as (served, _):
+            client = await served.connect()
+            await client.send(
+                b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+            )
+            assert (await client.read()).status == 200
+
+    run(test())
+
+
+# --- Uploads ------------------------------------------------------------------------------------------------
+
+
+def sinking(file: FileIO, pieces: list[bytes]) -> Callable[[Gateway], App]:
+    """Make an app that admits a body, reads it piece by piece, and opens the sink after each."""
+
+    def app_of(served: Gateway) -> App:
+        membership = served.membership
+        admission = Admission(membership.scoreboard, membership.row, max_wait_s=10, max_held_bytes=1 << 30)
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            exchange = Exchange.of(scope)
+            length = next(int(value) for name, value in scope["headers"] if name == b"content-length")
+            exchange.ticket = exchange.resources.enter_context(admission.admit(length))
+            more = True
+            try:
+                while more:
+                    message = await receive()
+                    pieces.append(message["body"])
+                    more = message["more_body"]
+                    if file.name != "/dev/full":
+                        file.write(message["body"])
+                    exchange.sink.open(file)
+            except OSError as error:
+                await respond(send, os.strerror(error.errno or 0).encode(), 503)
+            else:
+                await respond(send, b"%d" % exchange.body_bytes)
+
+        return app
+
+    return app_of
+
+
+def test_the_upload_sink_takes_the_body_past_the_app() -> None:
+    async def test() -> None:
+        body = os.urandom(3_000_000)
+        pieces: list[bytes] = []
+        with FileIO(os.memfd_create("upload"), "r+b") as file:
+            async with gateway(say_length) as (served, events):
+                served.serve(sinking(file, pieces))
+                client = await served.connect()
+                await client.send(post(body) + post(body, path=b"/next"))
+                answers = [await client.read(), await client.read()]
+                assert [answer.body for answer in answers] == [b"3000000", b"3000000"]
+                file.seek(0)
+                assert file.read() == body + body
+                assert sum(map(len, pieces)) < len(body)  # of both: most of them went past the app
+                assert [bytes_in for *_, bytes_in in lines(events)] == [3_000_000, 3_000_000]
+
+    run(test())
+
+
+def test_an_upload_sink_without_room_fails_its_request_alone() -> None:
+    async def test() -> None:
+        pieces: list[bytes] = []
+        with FileIO("/dev/full", "r+b") as full:
+            async with gateway(say_length) as (served, events):
+                served.serve(sinking(full, pieces))
+                client = await served.connect()
+                request = post(b"x" * 1000)
+                await client.send(request[:-900])
+                await served.protocols[0].has_received(len(request) - 900)
+                await client.read_nothing()  # the app opens the sink
+                await client.send(request[-900:-400])
+                answer = await client.read()
+                assert (answer.status, answer.body) == (503, os.strerror(errno.ENOSPC).encode())
+                assert answer.headers["connection"] == "close"
+                served.serve(lambda _: say_length)
+                other = await served.connect()
+                await other.send(post())
+                assert (await other.read()).body == b"100"
+                assert [status for _, _, status, _ in lines(events)] == [503, 200]
+
+    run(test())
+
+
+def test_a_body_may_pause_for_longer_than_gunicorn_s_timeout() -> None:
+    async def test() -> None:
+        async with gateway(say_length, timeout=2) as (served, _):
+            client = await served.connect()
+            sent = post()
+            await client.send(sent[:-50])
+            await served.protocols[0].has_received(len(sent) - 50)
+            await client.read_nothing()
+            served.advance(60)
+            await client.read_nothing()
+            await client.send(sent[-50:])
+            answer = await client.read()
+            assert (answer.status, answer.body) == (200, b"100")
+
+    run(test())
+
+
+def test_a_slow_upload_is_answered_and_told_why() -> None:
+    async def test() -> None:
+        settings = Settings(min_bytes_per_s=1000, slow_after_s=5)
+        async with gateway(failing_with_its_own_words, settings) as (served, _):
+            client = await served.connect()
+            await client.send(post()[:-50])
+            await served.protocols[0].has_received(len(post()) - 50)
+            served.check_rates()
+            served.advance(6)
+            served.check_rates()
+            answer = await client.read()
+            assert (answer.status, answer.headers["connection"]) == (408, "close")
+            assert b"1000 bytes per second for 5 s" in answer.body
+
+    run(test())
+
+
+async def failing_with_its_own_words(scope: Scope, receive: Receive, send: Send) -> None:
+    try:
+        await whole_body(receive)
+    except Exception as error:  # noqa: BLE001 the answer says which
+        await respond(send, str(error).encode(), 408)
+
+
+def test_the_rate_of_an_upload_reaches_admission() -> None:
+    async def test() -> None:
+        app = Held()
+        async with gateway(app) as (served, _):
+            client = await served.connect()
+            await client.send(post(b"x" * 1_000_000)[:-900_000])
+            protocol = served.protocols[0]
+            await protocol.has_received(100_000)
+            admission = Admission(
+                served.membership.scoreboard, served.membership.row, max_wait_s=10, max_held_bytes=1 << 30
+            )
+            with admission.admit(1_000_000) as ticket:
+                protocol._exchange.ticket = ticket
+                served.check_rates()
+                served.advance(1)
+                served.check_rates()  # nothing came meanwhile, so nothing more is expected
+                assert ticket.held_bytes < 1_000_000
+
+    run(test())
+
+
+def test_slow_headers_are_answered_and_silence_is_not() -> None:
+    async def test() -> None:
+        async with gateway(say_length, Settings(headers_timeout_s=10)) as (served, events):
+            silent, slow = await served.connect(), await served.connect()
+            await slow.send(b"GET / HTTP/1.1\r\nHos")
+            await served.protocols[1].has_received(10)
+            served.advance(10.5)
+            served.check_rates()
+            assert await silent.read_to_end() == b""
+            answer = await slow.read()
+            assert (answer.status, answer.headers["connection"]) == (408, "close")
+            stages = [event["stage"] for event in events if event["event"] == "slow_client_disconnected"]
+            assert stages == ["headers", "headers"]
+
+    run(test())
+
+
+def test_a_slow_download_is_reset() -> None:
+    async def test() -> None:
+        app = Held(b"x" * 5_000_000)
+        async with gateway(app, Settings(min_bytes_per_s=1000, slow_after_s=5)) as (served, events):
+            client = await served.connect()
+            await client.send(GET)
+            await app.is_asked.wait()
+            app.may_answer.set()
+            await client.is_readable()
+            for _ in range(3):
+                served.check_rates()
+                served.advance(6)
+            assert len(await client.read_to_end()) < 5_000_000
+            (event,) = [event for event in events if event["event"] == "slow_client_disconnected"]
+            assert event["stage"] == "download"
+
+    run(test())
+
+
+# --- The life of a connection -------------------------------------------------------------------------------
+
+
+def test_one_connection_too_many_is_refused_and_takes_no_place() -> None:
+    async def test() -> None:
+        async with gateway(say_length, worker_connections=1) as (served, events):
+            first, second = await served.connect(), await served.connect()
+            answer = await second.read()
+            assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+            assert "too many connections" in detail(answer)
+            assert len(served.worker.connections) == 1
+            await first.send(GET)
+            assert (await first.read()).status == 200
+            assert [status for _, _, status, _ in lines(events)] == [503, 200]
+
+    run(test())
+
+
+def test_a_client_that_leaves_has_its_request_cancelled() -> None:
+    async def test() -> None:
+        app = Held()
+        async with gateway(app) as (served, events):
+            client = await served.connect()
+            await client.send(GET)
+            await app.is_asked.wait()
+            client.end()
+            async with asyncio.timeout(20):
+                await app.is_cancelled.wait()
+            await served.protocols[0].lost.wait()
+            assert [status for _, _, status, _ in lines(events)] == [499]
+
+    run(test())
+
+
+def test_an_answer_that_comes_before_the_body_it_refuses_is_the_last_and_can_be_read() -> None:
+    async def refuse_at_once(scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, b"no", 413)
+
+    async def test() -> None:
+        async with gateway(refuse_at_once) as (served, _):
+            client = await served.connect()
+            await client.send(post(b"x" * 1_000_000)[:-1_000_000])
+            answer = await client.read()
+            assert (answer.status, answer.headers["connection"]) == (413, "close")
+            await client.send(b"x" * 200_000)  # a reset would overtake the answer
+            served.advance(LINGER_S + 0.1)
+            assert await client.read_to_end() == b""
+
+    run(test())
+
+
+def test_an_idle_connection_stays_until_after_retry_after() -> None:
+    async def shed(scope: Scope, receive: Receive, send: Send) -> None:
+        Exchange.of(scope).retry_after_s = 60
+        await respond(send, b"later", 503, (b"retry-after", b"60"))
+
+    async def test() -> None:
+        async with gateway(shed, keepalive=5) as (served, _):
+            client = await served.connect()
+            await client.send(GET)
+            assert (await client.read()).status == 503
+            served.advance(64)
+            await client.send(GET)
+            assert (await client.read()).status == 503
+            served.advance(66)
+            assert await client.read_to_end() == b""
+
+    run(test())
+
+
+def test_a_draining_worker_tells_its_connections_and_forgets_retry_after() -> None:
+    async def shed(scope: Scope, receive: Receive, send: Send) -> None:
+        Exchange.of(scope).retry_after_s = 60
+        await respond(send, b"later", 503)
+
+    async def test() -> None:
+        async with gateway(shed, keepalive=5) as (served, _):
+            awaited, busy = await served.connect(), await served.connect()
+            for client in (awaited, busy):
+                await client.send(GET)
+                assert "connection" not in (await client.read()).headers
+            served.worker.drain()
+            await busy.send(GET)
+            assert (await busy.read()).headers["connection"] == "close"
+            served.advance(6)
+            assert await awaited.read_to_end() == b""
+            async with asyncio.timeout(20):
+                await served.worker._drained
+            assert not served.worker.alive
+
+    run(test())
+
+
+def test_a_worker_drains_with_the_last_of_its_requests() -> None:
+    async def test() -> None:
+        async with gateway(say_length, max_requests=2) as (served, _):
+            client = await served.connect()
+            await client.send(GET)
+            assert "connection" not in (await client.read()).headers
+            await client.send(GET)
+            assert (await client.read()).headers["connection"] == "close"
+            assert served.worker.is_draining
+
+    run(test())
+
+
+def test_a_stop_in_the_middle_of_an_answer_keeps_what_its_head_promised() -> None:
+    async def test() -> None:
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        async def in_two_pieces(scope: Scope, receive: Receive, send: Send) -> None:
+            headers = [(b"content-length", b"4")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": b"ab", "more_body": True})
+            begun.set()
+            await go_on.wait()
+            await send({"type": "http.response.body", "body": b"cd"})
+
+        async with gateway(in_two_pieces) as (served, _):
+            client = await served.connect()
+            await client.send(GET)
+            await begun.wait()
+            served.worker.drain()
+            go_on.set()
+            assert "connection" not in (await client.read()).headers
+            await client.send(GET)
+            assert (await client.read()).headers["connection"] == "close"
+
+    run(test())
+
+
+def test_what_the_parser_chokes_on_is_answered() -> None:
+    async def test() -> None:
+        async with gateway(say_length) as (served, events):
+            client = await served.connect()
+            await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n")
+            assert (await client.read()).status == 400
+            assert [status for _, _, status, _ in lines(events)] == [400]
+
+    run(test())
+
+
+def test_an_error_of_ours_is_raised_where_the_app_waits_for_the_body() -> None:
+    async def test() -> None:
+        async with gateway(failing_with_its_own_words) as (served, _):
+            client = await served.connect()
+            await client.send(post()[:-50])
+            await served.protocols[0].has_received(50)
+            served.protocols[0]._body_receiver.fail(ServiceUnavailable("for a reason"))
+            assert (await client.read()).body == b"for a reason"
 
     run(test())

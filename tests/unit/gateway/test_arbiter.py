@@ -1,0 +1,184 @@
+"""gunicorn's hooks: what starts, which place a worker gets, and when the next one has to wait."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from gunicorn.config import Config
+from gunicorn.workers.gthread import ThreadWorker
+from structlog.testing import capture_logs
+from support.live_server import ROOT
+
+from server.cluster.backoff import FIRST_DELAY_S
+from server.cluster.scoreboard import Cell, State
+from server.gateway.arbiter import Hooks, invitation, why_not
+from server.gateway.worker import Worker
+from server.settings import Settings
+
+
+class Arbiter:
+    """What the hooks use of gunicorn's arbiter."""
+
+    def __init__(self) -> None:
+        self.WORKERS: dict[int, Any] = {}
+        self.num_workers = 2
+        self.spawns = 0
+        self.failure: OSError | None = None
+        self.hooks = Hooks(Settings())
+        self.made: list[Any] = []
+
+    def fork(self) -> Any:
+        """Make a worker as the arbiter does, up to the fork."""
+        worker = Worker.__new__(Worker)
+        worker.tmp = SimpleNamespace(close=lambda: None)
+        self.hooks.pre_fork(self, worker)
+        self.made.append(worker)
+        self.WORKERS[len(self.WORKERS) + 1] = worker
+        return worker
+
+    def end(self, worker: Any) -> None:
+        """Reap a worker as the arbiter does."""
+        self.WORKERS = {pid: other for pid, other in self.WORKERS.items() if other is not worker}
+        self.hooks.child_exit(self, worker)
+
+    def spawn_worker(self) -> None:
+        self.fork()
+        if self.failure:
+            raise self.failure
+        self.spawns += 1
+
+
+@pytest.fixture
+def arbiter() -> Iterator[Any]:
+    arbiter = Arbiter()
+    yield arbiter
+    with arbiter.made[0].membership.work:
+        pass
+
+
+def config(**settings: object) -> Config:
+    cfg = Config()
+    for name, value in settings.items():
+        cfg.set(name, value)
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("settings", "worker_class", "workers", "says"),
+    [
+        ({}, ThreadWorker, 2, "-k"),
+        ({}, Worker, 0, "WEB_CONCURRENCY"),
+        ({"reload": True}, Worker, 2, "--reload"),
+        ({"protocol": "uwsgi"}, Worker, 2, "--protocol"),
+        ({"protocol": "fastcgi"}, Worker, 2, "'fastcgi'"),
+        ({"http_protocols": "h2,h1"}, Worker, 2, "HTTP/2"),
+        ({"http2_cleartext": "upgrade"}, Worker, 2, "--http2-cleartext"),
+        ({"http2_cleartext": "prior-knowledge"}, Worker, 2, "--http2-cleartext"),
+    ],
+)
+def test_what_the_cluster_cannot_run_with_is_refused_with_a_way_out(
+    settings: dict[str, object], worker_class: type, workers: int, says: str
+) -> None:
+    assert says in (why_not(config(**settings), worker_class, workers) or "")
+
+
+def test_gunicorn_as_it_is_configured_is_fine() -> None:
+    assert why_not(config(), Worker, 2) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--protocol", "uwsgi"), "flipcluster: its workers speak HTTP, not 'uwsgi'; leave out --protocol"),
+        (("--http2-cleartext", "both"), "leave out --http-protocols and --http2-cleartext"),
+    ],
+)
+def test_gunicorn_stops_with_one_line(arguments: tuple[str, ...], says: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0", *arguments],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert result.returncode == 1
+    assert says in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
+def test_a_worker_gets_a_row_of_its_own_and_what_all_share(arbiter: Any) -> None:
+    first, second = arbiter.fork(), arbiter.fork()
+    assert first.membership.row.index != second.membership.row.index
+    assert first.membership.work is second.membership.work
+    assert first.membership.row[Cell.STATE] == State.STARTING
+    arbiter.end(first)
+    assert first.membership.row[Cell.STATE] == State.FREE
+
+
+def test_workers_that_crash_without_work_wait_longer_and_longer(arbiter: Any) -> None:
+    delays = []
+    for _ in range(4):
+        worker = arbiter.fork()
+        delays.append(worker.boot_delay_s)
+        arbiter.end(worker)
+    assert delays == [0, 0, FIRST_DELAY_S, 2 * FIRST_DELAY_S]
+
+
+def test_a_worker_that_did_work_is_replaced_at_once(arbiter: Any) -> None:
+    for _ in range(4):
+        worker = arbiter.fork()
+        assert worker.boot_delay_s == 0
+        worker.membership.row[Cell.TASKS] += 1
+        arbiter.end(worker)
+
+
+def test_a_planned_end_is_no_crash(arbiter: Any) -> None:
+    for _ in range(4):
+        worker = arbiter.fork()
+        assert worker.boot_delay_s == 0
+        worker.membership.row[Cell.STATE] = State.STOPPING
+        arbiter.end(worker)
+
+
+def test_a_failed_fork_leaves_a_turn_out_and_gives_the_row_back(arbiter: Any) -> None:
+    arbiter.failure = OSError(11, "Resource temporarily unavailable")
+    with capture_logs() as events:
+        arbiter.hooks._spawn_worker(arbiter)
+    assert [event["event"] for event in events] == ["worker_spawn_failed"]
+    (unborn,) = arbiter.made
+    assert unborn.membership.row[Cell.STATE] == State.FREE
+    arbiter.failure = None
+    arbiter.hooks._spawn_worker(arbiter)
+    assert arbiter.spawns == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_a_stop_ends_the_restart_backoff(number: signal.Signals) -> None:
+    program = (
+        "from server.gateway.arbiter import _block_stops, sleep_or_exit\n"
+        "_block_stops(); print('ready', flush=True); sleep_or_exit(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(number)
+        assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        (("127.0.0.1", 8000), "http://localhost:8000/flip"),
+        (("0.0.0.0", 80), "http://localhost:80/flip"),  # noqa: S104
+        (("192.0.2.1", 80), "http://192.0.2.1:80/flip"),
+        ("/run/flip.sock", "--unix-socket /run/flip.sock http://localhost/flip"),
+    ],
+)
+def test_a_person_is_told_what_to_try(address: Any, says: str) -> None:
+    assert says in invitation(address)

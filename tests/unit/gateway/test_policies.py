@@ -1,0 +1,163 @@
+"""The gateway's policies: bytes and seconds in, decisions out."""
+
+import json
+
+import pytest
+
+from server.gateway.drain import Drain, Step
+from server.gateway.linger import LINGER_S, LingeringClose
+from server.gateway.refusals import refusal, refuse
+from server.gateway.transfer_rate import Reading, Stage, TransferRate
+from server.settings import Settings
+from server.web.exchange import Exchange
+
+SETTINGS = Settings(headers_timeout_s=10, min_bytes_per_s=1000, slow_after_s=5)
+
+# --- Minimum transfer rate ----------------------------------------------------------------------------------
+
+
+def test_headers_have_a_time_limit_of_their_own() -> None:
+    rate = TransferRate(SETTINGS, 100)
+    assert not rate.read(Stage.HEADERS, 0, 110).is_too_slow
+    assert rate.read(Stage.HEADERS, 0, 110.1).is_too_slow
+
+
+@pytest.mark.parametrize("stage", [Stage.UPLOAD, Stage.DOWNLOAD])
+def test_a_client_below_the_minimum_is_too_slow_only_after_a_whole_window(stage: Stage) -> None:
+    rate = TransferRate(SETTINGS, 0)
+    assert rate.read(stage, 0, 1) == Reading()
+    assert rate.read(stage, 10, 6) == Reading(is_too_slow=False, bytes_per_s=2)
+    assert rate.read(stage, 4999, 6.1).is_too_slow
+
+
+def test_a_client_at_the_minimum_is_fast_enough() -> None:
+    rate = TransferRate(SETTINGS, 0)
+    rate.read(Stage.UPLOAD, 0, 0)
+    assert rate.read(Stage.UPLOAD, 10_000, 10) == Reading(is_too_slow=False, bytes_per_s=1000)
+
+
+def test_each_window_is_measured_by_itself() -> None:
+    rate = TransferRate(SETTINGS, 0)
+    rate.read(Stage.UPLOAD, 0, 0)
+    assert not rate.read(Stage.UPLOAD, 1_000_000, 6).is_too_slow
+    assert rate.read(Stage.UPLOAD, 1_000_100, 12).is_too_slow
+
+
+def test_a_new_stage_begins_a_new_window() -> None:
+    rate = TransferRate(SETTINGS, 0)
+    rate.read(Stage.UPLOAD, 0, 0)
+    assert rate.read(Stage.DOWNLOAD, 7, 100) == Reading()
+    assert rate.read(Stage.DOWNLOAD, 7, 105) == Reading(is_too_slow=False, bytes_per_s=0)
+
+
+def test_a_connection_that_waits_for_the_server_is_never_too_slow() -> None:
+    rate = TransferRate(SETTINGS, 0)
+    rate.read(Stage.NOTHING, 0, 0)
+    assert rate.read(Stage.NOTHING, 0, 1e6) == Reading()
+
+
+def test_two_looks_at_the_same_moment_do_no_harm() -> None:
+    rate = TransferRate(SETTINGS, 0)
+    rate.read(Stage.UPLOAD, 0, 1)
+    assert rate.read(Stage.UPLOAD, 0, 1) == Reading()
+
+
+# --- Lingering close ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("has_request", "is_body_complete", "is_last_request", "is_needed"),
+    [
+        pytest.param(False, False, False, False, id="nothing has arrived"),
+        pytest.param(True, False, False, True, id="the body may go on"),
+        pytest.param(True, False, True, True, id="the body may go on, on the last request"),
+        pytest.param(True, True, False, True, id="another request may be on its way"),
+        pytest.param(True, True, True, False, id="nothing more will come"),
+    ],
+)
+def test_a_connection_lingers_when_its_client_may_still_send(
+    has_request: bool, is_body_complete: bool, is_last_request: bool, is_needed: bool
+) -> None:
+    close = LingeringClose()
+    facts = {
+        "has_request": has_request,
+        "is_body_complete": is_body_complete,
+        "is_last_request": is_last_request,
+    }
+    assert close.is_needed(**facts) is is_needed
+
+
+def test_a_connection_lingers_once() -> None:
+    close = LingeringClose()
+    assert not close.is_begun
+    assert close.begin(7) == 7 + LINGER_S
+    assert close.is_begun
+    assert not close.is_needed(has_request=True, is_body_complete=False, is_last_request=False)
+
+
+# --- Drain --------------------------------------------------------------------------------------------------
+
+
+def test_a_drain_closes_the_listeners_first_and_ends_with_the_last_connection() -> None:
+    drain = Drain(timeout_s=30, max_answers=10)
+    assert not drain.is_begun
+    drain.begin(100)
+    assert drain.is_begun
+    steps = [
+        drain.step(now_s, connections) for now_s, connections in ((101, 0), (102, 2), (103, 1), (104, 0))
+    ]
+    assert steps == [Step.CLOSE_LISTENERS, Step.WAIT, Step.WAIT, Step.END]
+
+
+def test_a_drain_has_a_deadline() -> None:
+    drain = Drain(timeout_s=30, max_answers=10)
+    drain.begin(100)
+    drain.step(100, 1)
+    assert drain.step(129.9, 1) is Step.WAIT
+    assert drain.step(130, 1) is Step.TIME_OUT
+    assert drain.step(130, 0) is Step.END
+
+
+def test_a_worker_is_due_with_the_last_answer_that_it_may_begin() -> None:
+    drain = Drain(timeout_s=30, max_answers=3)
+    assert [drain.is_due(answers) for answers in range(4)] == [False, False, True, True]
+
+
+# --- Refusals -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "slug", "next_step"),
+    [
+        (400, "bad-request", "Send a valid HTTP/1.1 request."),
+        (408, "request-timeout", "Send all headers at once."),
+        (414, "uri-too-long", "Send a shorter path and query."),
+        (431, "request-header-fields-too-large", "Send fewer or shorter header fields."),
+        (501, "not-implemented", "Send the body as it is, with a Content-Length or chunked."),
+        (503, "service-unavailable", "Try again in a moment, or keep connections open and use them again."),
+    ],
+)
+def test_a_refusal_says_why_and_what_to_do_next(status: int, slug: str, next_step: str) -> None:
+    problem = refusal(status, "so it is")
+    assert (problem.status, problem.slug) == (status, slug)
+    assert problem.detail == f"The request was refused: so it is. {next_step}"
+
+
+def test_a_fault_of_ours_tells_a_client_nothing_else() -> None:
+    assert "secret" not in refusal(500, "secret").detail
+
+
+def test_a_refusal_is_the_response_of_its_exchange() -> None:
+    exchange = Exchange(request_id="a-b-c")
+    answer = refuse(exchange, refusal(431, "too many"), ("retry-after", "1"))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    line, *fields = head.split(b"\r\n")
+    headers = dict(field.split(b": ", 1) for field in fields)
+    assert line == b"HTTP/1.1 431 Request Header Fields Too Large"
+    assert headers[b"content-type"] == b"application/problem+json"
+    assert int(headers[b"content-length"]) == len(body) == exchange.sent_bytes
+    assert (headers[b"connection"], headers[b"retry-after"]) == (b"close", b"1")
+    assert headers[b"x-request-id"] == b"a-b-c"
+    assert headers[b"date"].endswith(b" GMT")
+    assert json.loads(body)["request_id"] == "a-b-c"
+    assert (exchange.status, exchange.problem) == (431, "request-header-fields-too-large")

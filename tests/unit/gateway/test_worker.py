@@ -1,0 +1,187 @@
+"""The worker as gunicorn runs it, in the test's own process: its protocol, its backlog, its drain."""
+
+import asyncio
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from support.gateway import DEADLINE_S, Event, Gateway, gateway, run
+
+from server.cluster.scoreboard import Cell, State
+from server.gateway.protocol import Protocol
+from server.web.envelope import Receive, Scope, Send
+
+#: Where `struct tcp_info` has the backlog of a listening socket (tcp(7); tcp_get_info() of the kernel).
+_MOST_WAITING = slice(28, 32)
+
+
+class Listener:
+    """A listening socket as gunicorn passes it to its workers."""
+
+    def __init__(self) -> None:
+        self.sock = socket.create_server(("127.0.0.1", 0))
+        self.sock.setblocking(False)
+
+    def close(self) -> None:
+        self.sock.close()
+
+    @property
+    def backlog(self) -> int:
+        info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+        most: int = struct.unpack("I", info[_MOST_WAITING])[0]
+        return most
+
+
+async def hello(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+    await send({"type": "http.response.body", "body": b"hello"})
+
+
+@asynccontextmanager
+async def serving(
+    **config: object,
+) -> AsyncIterator[tuple[Gateway, Listener, "asyncio.Task[None]", list[Event]]]:
+    """Run a worker's own loop over a real listening socket."""
+    async with gateway(hello, asgi_lifespan="off", **config) as (served, events):
+        worker = served.worker
+        listener = Listener()
+        worker.sockets = [listener]
+        is_up = asyncio.Event()
+        adopt(worker, is_up)
+        task = asyncio.create_task(worker._serve())
+        async with asyncio.timeout(DEADLINE_S):
+            await is_up.wait()
+        try:
+            yield served, listener, task, events
+        finally:
+            worker.alive = False
+            worker._quick_shutdown = True
+            served.advance(2)  # the loop looks once a second
+            async with asyncio.timeout(DEADLINE_S):
+                await task
+            listener.close()
+
+
+def adopt(worker: Any, is_up: asyncio.Event) -> None:
+    """Let a worker set up the loop that is running, and say when it listens."""
+    loop = asyncio.get_running_loop()
+    new_event_loop, set_event_loop = asyncio.new_event_loop, asyncio.set_event_loop
+    asyncio.new_event_loop, asyncio.set_event_loop = lambda: loop, lambda _: None
+    try:
+        worker._setup_event_loop()
+    finally:
+        asyncio.new_event_loop, asyncio.set_event_loop = new_event_loop, set_event_loop
+    notify = worker.notify
+
+    def notify_and_tell() -> None:
+        notify()
+        is_up.set()
+
+    worker.notify = notify_and_tell
+
+
+async def ask(port: int) -> bytes:
+    async with asyncio.timeout(DEADLINE_S):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+        return answer
+
+
+def test_gunicorn_serves_our_protocol() -> None:
+    async def test() -> None:
+        async with serving() as (served, listener, _, _):
+            async with asyncio.timeout(DEADLINE_S):
+                reader, writer = await asyncio.open_connection("127.0.0.1", listener.sock.getsockname()[1])
+                writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                answer = await reader.readuntil(b"hello")
+            (connection,) = served.worker.connections
+            assert type(connection) is Protocol
+            assert b"x-request-id: " in answer
+            writer.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize("backlog", [77, 300])
+def test_as_many_connections_may_wait_as_configured(backlog: int) -> None:
+    """asyncio listens again by itself, with 100, and would so overrule gunicorn."""
+
+    async def test() -> None:
+        async with serving(backlog=backlog) as (_, listener, _, _):
+            assert listener.backlog == backlog
+
+    run(test())
+
+
+def test_a_worker_that_is_told_to_stop_answers_first_and_then_ends() -> None:
+    async def test() -> None:
+        async with serving() as (served, listener, task, events):
+            port = listener.sock.getsockname()[1]
+            assert (await ask(port)).startswith(b"HTTP/1.1 200 ")
+            served.worker.handle_exit_signal()
+            assert served.membership.row[Cell.STATE] == State.STOPPING
+            async with asyncio.timeout(DEADLINE_S):
+                await served.worker._drained
+            assert not any(server.is_serving() for server in served.worker.servers)
+            served.advance(2)
+            async with asyncio.timeout(DEADLINE_S):
+                await task
+            assert [event["connections"] for event in events if event["event"] == "worker_stopping"] == [0]
+
+    run(test())
+
+
+def test_a_drain_that_takes_too_long_says_how_many_connections_it_cuts_off() -> None:
+    async def test() -> None:
+        async with serving(graceful_timeout=7, keepalive=75) as (served, listener, task, events):
+            async with asyncio.timeout(DEADLINE_S):
+                reader, writer = await asyncio.open_connection("127.0.0.1", listener.sock.getsockname()[1])
+                writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                await reader.readuntil(b"hello")
+            served.worker.drain()
+            served.advance(7)
+            async with asyncio.timeout(DEADLINE_S):
+                await served.worker._drained
+            (event,) = [event for event in events if event["event"] == "worker_drain_timed_out"]
+            assert (event["pid"], event["connections"]) == (os.getpid(), 1)
+            served.advance(2)
+            async with asyncio.timeout(DEADLINE_S):
+                await task
+            writer.close()
+            for connection in tuple(served.worker.connections):
+                connection.transport.abort()
+
+    run(test())
+
+
+def test_a_fault_over_one_connection_does_not_spare_the_others() -> None:
+    async def test() -> None:
+        async with serving() as (served, _, _, events):
+            seen = asyncio.Event()
+
+            class Faulty:
+                def check_rate(self, now_s: float) -> None:
+                    raise RuntimeError
+
+            class Sound:
+                def check_rate(self, now_s: float) -> None:
+                    seen.set()
+
+            served.worker.connections = {Faulty(), Sound()}
+            served.advance(1.1)
+            async with asyncio.timeout(DEADLINE_S):
+                await seen.wait()
+            served.advance(1.1)
+            seen.clear()
+            async with asyncio.timeout(DEADLINE_S):
+                await seen.wait()
+            assert "sweep_failed" in {event["event"] for event in events}
+            served.worker.connections = set()
+
+    run(test())
