@@ -269,6 +269,60 @@ def test_the_upload_sink_takes_the_body_past_the_app() -> None:
     run(test())
 
 
+def test_bytes_that_wait_for_the_app_stay_in_front_of_those_that_could_go_past_it() -> None:
+    async def test() -> None:
+        body = os.urandom(300_000)
+        has_opened, may_go_on = asyncio.Event(), asyncio.Event()
+        with FileIO(os.memfd_create("upload"), "r+b") as file:
+            async with gateway(say_length) as (served, _):
+
+                def app_of(served: Gateway) -> App:
+                    admission = Admission(
+                        served.membership.scoreboard,
+                        served.membership.row,
+                        max_wait_s=10,
+                        max_held_bytes=1 << 30,
+                    )
+
+                    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+                        exchange = Exchange.of(scope)
+                        exchange.ticket = exchange.resources.enter_context(admission.admit(len(body)))
+                        more = True
+                        while more:
+                            message = await receive()
+                            if not message["body"]:
+                                continue  # the envelope's first event
+                            file.write(message["body"])
+                            exchange.sink.open(file)
+                            has_opened.set()
+                            await may_go_on.wait()
+                            more = message["more_body"]
+                        await respond(send, b"done")
+
+                    return app
+
+                served.serve(app_of)
+                client = await served.connect()
+                request = post(body)
+                await client.send(request[:-290_000])
+                await has_opened.wait()  # the app is busy with the first piece
+                (protocol,) = served.protocols
+                sink = protocol._exchange.sink
+                sink.close()
+                await client.send(request[-290_000:-200_000])
+                await protocol.has_received(len(request) - 200_000)
+                sink.open(file)  # as an app would that opens it too early
+                await client.send(request[-200_000:-100_000])
+                await protocol.has_received(len(request) - 100_000)
+                may_go_on.set()
+                await client.send(request[-100_000:])
+                assert (await client.read()).body == b"done"
+                file.seek(0)
+                assert file.read() == body
+
+    run(test())
+
+
 def test_an_upload_sink_without_room_fails_its_request_alone() -> None:
     async def test() -> None:
         pieces: list[bytes] = []
@@ -497,7 +551,10 @@ def test_a_worker_drains_with_the_last_of_its_requests() -> None:
     run(test())
 
 
-def test_a_stop_in_the_middle_of_an_answer_keeps_what_its_head_promised() -> None:
+@pytest.mark.parametrize("accesslog", [None, "-"])
+def test_a_stop_in_the_middle_of_an_answer_keeps_what_its_head_promised(accesslog: str | None) -> None:
+    """With an access log gunicorn looks at the request again when the body is out."""
+
     async def test() -> None:
         begun, go_on = asyncio.Event(), asyncio.Event()
 
@@ -509,7 +566,7 @@ def test_a_stop_in_the_middle_of_an_answer_keeps_what_its_head_promised() -> Non
             await go_on.wait()
             await send({"type": "http.response.body", "body": b"cd"})
 
-        async with gateway(in_two_pieces) as (served, _):
+        async with gateway(in_two_pieces, accesslog=accesslog) as (served, _):
             client = await served.connect()
             await client.send(GET)
             await begun.wait()
