@@ -1,8 +1,8 @@
-"""Admission: take a request on, or say at once when to come back.
+"""Admission control: admit a request before its body is read, or shed it with 503 and `Retry-After`.
 
-A request is admitted before its body is read, when the engine time that all admitted requests are thought to
-need still, over the engines there are, is within the limit, and so are the bytes of all their pictures. The
-figures lie in the scoreboard, each row written by its worker alone: a worker that dies takes its own away.
+Admit when predicted outstanding engine time / engines <= max_wait_s and bytes in flight <= the limit;
+otherwise shed. The figures lie in the scoreboard. Each worker writes its own row, and the arbiter clears the
+row of a worker that has ended.
 """
 
 from collections.abc import Iterator
@@ -13,24 +13,25 @@ from server.cluster.scoreboard import Cell, Row, Scoreboard
 from server.cluster.work import now_us
 from server.errors import ServiceUnavailable
 
-#: What an engine is thought to need before anything was measured, in microseconds per byte: a JPEG of 20
-#: megapixels and 6.7 MB takes 0.2 s then.
+#: Engine time per byte of upload until something was measured, in microseconds: 0.2 s for a JPEG of 20
+#: megapixels and 6.7 MB.
 _FIRST_GUESS_US = 0.03
 
-#: How large a body without a length is thought to be, in bytes.
+#: The size that is assumed for a body without a length, in bytes.
 _TYPICAL_BYTES = 1 << 20
 
-#: The least engine time that a request counts with, in microseconds.
+#: The least engine time that is predicted for a request, in microseconds.
 _LEAST_US = 500
 
-#: What was measured while little was going on is too short for when much is: uploads take the cores as well.
+#: Predictions are raised by half: what was measured under a low load is too short for a high one, since
+#: uploads take the cores as well.
 _HEADROOM = 1.5
 
-#: Who comes back too early comes in vain, who comes late loses a little: so much is added to a promise.
+#: `Retry-After` is padded by 50 %: an early retry is wasted, a late one costs little.
 _MARGIN = 0.5
 
-#: The longest that anybody is told to stay away, in seconds. Promises go no further: a few callers that are
-#: refused again and again, with large bodies or only lengths that say so, would send away all others.
+#: The longest `Retry-After`, in seconds. Without it a few clients that are shed again and again, with large
+#: bodies or only large lengths, would push it up for all others.
 _LONGEST_S = 60
 
 
@@ -39,17 +40,17 @@ def _need_us(body_bytes: int, us_per_byte: float) -> int:
 
 
 class Ticket:
-    """What one admitted request takes of the cluster: the bytes of its picture, and engine time for them.
+    """The share of the cluster that one admitted request takes: bytes in flight, and engine time for them.
 
     Args:
-        admission: the gate it came through.
+        admission: what admitted it.
         row: the scoreboard's row of its worker.
-        body_bytes: the length of its body; None when nobody said.
+        body_bytes: the length of its body; None when it is unknown.
         us_per_byte: engine time, in microseconds.
 
     Attributes:
         admitted_us: when, microseconds of the monotonic clock.
-        held_bytes: what its picture counts with.
+        held_bytes: how many bytes in flight it counts for.
     """
 
     def __init__(self, admission: "Admission", row: Row, body_bytes: int | None, us_per_byte: float) -> None:
@@ -64,7 +65,7 @@ class Ticket:
         self.hold(body_bytes or 0)
 
     def hold(self, held_bytes: int) -> None:
-        """Count its picture with this many bytes from now on."""
+        """Count this many bytes in flight for it from now on."""
         need_us = 0
         if self._is_working:
             size = held_bytes if self._body_bytes else max(held_bytes, _TYPICAL_BYTES)
@@ -74,16 +75,16 @@ class Ticket:
         self._need_us, self.held_bytes = need_us, held_bytes
 
     def expect(self, arrived_bytes: int, bytes_per_s: float) -> None:
-        """Count an upload with what has come, and what will come at this speed within the limit on waiting.
+        """Count an upload with what has arrived, and what will arrive within the limit on waiting.
 
-        A head costs its sender nothing: what it only announces must not keep others away for long.
+        A stalled upload must not starve admission: a head costs its sender nothing, whatever length it names.
         """
         if self._body_bytes:
             coming_bytes = bytes_per_s * self._admission.max_wait_s
             self.hold(min(self._body_bytes, int(arrived_bytes + coming_bytes)))
 
     def grow_to(self, held_bytes: int) -> None:
-        """Count its picture with this many bytes if it turns out to have more than was known.
+        """Count this many bytes for it if the body turns out to be larger than was known.
 
         Raises:
             ServiceUnavailable: there is no room for them.
@@ -95,30 +96,29 @@ class Ticket:
             self.hold(held_bytes)
 
     def refusal(self) -> ServiceUnavailable:
-        """Tell its caller when to come back, since no engine came to it in time."""
+        """Shed it, because no engine took it in time."""
         return self._admission.refusal(self._need_us)
 
     def finish_work(self) -> None:
-        """It needs no engine any more."""
+        """Stop predicting engine time for it."""
         self._is_working = False
         self.hold(self.held_bytes)
 
     def give_back(self) -> None:
-        """It is over."""
+        """Release all that it took."""
         self.finish_work()
         self.hold(0)
-        self._body_bytes = None  # nothing is expected any more
+        self._body_bytes = None  # no more of it is expected
 
 
 class Admission:
-    """The gate of one worker; all gates look at the same figures.
+    """The admission control of one worker; that of every worker looks at the same figures.
 
     Args:
         scoreboard: where the figures are.
         row: the worker's own.
-        max_wait_s: the longest that an admitted request is thought to wait for an engine, in seconds.
-        max_held_bytes: the most bytes that the pictures of all admitted requests have together; not less than
-            one may have.
+        max_wait_s: the longest predicted wait for an engine, in seconds.
+        max_held_bytes: the most bytes in flight of all admitted requests; not less than one may have.
     """
 
     def __init__(self, scoreboard: Scoreboard, row: Row, *, max_wait_s: float, max_held_bytes: int) -> None:
@@ -129,13 +129,13 @@ class Admission:
 
     @contextmanager
     def admit(self, body_bytes: int | None) -> Iterator[Ticket]:
-        """Take a request on until the block ends.
+        """Admit a request until the block ends.
 
         Args:
-            body_bytes: the length of its body; None when nobody said.
+            body_bytes: the length of its body; None when it is unknown.
 
         Raises:
-            ServiceUnavailable: with the seconds after which there will be room.
+            ServiceUnavailable: with the seconds after which to retry.
         """
         us_per_byte = self._us_per_byte()
         excess_us = self._scoreboard.total(Cell.PREDICTED_US) - self.max_wait_s * 1e6 * self._engines()
@@ -150,16 +150,16 @@ class Admission:
             ticket.give_back()
 
     def excess_bytes(self, more_bytes: int) -> int:
-        """How many bytes too many are held if these come too."""
+        """Return by how many bytes the limit is exceeded if these are added."""
         return self._scoreboard.total(Cell.HELD_BYTES) + more_bytes - self._max_held_bytes
 
     def refusal(self, need_us: float, excess_us: float = 0) -> ServiceUnavailable:
-        """Choose when a refused caller shall come back: when there is room, and behind all told so before.
+        """Choose the `Retry-After` of a shed request: when there is room, after all that were shed before.
 
-        If all were told when the first place becomes free, all but one of them would come in vain.
+        If all of them retried at the same moment, all retries but one would be wasted.
 
         Args:
-            need_us: engine time for the caller's picture.
+            need_us: predicted engine time of the request.
             excess_us: engine time until there is room.
         """
         now = now_us()

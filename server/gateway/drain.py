@@ -1,4 +1,4 @@
-"""Drain: the graceful shutdown of a worker, from the moment it is told to stop to its last connection."""
+"""Drain: the graceful shutdown of a worker, from its stop signal to its last connection."""
 
 from enum import Enum, auto
 

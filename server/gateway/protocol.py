@@ -160,7 +160,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
             )
             return
         if stage is Stage.HEADERS and self._received_bytes:
-            self._send_error_response(HTTPStatus.REQUEST_TIMEOUT, "the headers did not come to an end")
+            self._send_error_response(HTTPStatus.REQUEST_TIMEOUT, "the headers were not complete in time")
         log.info(
             "slow_client_disconnected",
             client=self._peer[0] if self._peer else None,
@@ -288,7 +288,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         """Decide whether a response is its connection's last, once, in time for its headers to say so.
 
         gunicorn decides a second time when the body is out, and would close a connection that was promised
-        to stay when it is told to stop in between.
+        to stay open if a stop comes in between.
         """
         if self._is_last_response is None and request is self._current_request:
             self.worker.count_answer()

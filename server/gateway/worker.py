@@ -150,7 +150,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         self.alive = False
 
     async def _shutdown(self) -> None:
-        """End; when the arbiter is gone, the worker was not told to drain before."""
+        """End; a worker that has lost its arbiter drains only now."""
         if not self._quick_shutdown:
             self.drain()
             await self._drained

@@ -40,7 +40,7 @@ class Exchange:
         status: of the response.
         taken_bytes: of the request's body, as the app received them; written by the envelope.
         sink: where the body can go without passing through the app; it counts the bytes it was given.
-        sent_bytes: of the response's body; written by whoever answers, the envelope or the server.
+        sent_bytes: of the response's body; written by the envelope, or by the server when it answers itself.
         image_path: how the image was made, as in `X-Image-Path`.
         problem: the slug of the problem that the request was answered with.
         retry_after_s: the `Retry-After` of the response, in seconds; 0 for none.

@@ -23,12 +23,12 @@ _FORMS = MultipartFormHandler()
 
 
 class Uploads:
-    """Takes the picture out of a request.
+    """Takes the image out of a request.
 
     Args:
         max_body_bytes: the largest body, in bytes.
         timeout_s: the longest time that a body may take, in seconds.
-        sample: the picture that stands in for an empty body.
+        sample: the image that stands in for an empty body.
         memory_files: where the files for uploads come from and go to.
     """
 
@@ -53,16 +53,16 @@ class Uploads:
 
     @asynccontextmanager
     async def received(self, req: Request, exchange: Exchange, ticket: Ticket) -> AsyncIterator[FileIO]:
-        """Read the whole body and lend an open file with the picture.
+        """Read the whole body and lend an open file with the image.
 
         Args:
             req: the request.
             exchange: its owner, whose sink is opened for a body that is the image itself.
-            ticket: of its admission; told how large the picture is when no header did.
+            ticket: of its admission; told how large the image is if no header says it.
 
         Raises:
             UploadTooLarge, UploadTooSlow, MalformedMultipart: as their names say.
-            ServiceUnavailable: it has no length and grows over the limit of all pictures together.
+            ServiceUnavailable: it has no length and grows beyond the limit on bytes in flight.
         """
         upload = self._memory_files.take()
         try:

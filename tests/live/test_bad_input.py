@@ -61,7 +61,7 @@ def endless_gif(frames: int) -> bytes:
 @pytest.mark.parametrize(
     ("body", "status", "kind"),
     [
-        (b"This is a letter and no picture.", 415, "unsupported-image"),
+        (b"This is a letter and no image.", 415, "unsupported-image"),
         (b"\0", 415, "unsupported-image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", 415, "unsupported-image"),
         (b"%PDF-1.7\n", 415, "unsupported-image"),
@@ -316,18 +316,18 @@ def test_a_body_longer_than_its_length_is_no_second_request(server: LiveServer) 
 
 
 def test_a_body_shorter_than_its_length_gets_no_picture(server: LiveServer, landscape: Path) -> None:
-    picture = landscape.read_bytes()
+    image = landscape.read_bytes()
     before = len(server.events)
     with closing(socket.create_connection(("127.0.0.1", server.port), DEADLINE_S)) as connection:
-        head = b"POST /flip HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (len(picture) + 1)
-        connection.sendall(head + picture)
+        head = b"POST /flip HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (len(image) + 1)
+        connection.sendall(head + image)
         connection.shutdown(socket.SHUT_WR)
         assert connection.recv(100) == b""
     server.wait_for("request", after=before, path="/flip", status=499)
 
 
 def exchange(server: LiveServer, request_text: bytes) -> bytes:
-    """Send bytes and return all that comes back until the server closes."""
+    """Send bytes and return all that is received until the server closes."""
     with closing(socket.create_connection(("127.0.0.1", server.port), DEADLINE_S)) as connection:
         connection.sendall(request_text)
         answer = bytearray()

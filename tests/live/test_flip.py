@@ -1,4 +1,4 @@
-"""What a user does: send a picture, get it back turned."""
+"""What a user does: send an image, get it back turned."""
 
 import http.client
 import io
@@ -187,8 +187,8 @@ def test_a_phone_s_gain_map_and_video_stay_behind(server: LiveServer, landscape:
 def test_a_body_arrives_whole_however_it_is_cut(server: LiveServer, piece_bytes: int) -> None:
     """Two requests on one connection, without a pause between them."""
     size = (3, 5) if piece_bytes == 1 else (700, 500)
-    picture = Image.frombytes("RGB", size, random.Random(7).randbytes(3 * size[0] * size[1]))
-    body = encoded(picture, "BMP")
+    source = Image.frombytes("RGB", size, random.Random(7).randbytes(3 * size[0] * size[1]))
+    body = encoded(source, "BMP")
     request = b"POST /flip HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
     before = len(server.events)
     with socket.create_connection(("127.0.0.1", server.port), DEADLINE_S) as connection:
@@ -201,7 +201,7 @@ def test_a_body_arrives_whole_however_it_is_cut(server: LiveServer, piece_bytes:
                 status, headers = answers.readline(), http.client.parse_headers(answers)
                 assert status.startswith(b"HTTP/1.1 200 ")
                 flipped = opened(answers.read(int(headers["Content-Length"])))
-                assert flipped.tobytes() == picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM).tobytes()
+                assert flipped.tobytes() == source.transpose(Image.Transpose.FLIP_TOP_BOTTOM).tobytes()
     server.wait_for("request", after=before, count=2, bytes_in=len(body))
 
 

@@ -19,7 +19,7 @@ def test_there_is_a_worker_and_an_engine_for_each_core() -> None:
         workers = server.workers()
         assert len(workers) == len(os.sched_getaffinity(0))
         assert len({worker["engine_pid"] for worker in workers}) == len(workers)
-        # The arbiter, its workers, their engines, and nobody else.
+        # The arbiter, its workers, their engines, and no other process.
         assert len(server.processes()) == 1 + 2 * len(workers)
 
 

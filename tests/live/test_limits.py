@@ -1,4 +1,4 @@
-"""What one picture, one client and all of them together may cost."""
+"""What one image, one client and all of them together may cost."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from support.live_server import DEADLINE_S, ROOT, LiveServer
 
 from server.errors import ServiceUnavailable
 
-SLOW = {"format": "avif"}  # takes seconds for the sample picture
+SLOW = {"format": "avif"}  # takes seconds for the sample image
 
 SABOTAGE = f"{ROOT / 'tests' / 'support' / 'sabotage'}:{ROOT}"
 
@@ -169,17 +169,17 @@ def test_a_connection_stays_for_who_was_told_to_come_back() -> None:
 
 
 def test_uploads_that_are_announced_and_do_not_come_keep_nobody_away(landscape: Path) -> None:
-    picture = landscape.read_bytes()
+    image = landscape.read_bytes()
     environ = {"WEB_CONCURRENCY": "1", "FLIP_SLOW_AFTER_S": "600", "FLIP_MAX_BYTES_IN_FLIGHT": str(64 << 20)}
     with LiveServer(environ=environ) as server, ExitStack() as held:
         head = b"POST /flip HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
         first, second = (held.enter_context(connect(server)) for _ in range(2))
-        first.sendall(head % len(picture) + picture[:1])
-        second.sendall(head % ((64 << 20) - len(picture)))  # there is no room left
-        while httpx.post(f"{server.url}/flip", content=picture).status_code != 200:
+        first.sendall(head % len(image) + image[:1])
+        second.sendall(head % ((64 << 20) - len(image)))  # there is no room left
+        while httpx.post(f"{server.url}/flip", content=image).status_code != 200:
             pass  # bounded by the test's own time limit
         # Who comes to life again is taken as before, and so is everything that it sends.
-        first.sendall(picture[1:])
+        first.sendall(image[1:])
         with first.makefile("rb") as answer:
             assert answer.readline().startswith(b"HTTP/1.1 200 ")
 
@@ -204,7 +204,7 @@ def test_one_connection_too_many_is_told_so() -> None:
 
 def test_connections_that_were_refused_take_no_place() -> None:
     request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-    stubborn = ExitStack()  # whoever is refused does not hang up
+    stubborn = ExitStack()  # clients that are refused and do not hang up
     with LiveServer("--worker-connections", "3", environ={"WEB_CONCURRENCY": "1"}) as server, stubborn:
         with ExitStack() as held:
             for _ in range(3):
@@ -272,14 +272,14 @@ def test_a_slow_upload_that_goes_on_after_its_answer_is_no_fault_of_ours(brisk: 
 
 
 def test_a_slow_download_is_cut_off(brisk: LiveServer, landscape: Path) -> None:
-    picture = landscape.read_bytes()
+    image = landscape.read_bytes()
     before = len(brisk.events)
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
         connection.settimeout(DEADLINE_S)
         connection.connect(("127.0.0.1", brisk.port))
         request = b"POST /flip?format=png HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
-        connection.sendall(request % len(picture) + picture)
+        connection.sendall(request % len(image) + image)
         assert connection.recv(15) == b"HTTP/1.1 200 OK"
         brisk.wait_for("slow_client_disconnected", after=before, stage="download")
         with pytest.raises(ConnectionResetError):
@@ -287,7 +287,7 @@ def test_a_slow_download_is_cut_off(brisk: LiveServer, landscape: Path) -> None:
 
 
 def test_an_engine_at_work_keeps_nobody_waiting_for_the_client(brisk: LiveServer) -> None:
-    """A picture that takes an engine longer than clients may dawdle is no slow client."""
+    """A client whose image takes longer than the limits on transfers is no slow client."""
     assert flip(brisk, **SLOW).status_code == 200
 
 
@@ -310,7 +310,7 @@ def test_what_a_client_left_behind_is_not_worked_on() -> None:
 
 
 def test_a_stopped_engine_is_no_reason_to_lose_a_request() -> None:
-    """Two engines die over a picture that is innocent: the second time somebody killed it with a purpose."""
+    """Two engines crash over an image that is innocent: the second one was killed on purpose."""
     with LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server, ThreadPoolExecutor(1) as threads:
         answer = threads.submit(flip, server, **SLOW)
         while not any(worker["in_flight"] for worker in server.workers()):
@@ -325,8 +325,8 @@ def test_many_pictures_that_kill_do_not_keep_engines_away() -> None:
     """Each of them is new, so that none is refused unseen, and kills an engine at its first task."""
     with LiveServer(environ={"WEB_CONCURRENCY": "1", "PYTHONPATH": SABOTAGE}) as server:
         for number in range(3):
-            killer = b"sabotage:segfault %d" % number
-            answer = httpx.post(f"{server.url}/flip", content=killer, timeout=DEADLINE_S)
+            poison = b"sabotage:segfault %d" % number
+            answer = httpx.post(f"{server.url}/flip", content=poison, timeout=DEADLINE_S)
             assert kind(answer) == "poison-image"
         delays = [event["restart_in_s"] for event in server.events if event["event"] == "engine_died"]
         assert set(delays) == {0.0}

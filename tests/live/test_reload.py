@@ -461,7 +461,7 @@ def test_an_upgrade_to_what_would_not_start_is_refused(copy: Path) -> None:
 
 
 def test_a_reload_lets_go_of_the_old_work_socket() -> None:
-    """Whoever held it would hold what waits in it, too: the pictures of workers that were killed."""
+    """A process that held it would hold what waits in it, too: the images of workers that were killed."""
     with LiveServer(environ={"WEB_CONCURRENCY": "1"}) as server:
         arbiter_had = sockets(server.pid)
         for _ in range(3):

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 from support.live_server import DEADLINE_S, LiveServer
 
-PICTURE = b"P6 1000 350 255\n" + bytes(1_050_000)
-REQUEST = b"POST /flip HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(PICTURE) + PICTURE
+IMAGE = b"P6 1000 350 255\n" + bytes(1_050_000)
+REQUEST = b"POST /flip HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(IMAGE) + IMAGE
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_a_download_that_is_fast_enough_is_not_cut_off(server: LiveServer) -> No
         connection.sendall(REQUEST)
         begun_s = time.monotonic()
         received = 0
-        while received < len(PICTURE):
+        while received < len(IMAGE):
             piece = connection.recv(4096)
             assert piece, f"cut off after {received} bytes in {time.monotonic() - begun_s} s"
             received += len(piece)
