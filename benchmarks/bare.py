@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image, JpegImagePlugin
 
 from benchmarks.answers import psnr_db
-from server.imaging.pipeline import ImagePath, Limits, Operation, Recipe, process
+from server.imaging.pipeline import ImagePath, Limits, Recipe, Turn, process
 
 
 def flip(picture: bytes) -> bytes:
@@ -41,7 +41,7 @@ def engine_flip(picture: bytes, path: ImagePath | None = None) -> bytes:
     """Turn a JPEG upside down as an engine does, without the service."""
     limits = Limits(max_pixels=10**8, max_frames=1, max_total_pixels=10**8)
     with BytesIO() as file:
-        process(BytesIO(picture), file, Recipe(Operation.FLIP, path=path), limits)
+        process(BytesIO(picture), file, Recipe(Turn.FLIP, path=path), limits)
         return file.getvalue()
 
 

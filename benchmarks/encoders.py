@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from images.render import HERE as IMAGES
 from server.imaging.codec import Effort, Format
-from server.imaging.operations import Operation
+from server.imaging.geometry import Turn
 from server.imaging.pipeline import Limits, Recipe, process
 
 _LIMITS = Limits(max_pixels=10**9, max_frames=1, max_total_pixels=10**9)
@@ -85,7 +85,7 @@ def contenders(case: Case) -> dict[str, Callable[[], bytes]]:
         case.picture.save(stored, "PNG", compress_level=0)
 
     def ours(effort: Effort) -> bytes:
-        recipe = Recipe(Operation.ORIENT, format=case.form, quality=case.quality, effort=effort)
+        recipe = Recipe(Turn.ORIENT, format=case.form, quality=case.quality, effort=effort)
         file = BytesIO()
         process(BytesIO(stored.getvalue()), file, recipe, _LIMITS)
         return file.getvalue()

@@ -13,7 +13,7 @@ from server.cluster.membership import Membership
 from server.cluster.quarantine import Quarantine
 from server.cluster.supervisor import Supervisor
 from server.cluster.work import MemoryFilePool
-from server.imaging.operations import Operation
+from server.imaging.geometry import Turn
 from server.imaging.pipeline import Limits
 from server.settings import Settings
 from server.web import probes
@@ -24,13 +24,13 @@ from server.web.transforms import Transform
 from server.web.uploads import Uploads
 
 #: Which path does what; a rotation's angle is a parameter.
-OPERATIONS: Mapping[str, Operation | None] = {
-    "/flip": Operation.FLIP,
-    "/flop": Operation.FLOP,
+OPERATIONS: Mapping[str, Turn | None] = {
+    "/flip": Turn.FLIP,
+    "/flop": Turn.FLOP,
     "/rotate": None,
-    "/transpose": Operation.TRANSPOSE,
-    "/transverse": Operation.TRANSVERSE,
-    "/orient": Operation.ORIENT,
+    "/transpose": Turn.TRANSPOSE,
+    "/transverse": Turn.TRANSVERSE,
+    "/orient": Turn.ORIENT,
 }
 
 

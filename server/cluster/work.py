@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from server import errors
 from server.imaging.codec import CODECS, Effort, Format
-from server.imaging.operations import Operation
+from server.imaging.geometry import Turn
 from server.imaging.pipeline import PATHS, ImagePath, Limits, Recipe, Result
 
 #: A message is a few hundred bytes; one with a traceback may be longer.
@@ -104,7 +104,7 @@ class Task:
         recipe = fields["recipe"]
         return cls(
             recipe=Recipe(
-                operation=Operation(recipe["operation"]),
+                turn=Turn(recipe["turn"]),
                 format=Format(recipe["format"]) if recipe["format"] else None,
                 quality=recipe["quality"],
                 strip=recipe["strip"],

@@ -15,9 +15,9 @@ from server.errors import UnsupportedImage
 from server.imaging import gif, ifd, jpeg, png, stills, tiff, webp
 from server.imaging.codec import CODECS, Effort, Format, Sink
 from server.imaging.colours import fit, indexed
+from server.imaging.geometry import Rect
 from server.imaging.icc import kept_icc
 from server.imaging.metadata import without_orientation
-from server.imaging.operations import Rect
 
 #: What a caller who names a format but no quality gets.
 _QUALITY = {Format.JPEG: 90, Format.WEBP: 90, Format.AVIF: 80}

@@ -9,8 +9,8 @@ from PIL.Image import Transpose
 
 from server.imaging.codec import Data, Format, Sink, damaged
 from server.imaging.composition import Disposal, Layer
+from server.imaging.geometry import Rect, swaps_axes, turned_rect, turned_size
 from server.imaging.limits import Limits
-from server.imaging.operations import Rect, swaps_axes, turned_rect, turned_size
 
 _IMAGE, _EXTENSION, _TRAILER = 0x2C, 0x21, 0x3B
 _COMMENT, _APPLICATION = 0xFE, 0xFF

@@ -14,6 +14,7 @@ from PIL.Image import Transpose
 from PIL.JpegImagePlugin import JpegImageFile
 
 from server.imaging.codec import MAX_PARTS, Data, Format, Sink, damaged
+from server.imaging.geometry import swaps_axes
 from server.imaging.icc import kept_icc
 from server.imaging.limits import Limits
 from server.imaging.metadata import (
@@ -25,7 +26,6 @@ from server.imaging.metadata import (
     without_companions,
     without_thumbnails,
 )
-from server.imaging.operations import swaps_axes
 
 SOF0, SOF1, DHT, SOS, DRI = 0xC0, 0xC1, 0xC4, 0xDA, 0xDD
 EOI, DQT, _COM = 0xD9, 0xDB, 0xFE

@@ -15,9 +15,9 @@ from PIL.Image import Transpose
 
 from server.imaging import jpeg
 from server.imaging.codec import Data
+from server.imaging.geometry import mirrored_axes
 from server.imaging.jpeg import Jpeg
 from server.imaging.mirroring import Plane, Turn, planes_of
-from server.imaging.operations import mirrored_axes
 from server.imaging.sequential import (
     CELL,
     ZIGZAG,

@@ -15,8 +15,8 @@ from typing import NamedTuple
 from PIL.Image import Transpose
 
 from server.imaging.codec import Data
+from server.imaging.geometry import mirrored_axes
 from server.imaging.jpeg import Jpeg
-from server.imaging.operations import mirrored_axes
 from server.imaging.sequential import (
     BLOCK,
     CELL,

@@ -36,11 +36,11 @@ from server.imaging.conversion import (
     encode,
     write_pages,
 )
+from server.imaging.geometry import Rect, Turn, compose, swaps_axes, turned_rect, turned_size
 from server.imaging.icc import kept_icc
 from server.imaging.limits import Limits
 from server.imaging.lossless import Moving
 from server.imaging.metadata import orientation_of, upright_exif, upright_xmp, without_companions
-from server.imaging.operations import Operation, Rect, compose, swaps_axes, turned_rect, turned_size
 from server.imaging.recoded import Recoding
 from server.imaging.sequential import Impossible
 
@@ -53,10 +53,10 @@ __all__ = [
     "Format",
     "ImagePath",
     "Limits",
-    "Operation",
     "Recipe",
     "Result",
     "Stage",
+    "Turn",
     "process",
 ]
 
@@ -76,7 +76,7 @@ class Recipe:
     """What to make of a picture.
 
     Args:
-        operation: applied to what a person sees.
+        turn: applied to what a person sees.
         format: of the result; None for the source's own.
         quality: 1 to 100; None keeps a JPEG's own tables, and elsewhere means a good default.
         strip: drop EXIF, XMP, texts, comments and resolution. The colour profile goes too if it is sRGB;
@@ -85,7 +85,7 @@ class Recipe:
         effort: how long to look for a smaller file, where the encoder has a choice: PNG, WebP and AVIF.
     """
 
-    operation: Operation
+    turn: Turn
     format: Format | None = None
     quality: int | None = None
     strip: bool = False
@@ -190,7 +190,7 @@ def _jpeg(job: _Job) -> Result:
     """JPEG to JPEG, coded as the source was."""
     with decoding(Format.JPEG):
         markers = jpeg.read_jpeg(job.data, job.limits)
-    transpose = compose(markers.orientation, job.recipe.operation)
+    transpose = compose(markers.orientation, job.recipe.turn)
     if job.recipe.path != "pixels":
         try:
             return _moved_jpeg(job, markers, transpose)
@@ -243,7 +243,7 @@ def _png(job: _Job) -> Result:
     """PNG to PNG and APNG to APNG, chunk by chunk."""
     with decoding(Format.PNG):
         stored = png.read_png(job.data, job.limits)
-    transpose = compose(orientation_of(stored.find(b"eXIf")), job.recipe.operation)
+    transpose = compose(orientation_of(stored.find(b"eXIf")), job.recipe.turn)
 
     def turn(stream: bytes, size: tuple[int, int]) -> bytes:
         with decoding(Format.PNG):
@@ -270,7 +270,7 @@ def _gif(job: _Job) -> Result:
     """GIF to GIF, block by block."""
     with decoding(Format.GIF):
         stored = gif.read_gif(job.data, job.limits)
-    transpose = compose(1, job.recipe.operation)
+    transpose = compose(1, job.recipe.turn)
 
     def turn(frame: gif.GifFrame, place: gif.GifFrame) -> gif.GifFrame:
         with decoding(Format.GIF):
@@ -293,7 +293,7 @@ def _webp(job: _Job) -> Result:
     """WebP to WebP, frame by frame."""
     with decoding(Format.WEBP):
         stored = webp.read_webp(job.data, job.limits)
-    transpose = compose(orientation_of(stored.exif), job.recipe.operation)
+    transpose = compose(orientation_of(stored.exif), job.recipe.turn)
     rects = [turned_rect(transpose, frame.rect, stored.size) for frame in stored.frames]
     if any(rect.x % 2 or rect.y % 2 for rect in rects):
         frames = _whole_webp_frames(job, stored, transpose)
@@ -350,7 +350,7 @@ def _whole_webp_frames(
 def _tiff(job: _Job) -> Result:
     """TIFF to TIFF, page by page, each with its own orientation and compression."""
     pages: list[TiffPage] = []
-    transpose = compose(1, job.recipe.operation)  # Pillow has already turned each page upright
+    transpose = compose(1, job.recipe.turn)  # Pillow has already turned each page upright
     with decoding(Format.TIFF):
         stored = tiff.check_tiff(job.data, job.limits)
         image = cast("TiffImageFile", open_image(Format.TIFF, job.source))
@@ -365,7 +365,7 @@ def _tiff(job: _Job) -> Result:
         turned = job.turn(pixels, transpose)
         with decoding(Format.TIFF):
             settings = tiff.page_settings(image, turned, strip=job.recipe.strip, quality=job.recipe.quality)
-        fields = tiff.turned_fields(described[index], compose(page.orientation, job.recipe.operation))
+        fields = tiff.turned_fields(described[index], compose(page.orientation, job.recipe.turn))
         pages.append(TiffPage(turned.copy() if turned is image else turned, settings, fields))
     write_pages(job.sink, pages)
     job.lap("encode")
@@ -522,7 +522,7 @@ def _redraw(job: _Job) -> Result:
         head = _HEADS.get(job.form, _other_head)(job)
     if head.is_deep and job.recipe.format is None:
         raise _too_deep(job.form)
-    transpose = compose(head.orientation, job.recipe.operation)
+    transpose = compose(head.orientation, job.recipe.turn)
     count = head.frames if job.target in MANY_FRAMES else 1
     drawn = _drawn(job, head, count) if head.drawn is None else _shown(job, head.drawn)
     first = next(drawn)
@@ -573,7 +573,7 @@ def _attachments(job: _Job, head: _Head, image: Image.Image) -> Attachments:
             exif = ifd.exif_from(*tiff.descriptions(job.data))
     stored = head.orientation if head.applied == 1 else head.applied
     dpi = _sound_dpi(image.info.get("dpi"))
-    if dpi is not None and swaps_axes(compose(stored, job.recipe.operation)):
+    if dpi is not None and swaps_axes(compose(stored, job.recipe.turn)):
         dpi = (dpi[1], dpi[0])
     return Attachments(exif=upright_exif(exif), xmp=upright_xmp(without_companions(xmp)), dpi=dpi)
 

@@ -13,10 +13,10 @@ from zlib_ng import zlib_ng
 
 from server.imaging.codec import MAX_PARTS, Data, Effort, Format, Sink, damaged
 from server.imaging.composition import Disposal, Layer
+from server.imaging.geometry import Rect, swaps_axes, turned_rect, turned_size
 from server.imaging.icc import is_srgb
 from server.imaging.limits import Limits
 from server.imaging.metadata import upright_exif, upright_xmp
-from server.imaging.operations import Rect, swaps_axes, turned_rect, turned_size
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 

@@ -13,11 +13,11 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 from server.errors import UnsupportedImage
 from server.imaging import ifd
 from server.imaging.codec import Data, Format, damaged
+from server.imaging.geometry import swaps_axes
 from server.imaging.icc import kept_icc
 from server.imaging.jpeg import estimated_quality
 from server.imaging.limits import Limits
 from server.imaging.metadata import upright_xmp, without_thumbnails
-from server.imaging.operations import swaps_axes
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _STRIP_OFFSETS, _STRIP_COUNTS, _TILE_OFFSETS, _TILE_COUNTS = 273, 279, 324, 325

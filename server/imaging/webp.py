@@ -9,8 +9,8 @@ from PIL import Image, WebPImagePlugin
 
 from server.imaging.codec import Data, Effort, Format, Sink, damaged
 from server.imaging.composition import Disposal, Layer
+from server.imaging.geometry import Rect
 from server.imaging.limits import Limits
-from server.imaging.operations import Rect
 
 _HAS_ICC, _HAS_ALPHA, _HAS_EXIF, _HAS_XMP, _IS_ANIMATED = 0x20, 0x10, 0x08, 0x04, 0x02
 

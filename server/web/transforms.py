@@ -14,7 +14,7 @@ from server.cluster.dispatch import Dispatcher, TooLate
 from server.cluster.work import MemoryFilePool, Spent
 from server.errors import BadParameter, ServiceUnavailable
 from server.imaging.codec import OUTPUT_FORMATS, Effort, Format
-from server.imaging.operations import Operation
+from server.imaging.geometry import Turn
 from server.imaging.pipeline import ImagePath, Recipe
 from server.web.exchange import Exchange
 from server.web.uploads import Uploads
@@ -22,9 +22,9 @@ from server.web.uploads import Uploads
 T = TypeVar("T")
 
 _ROTATIONS = {
-    "90": Operation.ROTATE_90,
-    "180": Operation.ROTATE_180,
-    "270": Operation.ROTATE_270,
+    "90": Turn.ROTATE_90,
+    "180": Turn.ROTATE_180,
+    "270": Turn.ROTATE_270,
 }
 _BOOLEANS = {"true": True, "false": False}
 _FORMATS = {form.value: form for form in Format if form in OUTPUT_FORMATS}
@@ -61,7 +61,7 @@ class Transform:
 
     def __init__(
         self,
-        operation: Operation | None,
+        operation: Turn | None,
         admission: Admission,
         uploads: Uploads,
         dispatcher: Dispatcher,
@@ -106,14 +106,14 @@ class Transform:
         exchange.image_path = done.result.path
 
 
-def _read_recipe(req: Request, operation: Operation | None) -> Recipe:
+def _read_recipe(req: Request, operation: Turn | None) -> Recipe:
     given = parse_query_string(req.query_string, keep_blank=True, csv=False)
     if operation is None:
         operation = _take(given, "angle", _ROTATIONS, "90, 180 or 270, clockwise")
         if operation is None:
             raise BadParameter("The parameter `angle` is missing. Give 90, 180 or 270, clockwise.")
     recipe = Recipe(
-        operation=operation,
+        turn=operation,
         format=_take(given, "format", _FORMATS, f"one of {', '.join(_FORMATS)}"),
         quality=_take(given, "quality", _QUALITIES, "a whole number from 1 to 100"),
         strip=_take(given, "strip", _BOOLEANS, "true or false") or False,

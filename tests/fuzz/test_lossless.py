@@ -13,7 +13,7 @@ from PIL import Image, ImageChops, ImageFile, ImageStat
 from support.pictures import GENEROUS
 
 from server.errors import ImageError
-from server.imaging.operations import Operation, compose
+from server.imaging.geometry import Turn, compose
 from server.imaging.pipeline import Recipe, process
 
 log = logging.getLogger("fuzz")
@@ -24,9 +24,9 @@ SEED = int(environ.get("FUZZ_SEED", "1"))
 FRAMES = {0xC0, 0xC1, 0xC2}
 
 BACK = {
-    **{operation: operation for operation in Operation if operation is not Operation.ORIENT},
-    Operation.ROTATE_90: Operation.ROTATE_270,
-    Operation.ROTATE_270: Operation.ROTATE_90,
+    **{turn: turn for turn in Turn if turn is not Turn.ORIENT},
+    Turn.ROTATE_90: Turn.ROTATE_270,
+    Turn.ROTATE_270: Turn.ROTATE_90,
 }
 
 
@@ -141,9 +141,9 @@ def pixels(data: bytes) -> tuple[tuple[int, int], bytes]:
         return image.size, image.tobytes()
 
 
-def turned(data: bytes, operation: Operation) -> tuple[str, bytes]:
+def turned(data: bytes, turn: Turn) -> tuple[str, bytes]:
     sink = BytesIO()
-    path = process(BytesIO(data), sink, Recipe(operation), GENEROUS).path
+    path = process(BytesIO(data), sink, Recipe(turn), GENEROUS).path
     return path, sink.getvalue()
 
 
@@ -154,15 +154,15 @@ def test_every_mutated_jpeg_is_refused_or_turned_without_a_loss(monkeypatch: pyt
     for number in range(FILES):
         random = Random(f"{SEED}:{number}")
         data = rearranged(random) if random.random() < 0.3 else mutated(random)
-        operation = random.choice(list(BACK))
+        turn = random.choice(list(BACK))
         try:
-            path, answer = turned(data, operation)
+            path, answer = turned(data, turn)
         except ImageError as refusal:
             outcomes[type(refusal).__name__] += 1
             continue
         outcomes[path] += 1
         if path == "lossless":
-            path_back, again = turned(answer, BACK[operation])
+            path_back, again = turned(answer, BACK[turn])
             assert path_back == "lossless", (SEED, number)
             assert pixels(again) == pixels(data), (SEED, number)
         elif path == "coefficients":
@@ -183,19 +183,19 @@ def fidelity_db(answer: bytes, expected: Image.Image) -> float:
 def test_colours_that_are_mixed_are_as_near_as_their_steps_allow() -> None:
     seen = 0
     for data in sound_files():
-        for operation in BACK:
-            path, answer = turned(data, operation)
+        for turn in BACK:
+            path, answer = turned(data, turn)
             if path != "coefficients":
                 continue
             with Image.open(BytesIO(data)) as image:
                 steps = image.quantization[1]  # type: ignore[attr-defined]
-                transpose = compose(1, operation)
+                transpose = compose(1, turn)
                 assert transpose is not None
                 expected = image.transpose(transpose)
             # Rounding to steps has a mean square error of step**2 / 12, in both colours; red, green and blue
             # take 1.402**2, 0.344**2 + 0.714**2 and 1.772**2 of it, a third each. One more is for decoders
             # that round and clamp samples.
             rounding = sum(step**2 for step in steps) / 64 / 12 * 1.91 + 1
-            assert fidelity_db(answer, expected) > 10 * log10(255**2 / rounding), (len(data), operation)
+            assert fidelity_db(answer, expected) > 10 * log10(255**2 / rounding), (len(data), turn)
             seen += 1
     assert seen > 20

@@ -1,7 +1,7 @@
 """What the right answer is, worked out pixel by pixel: no Pillow transpose, no ImageOps.
 
 A picture is a `Grid`: its size and a flat tuple of pixels, row by row. The orientations are copied out of the
-EXIF standard (tag 0112) and the operations are coordinates, so that a mistake in the service cannot repeat
+EXIF standard (tag 0112) and the turns are coordinates, so that a mistake in the service cannot repeat
 itself here.
 """
 
@@ -55,7 +55,7 @@ ORIENTATIONS: dict[int, tuple[str, str]] = {
 }
 
 #: For the output's (x, y) and the seen picture's width and height: whether the sides swap, and where to look.
-OPERATIONS: dict[str, tuple[bool, Callable[[int, int, int, int], tuple[int, int]]]] = {
+TURNS: dict[str, tuple[bool, Callable[[int, int, int, int], tuple[int, int]]]] = {
     "flip": (False, lambda x, y, _w, h: (x, h - 1 - y)),
     "flop": (False, lambda x, y, w, _h: (w - 1 - x, y)),
     "rotate-90": (True, lambda x, y, _w, h: (y, h - 1 - x)),
@@ -82,9 +82,9 @@ def upright(stored: Grid, orientation: int) -> Grid:
     return Grid(width, height, tuple(seen))
 
 
-def transformed(seen: Grid, operation: str) -> Grid:
-    """Return the seen picture after the operation."""
-    sides_swap, look_at = OPERATIONS[operation]
+def transformed(seen: Grid, turn: str) -> Grid:
+    """Return the seen picture after the turn."""
+    sides_swap, look_at = TURNS[turn]
     width, height = (seen.height, seen.width) if sides_swap else seen.size
     return Grid(
         width,
@@ -93,9 +93,9 @@ def transformed(seen: Grid, operation: str) -> Grid:
     )
 
 
-def expected(stored: Grid, operation: str, orientation: int = 1) -> Grid:
-    """Return the answer to a stored picture: what a person sees of it, after the operation."""
-    return transformed(upright(stored, orientation), operation)
+def expected(stored: Grid, turn: str, orientation: int = 1) -> Grid:
+    """Return the answer to a stored picture: what a person sees of it, after the turn."""
+    return transformed(upright(stored, orientation), turn)
 
 
 def grid_of(image: Image.Image) -> Grid:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from server.imaging.codec import Effort
-from server.imaging.operations import Operation
+from server.imaging.geometry import Turn
 from server.imaging.pipeline import Limits, Recipe, Result, process
 from support.oracle import CLEAR, Grid, Patch
 
@@ -45,7 +45,7 @@ ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (
 
 def processed(  # noqa: PLR0913  each is a field of the recipe
     data: bytes,
-    operation: str = "orient",
+    turn: str = "orient",
     *,
     output: Format | None = None,
     quality: int | None = None,
@@ -57,9 +57,7 @@ def processed(  # noqa: PLR0913  each is a field of the recipe
 ) -> Outcome:
     """Send a file through the package, from memory to memory, over what the memory held."""
     sink = io.BytesIO(held)
-    recipe = Recipe(
-        operation=Operation(operation), format=output, quality=quality, strip=strip, path=path, effort=effort
-    )
+    recipe = Recipe(turn=Turn(turn), format=output, quality=quality, strip=strip, path=path, effort=effort)
     result = process(io.BytesIO(data), sink, recipe, limits)
     return Outcome(result, sink.getvalue())
 

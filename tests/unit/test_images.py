@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageChops, ImageStat, JpegImagePlugin
 
 from images import render
-from server.imaging.operations import Operation
+from server.imaging.geometry import Turn
 from server.imaging.pipeline import Limits, Recipe, process
 
 LANDSCAPE = render.HERE / "landscape.jpg"
@@ -106,7 +106,7 @@ def test_a_flip_costs_no_more_than_one_encoding_with_the_same_tables() -> None:
     picture = LANDSCAPE.read_bytes()
     limits = Limits(max_pixels=10**7, max_frames=1, max_total_pixels=10**7)
     with BytesIO() as sink:
-        process(BytesIO(picture), sink, Recipe(Operation.FLIP, path="pixels"), limits)
+        process(BytesIO(picture), sink, Recipe(Turn.FLIP, path="pixels"), limits)
         result = sink.getvalue()
     with Image.open(LANDSCAPE) as original, Image.open(BytesIO(result)) as flipped:
         expected = original.transpose(Image.Transpose.FLIP_TOP_BOTTOM)

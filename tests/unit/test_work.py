@@ -27,15 +27,15 @@ from server.cluster.work import (
     send,
 )
 from server.imaging.codec import CODECS, OUTPUT_FORMATS, Format
+from server.imaging.geometry import Turn
 from server.imaging.limits import Limits
-from server.imaging.operations import Operation
 from server.imaging.pipeline import Recipe, Result
 
 counts = st.integers(min_value=0, max_value=2**62)
 positive = st.integers(min_value=1, max_value=2**62)
 recipes = st.builds(
     Recipe,
-    operation=st.sampled_from(Operation),
+    turn=st.sampled_from(Turn),
     format=st.none() | st.sampled_from(sorted(OUTPUT_FORMATS)),
     quality=st.none() | st.integers(min_value=1, max_value=100),
     strip=st.booleans(),
@@ -125,7 +125,7 @@ def work() -> Iterator[WorkSocket]:
 def test_a_job_arrives_as_it_was_sent(task: Task) -> None:
     arrived = Task.decode(task.encode())
     assert arrived == task
-    assert isinstance(arrived.recipe.operation, Operation)
+    assert isinstance(arrived.recipe.turn, Turn)
     assert isinstance(arrived.recipe.format, Format | None)
 
 

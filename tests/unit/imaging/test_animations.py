@@ -9,8 +9,8 @@ from PIL import Image
 from support import pictures
 from support.oracle import (
     CLEAR,
-    OPERATIONS,
     SAMPLES_PER_PIXEL,
+    TURNS,
     Grid,
     Patch,
     displayed,
@@ -62,13 +62,13 @@ def durations_ms(image: Image.Image) -> list[float]:
     return found
 
 
-def assert_frames(outcome: Outcome, wanted: list[Grid], operation: str, case: object = None) -> None:
+def assert_frames(outcome: Outcome, wanted: list[Grid], turn: str, case: object = None) -> None:
     """Check every displayed frame against the oracle's turn of what was displayed before."""
     image = outcome.image
-    assert outcome.result.frames == len(wanted), (operation, case)
-    assert getattr(image, "n_frames", 1) == len(wanted), (operation, case)
+    assert outcome.result.frames == len(wanted), (turn, case)
+    assert getattr(image, "n_frames", 1) == len(wanted), (turn, case)
     for index, (ours, before) in enumerate(zip(seen_frames(image), wanted, strict=True)):
-        assert ours == expected(before, operation), (operation, case, f"frame {index}")
+        assert ours == expected(before, turn), (turn, case, f"frame {index}")
 
 
 def as_gif(grids: list[Grid], durations: tuple[int, ...], loops: int | None) -> bytes:
@@ -102,36 +102,36 @@ def test_frames_times_and_loops_come_back_in_order(container: str, loops: int) -
     grids = [plain(RED), plain(GREEN), plain(BLUE)]
     data = animation(container, grids, DURATIONS_MS, loops)
     assert seen_frames(opened(data)) == grids
-    for operation in OPERATIONS:
-        ours = processed(data, operation)
-        assert_frames(ours, grids, operation, container)
-        assert durations_ms(ours.image) == list(DURATIONS_MS), (container, operation)
-        assert ours.image.info.get("loop") == loops, (container, operation)
-        assert ours.image.format == container, (container, operation)
+    for turn in TURNS:
+        ours = processed(data, turn)
+        assert_frames(ours, grids, turn, container)
+        assert durations_ms(ours.image) == list(DURATIONS_MS), (container, turn)
+        assert ours.image.info.get("loop") == loops, (container, turn)
+        assert ours.image.format == container, (container, turn)
 
 
 def test_a_gif_that_says_nothing_about_loops_still_says_nothing() -> None:
     data = gif(CANVAS, GLOBAL, [GifFrame(indices(CANVAS, 1)), GifFrame(indices(CANVAS, 2))])
     assert "loop" not in opened(data).info
-    for operation in OPERATIONS:
-        assert "loop" not in processed(data, operation).image.info, operation
+    for turn in TURNS:
+        assert "loop" not in processed(data, turn).image.info, turn
 
 
 @CONTAINERS
 def test_equal_frames_in_a_row_are_not_merged(container: str) -> None:
     grids = [plain(RED), plain(RED), plain(GREEN), plain(GREEN), plain(GREEN)]
     data = animation(container, grids, (50, 100, 150, 150, 250))
-    for operation in OPERATIONS:
-        ours = processed(data, operation)
-        assert_frames(ours, grids, operation, container)
-        assert durations_ms(ours.image) == [50, 100, 150, 150, 250], (container, operation)
+    for turn in TURNS:
+        ours = processed(data, turn)
+        assert_frames(ours, grids, turn, container)
+        assert durations_ms(ours.image) == [50, 100, 150, 150, 250], (container, turn)
 
 
 @CONTAINERS
 def test_an_animation_of_equal_frames_only_stays_an_animation(container: str) -> None:
     data = animation(container, [plain(RED)] * 3, (100, 100, 100))
-    for operation in OPERATIONS:
-        assert_frames(processed(data, operation), [plain(RED)] * 3, operation, container)
+    for turn in TURNS:
+        assert_frames(processed(data, turn), [plain(RED)] * 3, turn, container)
 
 
 @CONTAINERS
@@ -143,8 +143,8 @@ def test_an_animation_of_any_size_is_turned_exactly(container: str, size: tuple[
     ]
     data = animation(container, grids, DURATIONS_MS)
     assert seen_frames(opened(data)) == grids
-    for operation in OPERATIONS:
-        assert_frames(processed(data, operation), grids, operation, (container, size))
+    for turn in TURNS:
+        assert_frames(processed(data, turn), grids, turn, (container, size))
 
 
 @pytest.mark.parametrize("disposal", [0, 1, 2, 3])
@@ -167,10 +167,10 @@ def test_gif_frames_that_cover_a_part_are_turned_as_they_are_seen(
         # Viewers disagree: Pillow restores to the background colour, browsers to nothing. We go with Pillow.
         wanted = seen_frames(opened(data))
     assert seen_frames(opened(data)) == wanted
-    for operation in OPERATIONS:
-        ours = processed(data, operation)
-        assert_frames(ours, wanted, operation, (disposal, transparent))
-        assert durations_ms(ours.image) == [100, 200, 300, 400], operation
+    for turn in TURNS:
+        ours = processed(data, turn)
+        assert_frames(ours, wanted, turn, (disposal, transparent))
+        assert durations_ms(ours.image) == [100, 200, 300, 400], turn
 
 
 def test_a_first_gif_frame_that_covers_a_part_is_turned_within_its_canvas() -> None:
@@ -181,8 +181,8 @@ def test_a_first_gif_frame_that_covers_a_part_is_turned_within_its_canvas() -> N
     data = gif(CANVAS, GLOBAL, frames, loops=0)
     wanted = displayed(CANVAS, [frame.patch(GLOBAL) for frame in frames])
     assert seen_frames(opened(data)) == wanted
-    for operation in OPERATIONS:
-        assert_frames(processed(data, operation), wanted, operation)
+    for turn in TURNS:
+        assert_frames(processed(data, turn), wanted, turn)
 
 
 def test_disposals_may_change_from_frame_to_frame() -> None:
@@ -193,8 +193,8 @@ def test_disposals_may_change_from_frame_to_frame() -> None:
     data = gif(CANVAS, GLOBAL, frames, loops=1)
     wanted = displayed(CANVAS, [frame.patch(GLOBAL) for frame in frames])
     assert seen_frames(opened(data)) == wanted
-    for operation in OPERATIONS:
-        assert_frames(processed(data, operation), wanted, operation)
+    for turn in TURNS:
+        assert_frames(processed(data, turn), wanted, turn)
 
 
 def test_more_than_256_colours_over_all_frames_are_kept() -> None:
@@ -202,8 +202,8 @@ def test_more_than_256_colours_over_all_frames_are_kept() -> None:
     frames = [GifFrame(indices((6, 6), seed), palette=gif_palette(("many", seed))) for seed in range(20)]
     data = gif((6, 6), GLOBAL, frames, loops=0)
     wanted = displayed((6, 6), [frame.patch(GLOBAL) for frame in frames])
-    for operation in OPERATIONS:
-        assert_frames(processed(data, operation), wanted, operation)
+    for turn in TURNS:
+        assert_frames(processed(data, turn), wanted, turn)
 
 
 def test_a_gif_frame_that_shows_more_than_256_colours_loses_none_of_its_shape() -> None:
@@ -219,13 +219,13 @@ def test_a_gif_frame_that_shows_more_than_256_colours_loses_none_of_its_shape() 
     data = gif(size, GLOBAL, frames, loops=0)
     wanted = seen_frames(opened(data))
     assert len(set(wanted[-1].pixels)) > 256
-    for operation in OPERATIONS:
-        ours = processed(data, operation)
-        assert ours.image.n_frames == 20, operation
+    for turn in TURNS:
+        ours = processed(data, turn)
+        assert ours.image.n_frames == 20, turn
         for index, (seen, before) in enumerate(zip(seen_frames(ours.image), wanted, strict=True)):
-            pairs = zip(seen.pixels, expected(before, operation).pixels, strict=True)
+            pairs = zip(seen.pixels, expected(before, turn).pixels, strict=True)
             worst = max(max(abs(a - b) for a, b in zip(one, other, strict=True)) for one, other in pairs)
-            assert worst <= 64, (operation, index)
+            assert worst <= 64, (turn, index)
 
 
 @pytest.mark.parametrize("dispose", ["keep", "background"])
@@ -244,10 +244,10 @@ def test_frames_with_an_offset_are_turned_as_they_are_seen(
     data = (apng if container == "PNG" else webp_animation)(CANVAS, patches)
     wanted = displayed(CANVAS, patches)
     assert seen_frames(opened(data)) == wanted
-    for operation in OPERATIONS:
-        ours = processed(data, operation)
-        assert_frames(ours, wanted, operation, (container, dispose, is_laid_over))
-        assert durations_ms(ours.image) == [70, 110, 50], operation
+    for turn in TURNS:
+        ours = processed(data, turn)
+        assert_frames(ours, wanted, turn, (container, dispose, is_laid_over))
+        assert durations_ms(ours.image) == [70, 110, 50], turn
 
 
 def test_an_apng_frame_that_replaces_and_is_taken_back_leaves_nothing() -> None:
@@ -257,8 +257,8 @@ def test_an_apng_frame_that_replaces_and_is_taken_back_leaves_nothing() -> None:
         Patch(rgba((5, 5), 3), 3, 1, "keep"),
     ]
     data, wanted = apng(CANVAS, patches), displayed(CANVAS, patches)
-    for operation in OPERATIONS:
-        assert_frames(processed(data, operation), wanted, operation)
+    for turn in TURNS:
+        assert_frames(processed(data, turn), wanted, turn)
 
 
 def test_an_apng_frame_that_is_laid_over_and_taken_back_leaves_nothing() -> None:
@@ -270,10 +270,10 @@ def test_an_apng_frame_that_is_laid_over_and_taken_back_leaves_nothing() -> None
     ]
     data, wanted = apng(CANVAS, patches), displayed(CANVAS, patches)
     assert seen_frames(opened(data)) != wanted, "Pillow has learned it: use assert_frames here"
-    for operation in OPERATIONS:
-        ours = processed(data, operation)
+    for turn in TURNS:
+        ours = processed(data, turn)
         frames = displayed(ours.image.size, read_apng(ours.data))
-        assert frames == [expected(grid, operation) for grid in wanted], operation
+        assert frames == [expected(grid, turn) for grid in wanted], turn
 
 
 @pytest.mark.parametrize(
@@ -302,14 +302,14 @@ def test_an_apng_of_any_depth_and_colour_type_keeps_its_samples(depth: int, colo
         CANVAS, patches, depth=depth, colour_type=colour_type, extra=extra if colour_type == 3 else b""
     )
     wanted = displayed(CANVAS, patches)
-    for operation in OPERATIONS:
-        case = depth, colour_type, operation
-        ours = processed(data, operation).data
+    for turn in TURNS:
+        case = depth, colour_type, turn
+        ours = processed(data, turn).data
         assert read_png(ours).depth == depth, case
         assert read_png(ours).colour_type == colour_type, case
         stored = read_apng(ours)
-        frames = displayed(expected(wanted[0], operation).size, stored)
-        assert frames == [expected(frame, operation) for frame in wanted], case
+        frames = displayed(expected(wanted[0], turn).size, stored)
+        assert frames == [expected(frame, turn) for frame in wanted], case
         assert [patch.duration_ms for patch in stored] == [100, 100, 100], case
 
 
@@ -320,10 +320,10 @@ def test_the_default_image_of_an_apng_is_no_frame_more_and_no_frame_less() -> No
     before = opened(data)
     assert before.info["default_image"]
     wanted = seen_frames(before)
-    for operation in OPERATIONS:
-        ours = processed(data, operation).image
-        assert ours.info.get("default_image") is True, operation
-        assert seen_frames(ours) == [expected(grid, operation) for grid in wanted], operation
+    for turn in TURNS:
+        ours = processed(data, turn).image
+        assert ours.info.get("default_image") is True, turn
+        assert seen_frames(ours) == [expected(grid, turn) for grid in wanted], turn
 
 
 def test_half_clear_pixels_of_an_animation_keep_their_alpha() -> None:
@@ -335,8 +335,8 @@ def test_half_clear_pixels_of_an_animation_keep_their_alpha() -> None:
     for container in ("PNG", "WEBP"):
         data = animation(container, grids, (100, 200))
         assert seen_frames(opened(data)) == grids
-        for operation in OPERATIONS:
-            assert_frames(processed(data, operation), grids, operation, container)
+        for turn in TURNS:
+            assert_frames(processed(data, turn), grids, turn, container)
 
 
 @CONTAINERS
@@ -344,14 +344,14 @@ def test_an_animation_as_a_still_format_is_its_first_frame(container: str) -> No
     grids = [plain(RED), plain(GREEN), plain(BLUE)]
     data = animation(container, grids, DURATIONS_MS)
     for output in ("bmp", "jpeg"):
-        for operation in OPERATIONS:
-            ours = processed(data, operation, output=Format(output))
-            assert ours.result.frames == 1, (container, output, operation)
+        for turn in TURNS:
+            ours = processed(data, turn, output=Format(output))
+            assert ours.result.frames == 1, (container, output, turn)
             middle = ours.image.convert("RGB").getpixel((4, 3))
             assert max(abs(a - b) for a, b in zip(middle, RED[:3], strict=True)) < 30, (
                 container,
                 output,
-                operation,
+                turn,
             )
 
 
@@ -406,14 +406,14 @@ def test_every_page_of_a_tiff_comes_back() -> None:
     kinds = ("RGB", "L", "1", "P", "RGBA", "I;16", "CMYK")
     pages = [pictures.picture(kind, (5 + at, 9 - at), at) for at, kind in enumerate(kinds)]
     data = pictures.encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:])
-    for operation in OPERATIONS:
-        outcome = processed(data, operation)
+    for turn in TURNS:
+        outcome = processed(data, turn)
         ours = outcome.image
-        assert ours.n_frames == outcome.result.frames == len(pages), operation
+        assert ours.n_frames == outcome.result.frames == len(pages), turn
         for at, page in enumerate(pages):
             ours.seek(at)
-            assert ours.mode == page.mode, (operation, at)
-            assert grid_of(ours) == expected(grid_of(page), operation), (operation, at)
+            assert ours.mode == page.mode, (turn, at)
+            assert grid_of(ours) == expected(grid_of(page), turn), (turn, at)
 
 
 def test_each_page_of_a_tiff_has_an_orientation_of_its_own() -> None:
@@ -429,11 +429,11 @@ def test_each_page_of_a_tiff_has_an_orientation_of_its_own() -> None:
     for at in range(len(turns)):
         before.seek(at)
         stored.append(before.tag_v2.get(0x0112, 1))
-    for operation in OPERATIONS:
-        ours = processed(data, operation).image
+    for turn in TURNS:
+        ours = processed(data, turn).image
         for at, (page, orientation) in enumerate(zip(pages, stored, strict=True)):
             ours.seek(at)
-            assert grid_of(ours) == expected(grid_of(page), operation, orientation), (operation, at, stored)
+            assert grid_of(ours) == expected(grid_of(page), turn, orientation), (turn, at, stored)
 
 
 def test_an_avif_sequence_keeps_frames_and_times() -> None:
@@ -441,12 +441,12 @@ def test_an_avif_sequence_keeps_frames_and_times() -> None:
     data = pictures.encoded(
         images[0], "AVIF", save_all=True, append_images=images[1:], duration=[100, 200, 300]
     )
-    for operation in OPERATIONS:
-        ours = processed(data, operation)
-        assert ours.image.n_frames == ours.result.frames == 3, operation
-        assert durations_ms(ours.image) == [100, 200, 300], operation
+    for turn in TURNS:
+        ours = processed(data, turn)
+        assert ours.image.n_frames == ours.result.frames == 3, turn
+        assert durations_ms(ours.image) == [100, 200, 300], turn
         for seen, colour in zip(seen_frames(ours.image), (RED, GREEN, BLUE), strict=True):
-            assert max(abs(a - b) for a, b in zip(seen.at(10, 10), colour, strict=True)) < 30, operation
+            assert max(abs(a - b) for a, b in zip(seen.at(10, 10), colour, strict=True)) < 30, turn
 
 
 def test_metadata_of_an_animation_comes_back_unless_it_is_stripped() -> None:
@@ -457,15 +457,15 @@ def test_metadata_of_an_animation_comes_back_unless_it_is_stripped() -> None:
     data = animation("PNG", grids, (100, 200))
     data = pictures.with_chunk(data, b"tEXt", b"Comment\0on the left")
     data = pictures.with_chunk(data, b"eXIf", pictures.exif_block(6).data)
-    for operation in OPERATIONS:
-        ours = processed(data, operation).image
-        assert ours.info["Comment"] == "on the left", operation
-        assert ours.getexif().get(0x0112, 1) == 1, operation
-        assert ours.getexif()[0x010F] == "Imaginary", operation
-        assert seen_frames(ours) == [expected(grid, operation, 6) for grid in grids], operation
-        stripped = processed(data, operation, strip=True).image
-        assert not {"Comment", "exif"} & stripped.info.keys(), operation
-        assert seen_frames(stripped) == [expected(grid, operation, 6) for grid in grids], operation
+    for turn in TURNS:
+        ours = processed(data, turn).image
+        assert ours.info["Comment"] == "on the left", turn
+        assert ours.getexif().get(0x0112, 1) == 1, turn
+        assert ours.getexif()[0x010F] == "Imaginary", turn
+        assert seen_frames(ours) == [expected(grid, turn, 6) for grid in grids], turn
+        stripped = processed(data, turn, strip=True).image
+        assert not {"Comment", "exif"} & stripped.info.keys(), turn
+        assert seen_frames(stripped) == [expected(grid, turn, 6) for grid in grids], turn
 
 
 def test_a_gray_apng_of_16_bits_is_not_clipped() -> None:

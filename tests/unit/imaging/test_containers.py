@@ -15,8 +15,8 @@ from support import pictures
 from server.errors import DamagedImage, ImageError, TooManyFrames, TooManyPixels, UnsupportedImage
 from server.imaging import gif, jpeg, png, tiff, vp8, webp
 from server.imaging.codec import Effort, Format
+from server.imaging.geometry import Rect, Turn, compose, turned_rect, turned_size
 from server.imaging.limits import Limits
-from server.imaging.operations import Operation, Rect, compose, turned_rect, turned_size
 from server.imaging.pipeline import Recipe, Result, process
 
 GENEROUS = Limits(max_pixels=10**7, max_frames=100, max_total_pixels=10**8)
@@ -49,8 +49,8 @@ def run(data: bytes, recipe: Recipe, limits: Limits = GENEROUS) -> tuple[Result,
     return result, sink.getvalue()
 
 
-def turned(data: bytes, operation: Operation = Operation.FLIP) -> bytes:
-    return run(data, Recipe(operation))[1]
+def turned(data: bytes, turn: Turn = Turn.FLIP) -> bytes:
+    return run(data, Recipe(turn))[1]
 
 
 def opened(data: bytes) -> Image.Image:
@@ -59,20 +59,20 @@ def opened(data: bytes) -> Image.Image:
     return image
 
 
-# --- operations
+# --- turns
 
 
-@pytest.mark.parametrize("operation", Operation)
+@pytest.mark.parametrize("turn", Turn)
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_one_turn_does_what_orientation_and_operation_do_after_each_other(
-    orientation: int, operation: Operation
+def test_one_transpose_does_what_orientation_and_turn_do_one_after_the_other(
+    orientation: int, turn: Turn
 ) -> None:
     stored = noise("L", (5, 3))
     stored.getexif()[0x0112] = orientation
     upright = ImageOps.exif_transpose(stored)
-    second = compose(1, operation)
+    second = compose(1, turn)
     wanted = upright if second is None else upright.transpose(second)
-    first = compose(orientation, operation)
+    first = compose(orientation, turn)
     ours = stored if first is None else stored.transpose(first)
     assert (ours.size, ours.tobytes()) == (wanted.size, wanted.tobytes())
 
@@ -137,8 +137,8 @@ def test_sixteen_bits_per_sample_stay_sixteen(colour_type: int, channels: int) -
     data, rows = deep_png(colour_type, channels, (7, 5))
     assert unfiltered(turned(data), channels * 2) == rows[::-1]
     clockwise = [list(column) for column in zip(*rows[::-1], strict=True)]
-    assert unfiltered(turned(data, Operation.ROTATE_90), channels * 2) == clockwise
-    assert unfiltered(turned(data, Operation.ORIENT), channels * 2) == rows
+    assert unfiltered(turned(data, Turn.ROTATE_90), channels * 2) == clockwise
+    assert unfiltered(turned(data, Turn.ORIENT), channels * 2) == rows
 
 
 def interlaced(data: bytes, bits: int) -> bytes:
@@ -192,7 +192,7 @@ def test_interlaced_pixels_are_the_same_pixels(
 
 def test_deep_colour_is_reduced_where_eight_bits_are_asked_for() -> None:
     data, rows = deep_png(2, 3, (7, 5))
-    result, out = run(data, Recipe(Operation.ORIENT, format=Format.BMP))
+    result, out = run(data, Recipe(Turn.ORIENT, format=Format.BMP))
     assert result.format is Format.BMP
     assert opened(out).getpixel((0, 0)) == tuple(rows[0][0][::2])
 
@@ -213,7 +213,7 @@ def test_chunks_stay_if_they_may_be_copied_beside_other_pixels() -> None:
     assert b"gAMA" in out
     assert b"saFe" in out
     assert b"unSF" not in out
-    stripped = run(data[:33] + extra + data[33:], Recipe(Operation.FLIP, strip=True))[1]
+    stripped = run(data[:33] + extra + data[33:], Recipe(Turn.FLIP, strip=True))[1]
     assert b"gAMA" in stripped
     assert b"saFe" not in stripped
 
@@ -256,10 +256,10 @@ def test_frames_out_of_sequence_are_refused() -> None:
 def test_frames_are_counted_by_their_own_headers() -> None:
     few = Limits(max_pixels=100, max_frames=2, max_total_pixels=1000)
     with pytest.raises(TooManyFrames):
-        run(apng(), Recipe(Operation.FLIP), few)
+        run(apng(), Recipe(Turn.FLIP), few)
     lying = apng().replace(chunk(b"acTL", struct.pack(">II", 3, 0)), chunk(b"acTL", struct.pack(">II", 1, 0)))
     with pytest.raises(TooManyFrames):
-        run(lying, Recipe(Operation.FLIP), few)
+        run(lying, Recipe(Turn.FLIP), few)
     with pytest.raises(DamagedImage):
         turned(lying)
 
@@ -293,7 +293,7 @@ def test_stripping_a_gif_leaves_its_loop_and_takes_its_comment() -> None:
     data = encoded(
         frames[0], "GIF", save_all=True, append_images=frames[1:], duration=70, loop=3, comment=b"hi"
     )
-    out = run(data, Recipe(Operation.FLIP, strip=True))[1]
+    out = run(data, Recipe(Turn.FLIP, strip=True))[1]
     assert opened(out).info["loop"] == 3
     assert b"\x21\xfe" not in out
 
@@ -311,9 +311,9 @@ def test_pixels_that_are_not_square_lie_the_other_way_afterwards() -> None:
     data = bytearray(encoded(noise("L", (8, 6)), "GIF"))
     data[12] = 113  # (113 + 15) / 64 = 2
     assert turned(bytes(data))[12] == 113
-    sideways = turned(bytes(data), Operation.ROTATE_90)
+    sideways = turned(bytes(data), Turn.ROTATE_90)
     assert (sideways[12] + 15) / 64 == pytest.approx(0.5, abs=0.01)
-    assert abs(turned(sideways, Operation.ROTATE_270)[12] - 113) <= 2
+    assert abs(turned(sideways, Turn.ROTATE_270)[12] - 113) <= 2
 
 
 def test_a_gif_is_composed_as_browsers_do_it() -> None:
@@ -333,7 +333,7 @@ def test_a_gif_is_composed_as_browsers_do_it() -> None:
         blocks.append(gif.GifFrame(rect, 0, b"", code_size, lzw))
     sink = io.BytesIO()
     gif.write_gif(sink, gif.Gif(b"GIF89a", (4, 4), 0x81, 3, 0, palette, tuple(blocks)))
-    out = run(sink.getvalue(), Recipe(Operation.ORIENT, format=Format.WEBP))[1]
+    out = run(sink.getvalue(), Recipe(Turn.ORIENT, format=Format.WEBP))[1]
     frames = [frame.convert("RGBA") for frame in shown(out)]
     assert [frame.getpixel((1, 1)) for frame in frames] == [
         (*red, 255),
@@ -378,13 +378,11 @@ def test_a_webp_is_read_and_written_without_a_difference() -> None:
 
 
 @pytest.mark.parametrize("canvas", [(10, 8), (11, 8), (10, 7), (11, 7)])
-@pytest.mark.parametrize("operation", Operation)
-def test_webp_frames_go_to_their_places_even_where_those_are_odd(
-    canvas: tuple[int, int], operation: Operation
-) -> None:
+@pytest.mark.parametrize("turn", Turn)
+def test_webp_frames_go_to_their_places_even_where_those_are_odd(canvas: tuple[int, int], turn: Turn) -> None:
     data = webp_frames(canvas, [Rect(0, 0, *canvas), Rect(2, 4, 6, 3), Rect(4, 0, 4, 4)])
-    out = turned(data, operation)
-    transpose = compose(1, operation)
+    out = turned(data, turn)
+    transpose = compose(1, turn)
     for before, after in zip(shown(data), shown(out), strict=True):
         wanted = before if transpose is None else before.transpose(transpose)
         for paper in ("white", "black"):
@@ -452,7 +450,7 @@ def test_tables_turn_with_the_picture() -> None:
     data = encoded(noise("RGB", (64, 48)), "JPEG", qtables=[table, table[::-1]])
     before = opened(data).quantization
     assert opened(turned(data)).quantization == before
-    after = opened(turned(data, Operation.ROTATE_90)).quantization
+    after = opened(turned(data, Turn.ROTATE_90)).quantization
     assert [after[0][row * 8 + column] for column in range(8) for row in range(8)] == before[0]
 
 
@@ -487,7 +485,7 @@ def test_the_unit_of_the_density_is_kept_and_its_axes_turn() -> None:
     for unit in (0, 1, 2):
         data[13:18] = struct.pack(">BHH", unit, 3, 4)
         assert turned(bytes(data))[13:18] == struct.pack(">BHH", unit, 3, 4)
-        assert turned(bytes(data), Operation.ROTATE_90)[13:18] == struct.pack(">BHH", unit, 4, 3)
+        assert turned(bytes(data), Turn.ROTATE_90)[13:18] == struct.pack(">BHH", unit, 4, 3)
 
 
 def test_inks_are_called_inverted_only_where_they_were() -> None:
@@ -508,7 +506,7 @@ def test_the_index_of_other_pictures_goes_and_other_segments_stay() -> None:
     assert b"MPF\0" not in out
     assert private in out
     assert opened(out).info["comment"] == b"note"
-    stripped = run(data[:20] + index + private + data[20:], Recipe(Operation.FLIP, strip=True))[1]
+    stripped = run(data[:20] + index + private + data[20:], Recipe(Turn.FLIP, strip=True))[1]
     assert private not in stripped
 
 
@@ -520,7 +518,7 @@ def test_a_chain_of_directories_that_bites_its_tail_ends() -> None:
     (first,) = struct.unpack_from("<L", data, 4)
     (count,) = struct.unpack_from("<H", data, first)
     struct.pack_into("<L", data, first + 2 + 12 * count, first)
-    result, out = run(bytes(data), Recipe(Operation.FLIP))
+    result, out = run(bytes(data), Recipe(Turn.FLIP))
     assert result.frames == opened(out).n_frames == 1
 
 
@@ -533,8 +531,8 @@ def test_every_page_counts_against_the_limits() -> None:
         (Limits(300, 4, 599), TooManyPixels),
     ):
         with pytest.raises(error):
-            run(data, Recipe(Operation.FLIP), limits)
-    assert run(data, Recipe(Operation.FLIP), Limits(300, 4, 600))[0].frames == 4
+            run(data, Recipe(Turn.FLIP), limits)
+    assert run(data, Recipe(Turn.FLIP), Limits(300, 4, 600))[0].frames == 4
 
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "zstd", "lzma"])
@@ -555,13 +553,13 @@ def test_each_page_keeps_its_compression_orientation_and_words(compression: str)
             )
             page.save(writer, "TIFF", tiffinfo=tags, compression=compression)
             writer.newFrame()
-    after = Image.open(io.BytesIO(turned(sink.getvalue(), Operation.FLOP)))
+    after = Image.open(io.BytesIO(turned(sink.getvalue(), Turn.FLOP)))
     for index, (orientation, resolution) in enumerate([(6, (3, 2)), (3, (2, 3))]):
         after.seek(index)
         assert after.info["compression"] == compression
         assert after.tag_v2[270] == f"page {orientation}"
         assert (after.tag_v2[282], after.tag_v2[283]) == resolution
-        wanted = pages[index].transpose(compose(orientation, Operation.FLOP))
+        wanted = pages[index].transpose(compose(orientation, Turn.FLOP))
         assert after.convert("RGB").tobytes() == wanted.tobytes()
 
 
@@ -598,10 +596,10 @@ def test_an_avif_is_turned_upright_exactly_once(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = orientation, "Canon"
     data = encoded(image, "AVIF", exif=exif, quality=95)
-    after = opened(turned(data, Operation.ORIENT))
+    after = opened(turned(data, Turn.ORIENT))
     assert after.getexif().get(0x0112, 1) == 1
     assert after.getexif()[0x010F] == "Canon"
-    transpose = compose(orientation, Operation.ORIENT)
+    transpose = compose(orientation, Turn.ORIENT)
     wanted = image if transpose is None else image.transpose(transpose)
     assert after.size == wanted.size
     corner = (4, 4)
@@ -623,7 +621,7 @@ def test_samples_that_pillow_would_halve_are_refused_until_eight_bits_are_asked_
     data = b"P6 2 2 65535\n" + bytes(range(24))
     with pytest.raises(UnsupportedImage, match="8 bits"):
         turned(data)
-    assert opened(run(data, Recipe(Operation.FLIP, format=Format.PNG))[1]).mode == "RGB"
+    assert opened(run(data, Recipe(Turn.FLIP, format=Format.PNG))[1]).mode == "RGB"
 
 
 def still(container: str, **options: object) -> Callable[[], bytes]:
@@ -667,4 +665,4 @@ def test_no_changed_byte_escapes_as_anything_but_our_own_error(name: str) -> Non
         for value in (0, 255, whole[index] ^ 1):
             broken = whole[:index] + bytes([value]) + whole[index + 1 :]
             with contextlib.suppress(ImageError):
-                run(broken, Recipe(Operation.FLIP), Limits(10**5, 9, 10**6))
+                run(broken, Recipe(Turn.FLIP), Limits(10**5, 9, 10**6))

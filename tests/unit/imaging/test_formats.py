@@ -11,12 +11,12 @@ import struct
 import pytest
 from PIL import Image
 from support import pictures
-from support.oracle import OPERATIONS, expected, grid_of, psnr, seen_frames
+from support.oracle import TURNS, expected, grid_of, psnr, seen_frames
 from support.pictures import GENEROUS, encoded, natural, picture, processed
 
 from server.errors import ImageError, UnsupportedImage
 from server.imaging.codec import OUTPUT_FORMATS, Format
-from server.imaging.operations import Operation
+from server.imaging.geometry import Turn
 from server.imaging.pipeline import Recipe, process
 
 SIZE = (48, 32)
@@ -62,9 +62,9 @@ def test_every_format_is_among_these() -> None:
 def test_every_format_becomes_every_other(given: Format, wanted: Format) -> None:
     data = source(SOURCES[given])
     before = grid_of(opened(data).convert("RGB"))
-    for operation, (sides_swap, _) in OPERATIONS.items():
-        case = given, wanted, operation
-        ours = processed(data, operation, output=wanted)
+    for turn, (sides_swap, _) in TURNS.items():
+        case = given, wanted, turn
+        ours = processed(data, turn, output=wanted)
         assert ours.image.format == SOURCES[wanted], case
         assert ours.result.format is wanted, case
         assert ours.result.media_type == MEDIA_TYPES[wanted], case
@@ -74,17 +74,17 @@ def test_every_format_becomes_every_other(given: Format, wanted: Format) -> None
         assert ours.result.path in {"lossless", "pixels"}, case
         seen = grid_of(ours.image.convert("RGB"))
         # A palette of 256 colours or a lossy encoder, at its default quality, still shows the picture.
-        assert psnr(seen, expected(before, operation)) > 24, case
+        assert psnr(seen, expected(before, turn)) > 24, case
 
 
 @pytest.mark.parametrize("given", SOURCES)
 def test_the_format_stays_unless_another_is_asked_for(given: Format) -> None:
     data = source(SOURCES[given])
-    for operation in OPERATIONS:
-        ours = processed(data, operation)
-        assert ours.result.format is given, (given, operation)
-        assert ours.image.format == SOURCES[given], (given, operation)
-        assert ours.result.media_type.startswith("image/"), (given, operation)
+    for turn in TURNS:
+        ours = processed(data, turn)
+        assert ours.result.format is given, (given, turn)
+        assert ours.image.format == SOURCES[given], (given, turn)
+        assert ours.result.media_type.startswith("image/"), (given, turn)
 
 
 @pytest.mark.parametrize("wanted", MEDIA_TYPES)
@@ -141,11 +141,11 @@ SEEN_BLUE = BLUE[:3]
     ],
 )
 def test_jpeg_shows_what_was_transparent_on_white(data: bytes, wanted: tuple[tuple[int, ...], ...]) -> None:
-    for operation in ("orient", "flip"):
-        ours = processed(data, operation, output=Format.JPEG).image.convert("RGB")
+    for turn in ("orient", "flip"):
+        ours = processed(data, turn, output=Format.JPEG).image.convert("RGB")
         for block, colour in enumerate(wanted):
             seen = ours.getpixel((16 + 32 * block, 16))
-            assert max(abs(a - b) for a, b in zip(seen, colour, strict=True)) <= 6, (operation, block)
+            assert max(abs(a - b) for a, b in zip(seen, colour, strict=True)) <= 6, (turn, block)
 
 
 def test_transparency_survives_where_it_can() -> None:
@@ -181,8 +181,8 @@ def test_sixteen_bits_become_eight_without_clipping(output: Format) -> None:
 def test_modes_of_science_never_cause_anything_but_a_picture_or_a_refusal(kind: str) -> None:
     data = encoded(picture("L", (5, 4)).convert(kind), "TIFF")
     stored = grid_of(opened(data))
-    for operation in OPERATIONS:
-        assert grid_of(processed(data, operation).image) == expected(stored, operation), (kind, operation)
+    for turn in TURNS:
+        assert grid_of(processed(data, turn).image) == expected(stored, turn), (kind, turn)
     for output in OUTPUT_FORMATS:
         with contextlib.suppress(ImageError):
             assert processed(data, "flip", output=output).image.size == (5, 4), (kind, output)
@@ -192,7 +192,7 @@ def test_modes_of_science_never_cause_anything_but_a_picture_or_a_refusal(kind: 
 def test_memory_and_files_give_the_same_bytes(given: Format) -> None:
     data = source(SOURCES[given])
     for output in (None, *OUTPUT_FORMATS):
-        recipe = Recipe(operation=Operation.ROTATE_90, format=output)
+        recipe = Recipe(turn=Turn.ROTATE_90, format=output)
         in_memory = processed(data, "rotate-90", output=output)
         with (
             open(os.memfd_create("source"), "w+b", buffering=0) as upload,  # noqa: PTH123  a descriptor
@@ -216,7 +216,7 @@ def test_nothing_shows_of_what_the_sink_held_before(given: Format, held: bytes) 
         with os.fdopen(os.memfd_create("sink"), "r+b", buffering=0) as sink:
             sink.write(held)
             sink.seek(0)
-            process(io.BytesIO(data), sink, Recipe(Operation.FLIP, output), GENEROUS)
+            process(io.BytesIO(data), sink, Recipe(Turn.FLIP, output), GENEROUS)
             assert os.pread(sink.fileno(), 10**6, 0) == fresh.data
         assert processed(data, "flip", output=output, held=held).data == fresh.data
 
@@ -226,7 +226,7 @@ def test_an_animation_goes_into_a_raw_file_too() -> None:
     for container in ("GIF", "WEBP", "PNG", "TIFF", "AVIF"):
         data = encoded(images[0], container, save_all=True, append_images=images[1:])
         with open(os.memfd_create("sink"), "w+b", buffering=0) as answer:  # noqa: PTH123
-            result = process(io.BytesIO(data), answer, Recipe(operation=Operation.FLIP), GENEROUS)
+            result = process(io.BytesIO(data), answer, Recipe(turn=Turn.FLIP), GENEROUS)
             written = os.pread(answer.fileno(), os.fstat(answer.fileno()).st_size, 0)
         assert result.frames == 3, container
         if container == "AVIF":  # says in which second it was made
@@ -240,7 +240,7 @@ def test_an_animation_goes_into_a_raw_file_too() -> None:
 def test_each_stage_is_told_when_it_ends(given: Format) -> None:
     for output in (None, Format.PNG):
         laps: list[str] = []
-        recipe = Recipe(operation=Operation.FLIP, format=output)
+        recipe = Recipe(turn=Turn.FLIP, format=output)
         process(io.BytesIO(source(SOURCES[given])), io.BytesIO(), recipe, GENEROUS, lap=laps.append)
         assert set(laps) == STAGES, (given, output)
         assert list(dict.fromkeys(laps)) == ["decode", "transform", "encode"], (given, output)
@@ -250,7 +250,7 @@ def test_the_source_is_left_as_it_was() -> None:
     for container in SOURCES.values():
         data = source(container)
         stream = io.BytesIO(data)
-        process(stream, io.BytesIO(), Recipe(operation=Operation.FLIP), GENEROUS)
+        process(stream, io.BytesIO(), Recipe(turn=Turn.FLIP), GENEROUS)
         assert stream.getvalue() == data, container
 
 

@@ -12,9 +12,9 @@ from PIL import Image
 from server.errors import DamagedImage, UnsupportedImage
 from server.imaging import ifd
 from server.imaging.codec import Format
+from server.imaging.geometry import Turn
 from server.imaging.jpeg import read_jpeg
 from server.imaging.metadata import without_companions, without_orientation
-from server.imaging.operations import Operation
 from server.imaging.pipeline import Limits, Recipe, process
 
 LIMITS = Limits(max_pixels=10**6, max_frames=1000, max_total_pixels=10**7)
@@ -22,7 +22,7 @@ LIMITS = Limits(max_pixels=10**6, max_frames=1000, max_total_pixels=10**7)
 
 def flip(picture: bytes, form: Format | None = None) -> bytes:
     with BytesIO() as sink:
-        process(BytesIO(picture), sink, Recipe(Operation.FLIP, format=form), LIMITS)
+        process(BytesIO(picture), sink, Recipe(Turn.FLIP, format=form), LIMITS)
         return sink.getvalue()
 
 

@@ -14,7 +14,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from PIL import Image, ImageCms, JpegImagePlugin, MpoImagePlugin
 from support import pictures
-from support.oracle import OPERATIONS, ORIENTATIONS, Grid, expected, grid_of, jpeg_segments, psnr
+from support.oracle import ORIENTATIONS, TURNS, Grid, expected, grid_of, jpeg_segments, psnr
 from support.pictures import (
     encoded,
     exif_block,
@@ -64,9 +64,9 @@ def test_tables_sampling_and_scans_are_kept(sampling: str, is_progressive: bool)
             data = encoded(
                 natural(size), "JPEG", quality=quality, subsampling=sampling, progressive=is_progressive
             )
-            for operation, (sides_swap, _) in OPERATIONS.items():
-                ours = processed(data, operation)
-                case = sampling, is_progressive, size, quality, operation
+            for turn, (sides_swap, _) in TURNS.items():
+                ours = processed(data, turn)
+                case = sampling, is_progressive, size, quality, turn
                 assert ours.image.format == "JPEG", case
                 assert bool(ours.image.info.get("progressive")) == is_progressive, case
                 # A transposing coder may turn the tables, a re-encoding one keeps them as they are.
@@ -96,10 +96,10 @@ def test_a_turn_costs_no_visible_quality(sampling: str, size: tuple[int, int]) -
     data = encoded(natural(size), "JPEG", quality=90, subsampling=sampling)
     before = opened(data)
     stored = grid_of(before)
-    for operation in ("flip", "rotate-90", "transverse"):
-        wanted = expected(stored, operation)
-        ours = grid_of(processed(data, operation).image)
-        assert psnr(ours, wanted) >= best_possible_db(before, wanted), (sampling, size, operation)
+    for turn in ("flip", "rotate-90", "transverse"):
+        wanted = expected(stored, turn)
+        ours = grid_of(processed(data, turn).image)
+        assert psnr(ours, wanted) >= best_possible_db(before, wanted), (sampling, size, turn)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
@@ -108,12 +108,12 @@ def test_every_turn_of_every_orientation_keeps_the_quality(mode: str) -> None:
         plain = encoded(natural(size, mode), "JPEG", quality=90, subsampling=0)
         before = opened(plain)
         stored = grid_of(before)
-        for operation in OPERATIONS:
+        for turn in TURNS:
             for orientation in ORIENTATIONS:
-                case = mode, size, orientation, operation
-                ours = processed(with_exif(plain, exif_block(orientation).data), operation).image
+                case = mode, size, orientation, turn
+                ours = processed(with_exif(plain, exif_block(orientation).data), turn).image
                 assert ours.mode == mode, case
-                wanted = expected(stored, operation, orientation)
+                wanted = expected(stored, turn, orientation)
                 assert ours.size == wanted.size, case
                 assert psnr(grid_of(ours), wanted) >= best_possible_db(before, wanted), case
 
@@ -122,8 +122,8 @@ def test_every_turn_of_every_orientation_keeps_the_quality(mode: str) -> None:
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_the_file_keeps_its_size(sampling: str, options: dict[str, bool]) -> None:
     data = encoded(natural((512, 384)), "JPEG", quality=90, subsampling=sampling, **options)
-    for operation in ("flip", "flop", "rotate-180"):
-        assert abs(len(processed(data, operation).data) - len(data)) <= len(data) / 100, (sampling, operation)
+    for turn in ("flip", "flop", "rotate-180"):
+        assert abs(len(processed(data, turn).data) - len(data)) <= len(data) / 100, (sampling, turn)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -135,9 +135,9 @@ def test_exif_comes_back_byte_for_byte_but_for_orientation_and_thumbnail(
     plain = encoded(natural(SIZE), "JPEG")
     for orientation in ORIENTATIONS:
         block = exif_block(orientation, order=order, thumbnail_first=thumbnail_first)
-        for operation in OPERATIONS:
-            case = order, thumbnail_first, orientation, operation
-            found = payloads(processed(with_exif(plain, block.data), operation).data, 0xE1, b"Exif\0\0")
+        for turn in TURNS:
+            case = order, thumbnail_first, orientation, turn
+            found = payloads(processed(with_exif(plain, block.data), turn).data, 0xE1, b"Exif\0\0")
             assert len(found) == 1, case
             ours, wanted = found[0][6:], block.after()
             assert pictures.THUMBNAIL not in ours, case
@@ -151,8 +151,8 @@ def test_exif_comes_back_byte_for_byte_but_for_orientation_and_thumbnail(
 def test_exif_without_an_orientation_comes_back_as_it_is() -> None:
     block = b"MM\0*\0\0\0\x08\0\x01\x01\x0f\0\x02\0\0\0\x03Me\0\0\0\0\0\0"
     data = with_exif(encoded(natural(SIZE), "JPEG"), block)
-    for operation in OPERATIONS:
-        assert payloads(processed(data, operation).data, 0xE1) == [b"Exif\0\0" + block], operation
+    for turn in TURNS:
+        assert payloads(processed(data, turn).data, 0xE1) == [b"Exif\0\0" + block], turn
 
 
 @pytest.mark.parametrize(
@@ -161,43 +161,43 @@ def test_exif_without_an_orientation_comes_back_as_it_is() -> None:
 def test_broken_exif_does_not_spoil_the_picture(block: bytes) -> None:
     plain = encoded(natural(SIZE), "JPEG")
     data = with_exif(plain, block)
-    for operation in OPERATIONS:
-        ours = processed(data, operation).image
-        assert psnr(grid_of(ours), expected(grid_of(opened(plain)), operation)) > 40, operation
-        assert ours.getexif().get(0x0112, 1) == 1, operation
+    for turn in TURNS:
+        ours = processed(data, turn).image
+        assert psnr(grid_of(ours), expected(grid_of(opened(plain)), turn)) > 40, turn
+        assert ours.getexif().get(0x0112, 1) == 1, turn
 
 
 def test_profile_xmp_and_comment_come_back_unless_they_are_stripped() -> None:
     data = encoded(natural(SIZE), "JPEG", icc_profile=PROFILE, comment=b"on the left")
     data = with_exif(with_segment(data, 0xE1, XMP), exif_block(6).data)
-    for operation in OPERATIONS:
-        ours = processed(data, operation)
-        assert ours.image.info["icc_profile"] == PROFILE, operation
-        assert payloads(ours.data, 0xE1, b"http:") == [XMP], operation
-        assert payloads(ours.data, 0xFE) == [b"on the left"], operation
-        stripped = processed(data, operation, strip=True)
-        assert not payloads(stripped.data, 0xE1), operation
-        assert not payloads(stripped.data, 0xFE), operation
-        assert pictures.THUMBNAIL not in stripped.data, operation
-        wanted = expected(grid_of(opened(data)), operation, 6)
-        assert psnr(grid_of(stripped.image), wanted) > 40, operation
+    for turn in TURNS:
+        ours = processed(data, turn)
+        assert ours.image.info["icc_profile"] == PROFILE, turn
+        assert payloads(ours.data, 0xE1, b"http:") == [XMP], turn
+        assert payloads(ours.data, 0xFE) == [b"on the left"], turn
+        stripped = processed(data, turn, strip=True)
+        assert not payloads(stripped.data, 0xE1), turn
+        assert not payloads(stripped.data, 0xFE), turn
+        assert pictures.THUMBNAIL not in stripped.data, turn
+        wanted = expected(grid_of(opened(data)), turn, 6)
+        assert psnr(grid_of(stripped.image), wanted) > 40, turn
 
 
 def test_a_profile_longer_than_one_segment_comes_back() -> None:
     profile = pictures.noise(150_000, "profile")
     data = encoded(natural(SIZE), "JPEG", icc_profile=profile)
-    for operation in OPERATIONS:
-        assert processed(data, operation).image.info["icc_profile"] == profile, operation
+    for turn in TURNS:
+        assert processed(data, turn).image.info["icc_profile"] == profile, turn
 
 
 def test_the_density_turns_with_the_picture() -> None:
     plain = encoded(natural(SIZE), "JPEG", dpi=(300, 72))
     for orientation in (1, 3, 6):
         data = with_exif(plain, pictures.orientation_only(orientation))
-        for operation, (sides_swap, _) in OPERATIONS.items():
+        for turn, (sides_swap, _) in TURNS.items():
             wanted = (72, 300) if sides_swap != (orientation == 6) else (300, 72)
-            ours = processed(data, operation).image.info["dpi"]
-            assert tuple(round(dots) for dots in ours) == wanted, (orientation, operation)
+            ours = processed(data, turn).image.info["dpi"]
+            assert tuple(round(dots) for dots in ours) == wanted, (orientation, turn)
 
 
 def test_quality_is_taken_over() -> None:
@@ -219,18 +219,18 @@ def test_jpegs_of_any_size_are_seen_turned(size: tuple[int, int]) -> None:
     for sampling in SAMPLINGS:
         data = encoded(natural(size), "JPEG", quality=95, subsampling=sampling)
         stored = grid_of(opened(data))
-        for operation in OPERATIONS:
-            ours = grid_of(processed(data, operation).image)
-            wanted = expected(stored, operation)
-            assert ours.size == wanted.size, (size, sampling, operation)
-            assert psnr(ours, wanted) >= 30, (size, sampling, operation)
+        for turn in TURNS:
+            ours = grid_of(processed(data, turn).image)
+            wanted = expected(stored, turn)
+            assert ours.size == wanted.size, (size, sampling, turn)
+            assert psnr(ours, wanted) >= 30, (size, sampling, turn)
 
 
 def test_the_middle_colour_of_cmyk_is_not_inverted() -> None:
     data = encoded(Image.new("CMYK", (16, 16), (200, 20, 60, 10)), "JPEG", quality=95)
-    for operation in OPERATIONS:
-        seen = processed(data, operation).image.getpixel((8, 8))
-        assert max(abs(a - b) for a, b in zip(seen, (200, 20, 60, 10), strict=True)) <= 3, operation
+    for turn in TURNS:
+        seen = processed(data, turn).image.getpixel((8, 8))
+        assert max(abs(a - b) for a, b in zip(seen, (200, 20, 60, 10), strict=True)) <= 3, turn
 
 
 @pytest.mark.parametrize(
@@ -242,9 +242,9 @@ def test_a_truncated_jpeg_is_never_answered(options: dict[str, object]) -> None:
         len(data) - n for n in range(1, 17)
     }
     for cut in sorted(cuts):
-        for operation in ("flip", "transpose"):
+        for turn in ("flip", "transpose"):
             with pytest.raises((DamagedImage, UnsupportedImage)):
-                pytest.fail(f"{cut} of {len(data)} bytes gave {processed(data[:cut], operation).result}")
+                pytest.fail(f"{cut} of {len(data)} bytes gave {processed(data[:cut], turn).result}")
 
 
 def test_a_jpeg_truncated_behind_a_whole_thumbnail_is_not_answered() -> None:
@@ -261,9 +261,9 @@ def test_a_jpeg_truncated_behind_a_whole_thumbnail_is_not_answered() -> None:
 def test_garbage_behind_the_end_is_accepted(garbage: bytes) -> None:
     data = encoded(natural(SIZE), "JPEG", quality=90)
     wanted = grid_of(opened(data))
-    for operation in ("flip", "rotate-90"):
-        ours = grid_of(processed(data + garbage, operation).image)
-        assert psnr(ours, expected(wanted, operation)) >= 40, operation
+    for turn in ("flip", "rotate-90"):
+        ours = grid_of(processed(data + garbage, turn).image)
+        assert psnr(ours, expected(wanted, turn)) >= 40, turn
 
 
 def test_a_phone_s_multi_picture_file_is_a_jpeg() -> None:
@@ -271,11 +271,11 @@ def test_a_phone_s_multi_picture_file_is_a_jpeg() -> None:
     data = encoded(first, "MPO", save_all=True, append_images=[second], quality=90)
     assert opened(data).format == "MPO"
     stored = grid_of(opened(data))
-    for operation in OPERATIONS:
-        ours = processed(data, operation)
-        assert ours.result.format is Format.JPEG, operation
-        assert ours.image.format == "JPEG", operation
-        assert psnr(grid_of(ours.image), expected(stored, operation)) > 40, operation
+    for turn in TURNS:
+        ours = processed(data, turn)
+        assert ours.result.format is Format.JPEG, turn
+        assert ours.image.format == "JPEG", turn
+        assert psnr(grid_of(ours.image), expected(stored, turn)) > 40, turn
 
 
 def test_the_file_of_a_gain_map_and_a_video_is_what_it_says() -> None:
@@ -305,9 +305,9 @@ def test_of_a_gain_map_and_a_video_no_word_is_left(path: ImagePath, orientation:
     stored = {"lossless": (128, 96), "coefficients": (136, 104), "pixels": (123, 93)}[path]
     plain = encoded(natural(stored), "JPEG", quality=90, subsampling="4:2:0")
     data = ultra_hdr(plain, orientation_only(orientation))
-    for operation in ("flip", "flop") if path == "coefficients" else OPERATIONS:
-        ours = processed(data, operation, path=None if path == "coefficients" else path)
-        case = path, orientation, operation
+    for turn in ("flip", "flop") if path == "coefficients" else TURNS:
+        ours = processed(data, turn, path=None if path == "coefficients" else path)
+        case = path, orientation, turn
         assert ours.result.path == path, case
         assert ours.image.format == "JPEG", case
         assert not [word for word in COMPANION_WORDS if word in ours.data], case
@@ -316,7 +316,7 @@ def test_of_a_gain_map_and_a_video_no_word_is_left(path: ImagePath, orientation:
         (xmp,) = payloads(ours.data, 0xE1, pictures.XMP)
         ET.fromstring(xmp[len(pictures.XMP) :])  # noqa: S314 - our own
         assert all(word in xmp for word in KEPT_WORDS), case
-        wanted = expected(grid_of(opened(plain)), operation, orientation)
+        wanted = expected(grid_of(opened(plain)), turn, orientation)
         assert psnr(grid_of(ours.image), wanted) > 40, case
 
 
@@ -371,18 +371,18 @@ def test_sampling_4_2_2_never_becomes_coarser() -> None:
     """Turned by a quarter it is 4:4:0, which not every encoder writes: then finer is right."""
     fine, wide, tall = b"\x11\x11\x11", b"\x21\x11\x11", b"\x12\x11\x11"
     data = encoded(natural(SIZE), "JPEG", subsampling="4:2:2")
-    for operation in OPERATIONS:
-        sides_swap, _ = OPERATIONS[operation]
-        factors = sampling_factors(processed(data, operation).data)
-        assert factors in ({fine, wide, tall} if sides_swap else {wide}), operation
+    for turn in TURNS:
+        sides_swap, _ = TURNS[turn]
+        factors = sampling_factors(processed(data, turn).data)
+        assert factors in ({fine, wide, tall} if sides_swap else {wide}), turn
 
 
 def test_a_gray_jpeg_stays_gray() -> None:
     data = encoded(natural(SIZE, "L"), "JPEG")
-    for operation in OPERATIONS:
-        ours = processed(data, operation)
-        assert ours.image.mode == "L", operation
-        assert len(sampling_factors(ours.data)) == 1, operation
+    for turn in TURNS:
+        ours = processed(data, turn)
+        assert ours.image.mode == "L", turn
+        assert len(sampling_factors(ours.data)) == 1, turn
 
 
 def test_the_answer_is_a_fresh_file_that_can_be_sent_again() -> None:
@@ -399,8 +399,8 @@ def test_the_answer_is_a_fresh_file_that_can_be_sent_again() -> None:
 def test_the_oracle_tells_a_wrong_turn_from_a_right_one() -> None:
     """The bounds above mean something: any other turn of this picture is far below them."""
     stored: Grid = grid_of(natural((64, 64)))
-    for right in OPERATIONS:
-        for wrong in OPERATIONS.keys() - {right}:
+    for right in TURNS:
+        for wrong in TURNS.keys() - {right}:
             assert psnr(expected(stored, right), expected(stored, wrong)) < 20, (right, wrong)
 
 

@@ -1,4 +1,4 @@
-"""Laws of the eight operations, on pictures nobody thought of."""
+"""Laws of the eight turns, on pictures nobody thought of."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.oracle import OPERATIONS, ORIENTATIONS, Grid, expected, grid_of
+from support.oracle import ORIENTATIONS, TURNS, Grid, expected, grid_of
 from support.pictures import KINDS, encoded, orientation_only, picture, processed
 
 LAWFUL = settings(max_examples=60, deadline=None, derandomize=True)
@@ -46,10 +46,10 @@ def look(data: bytes) -> tuple[str | None, Grid]:
     return image.format, grid_of(image)
 
 
-def after(data: bytes, *operations: str) -> tuple[str | None, Grid]:
-    """Apply one operation to the answer of the other."""
-    for operation in operations:
-        data = processed(data, operation).data
+def after(data: bytes, *turns: str) -> tuple[str | None, Grid]:
+    """Apply one turn to the answer of the other."""
+    for turn in turns:
+        data = processed(data, turn).data
     return look(data)
 
 
@@ -109,10 +109,10 @@ def test_orienting_an_upright_picture_changes_nothing(data: bytes) -> None:
 
 
 @LAWFUL
-@given(files(), st.sampled_from(sorted(OPERATIONS)))
-def test_any_operation_is_what_the_oracle_says(data: bytes, operation: str) -> None:
+@given(files(), st.sampled_from(sorted(TURNS)))
+def test_any_turn_is_what_the_oracle_says(data: bytes, turn: str) -> None:
     container, grid = look(data)
-    assert after(data, operation) == (container, expected(grid, operation))
+    assert after(data, turn) == (container, expected(grid, turn))
 
 
 @LAWFUL
@@ -120,22 +120,22 @@ def test_any_operation_is_what_the_oracle_says(data: bytes, operation: str) -> N
     st.sampled_from([kind for kind in KINDS if kind != "CMYK"]),
     st.tuples(st.integers(1, 24), st.integers(1, 24)),
     st.sampled_from(sorted(ORIENTATIONS)),
-    st.sampled_from(sorted(OPERATIONS)),
+    st.sampled_from(sorted(TURNS)),
 )
 def test_orienting_first_makes_no_difference(
-    kind: str, size: tuple[int, int], orientation: int, operation: str
+    kind: str, size: tuple[int, int], orientation: int, turn: str
 ) -> None:
     data = encoded(picture(kind, size), "PNG", exif=orientation_only(orientation))
-    assert after(data, "orient", operation) == after(data, operation)
+    assert after(data, "orient", turn) == after(data, turn)
 
 
 @LAWFUL
-@given(files(), st.sampled_from(sorted(OPERATIONS)))
-def test_the_same_request_gives_the_same_bytes(data: bytes, operation: str) -> None:
-    assert processed(data, operation).data == processed(data, operation).data
+@given(files(), st.sampled_from(sorted(TURNS)))
+def test_the_same_request_gives_the_same_bytes(data: bytes, turn: str) -> None:
+    assert processed(data, turn).data == processed(data, turn).data
 
 
 @LAWFUL
-@given(files(), st.sampled_from(sorted(OPERATIONS)))
-def test_stripping_changes_no_pixel(data: bytes, operation: str) -> None:
-    assert look(processed(data, operation, strip=True).data) == after(data, operation)
+@given(files(), st.sampled_from(sorted(TURNS)))
+def test_stripping_changes_no_pixel(data: bytes, turn: str) -> None:
+    assert look(processed(data, turn, strip=True).data) == after(data, turn)

@@ -15,8 +15,8 @@ from support.pictures import GENEROUS
 
 from server.errors import DamagedImage, ImageError, NotLossless
 from server.imaging import sequential
+from server.imaging.geometry import Turn
 from server.imaging.mirroring import Plane
-from server.imaging.operations import Operation
 from server.imaging.pipeline import Recipe, process
 
 #: Not in CI, which installs them.
@@ -25,15 +25,15 @@ needs_jpegtran = pytest.mark.skipif(
 )
 
 TURNS = {
-    Operation.FLIP: (("-flip", "vertical"), Transpose.FLIP_TOP_BOTTOM),
-    Operation.FLOP: (("-flip", "horizontal"), Transpose.FLIP_LEFT_RIGHT),
-    Operation.ROTATE_180: (("-rotate", "180"), Transpose.ROTATE_180),
-    Operation.ROTATE_90: (("-rotate", "90"), Transpose.ROTATE_270),
-    Operation.ROTATE_270: (("-rotate", "270"), Transpose.ROTATE_90),
-    Operation.TRANSPOSE: (("-transpose",), Transpose.TRANSPOSE),
-    Operation.TRANSVERSE: (("-transverse",), Transpose.TRANSVERSE),
+    Turn.FLIP: (("-flip", "vertical"), Transpose.FLIP_TOP_BOTTOM),
+    Turn.FLOP: (("-flip", "horizontal"), Transpose.FLIP_LEFT_RIGHT),
+    Turn.ROTATE_180: (("-rotate", "180"), Transpose.ROTATE_180),
+    Turn.ROTATE_90: (("-rotate", "90"), Transpose.ROTATE_270),
+    Turn.ROTATE_270: (("-rotate", "270"), Transpose.ROTATE_90),
+    Turn.TRANSPOSE: (("-transpose",), Transpose.TRANSPOSE),
+    Turn.TRANSVERSE: (("-transverse",), Transpose.TRANSVERSE),
 }
-BACK = {Operation.ROTATE_90: Operation.ROTATE_270, Operation.ROTATE_270: Operation.ROTATE_90}
+BACK = {Turn.ROTATE_90: Turn.ROTATE_270, Turn.ROTATE_270: Turn.ROTATE_90}
 
 
 def run(*command: str, given: bytes) -> bytes:
@@ -69,12 +69,10 @@ def pnm(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def turned(
-    jpeg: bytes, operation: Operation = Operation.FLIP, wants: str = "lossless", **more: object
-) -> bytes:
+def turned(jpeg: bytes, turn: Turn = Turn.FLIP, wants: str = "lossless", **more: object) -> bytes:
     """The picture turned, on the path that we want to see taken."""
     sink = BytesIO()
-    result = process(BytesIO(jpeg), sink, Recipe(operation, **more), GENEROUS)  # type: ignore[arg-type]
+    result = process(BytesIO(jpeg), sink, Recipe(turn, **more), GENEROUS)  # type: ignore[arg-type]
     assert result.path == wants
     with Image.open(sink) as image:
         assert image.size == (result.width, result.height)
@@ -139,71 +137,69 @@ def coefficients(jpeg: bytes) -> bytes:
 
 @needs_jpegtran
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("operation", TURNS)
-def test_the_coefficients_are_those_that_jpegtran_finds(operation: Operation) -> None:
+@pytest.mark.parametrize("turn", TURNS)
+def test_the_coefficients_are_those_that_jpegtran_finds(turn: Turn) -> None:
     for name, jpeg in generated().items():
-        theirs = run("jpegtran", "-perfect", "-optimize", "-copy", "none", *TURNS[operation][0], given=jpeg)
-        ours = turned(jpeg, operation)
+        theirs = run("jpegtran", "-perfect", "-optimize", "-copy", "none", *TURNS[turn][0], given=jpeg)
+        ours = turned(jpeg, turn)
         assert coefficients(ours) == theirs, name
-        assert coefficients(turned(ours, BACK.get(operation, operation))) == coefficients(jpeg), name
+        assert coefficients(turned(ours, BACK.get(turn, turn))) == coefficients(jpeg), name
         with Image.open(BytesIO(ours)) as one, Image.open(BytesIO(theirs)) as other:
             assert one.tobytes() == other.tobytes(), name
 
 
 @needs_jpegtran
-@pytest.mark.parametrize("operation", [Operation.FLIP, Operation.FLOP, Operation.ROTATE_180])
+@pytest.mark.parametrize("turn", [Turn.FLIP, Turn.FLOP, Turn.ROTATE_180])
 @pytest.mark.parametrize("script", ["0;1;2;", "0 1;2;", "2;0 1;", "1;0;2;"])
-def test_scans_one_after_the_other_stay_so(
-    operation: Operation, script: str, tmp_path: pytest.TempPathFactory
-) -> None:
+def test_scans_one_after_the_other_stay_so(turn: Turn, script: str, tmp_path: pytest.TempPathFactory) -> None:
     scans = tmp_path / "scans"  # type: ignore[operator]
     scans.write_text(script)
     jpeg = run(
         *("cjpeg", "-sample", "2x2", "-restart", "2B", "-optimize", "-scans", str(scans)),
         given=pnm(picture((96, 64), "RGB", script)),
     )
-    ours = turned(jpeg, operation)
+    ours = turned(jpeg, turn)
     assert ours.count(b"\xff\xda") == script.count(";")
     assert coefficients(ours) == run(
-        "jpegtran", "-perfect", "-optimize", "-copy", "none", *TURNS[operation][0], given=jpeg
+        "jpegtran", "-perfect", "-optimize", "-copy", "none", *TURNS[turn][0], given=jpeg
     )
 
 
-@pytest.mark.parametrize("operation", TURNS)
+@pytest.mark.parametrize("turn", TURNS)
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
-def test_the_pixels_are_those_that_are_seen(operation: Operation, subsampling: str) -> None:
+def test_the_pixels_are_those_that_are_seen(turn: Turn, subsampling: str) -> None:
     jpeg = encoded(smooth((96, 64)), subsampling=subsampling, quality=90)
-    assert fidelity_db(turned(jpeg, operation), jpeg, TURNS[operation][1]) > 1e5  # 50 dB
-    assert fidelity_db(turned(jpeg, operation, "pixels", path="pixels"), jpeg, TURNS[operation][1]) > 1e4
+    assert fidelity_db(turned(jpeg, turn), jpeg, TURNS[turn][1]) > 1e5  # 50 dB
+    assert fidelity_db(turned(jpeg, turn, "pixels", path="pixels"), jpeg, TURNS[turn][1]) > 1e4
 
 
-@pytest.mark.parametrize("operation", TURNS)
+@pytest.mark.parametrize("turn", TURNS)
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 @pytest.mark.parametrize("size", [(96, 61), (93, 64), (48, 76), (17, 24), (24, 40), (40, 23), (1, 8), (8, 1)])
 def test_a_picture_that_ends_within_a_block_is_never_trimmed(
-    operation: Operation, mode: str, size: tuple[int, int]
+    turn: Turn, mode: str, size: tuple[int, int]
 ) -> None:
     jpeg = encoded(smooth(size, mode), subsampling=2 if mode == "RGB" else 0, quality=95)
     sink = BytesIO()
-    process(BytesIO(jpeg), sink, Recipe(operation), GENEROUS)
+    process(BytesIO(jpeg), sink, Recipe(turn), GENEROUS)
     with Image.open(BytesIO(jpeg)) as original, Image.open(sink) as answer:
-        assert answer.size == original.transpose(TURNS[operation][1]).size
+        assert answer.size == original.transpose(TURNS[turn][1]).size
     # The least is that of odd sides with halved colours, which go to pixels.
-    assert fidelity_db(sink.getvalue(), jpeg, TURNS[operation][1]) > 500  # 27 dB
+    assert fidelity_db(sink.getvalue(), jpeg, TURNS[turn][1]) > 500  # 27 dB
 
 
-@pytest.mark.parametrize("operation", [Operation.FLIP, Operation.ROTATE_90])
+@pytest.mark.parametrize("turn", [Turn.FLIP, Turn.ROTATE_90])
 @pytest.mark.parametrize("height", [8, 24, 72, 1080])
-def test_where_only_colours_end_within_a_block_the_luma_is_exact(operation: Operation, height: int) -> None:
+def test_where_only_colours_end_within_a_block_the_luma_is_exact(turn: Turn, height: int) -> None:
     jpeg = encoded(smooth((64, height)), subsampling="4:2:0", quality=95)
-    answer = turned(jpeg, operation, wants="coefficients")
+    answer = turned(jpeg, turn, wants="coefficients")
     with Image.open(BytesIO(answer)) as one, Image.open(BytesIO(jpeg)) as other:
         one.draft("L", one.size)
         other.draft("L", other.size)
-        difference = ImageChops.difference(one, other.transpose(TURNS[operation][1]))
+        difference = ImageChops.difference(one, other.transpose(TURNS[turn][1]))
         # libjpeg's inverse transform rounds rows before columns.
-        assert difference.getextrema()[1] <= (0 if operation is Operation.FLIP else 1)
-    assert fidelity_db(answer, jpeg, TURNS[operation][1]) > 5e3  # 37 dB
+        assert difference.getextrema()[1] <= (0 if turn is Turn.FLIP else 1)
+    assert fidelity_db(answer, jpeg, TURNS[turn][1]) > 5e3  # 37 dB
 
 
 @pytest.mark.parametrize(
@@ -223,7 +219,7 @@ def test_who_wants_it_without_loss_or_not_at_all_is_told_why_not(
         turned(jpeg, path="lossless", **recipe)
     if "format" not in recipe:
         sink = BytesIO()
-        assert process(BytesIO(jpeg), sink, Recipe(Operation.FLIP, **recipe), GENEROUS).path != "lossless"  # type: ignore[arg-type]
+        assert process(BytesIO(jpeg), sink, Recipe(Turn.FLIP, **recipe), GENEROUS).path != "lossless"  # type: ignore[arg-type]
 
 
 def test_without_a_compiler_pictures_are_turned_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,10 +235,8 @@ def test_without_a_compiler_pictures_are_turned_all_the_same(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("options", [{}, {"optimize": True}, {"restart_marker_blocks": 2}])
-@pytest.mark.parametrize("operation", [Operation.FLIP, Operation.TRANSPOSE])
-def test_pixels_that_end_early_are_damage_wherever_they_end(
-    options: dict[str, object], operation: Operation
-) -> None:
+@pytest.mark.parametrize("turn", [Turn.FLIP, Turn.TRANSPOSE])
+def test_pixels_that_end_early_are_damage_wherever_they_end(options: dict[str, object], turn: Turn) -> None:
     jpeg = encoded(picture((64, 64), "RGB", 3), **options)
     start = jpeg.index(b"\xff\xda") + 14
     refused = 0
@@ -250,26 +244,26 @@ def test_pixels_that_end_early_are_damage_wherever_they_end(
         if jpeg[end - 1] == 0xFF:
             continue  # that would be another file
         with pytest.raises(DamagedImage):
-            turned(jpeg[:end] + b"\xff\xd9", operation)
+            turned(jpeg[:end] + b"\xff\xd9", turn)
         refused += 1
     assert refused > 1000
 
 
 @pytest.mark.parametrize("options", [{}, {"restart_marker_blocks": 3}])
-@pytest.mark.parametrize("operation", [Operation.FLIP, Operation.TRANSPOSE])
+@pytest.mark.parametrize("turn", [Turn.FLIP, Turn.TRANSPOSE])
 def test_pixels_that_end_early_are_damage_far_behind_their_start_too(
-    options: dict[str, object], operation: Operation
+    options: dict[str, object], turn: Turn
 ) -> None:
     """The kernel reads some kilobytes at a time; this file has many times as many."""
     jpeg = encoded(picture((256, 192), "RGB", 4), quality=95, **options)
     start = jpeg.index(b"\xff\xda") + 14
     assert len(jpeg) > 40_000
-    assert turned(turned(jpeg, operation), operation) == jpeg
+    assert turned(turned(jpeg, turn), turn) == jpeg
     for end in range(start, len(jpeg) - 2, 101):
         if jpeg[end - 1] == 0xFF:
             continue  # that would be another file
         with pytest.raises(DamagedImage):
-            turned(jpeg[:end] + b"\xff\xd9", operation)
+            turned(jpeg[:end] + b"\xff\xd9", turn)
 
 
 def with_segment(jpeg: bytes, marker: int, parameters: bytes, before: bytes) -> bytes:
@@ -294,12 +288,10 @@ EOI, SOF = b"\xff\xd9", b"\xff\xc0"
         with_segment(encoded(smooth((16, 16))), 0xC4, b"\0\1" + bytes(15) + b"\x10", SOF),
     ],
 )
-@pytest.mark.parametrize("operation", [Operation.FLIP, Operation.ROTATE_90])
-def test_a_file_that_decoders_may_take_in_several_ways_is_left_to_one(
-    jpeg: bytes, operation: Operation
-) -> None:
+@pytest.mark.parametrize("turn", [Turn.FLIP, Turn.ROTATE_90])
+def test_a_file_that_decoders_may_take_in_several_ways_is_left_to_one(jpeg: bytes, turn: Turn) -> None:
     with pytest.raises((NotLossless, DamagedImage)):
-        turned(jpeg, operation, path="lossless")
+        turned(jpeg, turn, path="lossless")
 
 
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
@@ -325,14 +317,14 @@ def test_colours_stay_what_they_are_whatever_else_is_in_the_file(
     assert fidelity_db(turned(odd), odd, Transpose.FLIP_TOP_BOTTOM) > 1e5  # 50 dB
 
 
-@pytest.mark.parametrize("operation", [Operation.FLIP, Operation.FLOP, Operation.ROTATE_90])
-def test_colours_that_are_mixed_get_codes_for_what_they_become(operation: Operation) -> None:
+@pytest.mark.parametrize("turn", [Turn.FLIP, Turn.FLOP, Turn.ROTATE_90])
+def test_colours_that_are_mixed_get_codes_for_what_they_become(turn: Turn) -> None:
     # Blocks of one value, whose tables know nothing else, with an edge between two of them.
     image = Image.new("RGB", (24, 24), (200, 40, 40))
     image.paste((40, 40, 200), (0, 0, 16, 16))
     jpeg = encoded(image, subsampling="4:2:0", optimize=True, quality=95)
-    answer = turned(jpeg, operation, wants="coefficients")
-    assert fidelity_db(answer, jpeg, TURNS[operation][1]) > 300
+    answer = turned(jpeg, turn, wants="coefficients")
+    assert fidelity_db(answer, jpeg, TURNS[turn][1]) > 300
 
 
 def test_a_coefficient_that_becomes_too_large_is_left_to_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,11 +338,11 @@ def test_a_coefficient_that_becomes_too_large_is_left_to_pixels(monkeypatch: pyt
 
 def test_the_densities_change_places_with_the_sides() -> None:
     jpeg = encoded(smooth((16, 24)), subsampling=0, dpi=(72, 300))
-    with Image.open(BytesIO(turned(jpeg, Operation.ROTATE_90))) as image:
+    with Image.open(BytesIO(turned(jpeg, Turn.ROTATE_90))) as image:
         assert image.info["dpi"] == (300, 72)
-    with Image.open(BytesIO(turned(jpeg, Operation.FLIP))) as image:
+    with Image.open(BytesIO(turned(jpeg, Turn.FLIP))) as image:
         assert image.info["dpi"] == (72, 300)
-    with Image.open(BytesIO(turned(jpeg, Operation.FLIP, strip=True))) as image:
+    with Image.open(BytesIO(turned(jpeg, Turn.FLIP, strip=True))) as image:
         assert "dpi" not in image.info
 
 
@@ -388,19 +380,19 @@ def in_three_scans(image: Image.Image, *options: str, folder: pytest.TempPathFac
     return run("cjpeg", *options, "-scans", str(script), given=pnm(image))
 
 
-def assert_as_jpegtran(jpeg: bytes, operation: Operation) -> None:
-    theirs = run("jpegtran", "-perfect", "-optimize", "-copy", "none", *TURNS[operation][0], given=jpeg)
-    assert coefficients(turned(jpeg, operation)) == theirs
+def assert_as_jpegtran(jpeg: bytes, turn: Turn) -> None:
+    theirs = run("jpegtran", "-perfect", "-optimize", "-copy", "none", *TURNS[turn][0], given=jpeg)
+    assert coefficients(turned(jpeg, turn)) == theirs
 
 
-STRAIGHT = [Operation.FLIP, Operation.FLOP, Operation.ROTATE_180]
+STRAIGHT = [Turn.FLIP, Turn.FLOP, Turn.ROTATE_180]
 
 
 @needs_jpegtran
-@pytest.mark.parametrize("operation", STRAIGHT)
+@pytest.mark.parametrize("turn", STRAIGHT)
 @pytest.mark.parametrize("options", [(), ("-restart", "2B")])
 def test_tables_and_intervals_may_change_between_scans(
-    operation: Operation, options: tuple[str, ...], tmp_path: pytest.TempPathFactory
+    turn: Turn, options: tuple[str, ...], tmp_path: pytest.TempPathFactory
 ) -> None:
     # Optimised tables of several scans have the same numbers, and each scan brings its own.
     jpeg = in_three_scans(
@@ -413,24 +405,24 @@ def test_tables_and_intervals_may_change_between_scans(
             in_three_scans(picture((96, 64), "RGB", options), "-sample", "2x2", "-optimize", folder=tmp_path)
         )
         parts = [*parts[: second_scan(parts)], (0xDD, b"\0\0"), *plain[second_scan(plain) :]]
-    assert_as_jpegtran(assembled(parts), operation)
+    assert_as_jpegtran(assembled(parts), turn)
 
 
-@pytest.mark.parametrize("operation", [Operation.FLIP, Operation.ROTATE_90])
+@pytest.mark.parametrize("turn", [Turn.FLIP, Turn.ROTATE_90])
 def test_a_quantization_table_between_scans_is_left_to_a_decoder(
-    operation: Operation, tmp_path: pytest.TempPathFactory
+    turn: Turn, tmp_path: pytest.TempPathFactory
 ) -> None:
     parts = segments(in_three_scans(smooth((32, 32)), "-sample", "1x1", folder=tmp_path))
     last = max(at for at, (marker, _) in enumerate(parts) if marker == 0xDA)
     parts.insert(last, next(part for part in parts if part[0] == 0xDB))
     with pytest.raises(NotLossless):
-        turned(assembled(parts), operation, path="lossless")
+        turned(assembled(parts), turn, path="lossless")
 
 
 @needs_jpegtran
-@pytest.mark.parametrize("operation", TURNS)
+@pytest.mark.parametrize("turn", TURNS)
 @pytest.mark.parametrize("scale", ["1", "20"])
-def test_extended_frames_and_wide_quantization_tables_stay_so(operation: Operation, scale: str) -> None:
+def test_extended_frames_and_wide_quantization_tables_stay_so(turn: Turn, scale: str) -> None:
     # So coarse that cjpeg writes 16 bits for a step, and SOF1 for that.
     jpeg = run("cjpeg", "-quality", scale, "-sample", "1x2", given=pnm(picture((48, 64), "RGB", scale)))
     parts = segments(jpeg)
@@ -439,15 +431,15 @@ def test_extended_frames_and_wide_quantization_tables_stay_so(operation: Operati
         assert any(marker == 0xDB and parameters[0] >> 4 for marker, parameters in parts)
     else:
         jpeg = jpeg.replace(b"\xff\xc0", b"\xff\xc1", 1)
-    ours = turned(jpeg, operation)
+    ours = turned(jpeg, turn)
     assert b"\xff\xc1" in ours
-    assert_as_jpegtran(jpeg, operation)
+    assert_as_jpegtran(jpeg, turn)
 
 
 @needs_jpegtran
-@pytest.mark.parametrize("operation", TURNS)
+@pytest.mark.parametrize("turn", TURNS)
 @pytest.mark.parametrize("is_whole", [True, False])
-def test_a_table_needs_no_code_for_an_empty_block(operation: Operation, *, is_whole: bool) -> None:
+def test_a_table_needs_no_code_for_an_empty_block(turn: Turn, *, is_whole: bool) -> None:
     # All 63 coefficients of each block are 1, so that none ends with an end-of-block code. Where the edge
     # is within an MCU, blocks to fill it would have to be empty.
     width, height = (32, 32) if is_whole else (24, 32)
@@ -463,20 +455,20 @@ def test_a_table_needs_no_code_for_an_empty_block(operation: Operation, *, is_wh
     coded = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
     jpeg = assembled([*parts, (0xDA, b"\x03\x01\0\x02\0\x03\0\0\x3f\0" + coded)])
     if is_whole:
-        assert_as_jpegtran(jpeg, operation)
+        assert_as_jpegtran(jpeg, turn)
         return
     sink = BytesIO()
-    process(BytesIO(jpeg), sink, Recipe(operation), GENEROUS)
-    assert fidelity_db(sink.getvalue(), jpeg, TURNS[operation][1]) > 3e3  # 35 dB
+    process(BytesIO(jpeg), sink, Recipe(turn), GENEROUS)
+    assert fidelity_db(sink.getvalue(), jpeg, TURNS[turn][1]) > 3e3  # 35 dB
 
 
 @needs_jpegtran
-@pytest.mark.parametrize("operation", TURNS)
+@pytest.mark.parametrize("turn", TURNS)
 @pytest.mark.parametrize("is_in_scans", [True, False])
 def test_dc_differences_that_a_table_lacks_get_one_that_has_them(
-    operation: Operation, tmp_path: pytest.TempPathFactory, *, is_in_scans: bool
+    turn: Turn, tmp_path: pytest.TempPathFactory, *, is_in_scans: bool
 ) -> None:
-    if is_in_scans and operation not in STRAIGHT:
+    if is_in_scans and turn not in STRAIGHT:
         return
     # Steps up of one size, along the scan; mirrored they begin with a leap.
     image = Image.new("RGB", (64, 64))
@@ -488,24 +480,24 @@ def test_dc_differences_that_a_table_lacks_get_one_that_has_them(
         if is_in_scans
         else run("cjpeg", *options, given=pnm(image))
     )
-    ours = turned(jpeg, operation)
+    ours = turned(jpeg, turn)
     theirs = {parameters for marker, parameters in segments(jpeg) if marker == 0xC4}
     assert {parameters for marker, parameters in segments(ours) if marker == 0xC4} - theirs
-    assert_as_jpegtran(jpeg, operation)
+    assert_as_jpegtran(jpeg, turn)
 
 
 @needs_jpegtran
-@pytest.mark.parametrize("operation", TURNS)
+@pytest.mark.parametrize("turn", TURNS)
 @pytest.mark.parametrize("transform", [0, 2])
-def test_inks_keep_their_transform(operation: Operation, transform: int) -> None:
+def test_inks_keep_their_transform(turn: Turn, transform: int) -> None:
     jpeg = bytearray(encoded(picture((32, 24), "CMYK", transform), quality=90))
     at = jpeg.index(b"Adobe") + 11
     jpeg[at] = transform
-    ours = turned(bytes(jpeg), operation)
+    ours = turned(bytes(jpeg), turn)
     assert ours[ours.index(b"Adobe") + 11] == transform
-    assert_as_jpegtran(bytes(jpeg), operation)
+    assert_as_jpegtran(bytes(jpeg), turn)
     with Image.open(BytesIO(ours)) as one, Image.open(BytesIO(jpeg)) as other:
-        difference = ImageChops.difference(one, other.transpose(TURNS[operation][1]))
+        difference = ImageChops.difference(one, other.transpose(TURNS[turn][1]))
         # libjpeg's inverse transform rounds rows before columns.
         assert max(most for _, most in difference.getextrema()) <= 4
 
@@ -522,7 +514,7 @@ def test_colours_that_take_more_bits_than_before_get_room(monkeypatch: pytest.Mo
     image = Image.merge("YCbCr", (Image.new("L", (512, 520), 128), *colours))
     jpeg = encoded(image, subsampling="4:2:0", quality=98)
     monkeypatch.setattr(sequential.kernel(), "pack", pack)
-    answer = turned(jpeg, Operation.FLIP, wants="coefficients")
+    answer = turned(jpeg, Turn.FLIP, wants="coefficients")
     assert sequential.kernel().NO_ROOM in answers
     assert fidelity_db(answer, jpeg, Transpose.FLIP_TOP_BOTTOM) > 1e3  # 30 dB
 
@@ -534,8 +526,8 @@ class _Reluctant(BytesIO):
         return super().write(memoryview(piece)[:1000])  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("operation", [Operation.FLIP, Operation.ROTATE_90])
-def test_a_file_that_takes_less_than_it_is_given_gets_the_rest(operation: Operation) -> None:
+@pytest.mark.parametrize("turn", [Turn.FLIP, Turn.ROTATE_90])
+def test_a_file_that_takes_less_than_it_is_given_gets_the_rest(turn: Turn) -> None:
     jpeg, sink = encoded(picture((64, 64), "RGB", 5)), _Reluctant()
-    process(BytesIO(jpeg), sink, Recipe(operation), GENEROUS)
-    assert sink.getvalue() == turned(jpeg, operation)
+    process(BytesIO(jpeg), sink, Recipe(turn), GENEROUS)
+    assert sink.getvalue() == turned(jpeg, turn)

@@ -1,4 +1,4 @@
-"""Every operation on every orientation, size, mode and lossless container, against the oracle, exactly."""
+"""Every turn on every orientation, size, mode and lossless container, against the oracle, exactly."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image, ImageCms, TiffImagePlugin
 from support import pictures
-from support.oracle import OPERATIONS, ORIENTATIONS, Grid, Png, expected, grid_of, read_png
+from support.oracle import ORIENTATIONS, TURNS, Grid, Png, expected, grid_of, read_png
 from support.pictures import encoded, orientation_only, picture, processed
 
 from server.errors import UnsupportedImage
 from server.imaging.codec import Format
-from server.imaging.operations import Operation
+from server.imaging.geometry import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,8 +48,8 @@ LOSSLESS = (
 def every_turn() -> Iterator[tuple[tuple[int, int], int, str]]:
     for size in SIZES:
         for orientation in ORIENTATIONS:
-            for operation in OPERATIONS:
-                yield size, orientation, operation
+            for turn in TURNS:
+                yield size, orientation, turn
 
 
 def opaque_look(image: Image.Image) -> Grid:
@@ -68,43 +68,43 @@ def assert_same_still(ours: Image.Image, source: Image.Image, wanted: Grid, case
         assert ours.getpalette()[: len(colours)] == colours, case
 
 
-def test_the_oracle_knows_every_operation() -> None:
-    assert OPERATIONS.keys() == set(Operation)
+def test_the_oracle_knows_every_turn() -> None:
+    assert TURNS.keys() == set(Turn)
 
 
 @pytest.mark.parametrize("kind", PNG_KINDS)
 def test_png_in_every_orientation_is_turned_exactly(kind: str) -> None:
-    for size, orientation, operation in every_turn():
+    for size, orientation, turn in every_turn():
         source = picture(kind, size)
         stored = grid_of(source)
         data = encoded(source, "PNG", exif=orientation_only(orientation))
-        outcome = processed(data, operation)
-        case = kind, size, orientation, operation
+        outcome = processed(data, turn)
+        case = kind, size, orientation, turn
         ours = outcome.image
         assert ours.format == "PNG", case
-        assert_same_still(ours, Image.open(io.BytesIO(data)), expected(stored, operation, orientation), case)
+        assert_same_still(ours, Image.open(io.BytesIO(data)), expected(stored, turn, orientation), case)
         assert ours.getexif().get(0x0112) in UPRIGHT, case
         assert (outcome.result.width, outcome.result.height) == ours.size, case
 
 
 @pytest.mark.parametrize(("kind", "compression"), TIFF_CASES)
 def test_tiff_in_every_orientation_is_turned_exactly(kind: str, compression: str | None) -> None:
-    for size, orientation, operation in every_turn():
+    for size, orientation, turn in every_turn():
         source = picture(kind, size)
         stored = grid_of(source)
         data = encoded(source, "TIFF", compression=compression, tiffinfo={0x0112: orientation})
-        ours = processed(data, operation).image
-        case = kind, compression, size, orientation, operation
+        ours = processed(data, turn).image
+        case = kind, compression, size, orientation, turn
         assert ours.format == "TIFF", case
         assert ours.getexif().get(0x0112) in UPRIGHT, case
-        assert_same_still(ours, source, expected(stored, operation, orientation), case)
+        assert_same_still(ours, source, expected(stored, turn, orientation), case)
 
 
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits", "group4"])
 def test_a_tiff_keeps_its_compression(compression: str | None) -> None:
     data = encoded(picture("1", (20, 10)), "TIFF", compression=compression)
-    for operation in OPERATIONS:
-        assert processed(data, operation).image.info["compression"] == (compression or "raw"), operation
+    for turn in TURNS:
+        assert processed(data, turn).image.info["compression"] == (compression or "raw"), turn
 
 
 def test_a_tiff_in_strips_and_with_a_predictor_is_turned_exactly() -> None:
@@ -113,8 +113,8 @@ def test_a_tiff_in_strips_and_with_a_predictor_is_turned_exactly() -> None:
     strips[TiffImagePlugin.ROWSPERSTRIP] = 7
     strips[TiffImagePlugin.PREDICTOR] = 2
     data = encoded(source, "TIFF", compression="tiff_lzw", tiffinfo=strips)
-    for operation in OPERATIONS:
-        assert grid_of(processed(data, operation).image) == expected(grid_of(source), operation), operation
+    for turn in TURNS:
+        assert grid_of(processed(data, turn).image) == expected(grid_of(source), turn), turn
 
 
 @pytest.mark.parametrize("container", ["WEBP", "AVIF", "JPEG"])
@@ -128,11 +128,11 @@ def test_a_lossy_picture_in_every_orientation_is_seen_turned(container: str) -> 
     for orientation in ORIENTATIONS:
         block = (b"Exif\0\0" if container == "JPEG" else b"") + orientation_only(orientation)
         data = encoded(source, container, exif=block)
-        for operation in OPERATIONS:
-            case = container, orientation, operation
-            ours = processed(data, operation).image
-            wanted = expected(corners, operation, orientation)
-            assert ours.size == expected(Grid(64, 48, (0,) * 3072), operation, orientation).size, case
+        for turn in TURNS:
+            case = container, orientation, turn
+            ours = processed(data, turn).image
+            wanted = expected(corners, turn, orientation)
+            assert ours.size == expected(Grid(64, 48, (0,) * 3072), turn, orientation).size, case
             assert ours.getexif().get(0x0112) in UPRIGHT, case
             for (x, y), colour in zip(((0, 0), (1, 0), (0, 1), (1, 1)), wanted.pixels, strict=True):
                 seen = ours.convert("RGB").getpixel(
@@ -143,13 +143,13 @@ def test_a_lossy_picture_in_every_orientation_is_seen_turned(container: str) -> 
 
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_webp_without_loss_in_every_orientation_is_turned_exactly(order: str) -> None:
-    for size, orientation, operation in every_turn():
+    for size, orientation, turn in every_turn():
         source = picture("RGBA", size)
         block = pictures.exif_block(orientation, order=order).data
         data = encoded(source, "WEBP", lossless=True, exact=True, exif=block)
-        ours = processed(data, operation).image
-        case = order, size, orientation, operation
-        assert_same_still(ours, source, expected(grid_of(source), operation, orientation), case)
+        ours = processed(data, turn).image
+        case = order, size, orientation, turn
+        assert_same_still(ours, source, expected(grid_of(source), turn, orientation), case)
 
 
 @pytest.mark.parametrize(
@@ -166,15 +166,15 @@ def test_a_lossless_container_loses_nothing(container: str, options: dict[str, o
         data = encoded(source, container, **options)
         before = Image.open(io.BytesIO(data))
         stored = grid_of(source)
-        for operation in OPERATIONS:
-            ours = processed(data, operation).image
-            case = container, kind, size, operation
+        for turn in TURNS:
+            ours = processed(data, turn).image
+            case = container, kind, size, turn
             assert ours.format == before.format, case
             if container == "GIF":
                 # A writer may reorder a GIF's palette, which nobody can see.
-                assert opaque_look(ours) == expected(opaque_look(before), operation), case
+                assert opaque_look(ours) == expected(opaque_look(before), turn), case
             else:
-                assert_same_still(ours, before, expected(stored, operation), case)
+                assert_same_still(ours, before, expected(stored, turn), case)
 
 
 @pytest.mark.parametrize("kind", ["P", "P/index"])
@@ -182,9 +182,9 @@ def test_a_gif_of_one_frame_keeps_its_palette(kind: str) -> None:
     """Unused and repeated colours keep their places: other programs may count on them."""
     source = picture(kind, (9, 7))
     before = Image.open(io.BytesIO(encoded(source, "GIF", optimize=False)))
-    for operation in OPERATIONS:
-        ours = processed(encoded(source, "GIF", optimize=False), operation).image
-        assert_same_still(ours, before, expected(grid_of(source), operation), (kind, operation))
+    for turn in TURNS:
+        ours = processed(encoded(source, "GIF", optimize=False), turn).image
+        assert_same_still(ours, before, expected(grid_of(source), turn), (kind, turn))
 
 
 def palette_png(depth: int, size: tuple[int, int], colours: int, transparency: bytes) -> tuple[bytes, Grid]:
@@ -210,11 +210,11 @@ def test_a_palette_png_of_any_depth_keeps_indices_palette_and_transparency(
 ) -> None:
     colours = min(PALETTE_LIMIT, 1 << depth)
     data, indices = palette_png(depth, (11, 5), colours, transparency[:colours])
-    for operation in OPERATIONS:
-        case = depth, transparency, operation
-        ours = read_png(processed(data, operation).data)
+    for turn in TURNS:
+        case = depth, transparency, turn
+        ours = read_png(processed(data, turn).data)
         assert ours.colour_type == 3, case
-        assert ours.grid == expected(indices, operation), case
+        assert ours.grid == expected(indices, turn), case
         assert ours.chunk(b"PLTE")[: 3 * colours] == read_png(data).chunk(b"PLTE"), case
         assert alphas(ours) == alphas(read_png(data)), case
 
@@ -234,8 +234,8 @@ def test_a_gray_png_of_low_depth_looks_the_same(depth: int) -> None:
     data = pictures.png((11, 5), depth, 0, rows)
     scale = 255 // ((1 << depth) - 1)
     wanted = Grid(11, 5, tuple(sample * scale for sample in samples))
-    for operation in OPERATIONS:
-        assert grid_of(processed(data, operation).image) == expected(wanted, operation), (depth, operation)
+    for turn in TURNS:
+        assert grid_of(processed(data, turn).image) == expected(wanted, turn), (depth, turn)
 
 
 def deep_png(colour_type: int, size: tuple[int, int], extra: bytes = b"") -> tuple[bytes, Grid]:
@@ -254,12 +254,12 @@ def test_a_png_of_16_bits_keeps_all_16(colour_type: int) -> None:
         for orientation in ORIENTATIONS:
             extra = pictures.chunk(b"eXIf", orientation_only(orientation))
             data, stored = deep_png(colour_type, size, extra)
-            for operation in OPERATIONS:
-                case = colour_type, size, orientation, operation
-                ours = read_png(processed(data, operation).data)
+            for turn in TURNS:
+                case = colour_type, size, orientation, turn
+                ours = read_png(processed(data, turn).data)
                 assert ours.depth == 16, case
                 assert ours.colour_type == colour_type, case
-                assert ours.grid == expected(stored, operation, orientation), case
+                assert ours.grid == expected(stored, turn, orientation), case
 
 
 @pytest.mark.parametrize("kind", range(5))
@@ -277,10 +277,10 @@ def test_a_png_of_16_bits_is_read_through_every_filter(kind: int) -> None:
         + pictures.chunk(b"IEND", b"")
     )
     assert read_png(data).grid == stored
-    for operation in OPERATIONS:
-        assert read_png(processed(data, operation).data).grid == expected(stored, operation), (
+    for turn in TURNS:
+        assert read_png(processed(data, turn).data).grid == expected(stored, turn), (
             kind,
-            operation,
+            turn,
         )
 
 
@@ -318,33 +318,33 @@ def test_an_interlaced_png_is_turned_exactly(depth_bytes: int) -> None:
         for kind, content in ((b"IHDR", header), (b"IDAT", zlib.compress(body)), (b"IEND", b""))
     )
     stored = samples.map(lambda sample: int.from_bytes(sample, "big"))
-    for operation in OPERATIONS:
-        assert grid_of(processed(data, operation).image) == expected(stored, operation), operation
+    for turn in TURNS:
+        assert grid_of(processed(data, turn).image) == expected(stored, turn), turn
 
 
 def test_a_gray_ppm_of_16_bits_is_turned_exactly() -> None:
     raw = pictures.noise(40, "gray")
     data = b"P5\n5 4\n65535\n" + raw
     stored = Grid(5, 4, struct.unpack(">20H", raw))
-    for operation in OPERATIONS:
-        outcome = processed(data, operation)
-        assert grid_of(outcome.image) == expected(stored, operation), operation
+    for turn in TURNS:
+        outcome = processed(data, turn)
+        assert grid_of(outcome.image) == expected(stored, turn), turn
         assert outcome.result.format is Format.PPM
 
 
 def test_a_colour_ppm_of_16_bits_is_refused_rather_than_cut_to_8() -> None:
     """Pillow reads only the upper half of each sample: to hand that back as a PPM would be a loss."""
-    for operation in OPERATIONS:
+    for turn in TURNS:
         with pytest.raises(UnsupportedImage):
-            processed(b"P6\n5 4\n65535\n" + pictures.noise(120), operation)
+            processed(b"P6\n5 4\n65535\n" + pictures.noise(120), turn)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
 def test_an_orientation_that_does_not_exist_counts_as_upright(orientation: int) -> None:
     source = picture("RGB", (5, 4))
     data = encoded(source, "PNG", exif=orientation_only(orientation))
-    for operation in OPERATIONS:
-        assert grid_of(processed(data, operation).image) == expected(grid_of(source), operation), operation
+    for turn in TURNS:
+        assert grid_of(processed(data, turn).image) == expected(grid_of(source), turn), turn
 
 
 def test_metadata_of_a_png_comes_back() -> None:
@@ -377,12 +377,12 @@ def test_profile_and_xmp_come_back_unless_they_are_stripped(container: str) -> N
     data = encoded(picture("RGB", (16, 8)), container, **options)
     if container == "PNG":
         data = pictures.with_chunk(data, b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
-    for operation in OPERATIONS:
-        ours = processed(data, operation)
-        assert ours.image.info["icc_profile"] == PROFILE, (container, operation)
-        assert xmp in ours.data, (container, operation)
-        stripped = processed(data, operation, strip=True)
-        assert xmp not in stripped.data, (container, operation)
+    for turn in TURNS:
+        ours = processed(data, turn)
+        assert ours.image.info["icc_profile"] == PROFILE, (container, turn)
+        assert xmp in ours.data, (container, turn)
+        stripped = processed(data, turn, strip=True)
+        assert xmp not in stripped.data, (container, turn)
 
 
 @pytest.mark.parametrize("container", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -396,23 +396,23 @@ def test_xmp_that_repeats_the_orientation_does_not_turn_the_answer_again(contain
     data = encoded(picture("RGB", (16, 8)), container, **options)
     if container == "PNG":
         data = pictures.with_chunk(data, b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
-    for operation in OPERATIONS:
-        ours = processed(data, operation)
-        assert b'dc:x="y"' in ours.data, (container, operation)
-        assert b'tiff:Orientation="6"' not in ours.data, (container, operation)
-        assert ours.image.getexif().get(0x0112) in UPRIGHT, (container, operation)
+    for turn in TURNS:
+        ours = processed(data, turn)
+        assert b'dc:x="y"' in ours.data, (container, turn)
+        assert b'tiff:Orientation="6"' not in ours.data, (container, turn)
+        assert ours.image.getexif().get(0x0112) in UPRIGHT, (container, turn)
         image = ours.image
         image.load()
-        sides_swap, _ = OPERATIONS[operation]
-        assert image.size == ((16, 8) if sides_swap else (8, 16)), (container, operation)
+        sides_swap, _ = TURNS[turn]
+        assert image.size == ((16, 8) if sides_swap else (8, 16)), (container, turn)
 
 
 @pytest.mark.parametrize("container", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_stripping_drops_a_profile_that_says_what_is_assumed_anyway(container: str) -> None:
     data = encoded(picture("RGB", (16, 8)), container, icc_profile=PROFILE)
     assert "icc_profile" in Image.open(io.BytesIO(data)).info
-    for operation in OPERATIONS:
-        assert "icc_profile" not in processed(data, operation, strip=True).image.info, (container, operation)
+    for turn in TURNS:
+        assert "icc_profile" not in processed(data, turn, strip=True).image.info, (container, turn)
 
 
 def managed(image: Image.Image) -> tuple[int, ...]:
@@ -432,14 +432,14 @@ def test_a_profile_of_other_colours_never_changes_what_is_seen(container: str, s
     data = encoded(Image.new("RGB", (16, 16), (200, 40, 40)), container, quality=95, icc_profile=swapped)
     before = managed(Image.open(io.BytesIO(data)))
     assert before[2] > before[0] + 100
-    for operation in OPERATIONS:
-        ours = managed(processed(data, operation, strip=strip).image)
-        assert max(abs(a - b) for a, b in zip(ours, before, strict=True)) < 12, (container, operation)
+    for turn in TURNS:
+        ours = managed(processed(data, turn, strip=strip).image)
+        assert max(abs(a - b) for a, b in zip(ours, before, strict=True)) < 12, (container, turn)
 
 
 def test_the_density_of_a_tiff_and_a_bmp_turns_with_the_picture() -> None:
     for container in ("TIFF", "BMP"):
         data = encoded(picture("RGB", (5, 4)), container, dpi=(300, 96))
-        for operation, (sides_swap, _) in OPERATIONS.items():
-            dpi = [round(dots) for dots in processed(data, operation).image.info["dpi"]]
-            assert dpi == ([96, 300] if sides_swap else [300, 96]), (container, operation)
+        for turn, (sides_swap, _) in TURNS.items():
+            dpi = [round(dots) for dots in processed(data, turn).image.info["dpi"]]
+            assert dpi == ([96, 300] if sides_swap else [300, 96]), (container, turn)

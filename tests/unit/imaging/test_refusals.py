@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from support import pictures
-from support.oracle import OPERATIONS, Grid, Patch, seen_frames
+from support.oracle import TURNS, Grid, Patch, seen_frames
 from support.pictures import (
     Limits,
     apng,
@@ -101,9 +101,9 @@ def every_container() -> dict[str, bytes]:
 CONTAINERS = every_container()
 
 
-def refusal(data: bytes, operation: str = "flip", limits: Limits = pictures.GENEROUS) -> ImageError:
+def refusal(data: bytes, turn: str = "flip", limits: Limits = pictures.GENEROUS) -> ImageError:
     with pytest.raises(ImageError) as caught:
-        processed(data, operation, limits=limits)
+        processed(data, turn, limits=limits)
     return caught.value
 
 
@@ -221,19 +221,19 @@ def test_random_bytes_behind_a_valid_beginning_give_a_picture_or_a_refusal(
 @THOROUGH
 @given(
     container=st.sampled_from(sorted(CONTAINERS)),
-    operation=st.sampled_from(sorted(OPERATIONS)),
+    turn=st.sampled_from(sorted(TURNS)),
     output=st.sampled_from([None, Format.PNG, Format.JPEG, Format.GIF]),
     edits=st.lists(st.tuples(st.integers(0, 1 << 20), st.binary(max_size=6), st.integers(0, 6)), max_size=6),
 )
 def test_an_edited_file_gives_a_picture_or_a_refusal(
-    container: str, operation: str, output: Format | None, edits: list[tuple[int, bytes, int]]
+    container: str, turn: str, output: Format | None, edits: list[tuple[int, bytes, int]]
 ) -> None:
     data = CONTAINERS[container]
     for at, replacement, dropped in edits:
         at %= max(1, len(data))  # noqa: PLW2901
         data = data[:at] + replacement + data[at + dropped :]
     try:
-        processed(data, operation, output=output)
+        processed(data, turn, output=output)
     except ImageError as error:
         assert_helpful(error)
 

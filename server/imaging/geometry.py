@@ -1,4 +1,4 @@
-"""The ways to turn a picture, and how an EXIF orientation and an operation become one of them."""
+"""The ways to turn a picture, and how an EXIF orientation and a turn become one of them."""
 
 from enum import StrEnum
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 from PIL.Image import Transpose
 
 
-class Operation(StrEnum):
+class Turn(StrEnum):
     """What to do with the picture as a person sees it. Turns are clockwise."""
 
     FLIP = "flip"
@@ -45,15 +45,15 @@ _MATRIX_OF: dict[Transpose | None, _Matrix] = {
 }
 _TRANSPOSE_OF = {matrix: transpose for transpose, matrix in _MATRIX_OF.items()}
 
-_TRANSPOSE_FOR: dict[Operation, Transpose | None] = {
-    Operation.FLIP: Transpose.FLIP_TOP_BOTTOM,
-    Operation.FLOP: Transpose.FLIP_LEFT_RIGHT,
-    Operation.ROTATE_90: Transpose.ROTATE_270,  # ours is clockwise, Pillow's is not
-    Operation.ROTATE_180: Transpose.ROTATE_180,
-    Operation.ROTATE_270: Transpose.ROTATE_90,
-    Operation.TRANSPOSE: Transpose.TRANSPOSE,
-    Operation.TRANSVERSE: Transpose.TRANSVERSE,
-    Operation.ORIENT: None,
+_TRANSPOSE_FOR: dict[Turn, Transpose | None] = {
+    Turn.FLIP: Transpose.FLIP_TOP_BOTTOM,
+    Turn.FLOP: Transpose.FLIP_LEFT_RIGHT,
+    Turn.ROTATE_90: Transpose.ROTATE_270,  # ours is clockwise, Pillow's is not
+    Turn.ROTATE_180: Transpose.ROTATE_180,
+    Turn.ROTATE_270: Transpose.ROTATE_90,
+    Turn.TRANSPOSE: Transpose.TRANSPOSE,
+    Turn.TRANSVERSE: Transpose.TRANSVERSE,
+    Turn.ORIENT: None,
 }
 
 #: What brings stored pixels into view, by EXIF orientation (EXIF 2.32, 4.6.4 A, tag 0x0112).
@@ -69,17 +69,17 @@ _UPRIGHT: dict[int, Transpose | None] = {
 }
 
 
-def compose(orientation: int, operation: Operation) -> Transpose | None:
-    """The one turn that shows the picture upright and then applies the operation.
+def compose(orientation: int, turn: Turn) -> Transpose | None:
+    """Say in one step how to show the image upright and then turn it.
 
     Args:
         orientation: the EXIF orientation, 1 to 8; any other number counts as 1, as in browsers.
-        operation: what to do with the picture as it is seen.
+        turn: what to do with the image as it is seen.
 
     Returns:
         Pillow's name for it, or None when the stored pixels are right as they are.
     """
-    a, b, c, d = _MATRIX_OF[_TRANSPOSE_FOR[operation]]
+    a, b, c, d = _MATRIX_OF[_TRANSPOSE_FOR[turn]]
     e, f, g, h = _MATRIX_OF[_UPRIGHT.get(orientation)]
     return _TRANSPOSE_OF[(a * e + b * g, a * f + b * h, c * e + d * g, c * f + d * h)]
 
