@@ -17,7 +17,10 @@ from pathlib import Path
 from PIL import Image, JpegImagePlugin
 
 from benchmarks.answers import psnr_db
-from server.imaging.pipeline import ImagePath, Limits, Recipe, Turn, process
+from server.imaging.geometry import Turn
+from server.imaging.limits import Limits
+from server.imaging.pipeline import process
+from server.imaging.recipe import ImagePath, Recipe
 
 
 def flip(picture: bytes) -> bytes:

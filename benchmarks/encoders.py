@@ -18,7 +18,9 @@ from PIL import Image, ImageDraw, ImageFont
 from images.render import HERE as IMAGES
 from server.imaging.codec import Effort, Format
 from server.imaging.geometry import Turn
-from server.imaging.pipeline import Limits, Recipe, process
+from server.imaging.limits import Limits
+from server.imaging.pipeline import process
+from server.imaging.recipe import Recipe
 
 _LIMITS = Limits(max_pixels=10**9, max_frames=1, max_total_pixels=10**9)
 _PALETTE = 64

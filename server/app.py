@@ -14,7 +14,7 @@ from server.cluster.quarantine import Quarantine
 from server.cluster.supervisor import Supervisor
 from server.cluster.work import MemoryFilePool
 from server.imaging.geometry import Turn
-from server.imaging.pipeline import Limits
+from server.imaging.limits import Limits
 from server.settings import Settings
 from server.web import probes
 from server.web.envelope import App, Envelope

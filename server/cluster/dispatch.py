@@ -26,7 +26,8 @@ from server.cluster.work import (
     send,
 )
 from server.errors import ImageError, PoisonImage, TooMuchWork
-from server.imaging.pipeline import Limits, Recipe
+from server.imaging.limits import Limits
+from server.imaging.recipe import Recipe
 from server.logs import get_logger
 
 log = get_logger(__name__)

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Self, cast
 from server.cluster.work import Done, FlightRecorder, Refused, Spent, Task, now_us, receive, send
 from server.errors import ImageError, TooManyPixels
 from server.imaging import sequential
-from server.imaging.pipeline import Stage, process
+from server.imaging.pipeline import process
+from server.imaging.recipe import Stage
 
 if TYPE_CHECKING:
     from server.imaging.codec import Source

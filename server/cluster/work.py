@@ -23,7 +23,8 @@ from typing import Any, Self
 from server import errors
 from server.imaging.codec import CODECS, Effort, Format
 from server.imaging.geometry import Turn
-from server.imaging.pipeline import PATHS, ImagePath, Limits, Recipe, Result
+from server.imaging.limits import Limits
+from server.imaging.recipe import PATHS, ImagePath, Recipe, Result
 
 #: A message is a few hundred bytes; one with a traceback may be longer.
 MESSAGE_BYTES = 65536

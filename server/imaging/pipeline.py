@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 from PIL import Image
 from PIL.Image import Transpose
@@ -14,8 +14,6 @@ from server.imaging import gif, ifd, jpeg, png, stills, tiff, vp8, webp
 from server.imaging.codec import (
     CODECS,
     OUTPUT_FORMATS,
-    Data,
-    Effort,
     Format,
     Sink,
     Source,
@@ -36,112 +34,23 @@ from server.imaging.conversion import (
     encode,
     write_pages,
 )
-from server.imaging.geometry import Rect, Turn, compose, swaps_axes, turned_rect, turned_size
+from server.imaging.geometry import Rect, compose, swaps_axes, turned_rect, turned_size
 from server.imaging.icc import kept_icc
 from server.imaging.limits import Limits
 from server.imaging.lossless import Moving
 from server.imaging.metadata import orientation_of, upright_exif, upright_xmp, without_companions
+from server.imaging.recipe import Recipe, Result, Run, Stage
 from server.imaging.recoded import Recoding
 from server.imaging.sequential import Impossible
 
 if TYPE_CHECKING:
     from PIL.JpegImagePlugin import JpegImageFile
 
-__all__ = [
-    "OUTPUT_FORMATS",
-    "PATHS",
-    "Format",
-    "ImagePath",
-    "Limits",
-    "Recipe",
-    "Result",
-    "Stage",
-    "Turn",
-    "process",
-]
-
-#: How a picture is made: "pixels" are decoded and encoded again; the coefficients of a JPEG only change
-#: places ("lossless"), or some of them are mixed and quantized again ("coefficients").
-ImagePath = Literal["lossless", "coefficients", "pixels"]
-PATHS: tuple[ImagePath, ...] = ("lossless", "coefficients", "pixels")
-
-#: What `lap` is told has just ended.
-Stage = Literal["decode", "transform", "encode"]
-
 _MAX_DPI = 65535
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """What to make of a picture.
-
-    Args:
-        turn: applied to what a person sees.
-        format: of the result; None for the source's own.
-        quality: 1 to 100; None keeps a JPEG's own tables, and elsewhere means a good default.
-        strip: drop EXIF, XMP, texts, comments and resolution. The colour profile goes too if it is sRGB;
-            any other one stays, because without it the colours would change.
-        path: None for lossless where that is possible, and pixels otherwise.
-        effort: how long to look for a smaller file, where the encoder has a choice: PNG, WebP and AVIF.
-    """
-
-    turn: Turn
-    format: Format | None = None
-    quality: int | None = None
-    strip: bool = False
-    path: ImagePath | None = None
-    effort: Effort = Effort.NORMAL
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What came out.
-
-    Args:
-        format: of the bytes in the sink.
-        media_type: for `Content-Type`.
-        width, height: of the canvas, in pixels.
-        frames: how many there are; pages, for a TIFF.
-        path: how it was made.
-    """
-
-    format: Format
-    media_type: str
-    width: int
-    height: int
-    frames: int
-    path: ImagePath
-
-
 def _no_lap(_stage: Stage, /) -> None:
-    """Nobody measures."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """Everything about one call of `process`."""
-
-    source: Source
-    data: Data
-    form: Format
-    sink: Sink
-    recipe: Recipe
-    limits: Limits
-    lap: Callable[[Stage], None]
-
-    @property
-    def target(self) -> Format:
-        return self.recipe.format or self.form
-
-    def result(self, size: tuple[int, int], frames: int = 1, path: ImagePath = "pixels") -> Result:
-        """The answer, once everything is written."""
-        return Result(self.target, CODECS[self.target].media_type, *size, frames, path)
-
-    def turn(self, image: Image.Image, transpose: Transpose | None) -> Image.Image:
-        """The turned picture; tells the lap."""
-        turned = image if transpose is None else image.transpose(transpose)
-        self.lap("transform")
-        return turned
+    """Measure nothing."""
 
 
 def process(
@@ -174,134 +83,134 @@ def process(
     """
     data = as_data(source)
     form = sniff(data)
-    job = _Job(source, data, form, sink, recipe, limits, lap)
-    route = _SAME_FORMAT.get(form, _redraw) if job.target is form else _redraw
+    run = Run(source, data, form, sink, recipe, limits, lap)
+    route = _SAME_FORMAT.get(form, _redraw) if run.target is form else _redraw
     if recipe.path == "lossless" and route is not _jpeg:
         raise NotLossless("Only a JPEG that stays one can be turned without loss. Leave `path` out.")
-    if job.target is not Format.JPEG:  # other encoders may leave holes, through which old bytes would show
+    if run.target is not Format.JPEG:  # other encoders may leave holes, through which old bytes would show
         sink.truncate(0)
-    result = route(job)
-    if job.target is Format.JPEG:
+    result = route(run)
+    if run.target is Format.JPEG:
         sink.truncate()
     return result
 
 
-def _jpeg(job: _Job) -> Result:
+def _jpeg(run: Run) -> Result:
     """JPEG to JPEG, coded as the source was."""
     with decoding(Format.JPEG):
-        markers = jpeg.read_jpeg(job.data, job.limits)
-    transpose = compose(markers.orientation, job.recipe.turn)
-    if job.recipe.path != "pixels":
+        markers = jpeg.read_jpeg(run.data, run.limits)
+    transpose = compose(markers.orientation, run.recipe.turn)
+    if run.recipe.path != "pixels":
         try:
-            return _moved_jpeg(job, markers, transpose)
+            return _moved_jpeg(run, markers, transpose)
         except Impossible as reason:
-            if job.recipe.path == "lossless":
+            if run.recipe.path == "lossless":
                 raise NotLossless(f"This is not possible without loss: {reason}. Leave `path` out.") from None
     with decoding(Format.JPEG):
-        image = cast("JpegImageFile", open_image(Format.JPEG, job.source))
-        if not image.quantization and job.recipe.quality is None:
+        image = cast("JpegImageFile", open_image(Format.JPEG, run.source))
+        if not image.quantization and run.recipe.quality is None:
             raise UnsupportedImage(
                 "This JPEG is lossless, which cannot be written again. Ask for format=png, or for a quality.",
             )
-        settings = jpeg.encoder_settings(markers, image, transpose, job.recipe.quality)
-        kept = jpeg.kept_segments(markers, strip=job.recipe.strip)
+        settings = jpeg.encoder_settings(markers, image, transpose, run.recipe.quality)
+        kept = jpeg.kept_segments(markers, strip=run.recipe.strip)
         image.load()
-        jpeg.check_complete(markers, image, job.data)
-    job.lap("decode")
-    turned = job.turn(image, transpose)
-    turned.save(job.sink, "JPEG", comment=b"", extra=kept, **settings)
+        jpeg.check_complete(markers, image, run.data)
+    run.lap("decode")
+    turned = run.turn(image, transpose)
+    turned.save(run.sink, "JPEG", comment=b"", extra=kept, **settings)
     if turned.mode == "CMYK":
         if markers.adobe_transform is None:
-            jpeg.disown_adobe(job.sink)
-    elif markers.jfif and not (job.recipe.strip or settings["keep_rgb"]):
-        jpeg.write_density(job.sink, markers.jfif, transpose)
-    job.lap("encode")
-    return job.result(turned.size)
+            jpeg.disown_adobe(run.sink)
+    elif markers.jfif and not (run.recipe.strip or settings["keep_rgb"]):
+        jpeg.write_density(run.sink, markers.jfif, transpose)
+    run.lap("encode")
+    return run.result(turned.size)
 
 
-def _moved_jpeg(job: _Job, markers: jpeg.Jpeg, transpose: Transpose | None) -> Result:
+def _moved_jpeg(run: Run, markers: jpeg.Jpeg, transpose: Transpose | None) -> Result:
     """JPEG to JPEG by its coefficients.
 
     Raises:
         Impossible: that cannot be done; nothing has been written.
     """
-    if job.recipe.quality is not None:
+    if run.recipe.quality is not None:
         raise Impossible("another quality is asked for")
     kind = Recoding if swaps_axes(transpose) else Moving
-    turn = kind(job.data, markers, transpose, must_be_exact=job.recipe.path == "lossless")
-    job.lap("decode")
-    job.lap("transform")  # which is part of either
-    for piece in turn.pieces(strip=job.recipe.strip):
-        write_whole(job.sink, piece)
-    job.lap("encode")
-    return job.result(
+    turn = kind(run.data, markers, transpose, must_be_exact=run.recipe.path == "lossless")
+    run.lap("decode")
+    run.lap("transform")  # which is part of either
+    for piece in turn.pieces(strip=run.recipe.strip):
+        write_whole(run.sink, piece)
+    run.lap("encode")
+    return run.result(
         turned_size(transpose, markers.size), path="lossless" if turn.is_exact else "coefficients"
     )
 
 
-def _png(job: _Job) -> Result:
+def _png(run: Run) -> Result:
     """PNG to PNG and APNG to APNG, chunk by chunk."""
     with decoding(Format.PNG):
-        stored = png.read_png(job.data, job.limits)
-    transpose = compose(orientation_of(stored.find(b"eXIf")), job.recipe.turn)
+        stored = png.read_png(run.data, run.limits)
+    transpose = compose(orientation_of(stored.find(b"eXIf")), run.recipe.turn)
 
     def turn(stream: bytes, size: tuple[int, int]) -> bytes:
         with decoding(Format.PNG):
             planes = png.unpack(stored, stream, size)
-        job.lap("decode")
+        run.lap("decode")
         turned = tuple(plane if transpose is None else plane.transpose(transpose) for plane in planes)
-        job.lap("transform")
-        packed = png.pack(stored, turned, job.recipe.effort)
-        job.lap("encode")
+        run.lap("transform")
+        packed = png.pack(stored, turned, run.recipe.effort)
+        run.lap("encode")
         return packed
 
-    result = png.turned(stored, transpose, strip=job.recipe.strip)
+    result = png.turned(stored, transpose, strip=run.recipe.strip)
     frames = tuple(
         replace(new, stream=turn(old.stream, (old.rect.width, old.rect.height)))
         for old, new in zip(stored.frames, result.frames, strict=True)
     )
     still = None if stored.still is None else turn(stored.still, stored.size)
-    png.write_png(job.sink, replace(result, still=still, frames=frames))
-    job.lap("encode")
-    return job.result(result.size, max(1, len(frames)))
+    png.write_png(run.sink, replace(result, still=still, frames=frames))
+    run.lap("encode")
+    return run.result(result.size, max(1, len(frames)))
 
 
-def _gif(job: _Job) -> Result:
+def _gif(run: Run) -> Result:
     """GIF to GIF, block by block."""
     with decoding(Format.GIF):
-        stored = gif.read_gif(job.data, job.limits)
-    transpose = compose(1, job.recipe.turn)
+        stored = gif.read_gif(run.data, run.limits)
+    transpose = compose(1, run.recipe.turn)
 
     def turn(frame: gif.GifFrame, place: gif.GifFrame) -> gif.GifFrame:
         with decoding(Format.GIF):
             indices = gif.unpack(frame)
-        job.lap("decode")
-        turned = job.turn(indices, transpose)
+        run.lap("decode")
+        turned = run.turn(indices, transpose)
         code_size, lzw = gif.pack(turned, is_interlaced=frame.is_interlaced, code_size=frame.code_size)
-        job.lap("encode")
+        run.lap("encode")
         return replace(place, code_size=code_size, lzw=lzw)
 
-    result = gif.turned(stored, transpose, strip=job.recipe.strip)
+    result = gif.turned(stored, transpose, strip=run.recipe.strip)
     fresh = iter([turn(old, new) for old, new in zip(stored.frames, result.frames, strict=True)])
     blocks = tuple(next(fresh) if isinstance(block, gif.GifFrame) else block for block in result.blocks)
-    gif.write_gif(job.sink, replace(result, blocks=blocks))
-    job.lap("encode")
-    return job.result(result.size, len(result.frames))
+    gif.write_gif(run.sink, replace(result, blocks=blocks))
+    run.lap("encode")
+    return run.result(result.size, len(result.frames))
 
 
-def _webp(job: _Job) -> Result:
+def _webp(run: Run) -> Result:
     """WebP to WebP, frame by frame."""
     with decoding(Format.WEBP):
-        stored = webp.read_webp(job.data, job.limits)
-    transpose = compose(orientation_of(stored.exif), job.recipe.turn)
+        stored = webp.read_webp(run.data, run.limits)
+    transpose = compose(orientation_of(stored.exif), run.recipe.turn)
     rects = [turned_rect(transpose, frame.rect, stored.size) for frame in stored.frames]
     if any(rect.x % 2 or rect.y % 2 for rect in rects):
-        frames = _whole_webp_frames(job, stored, transpose)
+        frames = _whole_webp_frames(run, stored, transpose)
     else:
         frames = webp.turned_frames(
-            stored, rects, [_turned_bitstream(job, frame.pixels, transpose) for frame in stored.frames]
+            stored, rects, [_turned_bitstream(run, frame.pixels, transpose) for frame in stored.frames]
         )
-    strip = job.recipe.strip
+    strip = run.recipe.strip
     size = turned_size(transpose, stored.size)
     result = replace(
         stored,
@@ -311,65 +220,65 @@ def _webp(job: _Job) -> Result:
         exif=b"" if strip else upright_exif(stored.exif),
         xmp=b"" if strip else upright_xmp(stored.xmp),
     )
-    webp.write_webp(job.sink, result)
-    job.lap("encode")
-    return job.result(size, len(frames))
+    webp.write_webp(run.sink, result)
+    run.lap("encode")
+    return run.result(size, len(frames))
 
 
-def _webp_quality(job: _Job, pixels: webp.Bitstream) -> int | None:
-    if job.recipe.quality is not None:
-        return job.recipe.quality
+def _webp_quality(run: Run, pixels: webp.Bitstream) -> int | None:
+    if run.recipe.quality is not None:
+        return run.recipe.quality
     return None if pixels.is_lossless else vp8.estimated_quality(pixels.data)
 
 
-def _turned_bitstream(job: _Job, pixels: webp.Bitstream, transpose: Transpose | None) -> webp.Bitstream:
+def _turned_bitstream(run: Run, pixels: webp.Bitstream, transpose: Transpose | None) -> webp.Bitstream:
     with decoding(Format.WEBP):
         image = webp.unpack(pixels)
-    job.lap("decode")
-    turned = job.turn(image, transpose)
-    packed = webp.pack(turned, job.recipe.effort, quality=_webp_quality(job, pixels))
-    job.lap("encode")
+    run.lap("decode")
+    turned = run.turn(image, transpose)
+    packed = webp.pack(turned, run.recipe.effort, quality=_webp_quality(run, pixels))
+    run.lap("encode")
     return packed
 
 
 def _whole_webp_frames(
-    job: _Job, stored: webp.Webp, transpose: Transpose | None
+    run: Run, stored: webp.Webp, transpose: Transpose | None
 ) -> tuple[webp.WebpFrame, ...]:
     """Frames drawn on whole canvases: a mirrored place can be odd, which the format cannot say."""
     check_side(Format.WEBP, stored.size)
     frames: list[webp.WebpFrame] = []
-    drawn_frames = _shown(job, composed(stored.size, webp.layers(stored)))
+    drawn_frames = _shown(run, composed(stored.size, webp.layers(stored)))
     for frame, drawn in zip(stored.frames, drawn_frames, strict=True):
-        turned = job.turn(drawn.image, transpose)
-        bits = webp.pack(turned, job.recipe.effort, quality=_webp_quality(job, frame.pixels))
+        turned = run.turn(drawn.image, transpose)
+        bits = webp.pack(turned, run.recipe.effort, quality=_webp_quality(run, frame.pixels))
         frames.append(webp.WebpFrame(Rect(0, 0, *turned.size), frame.duration_ms, webp.NO_BLEND, bits))
-        job.lap("encode")
+        run.lap("encode")
     return tuple(frames)
 
 
-def _tiff(job: _Job) -> Result:
+def _tiff(run: Run) -> Result:
     """TIFF to TIFF, page by page, each with its own orientation and compression."""
     pages: list[TiffPage] = []
-    transpose = compose(1, job.recipe.turn)  # Pillow has already turned each page upright
+    transpose = compose(1, run.recipe.turn)  # Pillow has already turned each page upright
     with decoding(Format.TIFF):
-        stored = tiff.check_tiff(job.data, job.limits)
-        image = cast("TiffImageFile", open_image(Format.TIFF, job.source))
-        described = [()] * len(stored) if job.recipe.strip else tiff.descriptions(job.data, len(stored))
+        stored = tiff.check_tiff(run.data, run.limits)
+        image = cast("TiffImageFile", open_image(Format.TIFF, run.source))
+        described = [()] * len(stored) if run.recipe.strip else tiff.descriptions(run.data, len(stored))
     for index, page in enumerate(stored):
         with decoding(Format.TIFF):
             image.seek(index)
             pixels = _loaded_page(image)
-            if tiff.is_deep(image) and job.recipe.format is None:
+            if tiff.is_deep(image) and run.recipe.format is None:
                 raise _too_deep(Format.TIFF)
-        job.lap("decode")
-        turned = job.turn(pixels, transpose)
+        run.lap("decode")
+        turned = run.turn(pixels, transpose)
         with decoding(Format.TIFF):
-            settings = tiff.page_settings(image, turned, strip=job.recipe.strip, quality=job.recipe.quality)
-        fields = tiff.turned_fields(described[index], compose(page.orientation, job.recipe.turn))
+            settings = tiff.page_settings(image, turned, strip=run.recipe.strip, quality=run.recipe.quality)
+        fields = tiff.turned_fields(described[index], compose(page.orientation, run.recipe.turn))
         pages.append(TiffPage(turned.copy() if turned is image else turned, settings, fields))
-    write_pages(job.sink, pages)
-    job.lap("encode")
-    return job.result(pages[0].image.size, len(pages))
+    write_pages(run.sink, pages)
+    run.lap("encode")
+    return run.result(pages[0].image.size, len(pages))
 
 
 def _loaded_page(image: TiffImageFile) -> Image.Image:
@@ -414,13 +323,13 @@ class _Head:
     markers: jpeg.Jpeg | None = None
 
 
-def _jpeg_head(job: _Job) -> _Head:
-    markers = jpeg.read_jpeg(job.data, job.limits)
+def _jpeg_head(run: Run) -> _Head:
+    markers = jpeg.read_jpeg(run.data, run.limits)
     return _Head(orientation=markers.orientation, exif=markers.exif, markers=markers)
 
 
-def _png_head(job: _Job) -> _Head:
-    stored = png.read_png(job.data, job.limits)
+def _png_head(run: Run) -> _Head:
+    stored = png.read_png(run.data, run.limits)
     exif = stored.find(b"eXIf")
     drawn: Iterator[tuple[Image.Image, float]] | None = None
     if stored.frames:
@@ -436,16 +345,16 @@ def _png_head(job: _Job) -> _Head:
     )
 
 
-def _gif_head(job: _Job) -> _Head:
-    stored = gif.read_gif(job.data, job.limits)
+def _gif_head(run: Run) -> _Head:
+    stored = gif.read_gif(run.data, run.limits)
     frames = len(stored.frames)
     is_plain = frames == 1 and stored.frames[0].rect == (0, 0, *stored.size)
     drawn = None if is_plain else composed(stored.size, gif.layers(stored))
     return _Head(frames=frames, plays=None, drawn=drawn)
 
 
-def _webp_head(job: _Job) -> _Head:
-    stored = webp.read_webp(job.data, job.limits)
+def _webp_head(run: Run) -> _Head:
+    stored = webp.read_webp(run.data, run.limits)
     return _Head(
         frames=len(stored.frames),
         orientation=orientation_of(stored.exif),
@@ -456,24 +365,24 @@ def _webp_head(job: _Job) -> _Head:
     )
 
 
-def _tiff_head(job: _Job) -> _Head:
-    return _Head(applied=tiff.check_tiff(job.data, job.limits)[0].orientation)
+def _tiff_head(run: Run) -> _Head:
+    return _Head(applied=tiff.check_tiff(run.data, run.limits)[0].orientation)
 
 
-def _other_head(job: _Job) -> _Head:
-    image = open_image(job.form, job.source)
+def _other_head(run: Run) -> _Head:
+    image = open_image(run.form, run.source)
     frames = getattr(image, "n_frames", 1)
-    job.limits.check_size(*image.size)
-    job.limits.check_frames(frames)
-    job.limits.check_total(image.width * image.height * frames)
-    stills.check_end(job.form, job.data)
+    run.limits.check_size(*image.size)
+    run.limits.check_frames(frames)
+    run.limits.check_total(image.width * image.height * frames)
+    stills.check_end(run.form, run.data)
     exif = image.info.get("exif", b"")
-    stills.check_rows(job.form, image, job.data)
-    is_deep = stills.is_deep(job.form, image, job.data)
+    stills.check_rows(run.form, image, run.data)
+    is_deep = stills.is_deep(run.form, image, run.data)
     return _Head(frames=frames, orientation=orientation_of(exif), exif=exif, is_deep=is_deep)
 
 
-_HEADS: dict[Format, Callable[[_Job], _Head]] = {
+_HEADS: dict[Format, Callable[[Run], _Head]] = {
     Format.JPEG: _jpeg_head,
     Format.PNG: _png_head,
     Format.GIF: _gif_head,
@@ -482,12 +391,12 @@ _HEADS: dict[Format, Callable[[_Job], _Head]] = {
 }
 
 
-def _drawn(job: _Job, head: _Head, count: int) -> Iterator[Frame]:
+def _drawn(run: Run, head: _Head, count: int) -> Iterator[Frame]:
     """Frames as Pillow composes them, upright or not; tells the lap."""
-    with decoding(job.form):
-        image = open_image(job.form, job.source)
+    with decoding(run.form):
+        image = open_image(run.form, run.source)
     for index in range(count):
-        with decoding(job.form):
+        with decoding(run.form):
             if index:
                 image.seek(index)
             pixels: Image.Image = image
@@ -496,61 +405,61 @@ def _drawn(job: _Job, head: _Head, count: int) -> Iterator[Frame]:
             else:
                 image.load()
             if head.markers is not None:
-                jpeg.check_complete(head.markers, image, job.data)
-        job.lap("decode")
+                jpeg.check_complete(head.markers, image, run.data)
+        run.lap("decode")
         yield Frame(pixels, float(image.info.get("duration") or 0))
 
 
-def _shown(job: _Job, frames: Iterator[tuple[Image.Image, float]]) -> Iterator[Frame]:
+def _shown(run: Run, frames: Iterator[tuple[Image.Image, float]]) -> Iterator[Frame]:
     """Frames as we draw them, with what lies beside the pixels; tells the lap."""
-    with decoding(job.form):
-        info = open_image(job.form, job.source).info
+    with decoding(run.form):
+        info = open_image(run.form, run.source).info
     while True:
-        with decoding(job.form):
+        with decoding(run.form):
             following = next(frames, None)
         if following is None:
             return
         image, duration_ms = following
         image.info = {key: info[key] for key in ("icc_profile", "dpi", "xmp", "loop") if key in info}
-        job.lap("decode")
+        run.lap("decode")
         yield Frame(image, duration_ms)
 
 
-def _redraw(job: _Job) -> Result:
+def _redraw(run: Run) -> Result:
     """Any format to any other, and the simple formats to themselves."""
-    with decoding(job.form):
-        head = _HEADS.get(job.form, _other_head)(job)
-    if head.is_deep and job.recipe.format is None:
-        raise _too_deep(job.form)
-    transpose = compose(head.orientation, job.recipe.turn)
-    count = head.frames if job.target in MANY_FRAMES else 1
-    drawn = _drawn(job, head, count) if head.drawn is None else _shown(job, head.drawn)
+    with decoding(run.form):
+        head = _HEADS.get(run.form, _other_head)(run)
+    if head.is_deep and run.recipe.format is None:
+        raise _too_deep(run.form)
+    transpose = compose(head.orientation, run.recipe.turn)
+    count = head.frames if run.target in MANY_FRAMES else 1
+    drawn = _drawn(run, head, count) if head.drawn is None else _shown(run, head.drawn)
     first = next(drawn)
     size = turned_size(transpose, first.image.size)
-    check_side(job.target, size)
+    check_side(run.target, size)
 
     def turned() -> Iterator[Frame]:
         for frame in islice(chain([first], drawn), count):
-            image = job.turn(frame.image, transpose)
+            image = run.turn(frame.image, transpose)
             # An image that is still a file would be written with all its frames, or change under us.
             yield replace(frame, image=image.copy() if image is frame.image else image)
-            job.lap("encode")
+            run.lap("encode")
 
     target = Target(
-        form=job.target,
-        quality=job.recipe.quality,
-        effort=job.recipe.effort,
-        attachments=_attachments(job, head, first.image),
-        source=job.form,
+        form=run.target,
+        quality=run.recipe.quality,
+        effort=run.recipe.effort,
+        attachments=_attachments(run, head, first.image),
+        source=run.form,
         frames=count,
         plays=_plays(first.image, head),
-        settings=stills.kept_settings(job.form, job.data) if job.target is job.form else {},
+        settings=stills.kept_settings(run.form, run.data) if run.target is run.form else {},
     )
-    encode(job.sink, turned(), target)
-    if job.form is job.target is Format.AVIF:
-        stills.keep_avif_colours(job.sink, job.data)
-    job.lap("encode")
-    return job.result(size, count)
+    encode(run.sink, turned(), target)
+    if run.form is run.target is Format.AVIF:
+        stills.keep_avif_colours(run.sink, run.data)
+    run.lap("encode")
+    return run.result(size, count)
 
 
 def _plays(image: Image.Image, head: _Head) -> int:
@@ -561,19 +470,19 @@ def _plays(image: Image.Image, head: _Head) -> int:
     return 1 if repetitions is None else repetitions and repetitions + 1
 
 
-def _attachments(job: _Job, head: _Head, image: Image.Image) -> Attachments:
+def _attachments(run: Run, head: _Head, image: Image.Image) -> Attachments:
     """What the result carries beside its pixels."""
-    if job.recipe.strip:
+    if run.recipe.strip:
         return Attachments(strip=True)
     exif, xmp = head.exif, head.xmp or image.info.get("xmp")
     if not isinstance(xmp, bytes):  # a TIFF may give it any type
         xmp = b""
-    if job.form is Format.TIFF:
-        with decoding(job.form):
-            exif = ifd.exif_from(*tiff.descriptions(job.data))
+    if run.form is Format.TIFF:
+        with decoding(run.form):
+            exif = ifd.exif_from(*tiff.descriptions(run.data))
     stored = head.orientation if head.applied == 1 else head.applied
     dpi = _sound_dpi(image.info.get("dpi"))
-    if dpi is not None and swaps_axes(compose(stored, job.recipe.turn)):
+    if dpi is not None and swaps_axes(compose(stored, run.recipe.turn)):
         dpi = (dpi[1], dpi[0])
     return Attachments(exif=upright_exif(exif), xmp=upright_xmp(without_companions(xmp)), dpi=dpi)
 
@@ -587,7 +496,7 @@ def _sound_dpi(dpi: object) -> tuple[float, float] | None:
     return (horizontal, vertical) if 0 < horizontal < _MAX_DPI and 0 < vertical < _MAX_DPI else None
 
 
-_SAME_FORMAT: dict[Format, Callable[[_Job], Result]] = {
+_SAME_FORMAT: dict[Format, Callable[[Run], Result]] = {
     Format.JPEG: _jpeg,
     Format.PNG: _png,
     Format.GIF: _gif,

@@ -15,7 +15,7 @@ from server.cluster.work import MemoryFilePool, Spent
 from server.errors import BadParameter, ServiceUnavailable
 from server.imaging.codec import OUTPUT_FORMATS, Effort, Format
 from server.imaging.geometry import Turn
-from server.imaging.pipeline import ImagePath, Recipe
+from server.imaging.recipe import ImagePath, Recipe
 from server.web.exchange import Exchange
 from server.web.uploads import Uploads
 

@@ -14,7 +14,8 @@ from support.pictures import GENEROUS
 
 from server.errors import ImageError
 from server.imaging.geometry import Turn, compose
-from server.imaging.pipeline import Recipe, process
+from server.imaging.pipeline import process
+from server.imaging.recipe import Recipe
 
 log = logging.getLogger("fuzz")
 

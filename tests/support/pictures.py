@@ -13,14 +13,16 @@ from PIL import Image
 
 from server.imaging.codec import Effort
 from server.imaging.geometry import Turn
-from server.imaging.pipeline import Limits, Recipe, Result, process
+from server.imaging.limits import Limits
+from server.imaging.pipeline import process
+from server.imaging.recipe import Recipe, Result
 from support.oracle import CLEAR, Grid, Patch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from server.imaging.codec import Format
-    from server.imaging.pipeline import ImagePath
+    from server.imaging.recipe import ImagePath
 
 
 #: High enough for every picture here that is not about the limits.

@@ -10,7 +10,9 @@ from PIL import Image, ImageChops, ImageStat, JpegImagePlugin
 
 from images import render
 from server.imaging.geometry import Turn
-from server.imaging.pipeline import Limits, Recipe, process
+from server.imaging.limits import Limits
+from server.imaging.pipeline import process
+from server.imaging.recipe import Recipe
 
 LANDSCAPE = render.HERE / "landscape.jpg"
 TINY = render.Picture((192, 128), quality=90, grain=4.0)

@@ -29,7 +29,7 @@ from server.cluster.work import (
 from server.imaging.codec import CODECS, OUTPUT_FORMATS, Format
 from server.imaging.geometry import Turn
 from server.imaging.limits import Limits
-from server.imaging.pipeline import Recipe, Result
+from server.imaging.recipe import Recipe, Result
 
 counts = st.integers(min_value=0, max_value=2**62)
 positive = st.integers(min_value=1, max_value=2**62)

@@ -17,7 +17,8 @@ from server.imaging import gif, jpeg, png, tiff, vp8, webp
 from server.imaging.codec import Effort, Format
 from server.imaging.geometry import Rect, Turn, compose, turned_rect, turned_size
 from server.imaging.limits import Limits
-from server.imaging.pipeline import Recipe, Result, process
+from server.imaging.pipeline import process
+from server.imaging.recipe import Recipe, Result
 
 GENEROUS = Limits(max_pixels=10**7, max_frames=100, max_total_pixels=10**8)
 

@@ -17,7 +17,8 @@ from support.pictures import GENEROUS, encoded, natural, picture, processed
 from server.errors import ImageError, UnsupportedImage
 from server.imaging.codec import OUTPUT_FORMATS, Format
 from server.imaging.geometry import Turn
-from server.imaging.pipeline import Recipe, process
+from server.imaging.pipeline import process
+from server.imaging.recipe import Recipe
 
 SIZE = (48, 32)
 OPTIONS = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}

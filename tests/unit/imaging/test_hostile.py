@@ -14,8 +14,10 @@ from server.imaging import ifd
 from server.imaging.codec import Format
 from server.imaging.geometry import Turn
 from server.imaging.jpeg import read_jpeg
+from server.imaging.limits import Limits
 from server.imaging.metadata import without_companions, without_orientation
-from server.imaging.pipeline import Limits, Recipe, process
+from server.imaging.pipeline import process
+from server.imaging.recipe import Recipe
 
 LIMITS = Limits(max_pixels=10**6, max_frames=1000, max_total_pixels=10**7)
 

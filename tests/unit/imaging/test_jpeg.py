@@ -31,7 +31,7 @@ from server.errors import DamagedImage, UnsupportedImage
 from server.imaging.codec import Format
 
 if TYPE_CHECKING:
-    from server.imaging.pipeline import ImagePath
+    from server.imaging.recipe import ImagePath
 
 SIZE = (128, 96)
 CROOKED = (123, 93)  # no multiple of any MCU

@@ -17,7 +17,8 @@ from server.errors import DamagedImage, ImageError, NotLossless
 from server.imaging import sequential
 from server.imaging.geometry import Turn
 from server.imaging.mirroring import Plane
-from server.imaging.pipeline import Recipe, process
+from server.imaging.pipeline import process
+from server.imaging.recipe import Recipe
 
 #: Not in CI, which installs them.
 needs_jpegtran = pytest.mark.skipif(

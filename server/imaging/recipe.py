@@ -1,0 +1,90 @@
+"""What to make of an image, what came of it, and one run from the one to the other."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from PIL import Image
+from PIL.Image import Transpose
+
+from server.imaging.codec import CODECS, Data, Effort, Format, Sink, Source
+from server.imaging.geometry import Turn
+from server.imaging.limits import Limits
+
+#: How a picture is made: "pixels" are decoded and encoded again; the coefficients of a JPEG only change
+#: places ("lossless"), or some of them are mixed and quantized again ("coefficients").
+ImagePath = Literal["lossless", "coefficients", "pixels"]
+PATHS: tuple[ImagePath, ...] = ("lossless", "coefficients", "pixels")
+
+#: What `lap` is told has just ended.
+Stage = Literal["decode", "transform", "encode"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What to make of a picture.
+
+    Args:
+        turn: applied to what a person sees.
+        format: of the result; None for the source's own.
+        quality: 1 to 100; None keeps a JPEG's own tables, and elsewhere means a good default.
+        strip: drop EXIF, XMP, texts, comments and resolution. The colour profile goes too if it is sRGB;
+            any other one stays, because without it the colours would change.
+        path: None for lossless where that is possible, and pixels otherwise.
+        effort: how long to look for a smaller file, where the encoder has a choice: PNG, WebP and AVIF.
+    """
+
+    turn: Turn
+    format: Format | None = None
+    quality: int | None = None
+    strip: bool = False
+    path: ImagePath | None = None
+    effort: Effort = Effort.NORMAL
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came out.
+
+    Args:
+        format: of the bytes in the sink.
+        media_type: for `Content-Type`.
+        width, height: of the canvas, in pixels.
+        frames: how many there are; pages, for a TIFF.
+        path: how it was made.
+    """
+
+    format: Format
+    media_type: str
+    width: int
+    height: int
+    frames: int
+    path: ImagePath
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One call of `process`: what it is given, and what both routes do with it."""
+
+    source: Source
+    data: Data
+    form: Format
+    sink: Sink
+    recipe: Recipe
+    limits: Limits
+    lap: Callable[[Stage], None]
+
+    @property
+    def target(self) -> Format:
+        """The format of the result."""
+        return self.recipe.format or self.form
+
+    def result(self, size: tuple[int, int], frames: int = 1, path: ImagePath = "pixels") -> Result:
+        """The answer, once everything is written."""
+        return Result(self.target, CODECS[self.target].media_type, *size, frames, path)
+
+    def turn(self, image: Image.Image, transpose: Transpose | None) -> Image.Image:
+        """The turned picture; tells the lap."""
+        turned = image if transpose is None else image.transpose(transpose)
+        self.lap("transform")
+        return turned
