@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from images.render import HERE as IMAGES
-from server.imaging.codec import Effort, Format
+from server.imaging.codecs import Effort, Format
 from server.imaging.geometry import Turn
 from server.imaging.limits import Limits
 from server.imaging.pipeline import process

@@ -29,7 +29,7 @@ from server.imaging.pipeline import process
 from server.imaging.recipe import Stage
 
 if TYPE_CHECKING:
-    from server.imaging.codec import Source
+    from server.imaging.codecs import Source
 
 #: Signals that are meant for the arbiter and its workers, but reach everybody when a terminal or a
 #: service manager sends them to the whole group. The worker decides when its engine ends.

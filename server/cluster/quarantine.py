@@ -13,7 +13,7 @@ from tempfile import NamedTemporaryFile
 from typing import Self
 
 from server.errors import UnsupportedImage
-from server.imaging.codec import sniff
+from server.imaging.codecs import sniff
 
 #: How many engines a picture may end before it is refused unseen.
 CRASH_THRESHOLD = 2

@@ -21,7 +21,7 @@ from io import FileIO
 from typing import Any, Self
 
 from server import errors
-from server.imaging.codec import CODECS, Effort, Format
+from server.imaging.codecs import CODECS, Effort, Format
 from server.imaging.geometry import Turn
 from server.imaging.limits import Limits
 from server.imaging.recipe import PATHS, ImagePath, Recipe, Result

@@ -5,7 +5,7 @@ from io import BytesIO
 from PIL import Image
 
 from server.errors import UnsupportedImage
-from server.imaging.codec import CODECS, Format
+from server.imaging.codecs import CODECS, Format
 
 _WHITE: dict[str, int | tuple[int, ...]] = {"L": 255, "RGB": (255, 255, 255)}
 _PALETTE_SIZE = 256

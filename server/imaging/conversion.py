@@ -13,7 +13,7 @@ from PIL.TiffImagePlugin import AppendingTiffWriter
 
 from server.errors import UnsupportedImage
 from server.imaging import gif, ifd, jpeg, png, stills, tiff, webp
-from server.imaging.codec import CODECS, Effort, Format, Sink
+from server.imaging.codecs import CODECS, Effort, Format, Sink
 from server.imaging.colours import fit, indexed
 from server.imaging.geometry import Rect
 from server.imaging.icc import kept_icc

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from server.imaging.codec import Data
+from server.imaging.codecs import Data
 
 EXIF, GPS, INTEROPERABILITY = 0x8769, 0x8825, 0xA005
 

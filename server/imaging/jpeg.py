@@ -13,7 +13,7 @@ from PIL import Image, ImageChops
 from PIL.Image import Transpose
 from PIL.JpegImagePlugin import JpegImageFile
 
-from server.imaging.codec import MAX_PARTS, Data, Format, Sink, damaged
+from server.imaging.codecs import MAX_PARTS, Data, Format, Sink, damaged
 from server.imaging.geometry import swaps_axes
 from server.imaging.icc import kept_icc
 from server.imaging.limits import Limits

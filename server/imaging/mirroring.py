@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from PIL.Image import Transpose
 
-from server.imaging.codec import Data
+from server.imaging.codecs import Data
 from server.imaging.geometry import mirrored_axes
 from server.imaging.jpeg import Jpeg
 from server.imaging.sequential import (

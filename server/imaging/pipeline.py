@@ -11,7 +11,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from server.errors import NotLossless, UnsupportedImage
 from server.imaging import gif, ifd, jpeg, png, stills, tiff, vp8, webp
-from server.imaging.codec import (
+from server.imaging.codecs import (
     CODECS,
     OUTPUT_FORMATS,
     Format,

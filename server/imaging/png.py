@@ -11,7 +11,7 @@ from PIL import Image, ImageChops, PngImagePlugin
 from PIL.Image import Transpose
 from zlib_ng import zlib_ng
 
-from server.imaging.codec import MAX_PARTS, Data, Effort, Format, Sink, damaged
+from server.imaging.codecs import MAX_PARTS, Data, Effort, Format, Sink, damaged
 from server.imaging.composition import Disposal, Layer
 from server.imaging.geometry import Rect, swaps_axes, turned_rect, turned_size
 from server.imaging.icc import is_srgb

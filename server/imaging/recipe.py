@@ -7,7 +7,7 @@ from typing import Literal
 from PIL import Image
 from PIL.Image import Transpose
 
-from server.imaging.codec import CODECS, Data, Effort, Format, Sink, Source
+from server.imaging.codecs import CODECS, Data, Effort, Format, Sink, Source
 from server.imaging.geometry import Turn
 from server.imaging.limits import Limits
 

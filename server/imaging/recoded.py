@@ -12,7 +12,7 @@ from itertools import product
 from PIL.Image import Transpose
 
 from server.imaging import jpeg
-from server.imaging.codec import Data
+from server.imaging.codecs import Data
 from server.imaging.jpeg import Jpeg
 from server.imaging.mirroring import Plane, Turn, planes_of
 from server.imaging.sequential import (

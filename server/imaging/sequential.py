@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import NamedTuple, Self
 
 from server.imaging import jpeg
-from server.imaging.codec import Data, Format, damaged
+from server.imaging.codecs import Data, Format, damaged
 from server.imaging.jpeg import Jpeg, Segment
 
 _KERNEL = "server.imaging.entropy"

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image, ImageFile
 
-from server.imaging.codec import Data, Format, Sink, damaged
+from server.imaging.codecs import Data, Format, Sink, damaged
 
 _QOI_END = b"\0\0\0\0\0\0\0\1"
 _HIGH_BIT_DEPTH, _MONOCHROME, _SUBSAMPLED_X, _SUBSAMPLED_Y = 0x40, 0x10, 0x08, 0x04

@@ -12,7 +12,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from server.errors import UnsupportedImage
 from server.imaging import ifd
-from server.imaging.codec import Data, Format, damaged
+from server.imaging.codecs import Data, Format, damaged
 from server.imaging.geometry import swaps_axes
 from server.imaging.icc import kept_icc
 from server.imaging.jpeg import estimated_quality

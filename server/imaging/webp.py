@@ -7,7 +7,7 @@ from io import BytesIO
 
 from PIL import Image, WebPImagePlugin
 
-from server.imaging.codec import Data, Effort, Format, Sink, damaged
+from server.imaging.codecs import Data, Effort, Format, Sink, damaged
 from server.imaging.composition import Disposal, Layer
 from server.imaging.geometry import Rect
 from server.imaging.limits import Limits

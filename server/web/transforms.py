@@ -13,7 +13,7 @@ from server.admission import Admission
 from server.cluster.dispatch import Dispatcher, TooLate
 from server.cluster.work import MemoryFilePool, Spent
 from server.errors import BadParameter, ServiceUnavailable
-from server.imaging.codec import OUTPUT_FORMATS, Effort, Format
+from server.imaging.codecs import OUTPUT_FORMATS, Effort, Format
 from server.imaging.geometry import Turn
 from server.imaging.recipe import ImagePath, Recipe
 from server.web.exchange import Exchange

@@ -14,7 +14,7 @@ from fuzz.campaign import CLIENTS, Campaign
 from fuzz.conftest import EXTENT, Extent
 from fuzz.images import MAKERS, sound_files
 from server.errors import DamagedImage, UnsupportedImage
-from server.imaging.codec import Format, sniff
+from server.imaging.codecs import Format, sniff
 
 log = logging.getLogger("fuzz")
 

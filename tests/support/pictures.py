@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from server.imaging.codec import Effort
+from server.imaging.codecs import Effort
 from server.imaging.geometry import Turn
 from server.imaging.limits import Limits
 from server.imaging.pipeline import process
@@ -21,7 +21,7 @@ from support.oracle import CLEAR, Grid, Patch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from server.imaging.codec import Format
+    from server.imaging.codecs import Format
     from server.imaging.recipe import ImagePath
 
 

@@ -19,7 +19,7 @@ import server.web
 from server.app import OPERATIONS, create_app
 from server.cluster.membership import Membership
 from server.cluster.quarantine import Quarantine
-from server.imaging.codec import CODECS, OUTPUT_FORMATS
+from server.imaging.codecs import CODECS, OUTPUT_FORMATS
 from server.settings import Settings
 from server.web.envelope import App
 from server.web.problems import STATUS_OF, Problem

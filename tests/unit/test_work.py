@@ -26,7 +26,7 @@ from server.cluster.work import (
     receive,
     send,
 )
-from server.imaging.codec import CODECS, OUTPUT_FORMATS, Format
+from server.imaging.codecs import CODECS, OUTPUT_FORMATS, Format
 from server.imaging.geometry import Turn
 from server.imaging.limits import Limits
 from server.imaging.recipe import Recipe, Result

@@ -23,7 +23,7 @@ from support.oracle import (
 from support.pictures import GENEROUS, GifFrame, Outcome, apng, gif, gif_palette, processed, webp_animation
 
 from server.errors import TooManyFrames
-from server.imaging.codec import Format
+from server.imaging.codecs import Format
 
 RED, GREEN, BLUE = (250, 0, 0, 255), (0, 250, 0, 255), (0, 0, 250, 255)
 GLOBAL, LOCAL = gif_palette("global"), gif_palette("local")

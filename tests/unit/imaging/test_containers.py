@@ -14,7 +14,7 @@ from support import pictures
 
 from server.errors import DamagedImage, ImageError, TooManyFrames, TooManyPixels, UnsupportedImage
 from server.imaging import gif, jpeg, png, tiff, vp8, webp
-from server.imaging.codec import Effort, Format
+from server.imaging.codecs import Effort, Format
 from server.imaging.geometry import Rect, Turn, compose, turned_rect, turned_size
 from server.imaging.limits import Limits
 from server.imaging.pipeline import process

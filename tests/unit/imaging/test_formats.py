@@ -15,7 +15,7 @@ from support.oracle import TURNS, expected, grid_of, psnr, seen_frames
 from support.pictures import GENEROUS, encoded, natural, picture, processed
 
 from server.errors import ImageError, UnsupportedImage
-from server.imaging.codec import OUTPUT_FORMATS, Format
+from server.imaging.codecs import OUTPUT_FORMATS, Format
 from server.imaging.geometry import Turn
 from server.imaging.pipeline import process
 from server.imaging.recipe import Recipe

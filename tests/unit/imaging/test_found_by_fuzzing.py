@@ -11,7 +11,7 @@ from support.oracle import grid_of, psnr
 from support.pictures import encoded, natural, picture, processed, with_chunk, with_segment
 
 from server.errors import DamagedImage
-from server.imaging.codec import Format
+from server.imaging.codecs import Format
 
 SIZE = (16, 8)
 FRAME = pictures.GifFrame(grid_of(picture("L", (2, 2)).point(lambda sample: sample % 16)))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from server.errors import DamagedImage, UnsupportedImage
 from server.imaging import ifd
-from server.imaging.codec import Format
+from server.imaging.codecs import Format
 from server.imaging.geometry import Turn
 from server.imaging.jpeg import read_jpeg
 from server.imaging.limits import Limits

@@ -28,7 +28,7 @@ from support.pictures import (
 )
 
 from server.errors import DamagedImage, UnsupportedImage
-from server.imaging.codec import Format
+from server.imaging.codecs import Format
 
 if TYPE_CHECKING:
     from server.imaging.recipe import ImagePath

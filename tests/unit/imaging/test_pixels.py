@@ -14,7 +14,7 @@ from support.oracle import ORIENTATIONS, TURNS, Grid, Png, expected, grid_of, re
 from support.pictures import encoded, orientation_only, picture, processed
 
 from server.errors import UnsupportedImage
-from server.imaging.codec import Format
+from server.imaging.codecs import Format
 from server.imaging.geometry import Turn
 
 if TYPE_CHECKING:

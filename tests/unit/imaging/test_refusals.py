@@ -25,7 +25,7 @@ from support.pictures import (
 )
 
 from server.errors import DamagedImage, ImageError, TooManyFrames, TooManyPixels, UnsupportedImage
-from server.imaging.codec import Format, decoding, sniff
+from server.imaging.codecs import Format, decoding, sniff
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
