@@ -14,10 +14,10 @@ from PIL.TiffImagePlugin import AppendingTiffWriter
 from server.errors import UnsupportedImage
 from server.imaging import gif, ifd, jpeg, png, stills, tiff, webp
 from server.imaging.codecs import CODECS, Effort, Format, Sink
-from server.imaging.colours import fit, indexed
 from server.imaging.geometry import Rect
 from server.imaging.icc import kept_icc
 from server.imaging.metadata import without_orientation
+from server.imaging.modes import fit, indexed
 
 #: What a caller who names a format but no quality gets.
 _QUALITY = {Format.JPEG: 90, Format.WEBP: 90, Format.AVIF: 80}
