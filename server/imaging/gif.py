@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from PIL import Image
 from PIL.Image import Transpose
 
+from server.imaging.animation import Disposal, Layer
 from server.imaging.codecs import Data, Format, Sink, damaged
-from server.imaging.composition import Disposal, Layer
 from server.imaging.geometry import Rect, swaps_axes, turned_rect, turned_size
 from server.imaging.limits import Limits
 

@@ -11,6 +11,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from server.errors import NotLossless, UnsupportedImage
 from server.imaging import gif, ifd, jpeg, png, stills, tiff, vp8, webp
+from server.imaging.animation import composed
 from server.imaging.codecs import (
     CODECS,
     OUTPUT_FORMATS,
@@ -23,7 +24,6 @@ from server.imaging.codecs import (
     sniff,
     write_whole,
 )
-from server.imaging.composition import composed
 from server.imaging.conversion import (
     MANY_FRAMES,
     Attachments,

@@ -11,8 +11,8 @@ from PIL import Image, ImageChops, PngImagePlugin
 from PIL.Image import Transpose
 from zlib_ng import zlib_ng
 
+from server.imaging.animation import Disposal, Layer
 from server.imaging.codecs import MAX_PARTS, Data, Effort, Format, Sink, damaged
-from server.imaging.composition import Disposal, Layer
 from server.imaging.geometry import Rect, swaps_axes, turned_rect, turned_size
 from server.imaging.icc import is_srgb
 from server.imaging.limits import Limits

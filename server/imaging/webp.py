@@ -7,8 +7,8 @@ from io import BytesIO
 
 from PIL import Image, WebPImagePlugin
 
+from server.imaging.animation import Disposal, Layer
 from server.imaging.codecs import Data, Effort, Format, Sink, damaged
-from server.imaging.composition import Disposal, Layer
 from server.imaging.geometry import Rect
 from server.imaging.limits import Limits
 
