@@ -24,7 +24,15 @@ from server.imaging.codecs import (
     sniff,
     write_whole,
 )
-from server.imaging.conversion import (
+from server.imaging.geometry import Rect, compose, swaps_axes, turned_rect, turned_size
+from server.imaging.icc import kept_icc
+from server.imaging.limits import Limits
+from server.imaging.lossless import Moving
+from server.imaging.metadata import orientation_of, upright_exif, upright_xmp, without_companions
+from server.imaging.recipe import Recipe, Result, Run, Stage
+from server.imaging.recoded import Recoding
+from server.imaging.sequential import Impossible
+from server.imaging.transcode import (
     MANY_FRAMES,
     Attachments,
     Frame,
@@ -34,14 +42,6 @@ from server.imaging.conversion import (
     encode,
     write_pages,
 )
-from server.imaging.geometry import Rect, compose, swaps_axes, turned_rect, turned_size
-from server.imaging.icc import kept_icc
-from server.imaging.limits import Limits
-from server.imaging.lossless import Moving
-from server.imaging.metadata import orientation_of, upright_exif, upright_xmp, without_companions
-from server.imaging.recipe import Recipe, Result, Run, Stage
-from server.imaging.recoded import Recoding
-from server.imaging.sequential import Impossible
 
 if TYPE_CHECKING:
     from PIL.JpegImagePlugin import JpegImageFile
