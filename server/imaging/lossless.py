@@ -13,10 +13,17 @@ from typing import NamedTuple
 
 from PIL.Image import Transpose
 
-from server.imaging import jpeg
 from server.imaging.codecs import Data
 from server.imaging.geometry import mirrored_axes
-from server.imaging.jpeg import Jpeg
+from server.imaging.jpeg.markers import (
+    DHT,
+    METADATA,
+    SOS,
+    Jpeg,
+    huffman_tables,
+    kept_headers,
+    written_segment,
+)
 from server.imaging.mirroring import Plane, Turn, planes_of
 from server.imaging.sequential import (
     CELL,
@@ -196,24 +203,24 @@ class Moving(Turn):
 
     def pieces(self, *, strip: bool) -> Iterator[bytes | memoryview]:
         """All segments in their order, with the scans turned."""
-        yield b"\xff\xd8" + jpeg.kept_headers(self._markers, strip=strip, is_turned=False)
+        yield b"\xff\xd8" + kept_headers(self._markers, strip=strip, is_turned=False)
         walked = iter(self._walked)
         defined: dict[int, bytes] = {}
         for segment in self._markers.segments:
-            if segment.marker in jpeg.METADATA:
+            if segment.marker in METADATA:
                 continue
             parameters = bytes(self._data[segment.start : segment.end])
-            if segment.marker == jpeg.DHT:
-                defined |= jpeg.huffman_tables(parameters)
-            if segment.marker != jpeg.SOS:
-                yield jpeg.written_segment(segment.marker, parameters)
+            if segment.marker == DHT:
+                defined |= huffman_tables(parameters)
+            if segment.marker != SOS:
+                yield written_segment(segment.marker, parameters)
                 continue
             one = next(walked)
             for key, table in zip(one.scan.keys, one.tables, strict=True):
                 if defined[key] != table.raw:
                     defined[key] = table.raw
-                    yield jpeg.written_segment(jpeg.DHT, bytes([key]) + table.raw)
-            yield jpeg.written_segment(jpeg.SOS, parameters)
+                    yield written_segment(DHT, bytes([key]) + table.raw)
+            yield written_segment(SOS, parameters)
             yield from coded(
                 kernel().write, one.scan.across, one.scan.down, one.scan.interval, one.scan.layout,
                 joined(table.codes for table in one.tables), one.places, one.differences, one.firsts,

@@ -16,7 +16,7 @@ from PIL.Image import Transpose
 
 from server.imaging.codecs import Data
 from server.imaging.geometry import mirrored_axes
-from server.imaging.jpeg import Jpeg
+from server.imaging.jpeg.markers import Jpeg
 from server.imaging.sequential import (
     BLOCK,
     CELL,

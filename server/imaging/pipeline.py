@@ -10,7 +10,7 @@ from PIL.Image import Transpose
 from PIL.TiffImagePlugin import TiffImageFile
 
 from server.errors import NotLossless, UnsupportedImage
-from server.imaging import gif, ifd, jpeg, png, stills, tiff, vp8, webp
+from server.imaging import gif, ifd, png, stills, tiff, vp8, webp
 from server.imaging.animation import composed
 from server.imaging.codecs import (
     CODECS,
@@ -26,6 +26,15 @@ from server.imaging.codecs import (
 )
 from server.imaging.geometry import Rect, compose, swaps_axes, turned_rect, turned_size
 from server.imaging.icc import kept_icc
+from server.imaging.jpeg.markers import (
+    Jpeg,
+    check_complete,
+    disown_adobe,
+    encoder_settings,
+    kept_segments,
+    read_jpeg,
+    write_density,
+)
 from server.imaging.limits import Limits
 from server.imaging.lossless import Moving
 from server.imaging.metadata import orientation_of, upright_exif, upright_xmp, without_companions
@@ -98,7 +107,7 @@ def process(
 def _jpeg(run: Run) -> Result:
     """JPEG to JPEG, coded as the source was."""
     with decoding(Format.JPEG):
-        markers = jpeg.read_jpeg(run.data, run.limits)
+        markers = read_jpeg(run.data, run.limits)
     transpose = compose(markers.orientation, run.recipe.turn)
     if run.recipe.path != "pixels":
         try:
@@ -112,23 +121,23 @@ def _jpeg(run: Run) -> Result:
             raise UnsupportedImage(
                 "This JPEG is lossless, which cannot be written again. Ask for format=png, or for a quality.",
             )
-        settings = jpeg.encoder_settings(markers, image, transpose, run.recipe.quality)
-        kept = jpeg.kept_segments(markers, strip=run.recipe.strip)
+        settings = encoder_settings(markers, image, transpose, run.recipe.quality)
+        kept = kept_segments(markers, strip=run.recipe.strip)
         image.load()
-        jpeg.check_complete(markers, image, run.data)
+        check_complete(markers, image, run.data)
     run.lap("decode")
     turned = run.turn(image, transpose)
     turned.save(run.sink, "JPEG", comment=b"", extra=kept, **settings)
     if turned.mode == "CMYK":
         if markers.adobe_transform is None:
-            jpeg.disown_adobe(run.sink)
+            disown_adobe(run.sink)
     elif markers.jfif and not (run.recipe.strip or settings["keep_rgb"]):
-        jpeg.write_density(run.sink, markers.jfif, transpose)
+        write_density(run.sink, markers.jfif, transpose)
     run.lap("encode")
     return run.result(turned.size)
 
 
-def _moved_jpeg(run: Run, markers: jpeg.Jpeg, transpose: Transpose | None) -> Result:
+def _moved_jpeg(run: Run, markers: Jpeg, transpose: Transpose | None) -> Result:
     """JPEG to JPEG by its coefficients.
 
     Raises:
@@ -320,11 +329,11 @@ class _Head:
     plays: int | None = 0
     drawn: Iterator[tuple[Image.Image, float]] | None = None
     is_deep: bool = False
-    markers: jpeg.Jpeg | None = None
+    markers: Jpeg | None = None
 
 
 def _jpeg_head(run: Run) -> _Head:
-    markers = jpeg.read_jpeg(run.data, run.limits)
+    markers = read_jpeg(run.data, run.limits)
     return _Head(orientation=markers.orientation, exif=markers.exif, markers=markers)
 
 
@@ -405,7 +414,7 @@ def _drawn(run: Run, head: _Head, count: int) -> Iterator[Frame]:
             else:
                 image.load()
             if head.markers is not None:
-                jpeg.check_complete(head.markers, image, run.data)
+                check_complete(head.markers, image, run.data)
         run.lap("decode")
         yield Frame(pixels, float(image.info.get("duration") or 0))
 

@@ -11,9 +11,8 @@ from itertools import product
 
 from PIL.Image import Transpose
 
-from server.imaging import jpeg
 from server.imaging.codecs import Data
-from server.imaging.jpeg import Jpeg
+from server.imaging.jpeg.markers import DHT, DQT, DRI, SOF0, SOF1, SOS, Jpeg, kept_headers, written_segment
 from server.imaging.mirroring import Plane, Turn, planes_of
 from server.imaging.sequential import (
     CELL,
@@ -89,22 +88,22 @@ class Recoding(Turn):
 
     def pieces(self, *, strip: bool) -> Iterator[bytes | memoryview]:
         """Tables and frame header of their own, for blocks whose rows became columns, and the scan."""
-        yield b"\xff\xd8" + jpeg.kept_headers(self._markers, strip=strip, is_turned=True)
+        yield b"\xff\xd8" + kept_headers(self._markers, strip=strip, is_turned=True)
         for number, steps in self._structure.quantization.items():
             yield _quantization_segment(number, _transposed(steps))
         for segment in self._markers.segments:
-            if segment.marker in (jpeg.SOF0, jpeg.SOF1):
+            if segment.marker in (SOF0, SOF1):
                 header = bytearray(self._data[segment.start : segment.end])
                 header[1:5] = header[3:5] + header[1:3]
                 for at in range(7, len(header), 3):
                     header[at] = header[at] >> 4 | header[at] << 4 & 0xF0
-                yield jpeg.written_segment(segment.marker, bytes(header))
+                yield written_segment(segment.marker, bytes(header))
         for key, table in zip(self._scan.keys, self._tables, strict=True):
-            yield jpeg.written_segment(jpeg.DHT, bytes([key]) + table.raw)
+            yield written_segment(DHT, bytes([key]) + table.raw)
         if self._scan.interval:
-            yield jpeg.written_segment(jpeg.DRI, self._scan.interval.to_bytes(2, "big"))
+            yield written_segment(DRI, self._scan.interval.to_bytes(2, "big"))
         chosen = bytes(self._data[self._scan.segment.start : self._scan.segment.end])
-        yield jpeg.written_segment(jpeg.SOS, chosen)
+        yield written_segment(SOS, chosen)
         yield from self._coded
         yield b"\xff\xd9"
 
@@ -126,6 +125,6 @@ def _transposed(steps: Sequence[int]) -> Sequence[int]:
 def _quantization_segment(number: int, steps: Sequence[int]) -> bytes:
     is_wide = max(steps) > 255  # noqa: PLR2004 what a byte holds
     size = 2 if is_wide else 1
-    return jpeg.written_segment(
-        jpeg.DQT, bytes([is_wide << 4 | number]) + b"".join(step.to_bytes(size, "big") for step in steps)
+    return written_segment(
+        DQT, bytes([is_wide << 4 | number]) + b"".join(step.to_bytes(size, "big") for step in steps)
     )

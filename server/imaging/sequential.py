@@ -14,13 +14,25 @@ from struct import calcsize, unpack_from
 from types import ModuleType
 from typing import NamedTuple, Self
 
-from server.imaging import jpeg
 from server.imaging.codecs import Data, Format, damaged
-from server.imaging.jpeg import Jpeg, Segment
+from server.imaging.jpeg.markers import (
+    DHT,
+    DQT,
+    DRI,
+    EOI,
+    METADATA,
+    SOF0,
+    SOF1,
+    SOS,
+    Jpeg,
+    Segment,
+    huffman_tables,
+    typical_huffman_tables,
+)
 
 _KERNEL = "server.imaging.entropy"
 
-_FRAMES = frozenset({jpeg.SOF0, jpeg.SOF1})
+_FRAMES = frozenset({SOF0, SOF1})
 _COMPONENTS = frozenset({1, 3, 4})
 _MAX_SAMPLING = 4
 _MAX_BLOCKS_OF_AN_MCU = 10  # B.2.3
@@ -119,7 +131,7 @@ class Table:
         Args:
             key: class and number of that one.
         """
-        typical = jpeg.typical_huffman_tables()
+        typical = typical_huffman_tables()
         return cls.of(typical.get(key) or typical[key & _AC])
 
     def has_codes_for(self, symbols: int) -> bool:
@@ -266,15 +278,15 @@ def read_structure(data: Data, markers: Jpeg) -> Structure:
     for segment, parameters in _segments(data, markers):
         if segment.marker in _FRAMES and frame is None:
             frame = Frame.read(parameters)
-        elif segment.marker == jpeg.DHT:
+        elif segment.marker == DHT:
             tables |= _huffman_tables(parameters)
-        elif segment.marker == jpeg.DQT and not scans:  # one behind would not be for those before it
+        elif segment.marker == DQT and not scans:  # one behind would not be for those before it
             quantization |= _quantization_tables(parameters)
-        elif segment.marker == jpeg.DRI and len(parameters) == 2:  # noqa: PLR2004 it is one number
+        elif segment.marker == DRI and len(parameters) == 2:  # noqa: PLR2004 it is one number
             interval = int.from_bytes(parameters, "big")
-        elif segment.marker == jpeg.SOS and frame is not None:
+        elif segment.marker == SOS and frame is not None:
             scans.append(_scan(segment, parameters, frame, tables, interval))
-        elif segment.marker not in jpeg.METADATA:
+        elif segment.marker not in METADATA:
             raise Impossible("it is coded in another way, such as progressively")
     seen = [component.number for scan in scans for component in scan.components]
     if frame is None or sorted(seen) != list(range(len(frame.components))):
@@ -288,7 +300,7 @@ def _segments(data: Data, markers: Jpeg) -> Iterator[tuple[Segment, bytes]]:
     """All segments with their parameters, one right behind the other."""
     end = 2
     for segment in markers.segments:
-        if segment.marker == jpeg.EOI:
+        if segment.marker == EOI:
             return
         if segment.start != end + 4:
             raise Impossible("there is something between its segments")
@@ -298,7 +310,7 @@ def _segments(data: Data, markers: Jpeg) -> Iterator[tuple[Segment, bytes]]:
 
 def _huffman_tables(dht: bytes) -> dict[int, bytes]:
     """The tables of a DHT segment (B.2.4.2)."""
-    tables = jpeg.huffman_tables(dht)
+    tables = huffman_tables(dht)
     used = sum(1 + len(raw) for raw in tables.values())
     is_sound = all(
         key & ~_AC < _TABLES

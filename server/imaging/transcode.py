@@ -12,10 +12,11 @@ from PIL.PngImagePlugin import PngInfo
 from PIL.TiffImagePlugin import AppendingTiffWriter
 
 from server.errors import UnsupportedImage
-from server.imaging import gif, ifd, jpeg, png, stills, tiff, webp
+from server.imaging import gif, ifd, png, stills, tiff, webp
 from server.imaging.codecs import CODECS, Effort, Format, Sink
 from server.imaging.geometry import Rect
 from server.imaging.icc import kept_icc
+from server.imaging.jpeg.markers import segments_for
 from server.imaging.metadata import without_orientation
 from server.imaging.modes import fit, indexed
 
@@ -136,7 +137,7 @@ def _to_jpeg(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
         quality=target.quality or _QUALITY[Format.JPEG],
         dpi=_rounded(beside.dpi),
         comment=b"",
-        extra=jpeg.segments_for(exif=beside.exif, icc=icc, xmp=beside.xmp),
+        extra=segments_for(exif=beside.exif, icc=icc, xmp=beside.xmp),
     )
 
 

@@ -13,9 +13,10 @@ from PIL.Image import Transpose
 from support import pictures
 
 from server.errors import DamagedImage, ImageError, TooManyFrames, TooManyPixels, UnsupportedImage
-from server.imaging import gif, jpeg, png, tiff, vp8, webp
+from server.imaging import gif, png, tiff, vp8, webp
 from server.imaging.codecs import Effort, Format
 from server.imaging.geometry import Rect, Turn, compose, turned_rect, turned_size
+from server.imaging.jpeg.markers import encoder_settings, read_jpeg
 from server.imaging.limits import Limits
 from server.imaging.pipeline import process
 from server.imaging.recipe import Recipe, Result
@@ -457,7 +458,7 @@ def test_tables_turn_with_the_picture() -> None:
 
 def test_huffman_tables_are_optimised_only_where_they_were() -> None:
     def has_own(data: bytes) -> bool:
-        return jpeg.read_jpeg(data, GENEROUS).has_own_huffman_tables
+        return read_jpeg(data, GENEROUS).has_own_huffman_tables
 
     for mode in ("L", "RGB", "CMYK"):
         plain = encoded(noise("L", (64, 64)).convert(mode), "JPEG")
@@ -475,10 +476,10 @@ def test_chroma_is_never_sampled_more_coarsely_than_it_was(luma: int, upright: i
     data = bytearray(encoded(noise("RGB", (64, 64)), "JPEG"))
     frame = data.index(b"\xff\xc0")
     data[frame + 11] = luma
-    markers = jpeg.read_jpeg(bytes(data), GENEROUS)
+    markers = read_jpeg(bytes(data), GENEROUS)
     image = Image.open(io.BytesIO(data))
     for transpose, wanted in ((None, upright), (Transpose.ROTATE_90, sideways)):
-        assert jpeg.encoder_settings(markers, image, transpose, None)["subsampling"] == wanted
+        assert encoder_settings(markers, image, transpose, None)["subsampling"] == wanted
 
 
 def test_the_unit_of_the_density_is_kept_and_its_axes_turn() -> None:
@@ -495,7 +496,7 @@ def test_inks_are_called_inverted_only_where_they_were() -> None:
     assert data[2:4] == b"\xff\xee"
     assert turned(data)[2:4] == b"\xff\xee"
     silent = data[:2] + data[18:]
-    assert jpeg.read_jpeg(turned(silent), GENEROUS).adobe_transform is None
+    assert read_jpeg(turned(silent), GENEROUS).adobe_transform is None
     assert opened(turned(silent)).tobytes() == opened(turned(data)).tobytes()
 
 

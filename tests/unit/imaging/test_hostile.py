@@ -13,7 +13,7 @@ from server.errors import DamagedImage, UnsupportedImage
 from server.imaging import ifd
 from server.imaging.codecs import Format
 from server.imaging.geometry import Turn
-from server.imaging.jpeg import read_jpeg
+from server.imaging.jpeg.markers import read_jpeg
 from server.imaging.limits import Limits
 from server.imaging.metadata import without_companions, without_orientation
 from server.imaging.pipeline import process

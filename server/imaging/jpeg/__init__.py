@@ -1,0 +1,1 @@
+"""JPEG: read by its markers, and turned by its coefficients or its pixels."""
