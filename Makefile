@@ -40,9 +40,9 @@ endef
 
 # Without a C compiler, or with one that fails, the service still runs; its log says what is missing.
 # What is not there, or could not be compiled, is tried again.
-$(COMPILED): $(SERVE) setup.py server/imaging/entropy.py $(if $(wildcard server/imaging/entropy.*.so),,again)
-	@rm -f server/imaging/entropy.*.so
-	@$(BIN)/python setup.py -q build_ext --inplace --force >.venv/compile.log 2>&1; ls server/imaging/entropy.*.so >/dev/null 2>&1 && touch $@ || echo "not compiled, see .venv/compile.log: JPEGs are decoded instead of turned without loss"
+$(COMPILED): $(SERVE) setup.py server/imaging/jpeg/entropy.py $(if $(wildcard server/imaging/jpeg/entropy.*.so),,again)
+	@rm -f server/imaging/jpeg/entropy.*.so
+	@$(BIN)/python setup.py -q build_ext --inplace --force >.venv/compile.log 2>&1; ls server/imaging/jpeg/entropy.*.so >/dev/null 2>&1 && touch $@ || echo "not compiled, see .venv/compile.log: JPEGs are decoded instead of turned without loss"
 
 again:
 
@@ -109,6 +109,6 @@ lock: ## write the pinned requirements anew, with hashes (needs uv)
 	$(LOCK) requirements/peers.in -o requirements/peers.txt
 
 clean: ## remove everything that was installed or generated
-	rm -rf .venv .venv-peers benchmarks/peers/node_modules build server/imaging/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache images/benchmark-*.jpg
+	rm -rf .venv .venv-peers benchmarks/peers/node_modules build server/imaging/jpeg/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache images/benchmark-*.jpg
 	rm -f flipped.jpg mirrored.jpg turned.webp
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

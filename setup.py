@@ -7,7 +7,10 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 KERNEL = Extension(
-    "server.imaging.entropy", ["server/imaging/entropy.py"], extra_compile_args=["-O3"], optional=True
+    "server.imaging.jpeg.entropy",
+    ["server/imaging/jpeg/entropy.py"],
+    extra_compile_args=["-O3"],
+    optional=True,
 )
 
 setup(ext_modules=cythonize([KERNEL], build_dir="build"))

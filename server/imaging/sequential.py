@@ -30,7 +30,7 @@ from server.imaging.jpeg.markers import (
     typical_huffman_tables,
 )
 
-_KERNEL = "server.imaging.entropy"
+_KERNEL = "server.imaging.jpeg.entropy"
 
 _FRAMES = frozenset({SOF0, SOF1})
 _COMPONENTS = frozenset({1, 3, 4})
