@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Self, cast
 
 from server.cluster.work import Done, FlightRecorder, Refused, Spent, Task, now_us, receive, send
 from server.errors import ImageError, TooManyPixels
-from server.imaging import sequential
+from server.imaging.jpeg.kernel import Impossible, kernel
 from server.imaging.pipeline import process
 from server.imaging.recipe import Stage
 
@@ -210,8 +210,8 @@ def main() -> None:
     memory_bytes = config.memory_bytes if hard == resource.RLIM_INFINITY else min(config.memory_bytes, hard)
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     prefer_for_oom_kill(Path("/proc/self/oom_score_adj"))
-    with suppress(sequential.Impossible):  # the arbiter has said so
-        sequential.kernel()
+    with suppress(Impossible):  # the arbiter has said so
+        kernel()
     gc.freeze()  # what is loaded now stays for good; no collection has to look at it again
     lanes = [socket.socket(fileno=descriptor) for descriptor in config.work]
     with FileIO(config.recorder, "r+b") as file:

@@ -18,7 +18,7 @@ from server.cluster.scoreboard import Cell, Scoreboard, State
 from server.cluster.work import WorkSocket
 from server.gateway import preflight
 from server.gateway.worker import Worker
-from server.imaging import sequential
+from server.imaging.jpeg import kernel
 from server.logs import get_logger
 from server.settings import Settings
 
@@ -75,7 +75,7 @@ class Hooks:
 
     def when_ready(self, server: "Arbiter") -> None:
         """Warn about what will not work here, and tell a person at a terminal what to do next."""
-        if reason := sequential.why_not():
+        if reason := kernel.why_not():
             log.warning(
                 "lossless_unavailable", reason=f"{reason}; install a C compiler and run `make install`"
             )

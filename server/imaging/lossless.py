@@ -15,6 +15,7 @@ from PIL.Image import Transpose
 
 from server.imaging.codecs import Data
 from server.imaging.geometry import mirrored_axes
+from server.imaging.jpeg.kernel import Impossible, kernel
 from server.imaging.jpeg.markers import (
     DHT,
     METADATA,
@@ -24,12 +25,10 @@ from server.imaging.jpeg.markers import (
     kept_headers,
     written_segment,
 )
-from server.imaging.mirroring import Plane, Turn, planes_of
-from server.imaging.sequential import (
+from server.imaging.jpeg.structure import (
     CELL,
     ZIGZAG,
     Component,
-    Impossible,
     NoCodeError,
     Scan,
     Table,
@@ -37,8 +36,8 @@ from server.imaging.sequential import (
     check_result,
     coded,
     joined,
-    kernel,
 )
+from server.imaging.mirroring import Plane, Turn, planes_of
 
 #: That the data has come to its end is seen at the end of an MCU: ten blocks of 63 codes of 16 bits, with 15
 #: more each, are 62 words a block.

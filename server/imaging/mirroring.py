@@ -16,17 +16,9 @@ from PIL.Image import Transpose
 
 from server.imaging.codecs import Data
 from server.imaging.geometry import mirrored_axes
+from server.imaging.jpeg.kernel import Impossible, kernel
 from server.imaging.jpeg.markers import Jpeg
-from server.imaging.sequential import (
-    BLOCK,
-    CELL,
-    Component,
-    Frame,
-    Impossible,
-    Scan,
-    kernel,
-    read_structure,
-)
+from server.imaging.jpeg.structure import BLOCK, CELL, Component, Frame, Scan, read_structure
 
 
 class Axis(NamedTuple):

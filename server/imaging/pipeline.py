@@ -26,6 +26,7 @@ from server.imaging.codecs import (
 )
 from server.imaging.geometry import Rect, compose, swaps_axes, turned_rect, turned_size
 from server.imaging.icc import kept_icc
+from server.imaging.jpeg.kernel import Impossible
 from server.imaging.jpeg.markers import (
     Jpeg,
     check_complete,
@@ -40,7 +41,6 @@ from server.imaging.lossless import Moving
 from server.imaging.metadata import orientation_of, upright_exif, upright_xmp, without_companions
 from server.imaging.recipe import Recipe, Result, Run, Stage
 from server.imaging.recoded import Recoding
-from server.imaging.sequential import Impossible
 from server.imaging.transcode import (
     MANY_FRAMES,
     Attachments,

@@ -12,20 +12,19 @@ from itertools import product
 from PIL.Image import Transpose
 
 from server.imaging.codecs import Data
+from server.imaging.jpeg.kernel import Impossible, kernel
 from server.imaging.jpeg.markers import DHT, DQT, DRI, SOF0, SOF1, SOS, Jpeg, kept_headers, written_segment
-from server.imaging.mirroring import Plane, Turn, planes_of
-from server.imaging.sequential import (
+from server.imaging.jpeg.structure import (
     CELL,
     ZIGZAG,
-    Impossible,
     NoCodeError,
     Table,
     check_blocks,
     check_result,
     coded,
     joined,
-    kernel,
 )
+from server.imaging.mirroring import Plane, Turn, planes_of
 
 _SIGN = 64
 

@@ -14,8 +14,9 @@ from PIL.Image import Transpose
 from support.pictures import GENEROUS
 
 from server.errors import DamagedImage, ImageError, NotLossless
-from server.imaging import sequential
 from server.imaging.geometry import Turn
+from server.imaging.jpeg import kernel as kernels
+from server.imaging.jpeg.kernel import kernel
 from server.imaging.mirroring import Plane
 from server.imaging.pipeline import process
 from server.imaging.recipe import Recipe
@@ -224,14 +225,14 @@ def test_who_wants_it_without_loss_or_not_at_all_is_told_why_not(
 
 
 def test_without_a_compiler_pictures_are_turned_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    sequential.kernel.cache_clear()
-    monkeypatch.setattr(sequential, "why_not", lambda: "no compiler")
+    kernel.cache_clear()
+    monkeypatch.setattr(kernels, "why_not", lambda: "no compiler")
     jpeg = encoded(smooth((16, 16)))
     turned(jpeg, wants="pixels")
     with pytest.raises(NotLossless, match="no compiler"):
         turned(jpeg, path="lossless")
     monkeypatch.undo()
-    sequential.kernel.cache_clear()
+    kernel.cache_clear()
     turned(jpeg)
 
 
@@ -504,7 +505,7 @@ def test_inks_keep_their_transform(turn: Turn, transform: int) -> None:
 
 
 def test_colours_that_take_more_bits_than_before_get_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, answers = sequential.kernel().pack, []
+    real, answers = kernel().pack, []
 
     def pack(*given: object) -> int:
         answers.append(real(*given))
@@ -514,9 +515,9 @@ def test_colours_that_take_more_bits_than_before_get_room(monkeypatch: pytest.Mo
     colours = picture((512, 520), "RGB", "room").convert("YCbCr").split()[1:]
     image = Image.merge("YCbCr", (Image.new("L", (512, 520), 128), *colours))
     jpeg = encoded(image, subsampling="4:2:0", quality=98)
-    monkeypatch.setattr(sequential.kernel(), "pack", pack)
+    monkeypatch.setattr(kernel(), "pack", pack)
     answer = turned(jpeg, Turn.FLIP, wants="coefficients")
-    assert sequential.kernel().NO_ROOM in answers
+    assert kernel().NO_ROOM in answers
     assert fidelity_db(answer, jpeg, Transpose.FLIP_TOP_BOTTOM) > 1e3  # 30 dB
 
 

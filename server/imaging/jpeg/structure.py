@@ -6,15 +6,12 @@ Source: ITU-T T.81, annexes A (how samples become MCUs) and B (markers).
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from importlib import import_module
-from importlib.machinery import ExtensionFileLoader
-from importlib.util import find_spec
+from functools import lru_cache
 from struct import calcsize, unpack_from
-from types import ModuleType
 from typing import NamedTuple, Self
 
 from server.imaging.codecs import Data, Format, damaged
+from server.imaging.jpeg.kernel import Impossible, kernel
 from server.imaging.jpeg.markers import (
     DHT,
     DQT,
@@ -29,8 +26,6 @@ from server.imaging.jpeg.markers import (
     huffman_tables,
     typical_huffman_tables,
 )
-
-_KERNEL = "server.imaging.jpeg.entropy"
 
 _FRAMES = frozenset({SOF0, SOF1})
 _COMPONENTS = frozenset({1, 3, 4})
@@ -65,36 +60,6 @@ _TABLES = 4
 
 #: AC tables have this bit in their class and number (B.2.4.2).
 _AC = 0x10
-
-
-class Impossible(Exception):
-    """This picture, or this turn, needs its pixels; the text says why."""
-
-
-def why_not() -> str | None:
-    """Say why no JPEG can be turned without loss here; None when they can."""
-    spec = find_spec(_KERNEL)
-    if spec is None or not isinstance(spec.loader, ExtensionFileLoader):
-        return "this service runs without its compiled module"
-    return None
-
-
-@cache
-def kernel() -> ModuleType:
-    """Load the compiled module.
-
-    Not when this one is loaded: a process that loads its modules again cannot do that with a compiled one,
-    and only engines need it.
-
-    Raises:
-        Impossible: there is none.
-    """
-    if reason := why_not():
-        raise Impossible(reason)
-    try:
-        return import_module(_KERNEL)
-    except ImportError as error:
-        raise Impossible(f"its kernel cannot be loaded: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
