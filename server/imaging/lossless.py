@@ -25,19 +25,8 @@ from server.imaging.jpeg.markers import (
     kept_headers,
     written_segment,
 )
-from server.imaging.jpeg.structure import (
-    CELL,
-    ZIGZAG,
-    Component,
-    NoCodeError,
-    Scan,
-    Table,
-    check_blocks,
-    check_result,
-    coded,
-    joined,
-)
-from server.imaging.mirroring import Plane, Turn, planes_of
+from server.imaging.jpeg.structure import CELL, ZIGZAG, Component, Scan, Table, check_blocks, joined
+from server.imaging.jpeg.turn import CoefficientTurn, NoCodeError, Plane, check_result, coded, planes_of
 
 #: That the data has come to its end is seen at the end of an MCU: ten blocks of 63 codes of 16 bits, with 15
 #: more each, are 62 words a block.
@@ -82,7 +71,7 @@ class _Made(NamedTuple):
     table: int
 
 
-class Moving(Turn):
+class Moving(CoefficientTurn):
     """A turn in which rows stay rows."""
 
     def __init__(

@@ -14,17 +14,8 @@ from PIL.Image import Transpose
 from server.imaging.codecs import Data
 from server.imaging.jpeg.kernel import Impossible, kernel
 from server.imaging.jpeg.markers import DHT, DQT, DRI, SOF0, SOF1, SOS, Jpeg, kept_headers, written_segment
-from server.imaging.jpeg.structure import (
-    CELL,
-    ZIGZAG,
-    NoCodeError,
-    Table,
-    check_blocks,
-    check_result,
-    coded,
-    joined,
-)
-from server.imaging.mirroring import Plane, Turn, planes_of
+from server.imaging.jpeg.structure import CELL, ZIGZAG, Table, check_blocks, joined
+from server.imaging.jpeg.turn import CoefficientTurn, NoCodeError, Plane, check_result, coded, planes_of
 
 _SIGN = 64
 
@@ -32,7 +23,7 @@ _SIGN = 64
 _TRANSPOSED = tuple(position % CELL * CELL + position // CELL for position in ZIGZAG)
 
 
-class Recoding(Turn):
+class Recoding(CoefficientTurn):
     """A turn in which rows become columns."""
 
     def __init__(

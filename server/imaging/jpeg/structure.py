@@ -4,7 +4,7 @@ Source: ITU-T T.81, annexes A (how samples become MCUs) and B (markers).
 """
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from struct import calcsize, unpack_from
@@ -51,9 +51,6 @@ _MOST_BYTES = 1 << 29
 
 #: How many words the kernel reads ahead: few enough for the first cache.
 _WORDS = 1024
-
-#: How much is coded at once, in bytes.
-_ROOM_BYTES = 1 << 18
 
 #: How many Huffman tables of a class there may be, and quantization tables.
 _TABLES = 4
@@ -353,44 +350,6 @@ def check_blocks(scan: Scan) -> None:
         raise Impossible("it has too many bytes")
     if scan.blocks > _BLOCKS_OF_A_BYTE * coded_bytes:
         raise damaged(Format.JPEG, "its pixels end early")
-
-
-class NoCodeError(Exception):
-    """A Huffman table lacks a symbol."""
-
-
-def check_result(result: int) -> int:
-    """Look at what the kernel returned, and pass it on.
-
-    Raises:
-        DamagedImage: the data ends before the picture does.
-        NoCodeError: a table cannot code what it should.
-        Impossible: there is another fault, which a decoder may overlook.
-    """
-    if result == kernel().ENDS_EARLY:
-        raise damaged(Format.JPEG, "its pixels end early")
-    if result == kernel().NO_CODE:
-        raise NoCodeError
-    if result < 0:
-        raise Impossible(f"it has {kernel().FAULTS[result]}")
-    return result
-
-
-def coded(code: Callable[..., int], across: int, down: int, *more: object) -> Iterator[memoryview]:
-    """Have the kernel code a scan, piece by piece; each is good until the next one is asked for.
-
-    Args:
-        code: its function.
-        across: MCUs in a row.
-        down: how many rows.
-        more: the function's other arguments.
-
-    Raises:
-        NoCodeError, Impossible: as `check_result`.
-    """
-    state, room = array("q", [0]) * 7, bytearray(_ROOM_BYTES)
-    while state[0] < across * down:
-        yield memoryview(room)[: check_result(code(state, room, across, down, *more))]
 
 
 def joined(arrays: Iterable["array[int]"]) -> "array[int]":

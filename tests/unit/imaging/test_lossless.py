@@ -17,7 +17,7 @@ from server.errors import DamagedImage, ImageError, NotLossless
 from server.imaging.geometry import Turn
 from server.imaging.jpeg import kernel as kernels
 from server.imaging.jpeg.kernel import kernel
-from server.imaging.mirroring import Plane
+from server.imaging.jpeg.turn import Plane
 from server.imaging.pipeline import process
 from server.imaging.recipe import Recipe
 

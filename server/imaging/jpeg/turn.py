@@ -14,11 +14,14 @@ from typing import NamedTuple
 
 from PIL.Image import Transpose
 
-from server.imaging.codecs import Data
+from server.imaging.codecs import Data, Format, damaged
 from server.imaging.geometry import mirrored_axes
 from server.imaging.jpeg.kernel import Impossible, kernel
 from server.imaging.jpeg.markers import Jpeg
 from server.imaging.jpeg.structure import BLOCK, CELL, Component, Frame, Scan, read_structure
+
+#: How much is coded at once, in bytes.
+_ROOM_BYTES = 1 << 18
 
 
 class Axis(NamedTuple):
@@ -197,7 +200,7 @@ def planes_of(scan: Scan, axes: Mapping[int, Axes], components: Sequence[Compone
     return planes
 
 
-class Turn(ABC):
+class CoefficientTurn(ABC):
     """One picture on its way: read when it is made, written when it is asked to.
 
     Args:
@@ -229,6 +232,44 @@ class Turn(ABC):
 
         Each piece is good until the next one is asked for.
         """
+
+
+class NoCodeError(Exception):
+    """A Huffman table lacks a symbol."""
+
+
+def check_result(result: int) -> int:
+    """Look at what the kernel returned, and pass it on.
+
+    Raises:
+        DamagedImage: the data ends before the picture does.
+        NoCodeError: a table cannot code what it should.
+        Impossible: there is another fault, which a decoder may overlook.
+    """
+    if result == kernel().ENDS_EARLY:
+        raise damaged(Format.JPEG, "its pixels end early")
+    if result == kernel().NO_CODE:
+        raise NoCodeError
+    if result < 0:
+        raise Impossible(f"it has {kernel().FAULTS[result]}")
+    return result
+
+
+def coded(code: Callable[..., int], across: int, down: int, *more: object) -> Iterator[memoryview]:
+    """Have the kernel code a scan, piece by piece; each is good until the next one is asked for.
+
+    Args:
+        code: its function.
+        across: MCUs in a row.
+        down: how many rows.
+        more: the function's other arguments.
+
+    Raises:
+        NoCodeError, Impossible: as `check_result`.
+    """
+    state, room = array("q", [0]) * 7, bytearray(_ROOM_BYTES)
+    while state[0] < across * down:
+        yield memoryview(room)[: check_result(code(state, room, across, down, *more))]
 
 
 @cache
