@@ -71,7 +71,7 @@ class _Made(NamedTuple):
     table: int
 
 
-class Moving(CoefficientTurn):
+class Mirror(CoefficientTurn):
     """A turn in which rows stay rows."""
 
     def __init__(
