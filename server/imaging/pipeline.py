@@ -37,10 +37,10 @@ from server.imaging.jpeg.markers import (
     write_density,
 )
 from server.imaging.jpeg.mirror import Mirror
+from server.imaging.jpeg.transpose import Transposition
 from server.imaging.limits import Limits
 from server.imaging.metadata import orientation_of, upright_exif, upright_xmp, without_companions
 from server.imaging.recipe import Recipe, Result, Run, Stage
-from server.imaging.recoded import Recoding
 from server.imaging.transcode import (
     MANY_FRAMES,
     Attachments,
@@ -145,7 +145,7 @@ def _moved_jpeg(run: Run, markers: Jpeg, transpose: Transpose | None) -> Result:
     """
     if run.recipe.quality is not None:
         raise Impossible("another quality is asked for")
-    kind = Recoding if swaps_axes(transpose) else Mirror
+    kind = Transposition if swaps_axes(transpose) else Mirror
     turn = kind(run.data, markers, transpose, must_be_exact=run.recipe.path == "lossless")
     run.lap("decode")
     run.lap("transform")  # which is part of either

@@ -1,6 +1,6 @@
 """JPEGs whose rows become columns: decoded to coefficients, transposed, and coded anew.
 
-Nothing is rounded, unless the edge of the picture is within a block of the colours (see `mirroring`).
+Nothing is rounded, unless the edge of the picture is within a block of the colours (see `turn`).
 
 Source: ITU-T T.81, annexes A and F.
 """
@@ -23,7 +23,7 @@ _SIGN = 64
 _TRANSPOSED = tuple(position % CELL * CELL + position // CELL for position in ZIGZAG)
 
 
-class Recoding(CoefficientTurn):
+class Transposition(CoefficientTurn):
     """A turn in which rows become columns."""
 
     def __init__(
