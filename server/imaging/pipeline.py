@@ -27,16 +27,9 @@ from server.imaging.codecs import (
 from server.imaging.geometry import Rect, compose, swaps_axes, turned_rect, turned_size
 from server.imaging.icc import kept_icc
 from server.imaging.jpeg.kernel import Impossible
-from server.imaging.jpeg.markers import (
-    Jpeg,
-    check_complete,
-    disown_adobe,
-    encoder_settings,
-    kept_segments,
-    read_jpeg,
-    write_density,
-)
+from server.imaging.jpeg.markers import Jpeg, kept_segments, read_jpeg
 from server.imaging.jpeg.mirror import Mirror
+from server.imaging.jpeg.pixels import check_complete, disown_adobe, encoder_settings, write_density
 from server.imaging.jpeg.transpose import Transposition
 from server.imaging.limits import Limits
 from server.imaging.metadata import orientation_of, upright_exif, upright_xmp, without_companions

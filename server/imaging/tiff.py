@@ -15,7 +15,7 @@ from server.imaging import ifd
 from server.imaging.codecs import Data, Format, damaged
 from server.imaging.geometry import swaps_axes
 from server.imaging.icc import kept_icc
-from server.imaging.jpeg.markers import estimated_quality
+from server.imaging.jpeg.pixels import estimated_quality
 from server.imaging.limits import Limits
 from server.imaging.metadata import upright_xmp, without_thumbnails
 

@@ -1,20 +1,16 @@
-"""JPEG as stored: what its markers say, and how to encode new pixels the way the source was encoded."""
+"""JPEG as stored: what its markers say, and the segments to write."""
 
 import re
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from PIL import Image, ImageChops
-from PIL.Image import Transpose
-from PIL.JpegImagePlugin import JpegImageFile
+from PIL import Image
 
-from server.imaging.codecs import MAX_PARTS, Data, Format, Sink, damaged
-from server.imaging.geometry import swaps_axes
+from server.imaging.codecs import MAX_PARTS, Data, Format, damaged
 from server.imaging.icc import kept_icc
 from server.imaging.limits import Limits
 from server.imaging.metadata import (
@@ -29,7 +25,7 @@ from server.imaging.metadata import (
 
 SOF0, SOF1, DHT, SOS, DRI = 0xC0, 0xC1, 0xC4, 0xDA, 0xDD
 EOI, DQT, _COM = 0xD9, 0xDB, 0xFE
-_APP0, _APP1, _APP2, _APP12 = 0xE0, 0xE1, 0xE2, 0xEC
+_APP0, _APP1, _APP2 = 0xE0, 0xE1, 0xE2
 _APP13, _APP14, _APP15 = 0xED, 0xEE, 0xEF
 _RST0 = 0xD0
 #: What says how a picture came about and not what it looks like, and what ends it.
@@ -58,26 +54,9 @@ _OF_OTHER_PICTURES = (_MPF, b"urn:iso:std:iso:ts:21496:-1\0")
 
 #: Square pixels, and nothing said of their size (JFIF 1.02).
 _NO_DENSITY = b"\0\0\1\0\1"
-#: Where unit and densities lie in what libjpeg writes: SOI, APP0, length, identifier, version (JFIF 1.02).
-_DENSITY_POSITION = 13
-_FIRST_MARKER_POSITION = 2
 _MAX_SEGMENT_BYTES = 65533
-
-#: Sampling that Pillow can be told to write, by how much wider and higher the luma planes are than chroma.
-_SUBSAMPLING = {(1, 1): 0, (2, 1): 1, (2, 2): 2}
-_FULL_CHROMA = 0
-
 _CELL = 8
 _ALL = frozenset(range(_CELL * _CELL))
-_MID_GRAY: dict[str, list[Any]] = {
-    "L": [128],
-    "RGB": [(128, 128, 128)],
-    "CMYK": [(127,) * 4, (127, 127, 127, 128)],
-}
-
-#: Long Huffman codes, so that few blocks can be made of them; enough for what libjpeg reads ahead.
-_NONSENSE = b"\xfe" * 16
-_UNLIKELY: dict[str, Any] = {"L": 1, "RGB": (1, 2, 3), "CMYK": (1, 2, 3, 4)}
 
 
 class Segment(NamedTuple):
@@ -331,112 +310,6 @@ def read_jpeg(data: Data, limits: Limits) -> Jpeg:
     )
 
 
-def check_complete(jpeg: Jpeg, image: Image.Image, data: Data) -> None:
-    """Refuse pixels that libjpeg made up.
-
-    When a scan ends early, for instance where somebody put an EOI behind a torn file, libjpeg fills the rest
-    with zero coefficients: the last pixel is then exactly mid-gray. Honest pictures may end in that gray too,
-    so for them alone we decode again, with a little nonsense in place of the EOI, and see whether the last
-    row comes out before the nonsense is used up.
-
-    A picture of several scans has no such last row; of one that is torn a coarse version comes out.
-
-    Args:
-        jpeg: its markers.
-        image: its pixels.
-        data: the file.
-
-    Raises:
-        DamagedImage: the scan ends before the picture does.
-    """
-    corner = image.getpixel((image.width - 1, image.height - 1))
-    if jpeg.scans > 1 or jpeg.is_progressive or corner not in _MID_GRAY[image.mode]:
-        return
-    if not _has_last_row(data[: jpeg.last_scan] + _NONSENSE, image):
-        raise _damage("its pixels end early")
-
-
-def _has_last_row(torn: bytes, like: Image.Image) -> bool:
-    """Whether the last row comes out of data without an EOI, of a picture like another."""
-    image = JpegImageFile(BytesIO(torn))
-    blank = Image.new(like.mode, like.size, _UNLIKELY[like.mode])
-    image.im = blank.copy().im
-    with suppress(OSError):  # it always runs dry: the question is where
-        image.load()
-    image.tile = []
-    box = ImageChops.difference(image, blank).getbbox(alpha_only=False)
-    return box is not None and box[3] == image.height
-
-
-def _component_tables(image: JpegImageFile, *, is_turned: bool) -> list[list[int]]:
-    """One quantization table per component, in component order, the repeated tail left off.
-
-    Pillow gives the first component the first table and so on, and the last table to all that are left; the
-    source may number its tables in any way. A table is a square: turning the picture on its side turns it as
-    well.
-    """
-    tables = [list(image.quantization[number]) for *_, number in image.layer]
-    while len(tables) > 1 and tables[-1] == tables[-2]:
-        tables.pop()
-    if is_turned:
-        return [
-            [table[column * _CELL + row] for row in range(_CELL) for column in range(_CELL)]
-            for table in tables
-        ]
-    return tables
-
-
-def _subsampling(image: JpegImageFile, *, is_turned: bool) -> int:
-    """The source's chroma sampling if Pillow can write it for the turned picture, else full chroma."""
-    if image.layers != 3:  # noqa: PLR2004 - only colour has chroma
-        return -1
-    (_, luma_h, luma_v, _), (_, *first), (_, *second) = image.layer
-    chroma_h, chroma_v = first[:2]
-    if second[:2] != first[:2] or luma_h % chroma_h or luma_v % chroma_v:
-        return _FULL_CHROMA
-    ratio = (luma_h // chroma_h, luma_v // chroma_v)
-    return _SUBSAMPLING.get(ratio[::-1] if is_turned else ratio, _FULL_CHROMA)
-
-
-def _is_rgb(jpeg: Jpeg, image: JpegImageFile) -> bool:
-    """Whether the components are red, green and blue themselves, by libjpeg's rules."""
-    if image.layers != 3 or jpeg.jfif:  # noqa: PLR2004 - colours
-        return False
-    if jpeg.adobe_transform is not None:
-        return jpeg.adobe_transform == 0
-    return bytes(layer[0] for layer in image.layer) == b"RGB"
-
-
-def encoder_settings(
-    jpeg: Jpeg, image: JpegImageFile, transpose: Transpose | None, quality: int | None
-) -> dict[str, Any]:
-    """What to pass to `save` so that the result is coded as the source was.
-
-    Quality, size and errors then stay where they are: on its own grid a picture loses next to nothing.
-    Huffman tables are optimised only where the source has its own, so its size stays as well.
-
-    Args:
-        jpeg: the source's markers.
-        image: the source as Pillow opened it.
-        transpose: the turn between the two.
-        quality: 1 to 100 to leave the source's tables for plain ones; None to keep them.
-    """
-    is_turned = swaps_axes(transpose)
-    settings: dict[str, Any] = {
-        "progressive": jpeg.is_progressive,
-        "optimize": jpeg.has_own_huffman_tables and not jpeg.is_progressive,
-        "keep_rgb": _is_rgb(jpeg, image),
-    }
-    if quality is not None:
-        return settings | {"quality": quality, "keep_rgb": False}
-    # Green and blue may be stored coarser than red, and Pillow cannot write that.
-    subsampling = _FULL_CHROMA if settings["keep_rgb"] else _subsampling(image, is_turned=is_turned)
-    return settings | {
-        "qtables": _component_tables(image, is_turned=is_turned),
-        "subsampling": subsampling,
-    }
-
-
 def written_segment(marker: int, parameters: bytes) -> bytes:
     """A marker segment as it is stored (B.1.1.4)."""
     return bytes([0xFF, marker]) + (len(parameters) + 2).to_bytes(2, "big") + parameters
@@ -526,46 +399,3 @@ def segments_for(*, exif: bytes, icc: bytes, xmp: bytes) -> bytes:
         for number, piece in enumerate(pieces, 1):
             parts.append(written_segment(_APP2, _ICC + bytes([number, len(pieces)]) + piece))
     return b"".join(parts)
-
-
-def write_density(sink: Sink, jfif: bytes, transpose: Transpose | None) -> None:
-    """Put the source's unit and densities into the JFIF segment libjpeg wrote, its axes turned.
-
-    Pillow can only write dots per inch, but the unit may be centimetres or a mere aspect ratio.
-    """
-    unit, horizontal, vertical = jfif[7:8], jfif[8:10], jfif[10:12]
-    end = sink.tell()
-    sink.seek(_DENSITY_POSITION)
-    sink.write(unit + (vertical + horizontal if swaps_axes(transpose) else horizontal + vertical))
-    sink.seek(end)
-
-
-def disown_adobe(sink: Sink) -> None:
-    """Turn the Adobe segment libjpeg wrote into one that nobody reads.
-
-    In a CMYK picture it says that the inks are inverted. The samples are the source's own, so where the
-    source does not say so, neither may we.
-    """
-    end = sink.tell()
-    sink.seek(_FIRST_MARKER_POSITION)
-    sink.write(bytes([0xFF, _APP12]))
-    sink.seek(end)
-
-
-@cache
-def _typical_tables(quality: int) -> tuple[int, ...]:
-    """The luminance table libjpeg uses for a quality (K.1, scaled), sorted."""
-    plain = BytesIO()
-    Image.new("L", (_CELL, _CELL)).save(plain, "JPEG", quality=quality)
-    plain.seek(0)
-    return tuple(sorted(JpegImageFile(plain).quantization[0]))
-
-
-def estimated_quality(table: Sequence[int]) -> int:
-    """The quality, 1 to 100, whose luminance table is nearest to this one, in any order of its entries."""
-    return min(
-        range(1, 101),
-        key=lambda quality: sum(
-            abs(a - b) for a, b in zip(sorted(table), _typical_tables(quality), strict=True)
-        ),
-    )

@@ -16,7 +16,8 @@ from server.errors import DamagedImage, ImageError, TooManyFrames, TooManyPixels
 from server.imaging import gif, png, tiff, vp8, webp
 from server.imaging.codecs import Effort, Format
 from server.imaging.geometry import Rect, Turn, compose, turned_rect, turned_size
-from server.imaging.jpeg.markers import encoder_settings, read_jpeg
+from server.imaging.jpeg.markers import read_jpeg
+from server.imaging.jpeg.pixels import encoder_settings
 from server.imaging.limits import Limits
 from server.imaging.pipeline import process
 from server.imaging.recipe import Recipe, Result
