@@ -32,7 +32,8 @@ from server.imaging.jpeg.mirror import Mirror
 from server.imaging.jpeg.pixels import check_complete, disown_adobe, encoder_settings, write_density
 from server.imaging.jpeg.transpose import Transposition
 from server.imaging.limits import Limits
-from server.imaging.metadata import orientation_of, upright_exif, upright_xmp, without_companions
+from server.imaging.metadata.exif import orientation_of, upright_exif
+from server.imaging.metadata.xmp import upright_xmp, without_companions
 from server.imaging.recipe import Recipe, Result, Run, Stage
 from server.imaging.transcode import (
     MANY_FRAMES,

@@ -17,7 +17,8 @@ from server.imaging.geometry import swaps_axes
 from server.imaging.icc import kept_icc
 from server.imaging.jpeg.pixels import estimated_quality
 from server.imaging.limits import Limits
-from server.imaging.metadata import upright_xmp, without_thumbnails
+from server.imaging.metadata.photoshop import without_thumbnails
+from server.imaging.metadata.xmp import upright_xmp
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _STRIP_OFFSETS, _STRIP_COUNTS, _TILE_OFFSETS, _TILE_COUNTS = 273, 279, 324, 325

@@ -17,7 +17,7 @@ from server.imaging.codecs import CODECS, Effort, Format, Sink
 from server.imaging.geometry import Rect
 from server.imaging.icc import kept_icc
 from server.imaging.jpeg.markers import segments_for
-from server.imaging.metadata import without_orientation
+from server.imaging.metadata.exif import without_orientation
 from server.imaging.modes import fit, indexed
 
 #: What a caller who names a format but no quality gets.

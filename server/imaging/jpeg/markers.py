@@ -13,15 +13,9 @@ from PIL import Image
 from server.imaging.codecs import MAX_PARTS, Data, Format, damaged
 from server.imaging.icc import kept_icc
 from server.imaging.limits import Limits
-from server.imaging.metadata import (
-    EXIF_PREFIX,
-    orientation_of,
-    speaks_of_companions,
-    upright_exif,
-    upright_xmp,
-    without_companions,
-    without_thumbnails,
-)
+from server.imaging.metadata.exif import EXIF_PREFIX, orientation_of, upright_exif
+from server.imaging.metadata.photoshop import without_thumbnails
+from server.imaging.metadata.xmp import speaks_of_companions, upright_xmp, without_companions
 
 SOF0, SOF1, DHT, SOS, DRI = 0xC0, 0xC1, 0xC4, 0xDA, 0xDD
 EOI, DQT, _COM = 0xD9, 0xDB, 0xFE

@@ -15,7 +15,8 @@ from server.imaging.codecs import Format
 from server.imaging.geometry import Turn
 from server.imaging.jpeg.markers import read_jpeg
 from server.imaging.limits import Limits
-from server.imaging.metadata import without_companions, without_orientation
+from server.imaging.metadata.exif import without_orientation
+from server.imaging.metadata.xmp import without_companions
 from server.imaging.pipeline import process
 from server.imaging.recipe import Recipe
 

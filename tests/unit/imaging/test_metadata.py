@@ -8,15 +8,9 @@ from PIL import Image, ImageCms
 
 from server.imaging.icc import is_srgb, kept_icc
 from server.imaging.ifd import Reader, exif_from
-from server.imaging.metadata import (
-    EXIF_PREFIX,
-    orientation_of,
-    upright_exif,
-    upright_xmp,
-    without_companions,
-    without_orientation,
-    without_thumbnails,
-)
+from server.imaging.metadata.exif import EXIF_PREFIX, orientation_of, upright_exif, without_orientation
+from server.imaging.metadata.photoshop import without_thumbnails
+from server.imaging.metadata.xmp import upright_xmp, without_companions
 
 SHORT, LONG = 3, 4
 MAKE, ORIENTATION = 0x010F, 0x0112

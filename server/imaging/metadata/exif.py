@@ -1,9 +1,7 @@
-"""EXIF and XMP: kept byte for byte, except where turning the picture makes them wrong."""
+"""EXIF: kept byte for byte, except where turning the picture makes it wrong."""
 
-import re
 import struct
 from typing import NamedTuple
-from xml.parsers import expat
 
 #: What JPEG puts before the TIFF structure (EXIF 2.32, 4.7.2).
 EXIF_PREFIX = b"Exif\0\0"
@@ -16,25 +14,7 @@ _THUMBNAIL_TAGS = {
 _HEADER_BYTES = 8
 _ENTRY_BYTES = 12
 _UPRIGHT = 1
-_PHOTOSHOP_THUMBNAILS = {0x0409, 0x040C}
 _SHORT, _LONG = 3, 4
-
-_XMP_ORIENTATION = re.compile(rb"(tiff:Orientation\s*(?:=\s*[\"']|>)\s*)[2-8]")
-
-#: What speaks of more than the picture, by namespace or by name: gain maps, depth maps, videos.
-_COMPANION = re.compile(
-    rb"http://ns\.adobe\.com/hdr-gain-map/"  # Ultra HDR 1.1, ISO 21496-1
-    rb"|http://ns\.apple\.com/HDRGainMap/"
-    rb"|http://ns\.google\.com/photos/1\.0/(?:container|depthmap|image)/"  # GContainer, GDepth
-    rb"|http://ns\.google\.com/photos/dd/"  # Dynamic Depth 1.0
-    rb"|:\w*(?:MotionPhoto|MicroVideo)"  # Motion Photo 1.0, and what phones add in namespaces of their own
-)
-#: The same, and what names an extended packet that is left out (XMP part 3, 1.1.3.1).
-_COMPANION_OR_EXTENSION = re.compile(_COMPANION.pattern + rb"|:HasExtendedXMP\b")
-#: A parser repeats the whole name of a namespace for each element in it. The longest in use are below 100.
-_MAX_NAMESPACE = 256
-_TAG_NAME = re.compile(rb"<[^\s/>]+")
-_ATTRIBUTE = re.compile(rb"\s+([^\s=<>/]+)\s*=\s*(\"[^\"]*\"|'[^']*')")
 
 
 class _Entry(NamedTuple):
@@ -202,139 +182,3 @@ def without_orientation(exif: bytes) -> bytes:
     except _MalformedExifError:
         return b""
     return bytes(tiff.raw)
-
-
-def without_thumbnails(photoshop: bytes) -> bytes:
-    """Photoshop's resources without its thumbnails, which show the picture before the turn.
-
-    Args:
-        photoshop: the resource blocks (Adobe Photoshop file formats, "Image resource blocks").
-
-    Returns:
-        The same blocks, byte for byte, but for the thumbnails. What cannot be read is kept as it is.
-    """
-    kept = bytearray()
-    position = 0
-    while photoshop[position : position + 4] == b"8BIM":
-        name_end = position + 6 + (photoshop[position + 6] + 2 & ~1) if position + 6 < len(photoshop) else 0
-        if not name_end or name_end + 4 > len(photoshop):
-            break
-        length = int.from_bytes(photoshop[name_end : name_end + 4], "big")
-        end = name_end + 4 + length + length % 2
-        if int.from_bytes(photoshop[position + 4 : position + 6], "big") not in _PHOTOSHOP_THUMBNAILS:
-            kept += photoshop[position:end]
-        position = end
-    return bytes(kept) + photoshop[position:]
-
-
-def upright_xmp(xmp: bytes) -> bytes:
-    """XMP with `tiff:Orientation` reset to 1; its length never changes (XMP part 2, 3.6)."""
-    return _XMP_ORIENTATION.sub(rb"\g<1>1", xmp)
-
-
-class _OddXmpError(Exception):
-    """The packet is not the plain UTF-8 without a document type that XMP is (XMP part 1, 7.2).
-
-    Or one of its namespaces has a name that nobody would give it.
-    """
-
-
-class _LonePacket:
-    """An XMP packet in which blanks stand for whatever speaks of companions.
-
-    Args:
-        xmp: the packet.
-        gone: how to tell what speaks of them.
-
-    Raises:
-        ExpatError, _OddXmpError: it cannot be read.
-    """
-
-    def __init__(self, xmp: bytes, gone: re.Pattern[bytes]) -> None:
-        self._gone = gone
-        self.blanked = bytearray(xmp)
-        self._xmp = xmp
-        self._open = 0  # how many elements are, from the one that goes
-        self._gone_start = self._gone_tag_end = 0
-        self._parser = expat.ParserCreate("utf-8", namespace_separator=":")
-        self._parser.ordered_attributes = True
-        self._parser.StartNamespaceDeclHandler = self._namespace
-        self._parser.StartElementHandler = self._start
-        self._parser.EndElementHandler = self._end
-        self._parser.StartDoctypeDeclHandler = self._doctype
-        self._parser.Parse(xmp.rstrip(b"\0"), True)  # noqa: FBT003 - takes no keywords
-
-    def _start(self, name: str, attributes: list[str]) -> None:
-        position = self._parser.CurrentByteIndex
-        if self._open:
-            self._open += 1
-            return
-        stored, tag_end = self._tag(position)
-        if self._gone.search(name.encode()):
-            self._open, self._gone_start, self._gone_tag_end = 1, position, tag_end
-            return
-        names = iter(attributes[::2])
-        for attribute in stored:
-            is_declaration = attribute[1].partition(b":")[0] == b"xmlns"
-            if self._gone.search(attribute[2] if is_declaration else next(names).encode()):
-                self._blank(*attribute.span())
-
-    def _end(self, _: str) -> None:
-        if not self._open:
-            return
-        self._open -= 1
-        if not self._open:
-            is_empty = self._xmp[self._gone_tag_end - 1 : self._gone_tag_end + 1] == b"/>"
-            start = self._gone_tag_end if is_empty else self._parser.CurrentByteIndex
-            self._blank(self._gone_start, self._xmp.index(b">", start) + 1)
-
-    def _namespace(self, _: str | None, name: str | None) -> None:
-        if len(name or "") > _MAX_NAMESPACE:
-            raise _OddXmpError
-
-    def _doctype(self, *_: object) -> None:
-        raise _OddXmpError
-
-    def _tag(self, position: int) -> tuple[list[re.Match[bytes]], int]:
-        """The attributes of a start tag as stored, and where its `>` is."""
-        found = _TAG_NAME.match(self._xmp, position)
-        attributes = []
-        while found is not None:
-            position = found.end()
-            found = _ATTRIBUTE.match(self._xmp, position)
-            if found is not None:
-                attributes.append(found)
-        return attributes, self._xmp.index(b">", position)
-
-    def _blank(self, start: int, end: int) -> None:
-        self.blanked[start:end] = b" " * (end - start)
-
-
-def speaks_of_companions(xmp: bytes) -> bool:
-    """Whether XMP speaks of a gain map, a depth map or a video, in UTF-16 and UTF-32 too."""
-    return _speaks_of(_COMPANION, xmp)
-
-
-def _speaks_of(gone: re.Pattern[bytes], xmp: bytes) -> bool:
-    return gone.search(xmp.replace(b"\0", b"")) is not None
-
-
-def without_companions(xmp: bytes, *, is_alone: bool = False) -> bytes:
-    """XMP that promises no gain map, depth map or video, for a picture that comes without.
-
-    Args:
-        xmp: the packet.
-        is_alone: whether a packet that extends it is left out too.
-
-    Returns:
-        The packet, as long as before, with blanks for what spoke of them and every other byte as it was.
-        Empty when it speaks of them and cannot be read: a viewer would look for them at a wrong place.
-    """
-    gone = _COMPANION_OR_EXTENSION if is_alone else _COMPANION
-    if not _speaks_of(gone, xmp):
-        return xmp
-    try:
-        blanked = bytes(_LonePacket(xmp, gone).blanked)
-    except (expat.ExpatError, _OddXmpError):
-        return b""
-    return b"" if _speaks_of(gone, blanked) else blanked

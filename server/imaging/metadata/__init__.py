@@ -1,0 +1,1 @@
+"""What goes along with the pixels: EXIF, XMP, Photoshop resources and colour profiles."""
