@@ -25,7 +25,6 @@ from server.imaging.codecs import (
     write_whole,
 )
 from server.imaging.geometry import Rect, compose, swaps_axes, turned_rect, turned_size
-from server.imaging.icc import kept_icc
 from server.imaging.jpeg.kernel import Impossible
 from server.imaging.jpeg.markers import Jpeg, kept_segments, read_jpeg
 from server.imaging.jpeg.mirror import Mirror
@@ -33,6 +32,7 @@ from server.imaging.jpeg.pixels import check_complete, disown_adobe, encoder_set
 from server.imaging.jpeg.transpose import Transposition
 from server.imaging.limits import Limits
 from server.imaging.metadata.exif import orientation_of, upright_exif
+from server.imaging.metadata.icc import kept_icc
 from server.imaging.metadata.xmp import upright_xmp, without_companions
 from server.imaging.recipe import Recipe, Result, Run, Stage
 from server.imaging.transcode import (

@@ -14,9 +14,9 @@ from zlib_ng import zlib_ng
 from server.imaging.animation import Disposal, Layer
 from server.imaging.codecs import MAX_PARTS, Data, Effort, Format, Sink, damaged
 from server.imaging.geometry import Rect, swaps_axes, turned_rect, turned_size
-from server.imaging.icc import is_srgb
 from server.imaging.limits import Limits
 from server.imaging.metadata.exif import upright_exif
+from server.imaging.metadata.icc import is_srgb
 from server.imaging.metadata.xmp import upright_xmp
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"

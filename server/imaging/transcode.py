@@ -15,9 +15,9 @@ from server.errors import UnsupportedImage
 from server.imaging import gif, ifd, png, stills, tiff, webp
 from server.imaging.codecs import CODECS, Effort, Format, Sink
 from server.imaging.geometry import Rect
-from server.imaging.icc import kept_icc
 from server.imaging.jpeg.markers import segments_for
 from server.imaging.metadata.exif import without_orientation
+from server.imaging.metadata.icc import kept_icc
 from server.imaging.modes import fit, indexed
 
 #: What a caller who names a format but no quality gets.

@@ -11,9 +11,9 @@ from typing import NamedTuple
 from PIL import Image
 
 from server.imaging.codecs import MAX_PARTS, Data, Format, damaged
-from server.imaging.icc import kept_icc
 from server.imaging.limits import Limits
 from server.imaging.metadata.exif import EXIF_PREFIX, orientation_of, upright_exif
+from server.imaging.metadata.icc import kept_icc
 from server.imaging.metadata.photoshop import without_thumbnails
 from server.imaging.metadata.xmp import speaks_of_companions, upright_xmp, without_companions
 
