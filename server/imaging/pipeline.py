@@ -10,7 +10,7 @@ from PIL.Image import Transpose
 from PIL.TiffImagePlugin import TiffImageFile
 
 from server.errors import NotLossless, UnsupportedImage
-from server.imaging import gif, ifd, png, stills, tiff, vp8, webp
+from server.imaging import gif, png, stills, tiff, vp8, webp
 from server.imaging.animation import composed
 from server.imaging.codecs import (
     CODECS,
@@ -31,6 +31,7 @@ from server.imaging.jpeg.mirror import Mirror
 from server.imaging.jpeg.pixels import check_complete, disown_adobe, encoder_settings, write_density
 from server.imaging.jpeg.transpose import Transposition
 from server.imaging.limits import Limits
+from server.imaging.metadata import ifd
 from server.imaging.metadata.exif import orientation_of, upright_exif
 from server.imaging.metadata.icc import kept_icc
 from server.imaging.metadata.xmp import upright_xmp, without_companions

@@ -11,11 +11,11 @@ from PIL.Image import Transpose
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from server.errors import UnsupportedImage
-from server.imaging import ifd
 from server.imaging.codecs import Data, Format, damaged
 from server.imaging.geometry import swaps_axes
 from server.imaging.jpeg.pixels import estimated_quality
 from server.imaging.limits import Limits
+from server.imaging.metadata import ifd
 from server.imaging.metadata.icc import kept_icc
 from server.imaging.metadata.photoshop import without_thumbnails
 from server.imaging.metadata.xmp import upright_xmp

@@ -12,10 +12,11 @@ from PIL.PngImagePlugin import PngInfo
 from PIL.TiffImagePlugin import AppendingTiffWriter
 
 from server.errors import UnsupportedImage
-from server.imaging import gif, ifd, png, stills, tiff, webp
+from server.imaging import gif, png, stills, tiff, webp
 from server.imaging.codecs import CODECS, Effort, Format, Sink
 from server.imaging.geometry import Rect
 from server.imaging.jpeg.markers import segments_for
+from server.imaging.metadata import ifd
 from server.imaging.metadata.exif import without_orientation
 from server.imaging.metadata.icc import kept_icc
 from server.imaging.modes import fit, indexed

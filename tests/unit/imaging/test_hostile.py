@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from server.errors import DamagedImage, UnsupportedImage
-from server.imaging import ifd
 from server.imaging.codecs import Format
 from server.imaging.geometry import Turn
 from server.imaging.jpeg.markers import read_jpeg
 from server.imaging.limits import Limits
+from server.imaging.metadata import ifd
 from server.imaging.metadata.exif import without_orientation
 from server.imaging.metadata.xmp import without_companions
 from server.imaging.pipeline import process

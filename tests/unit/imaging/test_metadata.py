@@ -6,9 +6,9 @@ from itertools import pairwise
 import pytest
 from PIL import Image, ImageCms
 
-from server.imaging.ifd import Reader, exif_from
 from server.imaging.metadata.exif import EXIF_PREFIX, orientation_of, upright_exif, without_orientation
 from server.imaging.metadata.icc import is_srgb, kept_icc
+from server.imaging.metadata.ifd import Reader, exif_from
 from server.imaging.metadata.photoshop import without_thumbnails
 from server.imaging.metadata.xmp import upright_xmp, without_companions
 
