@@ -12,8 +12,8 @@ from support import pictures
 from support.oracle import SAMPLES_PER_PIXEL, expected, read_png
 from support.pictures import encoded, picture, processed
 
-from server.imaging import png
 from server.imaging.codecs import Effort, Format
+from server.imaging.formats import png
 
 LANDSCAPE = Path(__file__).parents[3] / "images" / "landscape.jpg"
 EVERY_LAYOUT = [(depth, 0) for depth in (1, 2, 4, 8, 16)] + [(depth, 3) for depth in (1, 2, 4, 8)]

@@ -1,0 +1,1 @@
+"""File formats as stored: read, checked, and written again with other pixels."""
