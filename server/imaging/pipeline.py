@@ -10,7 +10,7 @@ from PIL.Image import Transpose
 from PIL.TiffImagePlugin import TiffImageFile
 
 from server.errors import NotLossless, UnsupportedImage
-from server.imaging import stills, tiff
+from server.imaging import stills
 from server.imaging.animation import composed
 from server.imaging.codecs import (
     CODECS,
@@ -24,7 +24,7 @@ from server.imaging.codecs import (
     sniff,
     write_whole,
 )
-from server.imaging.formats import gif, png, vp8, webp
+from server.imaging.formats import gif, png, tiff, vp8, webp
 from server.imaging.geometry import Rect, compose, swaps_axes, turned_rect, turned_size
 from server.imaging.jpeg.kernel import Impossible
 from server.imaging.jpeg.markers import Jpeg, kept_segments, read_jpeg

@@ -12,9 +12,9 @@ from PIL.PngImagePlugin import PngInfo
 from PIL.TiffImagePlugin import AppendingTiffWriter
 
 from server.errors import UnsupportedImage
-from server.imaging import stills, tiff
+from server.imaging import stills
 from server.imaging.codecs import CODECS, Effort, Format, Sink
-from server.imaging.formats import gif, png, webp
+from server.imaging.formats import gif, png, tiff, webp
 from server.imaging.geometry import Rect
 from server.imaging.jpeg.markers import segments_for
 from server.imaging.metadata import ifd

@@ -13,9 +13,8 @@ from PIL.Image import Transpose
 from support import pictures
 
 from server.errors import DamagedImage, ImageError, TooManyFrames, TooManyPixels, UnsupportedImage
-from server.imaging import tiff
 from server.imaging.codecs import Effort, Format
-from server.imaging.formats import gif, png, vp8, webp
+from server.imaging.formats import gif, png, tiff, vp8, webp
 from server.imaging.geometry import Rect, Turn, compose, turned_rect, turned_size
 from server.imaging.jpeg.markers import read_jpeg
 from server.imaging.jpeg.pixels import encoder_settings
