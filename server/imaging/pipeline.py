@@ -10,7 +10,6 @@ from PIL.Image import Transpose
 from PIL.TiffImagePlugin import TiffImageFile
 
 from server.errors import NotLossless, UnsupportedImage
-from server.imaging import stills
 from server.imaging.animation import composed
 from server.imaging.codecs import (
     CODECS,
@@ -24,7 +23,7 @@ from server.imaging.codecs import (
     sniff,
     write_whole,
 )
-from server.imaging.formats import gif, png, tiff, vp8, webp
+from server.imaging.formats import avif, gif, png, simple, tiff, vp8, webp
 from server.imaging.geometry import Rect, compose, swaps_axes, turned_rect, turned_size
 from server.imaging.jpeg.kernel import Impossible
 from server.imaging.jpeg.markers import Jpeg, kept_segments, read_jpeg
@@ -380,10 +379,10 @@ def _other_head(run: Run) -> _Head:
     run.limits.check_size(*image.size)
     run.limits.check_frames(frames)
     run.limits.check_total(image.width * image.height * frames)
-    stills.check_end(run.form, run.data)
+    simple.check_end(run.form, run.data)
     exif = image.info.get("exif", b"")
-    stills.check_rows(run.form, image, run.data)
-    is_deep = stills.is_deep(run.form, image, run.data)
+    simple.check_rows(run.form, image, run.data)
+    is_deep = simple.is_deep(run.form, image, run.data)
     return _Head(frames=frames, orientation=orientation_of(exif), exif=exif, is_deep=is_deep)
 
 
@@ -458,11 +457,11 @@ def _redraw(run: Run) -> Result:
         source=run.form,
         frames=count,
         plays=_plays(first.image, head),
-        settings=stills.kept_settings(run.form, run.data) if run.target is run.form else {},
+        settings=simple.kept_settings(run.form, run.data) if run.target is run.form else {},
     )
     encode(run.sink, turned(), target)
     if run.form is run.target is Format.AVIF:
-        stills.keep_avif_colours(run.sink, run.data)
+        avif.keep_colours(run.sink, run.data)
     run.lap("encode")
     return run.result(size, count)
 

@@ -12,9 +12,8 @@ from PIL.PngImagePlugin import PngInfo
 from PIL.TiffImagePlugin import AppendingTiffWriter
 
 from server.errors import UnsupportedImage
-from server.imaging import stills
 from server.imaging.codecs import CODECS, Effort, Format, Sink
-from server.imaging.formats import gif, png, tiff, webp
+from server.imaging.formats import bmp, gif, png, tiff, webp
 from server.imaging.geometry import Rect
 from server.imaging.jpeg.markers import segments_for
 from server.imaging.metadata import ifd
@@ -154,7 +153,7 @@ def _to_bmp(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
     image = next(frames).image
     dpi = target.attachments.dpi or (96, 96)
     if image.mode == "RGBA" and target.source is Format.BMP:
-        stills.write_bmp_with_alpha(sink, image, dpi)
+        bmp.write_with_alpha(sink, image, dpi)
         return
     image = fit(image, Format.BMP)
     image.save(sink, "BMP", dpi=dpi)

@@ -1,0 +1,56 @@
+"""BMP: what Pillow's reader and writer leave undone."""
+
+import struct
+
+from PIL import Image, ImageFile
+
+from server.imaging.codecs import Data, Format, Sink, damaged
+
+_BMP_HEADER = struct.Struct("<2sIHHI")
+_BMP_V4_INFO = struct.Struct("<IiiHHIIiiII4I4s36s3I")
+_BITFIELDS = 3
+
+
+def check_rows(image: ImageFile.ImageFile, data: Data) -> None:
+    """Refuse a BMP whose last row is cut, if only in its padding.
+
+    Raises:
+        DamagedImage: it is cut off.
+    """
+    tile = image.tile[0]
+    if tile.codec_name == "raw" and isinstance(tile.args, tuple):
+        stride = tile.args[1]
+        if tile.offset + stride * image.height > len(data):
+            raise damaged(Format.BMP, "it is cut off")
+
+
+def write_with_alpha(sink: Sink, image: Image.Image, dpi: tuple[float, float]) -> None:
+    """A BMP whose alpha readers see: with a version 4 header and bit fields (Windows, BITMAPV4HEADER).
+
+    Pillow's own writer puts alpha into a field that every reader must ignore.
+    """
+    pixels = image.tobytes("raw", ("BGRA", 0, -1))
+    per_metre = [round(number / 0.0254) for number in dpi]
+    offset = _BMP_HEADER.size + _BMP_V4_INFO.size
+    sink.write(_BMP_HEADER.pack(b"BM", offset + len(pixels), 0, 0, offset))
+    masks = (0x00FF0000, 0x0000FF00, 0x000000FF, 0xFF000000)
+    sink.write(
+        _BMP_V4_INFO.pack(
+            _BMP_V4_INFO.size,
+            *image.size,
+            1,
+            32,
+            _BITFIELDS,
+            len(pixels),
+            *per_metre,
+            0,
+            0,
+            *masks,
+            b"BGRs",
+            bytes(36),
+            0,
+            0,
+            0,
+        ),
+    )
+    sink.write(pixels)
