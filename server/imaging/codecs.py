@@ -236,6 +236,14 @@ def damaged(form: Format, what: str) -> DamagedImage:
     return DamagedImage(f"The {CODECS[form].name} file is damaged: {what}. Send an intact copy.")
 
 
+def too_deep(form: Format) -> UnsupportedImage:
+    """The refusal of a file whose depth would be halved, to be raised."""
+    return UnsupportedImage(
+        f"This {CODECS[form].name} has more than 8 bits per channel, which would be lost. "
+        f"Convert it to 8 bits, or ask for them with format={form if form in OUTPUT_FORMATS else 'png'}.",
+    )
+
+
 @contextmanager
 def decoding(form: Format) -> Iterator[None]:
     """The one place where what decoders raise becomes an error of ours.

@@ -166,6 +166,15 @@ def as_meant(image: TiffImageFile) -> Image.Image:
     return image
 
 
+def loaded_page(image: TiffImageFile) -> Image.Image:
+    """Decode a page, turned by its orientation tag alone: Pillow would also believe the XMP."""
+    xmp = image.info.pop("xmp", None)
+    image.load()
+    if xmp is not None:
+        image.info["xmp"] = xmp
+    return as_meant(image)
+
+
 def page_settings(
     image: TiffImageFile,
     turned: Image.Image,

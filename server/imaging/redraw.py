@@ -1,0 +1,221 @@
+"""Any format to any other, and the simple ones to themselves: frames are decoded, turned and drawn again."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+
+from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
+
+from server.imaging.animation import composed
+from server.imaging.codecs import Format, decoding, open_image, too_deep
+from server.imaging.formats import avif, gif, png, simple, tiff, webp
+from server.imaging.geometry import compose, swaps_axes, turned_size
+from server.imaging.jpeg.markers import Jpeg, read_jpeg
+from server.imaging.jpeg.pixels import check_complete
+from server.imaging.metadata import ifd
+from server.imaging.metadata.exif import orientation_of, upright_exif
+from server.imaging.metadata.xmp import upright_xmp, without_companions
+from server.imaging.recipe import Result, Run
+from server.imaging.transcode import MANY_FRAMES, Attachments, Frame, Target, check_side, encode
+
+_MAX_DPI = 65535
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Head:
+    """What a header tells before decoding.
+
+    Args:
+        frames: how many frames can be drawn.
+        orientation: of the stored pixels, 1 where Pillow or the container has dealt with it.
+        applied: the orientation that Pillow applies when it decodes; the resolution still needs it.
+        exif, xmp: as stored.
+        plays: how often an animation runs, 0 for ever; None for ask Pillow.
+        drawn: its frames with their durations, where Pillow would show them wrongly.
+        is_deep: True when decoding halves the depth.
+        markers: of a JPEG.
+    """
+
+    frames: int = 1
+    orientation: int = 1
+    applied: int = 1
+    exif: bytes = b""
+    xmp: bytes = b""
+    plays: int | None = 0
+    drawn: Iterator[tuple[Image.Image, float]] | None = None
+    is_deep: bool = False
+    markers: Jpeg | None = None
+
+
+def _jpeg_head(run: Run) -> _Head:
+    markers = read_jpeg(run.data, run.limits)
+    return _Head(orientation=markers.orientation, exif=markers.exif, markers=markers)
+
+
+def _png_head(run: Run) -> _Head:
+    stored = png.read_png(run.data, run.limits)
+    exif = stored.find(b"eXIf")
+    drawn: Iterator[tuple[Image.Image, float]] | None = None
+    if stored.frames:
+        drawn = composed(stored.size, png.layers(stored))
+    elif stored.has_own_key and stored.still is not None:
+        drawn = iter([(png.coloured(stored, stored.still, stored.size), 0)])
+    return _Head(
+        frames=max(1, len(stored.frames)),
+        orientation=orientation_of(exif),
+        exif=exif,
+        plays=stored.plays,
+        drawn=drawn,
+    )
+
+
+def _gif_head(run: Run) -> _Head:
+    stored = gif.read_gif(run.data, run.limits)
+    frames = len(stored.frames)
+    is_plain = frames == 1 and stored.frames[0].rect == (0, 0, *stored.size)
+    drawn = None if is_plain else composed(stored.size, gif.layers(stored))
+    return _Head(frames=frames, plays=None, drawn=drawn)
+
+
+def _webp_head(run: Run) -> _Head:
+    stored = webp.read_webp(run.data, run.limits)
+    return _Head(
+        frames=len(stored.frames),
+        orientation=orientation_of(stored.exif),
+        exif=stored.exif,
+        xmp=stored.xmp,
+        plays=stored.loops or 0,
+        drawn=None if stored.loops is None else composed(stored.size, webp.layers(stored)),
+    )
+
+
+def _tiff_head(run: Run) -> _Head:
+    return _Head(applied=tiff.check_tiff(run.data, run.limits)[0].orientation)
+
+
+def _other_head(run: Run) -> _Head:
+    image = open_image(run.form, run.source)
+    frames = getattr(image, "n_frames", 1)
+    run.limits.check_size(*image.size)
+    run.limits.check_frames(frames)
+    run.limits.check_total(image.width * image.height * frames)
+    simple.check_end(run.form, run.data)
+    exif = image.info.get("exif", b"")
+    simple.check_rows(run.form, image, run.data)
+    is_deep = simple.is_deep(run.form, image, run.data)
+    return _Head(frames=frames, orientation=orientation_of(exif), exif=exif, is_deep=is_deep)
+
+
+_HEADS: dict[Format, Callable[[Run], _Head]] = {
+    Format.JPEG: _jpeg_head,
+    Format.PNG: _png_head,
+    Format.GIF: _gif_head,
+    Format.WEBP: _webp_head,
+    Format.TIFF: _tiff_head,
+}
+
+
+def _drawn(run: Run, head: _Head, count: int) -> Iterator[Frame]:
+    """Frames as Pillow composes them, upright or not; tells the lap."""
+    with decoding(run.form):
+        image = open_image(run.form, run.source)
+    for index in range(count):
+        with decoding(run.form):
+            if index:
+                image.seek(index)
+            pixels: Image.Image = image
+            if isinstance(image, TiffImageFile):
+                pixels = tiff.loaded_page(image)
+            else:
+                image.load()
+            if head.markers is not None:
+                check_complete(head.markers, image, run.data)
+        run.lap("decode")
+        yield Frame(pixels, float(image.info.get("duration") or 0))
+
+
+def shown(run: Run, frames: Iterator[tuple[Image.Image, float]]) -> Iterator[Frame]:
+    """Frames as we draw them, with what lies beside the pixels; tells the lap."""
+    with decoding(run.form):
+        info = open_image(run.form, run.source).info
+    while True:
+        with decoding(run.form):
+            following = next(frames, None)
+        if following is None:
+            return
+        image, duration_ms = following
+        image.info = {key: info[key] for key in ("icc_profile", "dpi", "xmp", "loop") if key in info}
+        run.lap("decode")
+        yield Frame(image, duration_ms)
+
+
+def redraw(run: Run) -> Result:
+    """Any format to any other, and the simple formats to themselves."""
+    with decoding(run.form):
+        head = _HEADS.get(run.form, _other_head)(run)
+    if head.is_deep and run.recipe.format is None:
+        raise too_deep(run.form)
+    transpose = compose(head.orientation, run.recipe.turn)
+    count = head.frames if run.target in MANY_FRAMES else 1
+    drawn = _drawn(run, head, count) if head.drawn is None else shown(run, head.drawn)
+    first = next(drawn)
+    size = turned_size(transpose, first.image.size)
+    check_side(run.target, size)
+
+    def turned() -> Iterator[Frame]:
+        for frame in islice(chain([first], drawn), count):
+            image = run.turn(frame.image, transpose)
+            # An image that is still a file would be written with all its frames, or change under us.
+            yield replace(frame, image=image.copy() if image is frame.image else image)
+            run.lap("encode")
+
+    target = Target(
+        form=run.target,
+        quality=run.recipe.quality,
+        effort=run.recipe.effort,
+        attachments=_attachments(run, head, first.image),
+        source=run.form,
+        frames=count,
+        plays=_plays(first.image, head),
+        settings=simple.kept_settings(run.form, run.data) if run.target is run.form else {},
+    )
+    encode(run.sink, turned(), target)
+    if run.form is run.target is Format.AVIF:
+        avif.keep_colours(run.sink, run.data)
+    run.lap("encode")
+    return run.result(size, count)
+
+
+def _plays(image: Image.Image, head: _Head) -> int:
+    """How often an animation runs. A GIF counts repetitions, and without a loop block it runs once."""
+    if head.plays is not None:
+        return head.plays
+    repetitions = image.info.get("loop")
+    return 1 if repetitions is None else repetitions and repetitions + 1
+
+
+def _attachments(run: Run, head: _Head, image: Image.Image) -> Attachments:
+    """What the result carries beside its pixels."""
+    if run.recipe.strip:
+        return Attachments(strip=True)
+    exif, xmp = head.exif, head.xmp or image.info.get("xmp")
+    if not isinstance(xmp, bytes):  # a TIFF may give it any type
+        xmp = b""
+    if run.form is Format.TIFF:
+        with decoding(run.form):
+            exif = ifd.exif_from(*tiff.descriptions(run.data))
+    stored = head.orientation if head.applied == 1 else head.applied
+    dpi = _sound_dpi(image.info.get("dpi"))
+    if dpi is not None and swaps_axes(compose(stored, run.recipe.turn)):
+        dpi = (dpi[1], dpi[0])
+    return Attachments(exif=upright_exif(exif), xmp=upright_xmp(without_companions(xmp)), dpi=dpi)
+
+
+def _sound_dpi(dpi: object) -> tuple[float, float] | None:
+    """A resolution that every format can say; files claim all sorts of numbers, and some that are none."""
+    try:
+        horizontal, vertical = (float(number) for number in dpi)  # type: ignore[attr-defined]
+    except (TypeError, ValueError, ArithmeticError):
+        return None
+    return (horizontal, vertical) if 0 < horizontal < _MAX_DPI and 0 < vertical < _MAX_DPI else None

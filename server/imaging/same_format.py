@@ -1,0 +1,224 @@
+"""Formats that stay what they are: everything in the file is kept but pixels and what depends on the axes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
+
+from PIL.Image import Transpose
+
+from server.errors import NotLossless, UnsupportedImage
+from server.imaging.animation import composed
+from server.imaging.codecs import Format, decoding, open_image, too_deep, write_whole
+from server.imaging.formats import gif, png, tiff, vp8, webp
+from server.imaging.geometry import Rect, compose, swaps_axes, turned_rect, turned_size
+from server.imaging.jpeg.kernel import Impossible
+from server.imaging.jpeg.markers import Jpeg, kept_segments, read_jpeg
+from server.imaging.jpeg.mirror import Mirror
+from server.imaging.jpeg.pixels import check_complete, disown_adobe, encoder_settings, write_density
+from server.imaging.jpeg.transpose import Transposition
+from server.imaging.metadata.exif import orientation_of, upright_exif
+from server.imaging.metadata.icc import kept_icc
+from server.imaging.metadata.xmp import upright_xmp
+from server.imaging.recipe import Result, Run
+from server.imaging.redraw import shown
+from server.imaging.transcode import TiffPage, check_side, write_pages
+
+if TYPE_CHECKING:
+    from PIL.JpegImagePlugin import JpegImageFile
+    from PIL.TiffImagePlugin import TiffImageFile
+
+
+def _jpeg(run: Run) -> Result:
+    """JPEG to JPEG, coded as the source was."""
+    with decoding(Format.JPEG):
+        markers = read_jpeg(run.data, run.limits)
+    transpose = compose(markers.orientation, run.recipe.turn)
+    if run.recipe.path != "pixels":
+        try:
+            return _moved_jpeg(run, markers, transpose)
+        except Impossible as reason:
+            if run.recipe.path == "lossless":
+                raise NotLossless(f"This is not possible without loss: {reason}. Leave `path` out.") from None
+    with decoding(Format.JPEG):
+        image = cast("JpegImageFile", open_image(Format.JPEG, run.source))
+        if not image.quantization and run.recipe.quality is None:
+            raise UnsupportedImage(
+                "This JPEG is lossless, which cannot be written again. Ask for format=png, or for a quality.",
+            )
+        settings = encoder_settings(markers, image, transpose, run.recipe.quality)
+        kept = kept_segments(markers, strip=run.recipe.strip)
+        image.load()
+        check_complete(markers, image, run.data)
+    run.lap("decode")
+    turned = run.turn(image, transpose)
+    turned.save(run.sink, "JPEG", comment=b"", extra=kept, **settings)
+    if turned.mode == "CMYK":
+        if markers.adobe_transform is None:
+            disown_adobe(run.sink)
+    elif markers.jfif and not (run.recipe.strip or settings["keep_rgb"]):
+        write_density(run.sink, markers.jfif, transpose)
+    run.lap("encode")
+    return run.result(turned.size)
+
+
+def _moved_jpeg(run: Run, markers: Jpeg, transpose: Transpose | None) -> Result:
+    """JPEG to JPEG by its coefficients.
+
+    Raises:
+        Impossible: that cannot be done; nothing has been written.
+    """
+    if run.recipe.quality is not None:
+        raise Impossible("another quality is asked for")
+    kind = Transposition if swaps_axes(transpose) else Mirror
+    turn = kind(run.data, markers, transpose, must_be_exact=run.recipe.path == "lossless")
+    run.lap("decode")
+    run.lap("transform")  # which is part of either
+    for piece in turn.pieces(strip=run.recipe.strip):
+        write_whole(run.sink, piece)
+    run.lap("encode")
+    return run.result(
+        turned_size(transpose, markers.size), path="lossless" if turn.is_exact else "coefficients"
+    )
+
+
+def _png(run: Run) -> Result:
+    """PNG to PNG and APNG to APNG, chunk by chunk."""
+    with decoding(Format.PNG):
+        stored = png.read_png(run.data, run.limits)
+    transpose = compose(orientation_of(stored.find(b"eXIf")), run.recipe.turn)
+
+    def turn(stream: bytes, size: tuple[int, int]) -> bytes:
+        with decoding(Format.PNG):
+            planes = png.unpack(stored, stream, size)
+        run.lap("decode")
+        turned = tuple(plane if transpose is None else plane.transpose(transpose) for plane in planes)
+        run.lap("transform")
+        packed = png.pack(stored, turned, run.recipe.effort)
+        run.lap("encode")
+        return packed
+
+    result = png.turned(stored, transpose, strip=run.recipe.strip)
+    frames = tuple(
+        replace(new, stream=turn(old.stream, (old.rect.width, old.rect.height)))
+        for old, new in zip(stored.frames, result.frames, strict=True)
+    )
+    still = None if stored.still is None else turn(stored.still, stored.size)
+    png.write_png(run.sink, replace(result, still=still, frames=frames))
+    run.lap("encode")
+    return run.result(result.size, max(1, len(frames)))
+
+
+def _gif(run: Run) -> Result:
+    """GIF to GIF, block by block."""
+    with decoding(Format.GIF):
+        stored = gif.read_gif(run.data, run.limits)
+    transpose = compose(1, run.recipe.turn)
+
+    def turn(frame: gif.GifFrame, place: gif.GifFrame) -> gif.GifFrame:
+        with decoding(Format.GIF):
+            indices = gif.unpack(frame)
+        run.lap("decode")
+        turned = run.turn(indices, transpose)
+        code_size, lzw = gif.pack(turned, is_interlaced=frame.is_interlaced, code_size=frame.code_size)
+        run.lap("encode")
+        return replace(place, code_size=code_size, lzw=lzw)
+
+    result = gif.turned(stored, transpose, strip=run.recipe.strip)
+    fresh = iter([turn(old, new) for old, new in zip(stored.frames, result.frames, strict=True)])
+    blocks = tuple(next(fresh) if isinstance(block, gif.GifFrame) else block for block in result.blocks)
+    gif.write_gif(run.sink, replace(result, blocks=blocks))
+    run.lap("encode")
+    return run.result(result.size, len(result.frames))
+
+
+def _webp(run: Run) -> Result:
+    """WebP to WebP, frame by frame."""
+    with decoding(Format.WEBP):
+        stored = webp.read_webp(run.data, run.limits)
+    transpose = compose(orientation_of(stored.exif), run.recipe.turn)
+    rects = [turned_rect(transpose, frame.rect, stored.size) for frame in stored.frames]
+    if any(rect.x % 2 or rect.y % 2 for rect in rects):
+        frames = _whole_webp_frames(run, stored, transpose)
+    else:
+        frames = webp.turned_frames(
+            stored, rects, [_turned_bitstream(run, frame.pixels, transpose) for frame in stored.frames]
+        )
+    strip = run.recipe.strip
+    size = turned_size(transpose, stored.size)
+    result = replace(
+        stored,
+        size=size,
+        frames=frames,
+        icc=kept_icc(stored.icc, strip=strip),
+        exif=b"" if strip else upright_exif(stored.exif),
+        xmp=b"" if strip else upright_xmp(stored.xmp),
+    )
+    webp.write_webp(run.sink, result)
+    run.lap("encode")
+    return run.result(size, len(frames))
+
+
+def _webp_quality(run: Run, pixels: webp.Bitstream) -> int | None:
+    if run.recipe.quality is not None:
+        return run.recipe.quality
+    return None if pixels.is_lossless else vp8.estimated_quality(pixels.data)
+
+
+def _turned_bitstream(run: Run, pixels: webp.Bitstream, transpose: Transpose | None) -> webp.Bitstream:
+    with decoding(Format.WEBP):
+        image = webp.unpack(pixels)
+    run.lap("decode")
+    turned = run.turn(image, transpose)
+    packed = webp.pack(turned, run.recipe.effort, quality=_webp_quality(run, pixels))
+    run.lap("encode")
+    return packed
+
+
+def _whole_webp_frames(
+    run: Run, stored: webp.Webp, transpose: Transpose | None
+) -> tuple[webp.WebpFrame, ...]:
+    """Frames drawn on whole canvases: a mirrored place can be odd, which the format cannot say."""
+    check_side(Format.WEBP, stored.size)
+    frames: list[webp.WebpFrame] = []
+    drawn_frames = shown(run, composed(stored.size, webp.layers(stored)))
+    for frame, drawn in zip(stored.frames, drawn_frames, strict=True):
+        turned = run.turn(drawn.image, transpose)
+        bits = webp.pack(turned, run.recipe.effort, quality=_webp_quality(run, frame.pixels))
+        frames.append(webp.WebpFrame(Rect(0, 0, *turned.size), frame.duration_ms, webp.NO_BLEND, bits))
+        run.lap("encode")
+    return tuple(frames)
+
+
+def _tiff(run: Run) -> Result:
+    """TIFF to TIFF, page by page, each with its own orientation and compression."""
+    pages: list[TiffPage] = []
+    transpose = compose(1, run.recipe.turn)  # Pillow has already turned each page upright
+    with decoding(Format.TIFF):
+        stored = tiff.check_tiff(run.data, run.limits)
+        image = cast("TiffImageFile", open_image(Format.TIFF, run.source))
+        described = [()] * len(stored) if run.recipe.strip else tiff.descriptions(run.data, len(stored))
+    for index, page in enumerate(stored):
+        with decoding(Format.TIFF):
+            image.seek(index)
+            pixels = tiff.loaded_page(image)
+            if tiff.is_deep(image) and run.recipe.format is None:
+                raise too_deep(Format.TIFF)
+        run.lap("decode")
+        turned = run.turn(pixels, transpose)
+        with decoding(Format.TIFF):
+            settings = tiff.page_settings(image, turned, strip=run.recipe.strip, quality=run.recipe.quality)
+        fields = tiff.turned_fields(described[index], compose(page.orientation, run.recipe.turn))
+        pages.append(TiffPage(turned.copy() if turned is image else turned, settings, fields))
+    write_pages(run.sink, pages)
+    run.lap("encode")
+    return run.result(pages[0].image.size, len(pages))
+
+
+#: The formats that have a way of their own.
+SAME_FORMAT: dict[Format, Callable[[Run], Result]] = {
+    Format.JPEG: _jpeg,
+    Format.PNG: _png,
+    Format.GIF: _gif,
+    Format.WEBP: _webp,
+    Format.TIFF: _tiff,
+}
