@@ -1,7 +1,8 @@
 """EXIF: kept byte for byte, except where turning the picture makes it wrong."""
 
 import struct
-from typing import NamedTuple
+
+from server.imaging.metadata import ifd
 
 #: What JPEG puts before the TIFF structure (EXIF 2.32, 4.7.2).
 EXIF_PREFIX = b"Exif\0\0"
@@ -12,93 +13,63 @@ _THUMBNAIL_TAGS = {
     0x0111: 0x0117,
 }  # offset tag: length tag; JPEG and uncompressed (4.6.3, 4.6.4)
 _HEADER_BYTES = 8
-_ENTRY_BYTES = 12
+_HEADERS = frozenset({b"II*\0", b"MM\0*"})
 _UPRIGHT = 1
 _SHORT, _LONG = 3, 4
 
 
-class _Entry(NamedTuple):
-    """One field of a directory. `position` is where its twelve bytes start."""
-
-    position: int
-    tag: int
-    kind: int
-    length: int
-
-
-class _MalformedExifError(Exception):
-    """The TIFF structure does not hold together."""
-
-
-class _Tiff:
+class _Structure:
     """The TIFF structure inside EXIF, edited in place (TIFF 6.0, section 2; EXIF 2.32, 4.5.2).
 
     Args:
         raw: the structure without the `Exif` prefix.
 
     Raises:
-        _MalformedExifError: no TIFF header, or the first directory leaves the data.
+        struct.error: no TIFF header, or the first directory leaves the data.
     """
 
     def __init__(self, raw: bytes) -> None:
         self.raw = bytearray(raw)
-        order = {b"II*\0": "<", b"MM\0*": ">"}.get(raw[:4])
-        if order is None or len(raw) < _HEADER_BYTES:
-            raise _MalformedExifError
-        self._order = order
-        self.first = self.read_long(4)
-        self.entries = self._directory(self.first)
+        if raw[:4] not in _HEADERS:
+            raise struct.error("it has no TIFF header")
+        self._order = ">" if raw[:1] == b"M" else "<"
+        reader = ifd.Reader(self.raw)
+        self.first = reader.first
+        self.entries, self._link = self._directory(reader, self.first)
 
-    def read_long(self, position: int) -> int:
-        """Four bytes as a number."""
-        try:
-            number: int = struct.unpack_from(self._order + "L", self.raw, position)[0]
-        except struct.error as error:
-            raise _MalformedExifError from error
-        return number
+    def _directory(self, reader: ifd.Reader, start: int) -> tuple[list[ifd.Entry], int]:
+        """Read the entries of a directory, and where the position of the next one is stored."""
+        if start < _HEADER_BYTES:
+            raise struct.error("a directory lies in the header")
+        return reader.directory(start)
 
-    def read_short(self, position: int) -> int:
-        """Two bytes as a number."""
-        try:
-            number: int = struct.unpack_from(self._order + "H", self.raw, position)[0]
-        except struct.error as error:
-            raise _MalformedExifError from error
-        return number
-
-    def value(self, entry: _Entry) -> int:
-        """The first value of a SHORT or LONG field that fits into the entry; 0 for anything else."""
-        if entry.length != 1 or entry.kind not in (_SHORT, _LONG):
+    def value(self, entry: ifd.Entry) -> int:
+        """Read the value of a field that holds one SHORT or LONG; 0 for any other field."""
+        if entry.values != 1 or entry.kind not in (_SHORT, _LONG):
             return 0
-        position = entry.position + 8
-        return self.read_short(position) if entry.kind == _SHORT else self.read_long(position)
+        return self._number("H" if entry.kind == _SHORT else "L", entry.position)
 
-    def write(self, entry: _Entry, number: int) -> None:
+    def _number(self, form: str, position: int) -> int:
+        number: int = struct.unpack_from(self._order + form, self.raw, position)[0]
+        return number
+
+    def write(self, entry: ifd.Entry, number: int) -> None:
         """Replace the value of a SHORT or LONG field, leaving its type as it is."""
         form = "H" if entry.kind == _SHORT else "L"
-        struct.pack_into(self._order + form, self.raw, entry.position + 8, number)
-
-    def _directory(self, start: int) -> list[_Entry]:
-        count = self.read_short(start)
-        end = start + 2 + count * _ENTRY_BYTES
-        if start < _HEADER_BYTES or end > len(self.raw):
-            raise _MalformedExifError
-        return [
-            _Entry(position, *struct.unpack_from(self._order + "HHL", self.raw, position))
-            for position in range(start + 2, end, _ENTRY_BYTES)
-        ]
+        struct.pack_into(self._order + form, self.raw, entry.place + 8, number)
 
     def drop_thumbnail(self) -> None:
         """Unlink IFD1 and remove the thumbnail's bytes, which show the picture before the turn."""
-        link = self.first + 2 + len(self.entries) * _ENTRY_BYTES
-        if link + 4 > len(self.raw):
+        if self._link + 4 > len(self.raw):
             return  # some writers end the data right after the entries
-        second = self.read_long(link)
-        struct.pack_into(self._order + "L", self.raw, link, 0)
+        second = self._number("L", self._link)
+        struct.pack_into(self._order + "L", self.raw, self._link, 0)
         if not second:
             return
         try:
-            entries = self._directory(second)
-        except _MalformedExifError:
+            # Another reader, because one refuses directories that overlap.
+            entries, _ = self._directory(ifd.Reader(self.raw), second)
+        except struct.error:
             return
         values = {entry.tag: self.value(entry) for entry in entries}
         for offset_tag, length_tag in _THUMBNAIL_TAGS.items():
@@ -106,8 +77,7 @@ class _Tiff:
             self._blank(start, start + length)
 
     def _blank(self, start: int, end: int) -> None:
-        first_end = self.first + 2 + len(self.entries) * _ENTRY_BYTES + 4
-        overlaps = start < first_end and end > self.first
+        overlaps = start < self._link + 4 and end > self.first
         if not _HEADER_BYTES <= start < end <= len(self.raw) or overlaps:
             return
         if end == len(self.raw):
@@ -117,14 +87,13 @@ class _Tiff:
 
     def drop(self, tag: int) -> None:
         """Take a field out of the first directory. What lies outside the directory keeps its place."""
-        start = self.first + 2
-        link = start + len(self.entries) * _ENTRY_BYTES
-        kept = [entry.position for entry in self.entries if entry.tag != tag]
-        fields = b"".join(self.raw[position : position + _ENTRY_BYTES] for position in kept)
+        start, link = self.first + 2, self._link
+        kept = [entry.place for entry in self.entries if entry.tag != tag]
+        fields = b"".join(self.raw[place : place + ifd.ENTRY_BYTES] for place in kept)
         behind = self.raw[link : link + 4]
         self.raw[start : link + 4] = fields + behind + bytes(link - start - len(fields))
         struct.pack_into(self._order + "H", self.raw, self.first, len(kept))
-        self.entries = self._directory(self.first)
+        self.entries, self._link = self._directory(ifd.Reader(self.raw), self.first)
 
 
 def bare_exif(exif: bytes) -> bytes:
@@ -139,12 +108,12 @@ def orientation_of(exif: bytes) -> int:
         exif: with or without the `Exif` prefix.
     """
     try:
-        tiff = _Tiff(bare_exif(exif))
-    except _MalformedExifError:
+        structure = _Structure(bare_exif(exif))
+    except struct.error:
         return _UPRIGHT
-    for entry in tiff.entries:
+    for entry in structure.entries:
         if entry.tag == _ORIENTATION:
-            value = tiff.value(entry)
+            value = structure.value(entry)
             return value if 1 <= value <= 8 else _UPRIGHT  # noqa: PLR2004 - the range of the tag
     return _UPRIGHT
 
@@ -160,14 +129,14 @@ def upright_exif(exif: bytes) -> bytes:
         than its EXIF.
     """
     try:
-        tiff = _Tiff(bare_exif(exif))
-        for entry in tiff.entries:
+        structure = _Structure(bare_exif(exif))
+        for entry in structure.entries:
             if entry.tag == _ORIENTATION and entry.kind in (_SHORT, _LONG):
-                tiff.write(entry, _UPRIGHT)
-        tiff.drop_thumbnail()
-    except _MalformedExifError:
+                structure.write(entry, _UPRIGHT)
+        structure.drop_thumbnail()
+    except struct.error:
         return b""
-    return bytes(tiff.raw)
+    return bytes(structure.raw)
 
 
 def without_orientation(exif: bytes) -> bytes:
@@ -177,8 +146,8 @@ def without_orientation(exif: bytes) -> bytes:
         The TIFF structure without the prefix; empty when it was malformed.
     """
     try:
-        tiff = _Tiff(bare_exif(exif))
-        tiff.drop(_ORIENTATION)
-    except _MalformedExifError:
+        structure = _Structure(bare_exif(exif))
+        structure.drop(_ORIENTATION)
+    except struct.error:
         return b""
-    return bytes(tiff.raw)
+    return bytes(structure.raw)

@@ -35,6 +35,16 @@ SIZES = {
 #: Bytes that change places between the byte orders: a rational is two numbers.
 _SWAPPED_BYTES = SIZES | {5: 4, 10: 4}
 _LONG = 4
+#: How long an entry is, except in a BigTIFF.
+ENTRY_BYTES = 12
+#: An entry, by whether the file is big-endian and whether it is a BigTIFF: tag, type, count, and the values
+#: or their position.
+_ENTRIES = {
+    (False, False): struct.Struct("<HHLL"),
+    (False, True): struct.Struct("<HHQQ"),
+    (True, False): struct.Struct(">HHLL"),
+    (True, True): struct.Struct(">HHQQ"),
+}
 _HEADER = b"II*\0\x08\0\0\0"
 
 
@@ -56,8 +66,16 @@ class Field:
 
 
 class Entry(NamedTuple):
-    """Where the values of a field are."""
+    """One field of a directory.
 
+    Attributes:
+        place: where the entry starts.
+        tag, kind: what the field is, and the type of its values.
+        values: how many there are.
+        position: where they start.
+    """
+
+    place: int
     tag: int
     kind: int
     values: int
@@ -90,7 +108,7 @@ class Reader:
         data: the whole structure.
     """
 
-    data: Data
+    data: Data | bytearray
     is_big_endian: bool = field(init=False)
     is_big_tiff: bool = field(init=False)
     #: How many bytes may still be copied: fields that overlap must not multiply the file.
@@ -102,7 +120,7 @@ class Reader:
         self.is_big_endian = self.data[:2] == b"MM"
         self.is_big_tiff = 43 in self.data[2:4]  # noqa: PLR2004 - the version of BigTIFF
         self._budget = len(self.data)
-        self._entries_left = len(self.data) // 12
+        self._entries_left = len(self.data) // ENTRY_BYTES
 
     @property
     def _word(self) -> str:
@@ -125,23 +143,34 @@ class Reader:
             raise struct.error("its values overlap")
         return self.numbers(f"{entry.values}{form}", entry.position)
 
-    def entries(self, start: int) -> tuple[list[Entry], int]:
-        """The entries of the directory at `start`, and where the next directory is, 0 for nowhere."""
+    def directory(self, start: int) -> tuple[list[Entry], int]:
+        """Read the entries of the directory at `start`.
+
+        Returns:
+            The entries, and where the position of the next directory is stored. Some writers of EXIF end the
+            data before that.
+        """
         (count,) = self.numbers("Q" if self.is_big_tiff else "H", start)
         self._entries_left -= count
         if self._entries_left < 0:
             raise struct.error("its directories overlap")
         start += 8 if self.is_big_tiff else 2
-        word_bytes = struct.calcsize("<" + self._word)
-        entry_bytes = 4 + 2 * word_bytes
-        (following,) = self.numbers(self._word, start + count * entry_bytes)
+        entry = _ENTRIES[self.is_big_endian, self.is_big_tiff]
+        end = start + count * entry.size
+        if end > len(self.data):
+            raise struct.error("a directory leaves the data")
+        word_bytes = entry.size // 2 - 2
         found: list[Entry] = []
-        for position in range(start, start + count * entry_bytes, entry_bytes):
-            tag, kind, length = self.numbers("HH" + self._word, position)
-            value = position + 4 + word_bytes
-            if SIZES.get(kind, 0) * length > word_bytes:
-                (value,) = self.numbers(self._word, value)
-            found.append(Entry(tag, kind, length, value))
+        fields = entry.iter_unpack(self.data[start:end])
+        for place, (tag, kind, length, value) in zip(range(start, end, entry.size), fields, strict=True):
+            is_inside = SIZES.get(kind, 0) * length <= word_bytes
+            found.append(Entry(place, tag, kind, length, place + 4 + word_bytes if is_inside else value))
+        return found, end
+
+    def entries(self, start: int) -> tuple[list[Entry], int]:
+        """Read the entries of the directory at `start`, and where the next directory is, 0 for nowhere."""
+        found, link = self.directory(start)
+        (following,) = self.numbers(self._word, link)
         return found, int(following)
 
     def fields(self, start: int, wanted: frozenset[int] | None = None, depth: int = 0) -> tuple[Field, ...]:
@@ -167,7 +196,9 @@ class Reader:
         self._budget -= length
         if entry.tag in _POINTERS:
             return self._followed(entry, depth)
-        data = _in_order(self.data[entry.position : entry.end], entry.kind, is_big_endian=self.is_big_endian)
+        data = _in_order(
+            bytes(self.data[entry.position : entry.end]), entry.kind, is_big_endian=self.is_big_endian
+        )
         return Field(entry.tag, entry.kind, entry.values, data)
 
     def _followed(self, entry: Entry, depth: int) -> Field | None:
@@ -196,7 +227,7 @@ def _laid_out(
     order = ">" if is_big_endian else "<"
     entries, area = dict(others), bytearray()
     fresh = [one for one in fields if one.tag not in others]
-    values = start + 2 + 12 * (len(entries) + len(fresh)) + 4
+    values = start + 2 + ENTRY_BYTES * (len(entries) + len(fresh)) + 4
     for one in fresh:
         place = values + len(area)
         data = _in_order(one.data, one.kind, is_big_endian=is_big_endian)
@@ -232,18 +263,14 @@ def with_fields(tiff: bytes, pages: list[tuple[Field, ...]]) -> bytearray:
     order = ">" if reader.is_big_endian else "<"
     link, start = 4, reader.first
     for fields in pages:
-        (count,) = reader.numbers("H", start)
-        entries = [tiff[at : at + 12] for at in range(start + 2, start + 2 + 12 * count, 12)]
-        others = {
-            reader.numbers("H", start + 2 + 12 * index)[0]: entry for index, entry in enumerate(entries)
-        }
-        (following,) = reader.numbers("L", start + 2 + 12 * count)
+        entries, following = reader.entries(start)
+        others = {entry.tag: tiff[entry.place : entry.place + ENTRY_BYTES] for entry in entries}
         file += bytes(len(file) % 2)
         fresh = len(file)
         file += _laid_out(
             fields, fresh, is_big_endian=reader.is_big_endian, others=others, following=following
         )
         struct.pack_into(order + "L", file, link, fresh)
-        link = fresh + 2 + 12 * len(others.keys() | {one.tag for one in fields})
+        link = fresh + 2 + ENTRY_BYTES * len(others.keys() | {one.tag for one in fields})
         start = following
     return file

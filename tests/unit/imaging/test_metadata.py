@@ -8,7 +8,7 @@ from PIL import Image, ImageCms
 
 from server.imaging.metadata.exif import EXIF_PREFIX, orientation_of, upright_exif, without_orientation
 from server.imaging.metadata.icc import is_srgb, kept_icc
-from server.imaging.metadata.ifd import Reader, exif_from
+from server.imaging.metadata.ifd import Entry, Reader, exif_from
 from server.imaging.metadata.photoshop import without_thumbnails
 from server.imaging.metadata.xmp import upright_xmp, without_companions
 
@@ -113,6 +113,25 @@ def test_exif_survives_every_cut_and_every_byte() -> None:
             broken = whole[:index] + bytes([value]) + whole[index + 1 :]
             assert len(upright_exif(broken)) <= len(whole)
             without_orientation(broken)
+
+
+@ORDERS
+def test_exif_may_end_right_behind_its_entries(order: str) -> None:
+    before = exif(order, 6)[:34]
+    assert orientation_of(before) == 6
+    assert orientation_of(upright_exif(before)) == 1
+    assert len(upright_exif(before)) == len(without_orientation(before)) == len(before)
+    with pytest.raises(struct.error):
+        Reader(before).entries(8)
+
+
+@ORDERS
+def test_a_second_directory_that_is_the_first_is_unlinked(order: str) -> None:
+    before = exif(order, 6)
+    before = before[:34] + struct.pack(order + "L", 8) + before[38:]
+    after = upright_exif(before)
+    assert orientation_of(after) == 1
+    assert after[34:] == bytes(4) + before[38:]
 
 
 @ORDERS
@@ -230,6 +249,32 @@ def test_no_profile_can_make_us_fail() -> None:
     for index in range(100, len(whole)):
         for value in (0, 255):
             is_srgb(whole[:index] + bytes([value]) + whole[index + 1 :])
+
+
+@ORDERS
+def test_a_directory_says_where_its_entries_and_their_values_are(order: str) -> None:
+    entries, link = Reader(exif(order, 6)).directory(8)
+    assert entries == [Entry(10, MAKE, 2, 6, 50), Entry(22, ORIENTATION, SHORT, 1, 30)]
+    assert [entry.end for entry in entries] == [56, 32]
+    assert link == 34
+
+
+@ORDERS
+def test_a_directory_of_a_big_tiff_has_wider_entries(order: str) -> None:
+    signature = b"II" if order == "<" else b"MM"
+    big = signature + struct.pack(order + "HHHQQ", 43, 8, 0, 16, 2)
+    big += struct.pack(order + "HHQQ", MAKE, 2, 9, 100)
+    big += struct.pack(order + "HHQLL", ORIENTATION, LONG, 2, 6, 0) + struct.pack(order + "Q", 70)
+    reader = Reader(big.ljust(200, b"\0"))
+    assert reader.first == 16
+    assert reader.entries(16) == ([Entry(24, MAKE, 2, 9, 100), Entry(44, ORIENTATION, LONG, 2, 56)], 70)
+
+
+def test_a_count_beyond_the_data_is_refused_before_any_entry_is_read() -> None:
+    for bomb in (b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 2**60), b"II*\0\x08\0\0\0\xff\xff"):
+        reader = Reader(bomb)
+        with pytest.raises(struct.error):
+            reader.entries(reader.first)
 
 
 @ORDERS
