@@ -11,9 +11,9 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from PIL import Image
-from support import pictures
+from support import specimens
 from support.oracle import Grid, Patch, grid_of
-from support.pictures import encoded, natural, picture
+from support.specimens import encoded, natural, picture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -81,7 +81,7 @@ TAIL_BYTES = {
     "JPEG": 2, "PNG": 12 + 4 + 4 + 2, "WEBP": 4, "GIF": 1 + 1 + 2, "BMP": 3, "AVIF": 4, "PPM": 0, "QOI": 8
 }  # fmt: skip
 
-#: Name, then how Pillow is asked for it: the mode of `pictures.picture`, or none for a photograph.
+#: Name, then how Pillow is asked for it: the mode of `specimens.picture`, or none for a photograph.
 STILLS: dict[str, tuple[str | None, dict[str, object]]] = {
     "JPEG baseline": (None, {"quality": 80}),
     "JPEG 4:4:4": (None, {"subsampling": 0, "quality": 95}),
@@ -90,8 +90,8 @@ STILLS: dict[str, tuple[str | None, dict[str, object]]] = {
     "JPEG gray": ("L", {}),
     "JPEG CMYK": ("CMYK", {}),
     "JPEG restarts": (None, {"restart_marker_blocks": 1}),
-    "JPEG with EXIF": (None, {"exif": b"Exif\0\0" + pictures.exif_block(6).data}),
-    **{f"PNG {kind}": (kind, {}) for kind in pictures.KINDS if kind != "CMYK"},
+    "JPEG with EXIF": (None, {"exif": b"Exif\0\0" + specimens.exif_block(6).data}),
+    **{f"PNG {kind}": (kind, {}) for kind in specimens.KINDS if kind != "CMYK"},
     "WEBP lossy": (None, {"quality": 60}),
     "WEBP lossless": (None, {"lossless": True}),
     "WEBP alpha": ("RGBA", {"quality": 60}),
@@ -128,12 +128,12 @@ def sound_files() -> dict[str, Sound]:
     flat = [frame.convert("P") for frame in frames]
     several = {"save_all": True, "duration": 70, "loop": 3}
     patches = [Patch(grid_of(frame), duration_ms=40, is_laid_over=True) for frame in frames]
-    rows = [pictures.noise(SIZE[0] * 6, row) for row in range(SIZE[1])]
+    rows = [specimens.noise(SIZE[0] * 6, row) for row in range(SIZE[1])]
     moving = {
-        "PNG 16 bits": pictures.png(SIZE, 16, 2, rows),
-        "PNG animated": pictures.apng(SIZE, patches, loops=2),
+        "PNG 16 bits": specimens.png(SIZE, 16, 2, rows),
+        "PNG animated": specimens.apng(SIZE, patches, loops=2),
         "GIF animated": encoded(flat[0], "GIF", append_images=flat[1:], **several),
-        "WEBP animated": pictures.webp_animation(SIZE, patches),
+        "WEBP animated": specimens.webp_animation(SIZE, patches),
         "WEBP animated lossy": encoded(frames[0], "WEBP", append_images=frames[1:], **several),
         "AVIF animated": encoded(frames[0], "AVIF", append_images=frames[1:], speed=10, **several),
     }
@@ -248,7 +248,7 @@ def _with_parts_moved(random: Random, data: bytes, form: str, container: Contain
             (
                 b"",
                 random.randbytes(random.choice((1, 4, 13, 300))),
-                pictures.exif_block(random.randint(1, 8)).data,
+                specimens.exif_block(random.randint(1, 8)).data,
             )
         )
         bent = bytearray(parts[at]) if parts else bytearray(4)
@@ -274,7 +274,7 @@ def _png_parts(data: bytes) -> Iterator[bytes]:
 
 
 def _png_file(parts: list[bytes]) -> bytes:
-    return PNG_SIGNATURE + b"".join(pictures.chunk(part[:4], part[4:]) for part in parts)
+    return PNG_SIGNATURE + b"".join(specimens.chunk(part[:4], part[4:]) for part in parts)
 
 
 def _riff_parts(data: bytes) -> Iterator[bytes]:
@@ -286,7 +286,7 @@ def _riff_parts(data: bytes) -> Iterator[bytes]:
 
 
 def _riff_file(parts: list[bytes]) -> bytes:
-    body = b"WEBP" + b"".join(pictures.riff_chunk(part[:4].ljust(4), part[4:]) for part in parts)
+    body = b"WEBP" + b"".join(specimens.riff_chunk(part[:4].ljust(4), part[4:]) for part in parts)
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
@@ -379,7 +379,7 @@ def _made_png(random: Random) -> bytes:
     width, height = _size(random)
     bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
     is_interlaced = random.random() < 0.3
-    passes = pictures.ADAM7 if is_interlaced else ((0, 0, 1, 1),)
+    passes = specimens.ADAM7 if is_interlaced else ((0, 0, 1, 1),)
     pixels = b"".join(
         bytes([random.randrange(5)]) + random.randbytes((columns * bits + 7) // 8)
         for left, top, across, down in passes
@@ -394,7 +394,7 @@ def _made_png(random: Random) -> bytes:
         b"PLTE" + random.randbytes(3 * random.choice((1, 16, 256))) if colour == 3 else b"tIME" + bytes(7),
         b"tRNS" + random.randbytes({0: 2, 2: 6}.get(colour, 1)) if colour in {0, 2, 3} else b"sRGB\0",
         b"pHYs" + struct.pack(">IIB", 2835, random.choice(NUMBERS), 1),
-        b"eXIf" + pictures.exif_block(random.randint(1, 8), order=random.choice("<>")).data,
+        b"eXIf" + specimens.exif_block(random.randint(1, 8), order=random.choice("<>")).data,
         random.choice(texts),
     ]
     kept = [extra for extra in extras if extra[:4] == b"PLTE" or random.random() < 0.4]
@@ -406,19 +406,19 @@ def _made_gif(random: Random) -> bytes:
     frames = []
     for _ in range(random.randint(1, 4)):
         shape = random.randint(1, size[0]), random.randint(1, size[1])
-        grid = Grid(*shape, tuple(random.choices(range(pictures.GIF_COLOURS), k=shape[0] * shape[1])))
+        grid = Grid(*shape, tuple(random.choices(range(specimens.GIF_COLOURS), k=shape[0] * shape[1])))
         frames.append(
-            pictures.GifFrame(
+            specimens.GifFrame(
                 grid,
                 left=random.randint(0, size[0] - shape[0]),
                 top=random.randint(0, size[1] - shape[1]),
-                palette=random.choice((None, pictures.gif_palette(1))),
+                palette=random.choice((None, specimens.gif_palette(1))),
                 transparent=random.choice((None, 3)),
                 disposal=random.randrange(4),
                 delay_cs=random.choice((0, 1, 10, 65535)),
             )
         )
-    return pictures.gif(size, pictures.gif_palette(0), frames, loops=random.choice((None, 0, 1, 65535)))
+    return specimens.gif(size, specimens.gif_palette(0), frames, loops=random.choice((None, 0, 1, 65535)))
 
 
 def _made_webp(random: Random) -> bytes:
@@ -435,12 +435,12 @@ def _made_webp(random: Random) -> bytes:
         parts.append(b"ANIM" + struct.pack("<IH", 0, random.choice((0, 1, 65535))))
         for stream in random.choices(streams, k=random.randint(1, 4)):
             place = bytes(6) + b"".join(side) + random.choice((0, 50)).to_bytes(3, "little")
-            frame = pictures.riff_chunk(stream[:4], stream[4:])
+            frame = specimens.riff_chunk(stream[:4], stream[4:])
             parts.append(b"ANMF" + place + bytes([random.randrange(4)]) + frame)
     else:
         parts += random.choices(streams, k=random.randint(1, 2))
     notes = [
-        b"EXIF" + pictures.exif_block(random.randint(1, 8)).data,
+        b"EXIF" + specimens.exif_block(random.randint(1, 8)).data,
         b"XMP <x/>",
         b"ICCP" + random.randbytes(128),
     ]
@@ -525,7 +525,7 @@ def _made_jpeg(random: Random) -> bytes:
     )
     notes = [
         b"\xe0JFIF\0\1\1\1\0\x48\0\x48\0\0",
-        b"\xe1Exif\0\0" + pictures.exif_block(random.randint(1, 8), order=random.choice("<>")).data,
+        b"\xe1Exif\0\0" + specimens.exif_block(random.randint(1, 8), order=random.choice("<>")).data,
         b"\xeeAdobe\0\x64\0\0\0\0" + bytes([random.randrange(3)]),
         b"\xfe" + random.randbytes(20),
         b"\xe2ICC_PROFILE\0" + bytes([random.randint(1, 2), 1]) + random.randbytes(130),

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 from support.live_server import LiveServer
-from support.pictures import processed
+from support.specimens import processed
 
 from fuzz.campaign import CLIENTS, Campaign
 from fuzz.conftest import EXTENT, Extent

@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 from PIL import Image, ImageChops, ImageFile, ImageStat
-from support.pictures import GENEROUS
+from support.specimens import GENEROUS
 
 from server.errors import ImageError
 from server.imaging.geometry import Turn, compose

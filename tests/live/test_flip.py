@@ -11,7 +11,7 @@ import httpx
 import pytest
 from PIL import Image
 from support.live_server import DEADLINE_S, LiveServer, curl
-from support.pictures import ISO_GAIN_MAP, VIDEO, ultra_hdr
+from support.specimens import ISO_GAIN_MAP, VIDEO, ultra_hdr
 
 #: Four colours, so that every one of the eight ways to turn it looks different.
 CORNERS = {(0, 0): "red", (1, 0): "lime", (0, 1): "blue", (1, 1): "white"}

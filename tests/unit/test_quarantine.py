@@ -7,7 +7,7 @@ from io import FileIO
 from pathlib import Path
 
 import pytest
-from support.pictures import encoded, picture
+from support.specimens import encoded, picture
 
 from server.cluster.quarantine import Quarantine, QuarantineEntry
 from server.cluster.work import memory_file

@@ -6,7 +6,7 @@ import io
 
 import pytest
 from PIL import Image
-from support import pictures
+from support import specimens
 from support.oracle import (
     CLEAR,
     SAMPLES_PER_PIXEL,
@@ -20,7 +20,7 @@ from support.oracle import (
     read_png,
     seen_frames,
 )
-from support.pictures import GENEROUS, GifFrame, Outcome, apng, gif, gif_palette, processed, webp_animation
+from support.specimens import GENEROUS, GifFrame, Outcome, apng, gif, gif_palette, processed, webp_animation
 
 from server.errors import TooManyFrames
 from server.imaging.codecs import Format
@@ -34,13 +34,15 @@ CANVAS = (9, 7)
 def rgba(size: tuple[int, int], seed: object, *, has_holes: bool = True) -> Grid:
     """Return noise, about a third of it clear."""
     count = size[0] * size[1]
-    raw = pictures.noise(4 * count, seed)
+    raw = specimens.noise(4 * count, seed)
     samples = zip(raw[0::4], raw[1::4], raw[2::4], raw[3::4], strict=True)
     return Grid(*size, tuple(CLEAR if has_holes and a < 80 else (r, g, b, 255) for r, g, b, a in samples))
 
 
 def indices(size: tuple[int, int], seed: object) -> Grid:
-    return Grid(*size, tuple(byte % pictures.GIF_COLOURS for byte in pictures.noise(size[0] * size[1], seed)))
+    return Grid(
+        *size, tuple(byte % specimens.GIF_COLOURS for byte in specimens.noise(size[0] * size[1], seed))
+    )
 
 
 def plain(colour: tuple[int, ...], size: tuple[int, int] = CANVAS) -> Grid:
@@ -138,7 +140,7 @@ def test_an_animation_of_equal_frames_only_stays_an_animation(container: str) ->
 @pytest.mark.parametrize("size", [(1, 1), (1, 6), (7, 1), (5, 3), (8, 8)])
 def test_an_animation_of_any_size_is_turned_exactly(container: str, size: tuple[int, int]) -> None:
     grids = [
-        Grid(*size, tuple((*GLOBAL[byte % 16], 255) for byte in pictures.noise(size[0] * size[1], seed)))
+        Grid(*size, tuple((*GLOBAL[byte % 16], 255) for byte in specimens.noise(size[0] * size[1], seed)))
         for seed in range(3)
     ]
     data = animation(container, grids, DURATIONS_MS)
@@ -285,7 +287,7 @@ def test_an_apng_of_any_depth_and_colour_type_keeps_its_samples(depth: int, colo
 
     def grid(size: tuple[int, int], seed: int) -> Grid:
         samples = iter(
-            int.from_bytes(pictures.noise(sample_bytes, (seed, at)), "big")
+            int.from_bytes(specimens.noise(sample_bytes, (seed, at)), "big")
             % (20 if colour_type == 3 else 65_536)
             for at in range(per_pixel * size[0] * size[1])
         )
@@ -297,7 +299,7 @@ def test_an_apng_of_any_depth_and_colour_type_keeps_its_samples(depth: int, colo
         Patch(grid((4, 3), 2), 2, 4, is_laid_over=False),
         Patch(grid((5, 5), 3), 3, 1, is_laid_over=False),
     ]
-    extra = pictures.chunk(b"PLTE", b"".join(bytes(colour) for colour in pictures.PALETTE))
+    extra = specimens.chunk(b"PLTE", b"".join(bytes(colour) for colour in specimens.PALETTE))
     data = apng(
         CANVAS, patches, depth=depth, colour_type=colour_type, extra=extra if colour_type == 3 else b""
     )
@@ -327,7 +329,7 @@ def test_the_default_image_of_an_apng_is_no_frame_more_and_no_frame_less() -> No
 
 
 def test_half_clear_pixels_of_an_animation_keep_their_alpha() -> None:
-    raw = pictures.noise(4 * 63, "half clear")
+    raw = specimens.noise(4 * 63, "half clear")
     grids = [
         Grid(*CANVAS, tuple((*raw[at : at + 3], 1 + (raw[at + 3] + shift) % 255) for at in range(0, 252, 4)))
         for shift in (0, 9)
@@ -396,16 +398,16 @@ def test_a_gif_of_30_000_frames_is_refused() -> None:
 @CONTAINERS
 def test_the_frame_limit_is_the_last_number_that_passes(container: str) -> None:
     data = animation(container, [plain(RED), plain(GREEN), plain(BLUE)], DURATIONS_MS)
-    at_limit = pictures.Limits(max_pixels=63, max_frames=3, max_total_pixels=3 * 63)
+    at_limit = specimens.Limits(max_pixels=63, max_frames=3, max_total_pixels=3 * 63)
     assert processed(data, "flip", limits=at_limit).result.frames == 3
     with pytest.raises(TooManyFrames):
-        processed(data, "flip", limits=pictures.Limits(max_pixels=63, max_frames=2, max_total_pixels=3 * 63))
+        processed(data, "flip", limits=specimens.Limits(max_pixels=63, max_frames=2, max_total_pixels=3 * 63))
 
 
 def test_every_page_of_a_tiff_comes_back() -> None:
     kinds = ("RGB", "L", "1", "P", "RGBA", "I;16", "CMYK")
-    pages = [pictures.picture(kind, (5 + at, 9 - at), at) for at, kind in enumerate(kinds)]
-    data = pictures.encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    pages = [specimens.picture(kind, (5 + at, 9 - at), at) for at, kind in enumerate(kinds)]
+    data = specimens.encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:])
     for turn in TURNS:
         outcome = processed(data, turn)
         ours = outcome.image
@@ -418,10 +420,10 @@ def test_every_page_of_a_tiff_comes_back() -> None:
 
 def test_each_page_of_a_tiff_has_an_orientation_of_its_own() -> None:
     turns = (6, 1, 3, 8, 5)
-    pages = [pictures.picture("RGB", (5 + at, 4), at) for at in range(len(turns))]
+    pages = [specimens.picture("RGB", (5 + at, 4), at) for at in range(len(turns))]
     for page, orientation in zip(pages, turns, strict=True):
         page.encoderinfo = {"tiffinfo": {0x0112: orientation}}
-    data = pictures.encoded(
+    data = specimens.encoded(
         pages[0], "TIFF", save_all=True, append_images=pages[1:], tiffinfo={0x0112: turns[0]}
     )
     before = opened(data)
@@ -438,7 +440,7 @@ def test_each_page_of_a_tiff_has_an_orientation_of_its_own() -> None:
 
 def test_an_avif_sequence_keeps_frames_and_times() -> None:
     images = [Image.new("RGB", (32, 24), colour[:3]) for colour in (RED, GREEN, BLUE)]
-    data = pictures.encoded(
+    data = specimens.encoded(
         images[0], "AVIF", save_all=True, append_images=images[1:], duration=[100, 200, 300]
     )
     for turn in TURNS:
@@ -455,8 +457,8 @@ def test_metadata_of_an_animation_comes_back_unless_it_is_stripped() -> None:
     commented = commented[:-1] + b"\x21\xfe\x05hello\0\x3b"
     assert processed(commented, "flip", limits=GENEROUS).image.n_frames == 2
     data = animation("PNG", grids, (100, 200))
-    data = pictures.with_chunk(data, b"tEXt", b"Comment\0on the left")
-    data = pictures.with_chunk(data, b"eXIf", pictures.exif_block(6).data)
+    data = specimens.with_chunk(data, b"tEXt", b"Comment\0on the left")
+    data = specimens.with_chunk(data, b"eXIf", specimens.exif_block(6).data)
     for turn in TURNS:
         ours = processed(data, turn).image
         assert ours.info["Comment"] == "on the left", turn

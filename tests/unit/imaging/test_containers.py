@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image, ImageChops, ImageOps
 from PIL.Image import Transpose
-from support import pictures
+from support import specimens
 
 from server.errors import DamagedImage, ImageError, TooManyFrames, TooManyPixels, UnsupportedImage
 from server.imaging.codecs import Effort, Format
@@ -154,7 +154,7 @@ def interlaced(data: bytes, bits: int) -> bytes:
         for row in range(height)
     ]
     stream = b""
-    for x, y, step_x, step_y in pictures.ADAM7:
+    for x, y, step_x, step_y in specimens.ADAM7:
         for row in rows[y::step_y] if x < width else ():
             line = "".join(row[at * bits : (at + 1) * bits] for at in range(x, width, step_x))
             line += "0" * (-len(line) % 8)

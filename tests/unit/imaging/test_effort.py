@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from support import pictures
+from support import specimens
 from support.oracle import SAMPLES_PER_PIXEL, expected, read_png
-from support.pictures import encoded, picture, processed
+from support.specimens import encoded, picture, processed
 
 from server.imaging.codecs import Effort, Format
 from server.imaging.formats import png
@@ -24,9 +24,9 @@ def stored(depth: int, colour_type: int, size: tuple[int, int]) -> bytes:
     """Return a PNG of noise, its rows unfiltered."""
     width, height = size
     stride = -(-width * SAMPLES_PER_PIXEL[colour_type] * depth // 8)
-    rows = [pictures.noise(stride, (depth, colour_type, row)) for row in range(height)]
-    palette = pictures.chunk(b"PLTE", pictures.noise(3 << depth)) if colour_type == png.INDEXED else b""
-    return pictures.png(size, depth, colour_type, rows, palette)
+    rows = [specimens.noise(stride, (depth, colour_type, row)) for row in range(height)]
+    palette = specimens.chunk(b"PLTE", specimens.noise(3 << depth)) if colour_type == png.INDEXED else b""
+    return specimens.png(size, depth, colour_type, rows, palette)
 
 
 def photo() -> Image.Image:
@@ -48,7 +48,7 @@ def test_png_is_exact_however_many_rows_are_filtered_at_once(
 
 
 @pytest.mark.parametrize("effort", Effort)
-@pytest.mark.parametrize("kind", [kind for kind in pictures.KINDS if kind != "CMYK"])
+@pytest.mark.parametrize("kind", [kind for kind in specimens.KINDS if kind != "CMYK"])
 def test_a_picture_becomes_the_png_that_pillow_would_write(kind: str, effort: Effort) -> None:
     """But for its compression: the same chunks around the same samples."""
     source = picture(kind, (9, 14))

@@ -10,9 +10,9 @@ import struct
 
 import pytest
 from PIL import Image
-from support import pictures
+from support import specimens
 from support.oracle import TURNS, expected, grid_of, psnr, seen_frames
-from support.pictures import GENEROUS, encoded, natural, picture, processed
+from support.specimens import GENEROUS, encoded, natural, picture, processed
 
 from server.errors import ImageError, UnsupportedImage
 from server.imaging.codecs import OUTPUT_FORMATS, Format
@@ -170,8 +170,8 @@ def test_cmyk_becomes_rgb_where_there_is_no_cmyk() -> None:
 @pytest.mark.parametrize("output", [Format.JPEG, Format.WEBP, Format.BMP, Format.GIF, Format.AVIF])
 def test_sixteen_bits_become_eight_without_clipping(output: Format) -> None:
     rows = [b"\x80\0" * 16 + b"\x20\0" * 16] * 16
-    deep_colour = pictures.png((16, 16), 16, 2, [b"\x80\0" * 48] * 16)
-    for data in (pictures.png((32, 16), 16, 0, rows), b"P5\n32 16\n65535\n" + b"".join(rows), deep_colour):
+    deep_colour = specimens.png((16, 16), 16, 2, [b"\x80\0" * 48] * 16)
+    for data in (specimens.png((32, 16), 16, 0, rows), b"P5\n32 16\n65535\n" + b"".join(rows), deep_colour):
         ours = processed(data, "flip", output=output).image.convert("L")
         assert abs(ours.getpixel((8, 8)) - 128) <= 3, output
         if ours.width == 32:
@@ -275,8 +275,8 @@ def test_a_key_colour_is_compared_with_all_bits_of_a_sample(depth: int, colour_t
         row = row << depth | sample
     bits = depth * len(keyed) * (1 + len(others))
     packed = (row << -bits % 8).to_bytes((bits + 7) // 8, "big")
-    key = pictures.chunk(b"tRNS", struct.pack(f">{len(keyed)}H", *keyed))
-    data = pictures.png((1 + len(others), 1), depth, colour_type, [packed], key)
+    key = specimens.chunk(b"tRNS", struct.pack(f">{len(keyed)}H", *keyed))
+    data = specimens.png((1 + len(others), 1), depth, colour_type, [packed], key)
     wanted = [
         (*(sample >> 8 if depth == 16 else sample * 255 // highest for sample in (pixel * 3)[:3]), 255)
         for pixel in others

@@ -6,15 +6,15 @@ import io
 import struct
 
 import pytest
-from support import pictures
+from support import specimens
 from support.oracle import grid_of, psnr
-from support.pictures import encoded, natural, picture, processed, with_chunk, with_segment
+from support.specimens import encoded, natural, picture, processed, with_chunk, with_segment
 
 from server.errors import DamagedImage
 from server.imaging.codecs import Format
 
 SIZE = (16, 8)
-FRAME = pictures.GifFrame(grid_of(picture("L", (2, 2)).point(lambda sample: sample % 16)))
+FRAME = specimens.GifFrame(grid_of(picture("L", (2, 2)).point(lambda sample: sample % 16)))
 
 
 @pytest.mark.parametrize("output", [None, Format.JPEG])
@@ -41,13 +41,13 @@ def test_a_chunk_that_decoders_stumble_over_is_damage(
 
 
 def test_a_png_whose_pixel_chunks_are_empty_has_no_pixels() -> None:
-    data = b"\x89PNG\r\n\x1a\n" + pictures.header_chunk(SIZE, 8, 2) + pictures.chunk(b"IDAT", b"")
+    data = b"\x89PNG\r\n\x1a\n" + specimens.header_chunk(SIZE, 8, 2) + specimens.chunk(b"IDAT", b"")
     with pytest.raises(DamagedImage):
-        processed(data + pictures.chunk(b"IEND", b""), "flip")
+        processed(data + specimens.chunk(b"IEND", b""), "flip")
 
 
 def gif_with(extension: bytes) -> bytes:
-    data = pictures.gif((2, 2), pictures.gif_palette(0), [FRAME])
+    data = specimens.gif((2, 2), specimens.gif_palette(0), [FRAME])
     return data[:-1].replace(b"\x21\xf9", extension + b"\x21\xf9", 1) + data[-1:]
 
 
@@ -70,7 +70,7 @@ def test_a_jpeg_of_red_and_coarser_green_and_blue_comes_back() -> None:
     plain = encoded(natural((64, 48)), "JPEG", subsampling="4:2:0", quality=95)
     without_jfif = plain[:2] + plain[4 + int.from_bytes(plain[4:6], "big") :]
     stored = with_segment(without_jfif, 0xEE, b"Adobe\0\x64\0\0\0\0\0")
-    before = pictures.Image.open(io.BytesIO(stored))
+    before = specimens.Image.open(io.BytesIO(stored))
     assert psnr(grid_of(before), grid_of(processed(stored, "orient").image)) > 40
 
 
@@ -78,7 +78,7 @@ def tiff(order: str, *pages: tuple[int, int, int | None]) -> bytes:
     """Pages of two by two pixels of noise: bits of a sample, samples, and what the last sample is."""
     data, link = bytearray(struct.pack(order + "2sHL", b"II" if order == "<" else b"MM", 42, 0)), 4
     for bits, samples, extra in pages:
-        pixels = pictures.noise(4 * samples * bits // 8, bits)
+        pixels = specimens.noise(4 * samples * bits // 8, bits)
         width = struct.pack(order + "HH", bits, bits if samples > 1 else 0)
         tags = [(256, 2), (257, 2), (259, 1), (262, 1), (277, samples), (278, 2)]
         tags += [] if extra is None else [(338, extra)]
@@ -108,7 +108,7 @@ def test_gray_that_is_multiplied_by_its_alpha_comes_back_as_it_is_meant(order: s
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_pages_of_all_depths_go_into_one_file(order: str) -> None:
     given = tiff(order, (16, 1, None), (8, 1, None), (16, 1, None))
-    with pictures.Image.open(io.BytesIO(given)) as before, processed(given, "orient").image as after:
+    with specimens.Image.open(io.BytesIO(given)) as before, processed(given, "orient").image as after:
         for page in range(3):
             before.seek(page)
             after.seek(page)
@@ -120,7 +120,9 @@ def bmp_with_alpha(across: int, down: int) -> bytes:
     size = struct.pack("<IiiHHIIII", 56, 4, 2, 1, 32, 3, 0, across, down)
     masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
     head = size + bytes(8) + masks
-    return b"BM" + struct.pack("<IHHI", 14 + len(head) + 32, 0, 0, 14 + len(head)) + head + pictures.noise(32)
+    return (
+        b"BM" + struct.pack("<IHHI", 14 + len(head) + 32, 0, 0, 14 + len(head)) + head + specimens.noise(32)
+    )
 
 
 def test_a_resolution_without_measure_is_left_out_of_a_bmp_with_alpha() -> None:

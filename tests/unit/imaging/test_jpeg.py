@@ -13,9 +13,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 from PIL import Image, ImageCms, JpegImagePlugin, MpoImagePlugin
-from support import pictures
+from support import specimens
 from support.oracle import ORIENTATIONS, TURNS, Grid, expected, grid_of, jpeg_segments, psnr
-from support.pictures import (
+from support.specimens import (
     encoded,
     exif_block,
     gain_map,
@@ -140,7 +140,7 @@ def test_exif_comes_back_byte_for_byte_but_for_orientation_and_thumbnail(
             found = payloads(processed(with_exif(plain, block.data), turn).data, 0xE1, b"Exif\0\0")
             assert len(found) == 1, case
             ours, wanted = found[0][6:], block.after()
-            assert pictures.THUMBNAIL not in ours, case
+            assert specimens.THUMBNAIL not in ours, case
             dropped = range(block.thumbnail_directory.start, block.thumbnail.stop)
             ours = ours.ljust(len(wanted), b"\0")
             different = [at for at in range(len(wanted)) if at not in dropped and ours[at] != wanted[at]]
@@ -178,13 +178,13 @@ def test_profile_xmp_and_comment_come_back_unless_they_are_stripped() -> None:
         stripped = processed(data, turn, strip=True)
         assert not payloads(stripped.data, 0xE1), turn
         assert not payloads(stripped.data, 0xFE), turn
-        assert pictures.THUMBNAIL not in stripped.data, turn
+        assert specimens.THUMBNAIL not in stripped.data, turn
         wanted = expected(grid_of(opened(data)), turn, 6)
         assert psnr(grid_of(stripped.image), wanted) > 40, turn
 
 
 def test_a_profile_longer_than_one_segment_comes_back() -> None:
-    profile = pictures.noise(150_000, "profile")
+    profile = specimens.noise(150_000, "profile")
     data = encoded(natural(SIZE), "JPEG", icc_profile=profile)
     for turn in TURNS:
         assert processed(data, turn).image.info["icc_profile"] == profile, turn
@@ -193,7 +193,7 @@ def test_a_profile_longer_than_one_segment_comes_back() -> None:
 def test_the_density_turns_with_the_picture() -> None:
     plain = encoded(natural(SIZE), "JPEG", dpi=(300, 72))
     for orientation in (1, 3, 6):
-        data = with_exif(plain, pictures.orientation_only(orientation))
+        data = with_exif(plain, specimens.orientation_only(orientation))
         for turn, (sides_swap, _) in TURNS.items():
             wanted = (72, 300) if sides_swap != (orientation == 6) else (300, 72)
             ours = processed(data, turn).image.info["dpi"]
@@ -288,7 +288,7 @@ def test_the_file_of_a_gain_map_and_a_video_is_what_it_says() -> None:
     pair.seek(1)
     assert pair.size == (32, 24)
     (length,) = re.findall(rb'GainMap"[^/]*/jpeg" Item:Length="(\d+)"', data)
-    assert data.endswith(gain_map((32, 24)) + pictures.VIDEO)
+    assert data.endswith(gain_map((32, 24)) + specimens.VIDEO)
     assert int(length) == len(gain_map((32, 24)))
 
 
@@ -313,8 +313,8 @@ def test_of_a_gain_map_and_a_video_no_word_is_left(path: ImagePath, orientation:
         assert not [word for word in COMPANION_WORDS if word in ours.data], case
         assert ours.data.endswith(b"\xff\xd9"), case
         assert len(re.findall(b"\xff\xd8", ours.data)) == 1, case
-        (xmp,) = payloads(ours.data, 0xE1, pictures.XMP)
-        ET.fromstring(xmp[len(pictures.XMP) :])  # noqa: S314 - our own
+        (xmp,) = payloads(ours.data, 0xE1, specimens.XMP)
+        ET.fromstring(xmp[len(specimens.XMP) :])  # noqa: S314 - our own
         assert all(word in xmp for word in KEPT_WORDS), case
         wanted = expected(grid_of(opened(plain)), turn, orientation)
         assert psnr(grid_of(ours.image), wanted) > 40, case
@@ -347,13 +347,13 @@ def test_an_xmp_extension_goes_when_it_holds_a_depth_map_and_stays_otherwise() -
         b"0" * 32
     )
     for text, is_kept in ((depth, False), (b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>", True)):
-        data = with_segment(encoded(natural(SIZE), "JPEG"), 0xE1, pictures.XMP + named)
+        data = with_segment(encoded(natural(SIZE), "JPEG"), 0xE1, specimens.XMP + named)
         for offset in (40, 0):  # in two parts, cut in the middle of a name
-            header = pictures.XMP_EXTENSION + b"0" * 32 + struct.pack(">II", len(text), offset)
+            header = specimens.XMP_EXTENSION + b"0" * 32 + struct.pack(">II", len(text), offset)
             data = with_segment(data, 0xE1, header + (text[offset:] if offset else text[:40]))
         flipped = processed(data, "flip").data
-        assert bool(payloads(flipped, 0xE1, pictures.XMP_EXTENSION)) == is_kept
-        (xmp,) = payloads(flipped, 0xE1, pictures.XMP)
+        assert bool(payloads(flipped, 0xE1, specimens.XMP_EXTENSION)) == is_kept
+        (xmp,) = payloads(flipped, 0xE1, specimens.XMP)
         assert (b"HasExtendedXMP" in xmp) == is_kept
         assert b" b='c' " in xmp
 
@@ -362,8 +362,8 @@ def test_of_several_xmp_packets_the_first_is_edited_and_others_stay_if_they_need
     gain_map = b"<a xmlns:h='http://ns.adobe.com/hdr-gain-map/1.0/' b='%d'/>"
     data = encoded(natural(SIZE), "JPEG")
     for text in (b"<a b='4'/>", gain_map % 3, b"<a b='2'/>", gain_map % 1):  # the last one comes first
-        data = with_segment(data, 0xE1, pictures.XMP + text)
-    packets = payloads(processed(data, "flip").data, 0xE1, pictures.XMP)
+        data = with_segment(data, 0xE1, specimens.XMP + text)
+    packets = payloads(processed(data, "flip").data, 0xE1, specimens.XMP)
     assert [re.findall(rb"b='(.)'", packet) for packet in packets] == [[b"1"], [b"2"], [b"4"]]
 
 

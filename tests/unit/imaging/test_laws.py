@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from support.oracle import ORIENTATIONS, TURNS, Grid, expected, grid_of
-from support.pictures import KINDS, encoded, orientation_only, picture, processed
+from support.specimens import KINDS, encoded, orientation_only, picture, processed
 
 LAWFUL = settings(max_examples=60, deadline=None, derandomize=True)
 

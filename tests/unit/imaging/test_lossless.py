@@ -11,7 +11,7 @@ from shutil import which
 import pytest
 from PIL import Image, ImageChops, ImageStat
 from PIL.Image import Transpose
-from support.pictures import GENEROUS
+from support.specimens import GENEROUS
 
 from server.errors import DamagedImage, ImageError, NotLossless
 from server.imaging.geometry import Turn

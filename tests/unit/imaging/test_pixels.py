@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from PIL import Image, ImageCms, TiffImagePlugin
-from support import pictures
+from support import specimens
 from support.oracle import ORIENTATIONS, TURNS, Grid, Png, expected, grid_of, read_png
-from support.pictures import encoded, orientation_only, picture, processed
+from support.specimens import encoded, orientation_only, picture, processed
 
 from server.errors import UnsupportedImage
 from server.imaging.codecs import Format
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SIZES = ((1, 1), (2, 3), (5, 4), (7, 7), (8, 16))
 #: Pillow's PNG writes CMYK as something else.
-PNG_KINDS = tuple(kind for kind in pictures.KINDS if kind != "CMYK")
+PNG_KINDS = tuple(kind for kind in specimens.KINDS if kind != "CMYK")
 UPRIGHT = {None, 1}
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -64,7 +64,7 @@ def assert_same_still(ours: Image.Image, source: Image.Image, wanted: Grid, case
     assert grid_of(ours) == wanted, case
     assert ours.info.get("transparency") == source.info.get("transparency"), case
     if source.mode == "P":
-        colours = source.getpalette()[: 3 * pictures.PALETTE_SIZE]
+        colours = source.getpalette()[: 3 * specimens.PALETTE_SIZE]
         assert ours.getpalette()[: len(colours)] == colours, case
 
 
@@ -145,7 +145,7 @@ def test_a_lossy_picture_in_every_orientation_is_seen_turned(container: str) -> 
 def test_webp_without_loss_in_every_orientation_is_turned_exactly(order: str) -> None:
     for size, orientation, turn in every_turn():
         source = picture("RGBA", size)
-        block = pictures.exif_block(orientation, order=order).data
+        block = specimens.exif_block(orientation, order=order).data
         data = encoded(source, "WEBP", lossless=True, exact=True, exif=block)
         ours = processed(data, turn).image
         case = order, size, orientation, turn
@@ -188,13 +188,13 @@ def test_a_gif_of_one_frame_keeps_its_palette(kind: str) -> None:
 
 
 def palette_png(depth: int, size: tuple[int, int], colours: int, transparency: bytes) -> tuple[bytes, Grid]:
-    noise = iter(pictures.noise(size[0] * size[1], depth))
+    noise = iter(specimens.noise(size[0] * size[1], depth))
     indices = Grid(*size, tuple(next(noise) % colours for _ in range(size[0] * size[1])))
     rows = [packed(indices.pixels[y * size[0] : (y + 1) * size[0]], depth) for y in range(size[1])]
-    extra = pictures.chunk(b"PLTE", b"".join(bytes(colour) for colour in pictures.PALETTE[:colours]))
+    extra = specimens.chunk(b"PLTE", b"".join(bytes(colour) for colour in specimens.PALETTE[:colours]))
     if transparency:
-        extra += pictures.chunk(b"tRNS", transparency)
-    return pictures.png(size, depth, 3, rows, extra), indices
+        extra += specimens.chunk(b"tRNS", transparency)
+    return specimens.png(size, depth, 3, rows, extra), indices
 
 
 def packed(row: tuple[int, ...], depth: int) -> bytes:
@@ -229,9 +229,9 @@ def alphas(image: Png) -> list[int]:
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
 def test_a_gray_png_of_low_depth_looks_the_same(depth: int) -> None:
-    samples = tuple(byte % (1 << depth) for byte in pictures.noise(55, depth))
+    samples = tuple(byte % (1 << depth) for byte in specimens.noise(55, depth))
     rows = [packed(samples[y * 11 : (y + 1) * 11], depth) for y in range(5)]
-    data = pictures.png((11, 5), depth, 0, rows)
+    data = specimens.png((11, 5), depth, 0, rows)
     scale = 255 // ((1 << depth) - 1)
     wanted = Grid(11, 5, tuple(sample * scale for sample in samples))
     for turn in TURNS:
@@ -242,9 +242,9 @@ def deep_png(colour_type: int, size: tuple[int, int], extra: bytes = b"") -> tup
     """Return a PNG of 16 bits per sample and its samples."""
     per_pixel = {0: 1, 2: 3, 4: 2, 6: 4}[colour_type]
     row_bytes = 2 * per_pixel * size[0]
-    raw = pictures.noise(row_bytes * size[1], colour_type)
+    raw = specimens.noise(row_bytes * size[1], colour_type)
     rows = [raw[y * row_bytes : (y + 1) * row_bytes] for y in range(size[1])]
-    data = pictures.png(size, 16, colour_type, rows, extra)
+    data = specimens.png(size, 16, colour_type, rows, extra)
     return data, read_png(data).grid
 
 
@@ -252,7 +252,7 @@ def deep_png(colour_type: int, size: tuple[int, int], extra: bytes = b"") -> tup
 def test_a_png_of_16_bits_keeps_all_16(colour_type: int) -> None:
     for size in ((1, 1), (5, 4), (8, 3)):
         for orientation in ORIENTATIONS:
-            extra = pictures.chunk(b"eXIf", orientation_only(orientation))
+            extra = specimens.chunk(b"eXIf", orientation_only(orientation))
             data, stored = deep_png(colour_type, size, extra)
             for turn in TURNS:
                 case = colour_type, size, orientation, turn
@@ -272,9 +272,9 @@ def test_a_png_of_16_bits_is_read_through_every_filter(kind: int) -> None:
     body = b"".join(bytes((kind,)) + filtered(kind, rows, y) for y in range(size[1]))
     data = (
         b"\x89PNG\r\n\x1a\n"
-        + pictures.header_chunk(size, 16, 2)
-        + pictures.chunk(b"IDAT", zlib.compress(body))
-        + pictures.chunk(b"IEND", b"")
+        + specimens.header_chunk(size, 16, 2)
+        + specimens.chunk(b"IDAT", zlib.compress(body))
+        + specimens.chunk(b"IEND", b"")
     )
     assert read_png(data).grid == stored
     for turn in TURNS:
@@ -306,15 +306,15 @@ def paeth(left: int, up: int, up_left: int) -> int:
 def test_an_interlaced_png_is_turned_exactly(depth_bytes: int) -> None:
     """Adam7, laid out by hand: seven small pictures in one."""
     size = (9, 6)
-    samples = Grid(*size, tuple(pictures.noise(54 * depth_bytes, "adam")[i::54] for i in range(54)))
+    samples = Grid(*size, tuple(specimens.noise(54 * depth_bytes, "adam")[i::54] for i in range(54)))
     body = b""
-    for left, top, across, down in pictures.ADAM7:
+    for left, top, across, down in specimens.ADAM7:
         for y in range(top, size[1], down):
             row = b"".join(samples.at(x, y) for x in range(left, size[0], across))
             body += b"\0" + row if row else b""
     header = struct.pack(">IIBBBBB", *size, 8 * depth_bytes, 0, 0, 0, 1)
     data = b"\x89PNG\r\n\x1a\n" + b"".join(
-        pictures.chunk(kind, content)
+        specimens.chunk(kind, content)
         for kind, content in ((b"IHDR", header), (b"IDAT", zlib.compress(body)), (b"IEND", b""))
     )
     stored = samples.map(lambda sample: int.from_bytes(sample, "big"))
@@ -323,7 +323,7 @@ def test_an_interlaced_png_is_turned_exactly(depth_bytes: int) -> None:
 
 
 def test_a_gray_ppm_of_16_bits_is_turned_exactly() -> None:
-    raw = pictures.noise(40, "gray")
+    raw = specimens.noise(40, "gray")
     data = b"P5\n5 4\n65535\n" + raw
     stored = Grid(5, 4, struct.unpack(">20H", raw))
     for turn in TURNS:
@@ -336,7 +336,7 @@ def test_a_colour_ppm_of_16_bits_is_refused_rather_than_cut_to_8() -> None:
     """Pillow reads only the upper half of each sample: to hand that back as a PPM would be a loss."""
     for turn in TURNS:
         with pytest.raises(UnsupportedImage):
-            processed(b"P6\n5 4\n65535\n" + pictures.noise(120), turn)
+            processed(b"P6\n5 4\n65535\n" + specimens.noise(120), turn)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
@@ -349,17 +349,17 @@ def test_an_orientation_that_does_not_exist_counts_as_upright(orientation: int) 
 
 def test_metadata_of_a_png_comes_back() -> None:
     source = picture("RGB", (5, 4))
-    block = pictures.exif_block(6)
-    text = pictures.chunk(b"tEXt", b"Comment\0on the left") + pictures.chunk(b"tEXt", b"Author\0nobody")
-    text += pictures.chunk(b"iTXt", b"Title\0\0\0de\0Titel\0\xc3\x9cberschrift")
+    block = specimens.exif_block(6)
+    text = specimens.chunk(b"tEXt", b"Comment\0on the left") + specimens.chunk(b"tEXt", b"Author\0nobody")
+    text += specimens.chunk(b"iTXt", b"Title\0\0\0de\0Titel\0\xc3\x9cberschrift")
     data = encoded(source, "PNG", exif=block.data, icc_profile=PROFILE)
-    data = data[:33] + text + pictures.chunk(b"pHYs", struct.pack(">IIB", 3780, 11811, 1)) + data[33:]
+    data = data[:33] + text + specimens.chunk(b"pHYs", struct.pack(">IIB", 3780, 11811, 1)) + data[33:]
     ours = processed(data, "flip").image
     assert dict(ours.text) == {"Comment": "on the left", "Author": "nobody", "Title": "Überschrift"}
     assert ours.info["icc_profile"] == PROFILE
     assert ours.getexif()[0x010F] == "Imaginary"
-    assert ours.getexif().get_ifd(0x8769)[0x927C] == pictures.MAKER_NOTE
-    assert pictures.THUMBNAIL not in processed(data, "flip").data
+    assert ours.getexif().get_ifd(0x8769)[0x927C] == specimens.MAKER_NOTE
+    assert specimens.THUMBNAIL not in processed(data, "flip").data
     assert [round(dots) for dots in ours.info["dpi"]] == [300, 96], "flip on orientation 6 swaps the sides"
     stripped = processed(data, "flip", strip=True).image
     assert not {"exif", "Comment", "Author", "Title"} & stripped.info.keys()
@@ -376,7 +376,7 @@ def test_profile_and_xmp_come_back_unless_they_are_stripped(container: str) -> N
         options["tiffinfo"] = {700: xmp}
     data = encoded(picture("RGB", (16, 8)), container, **options)
     if container == "PNG":
-        data = pictures.with_chunk(data, b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
+        data = specimens.with_chunk(data, b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
     for turn in TURNS:
         ours = processed(data, turn)
         assert ours.image.info["icc_profile"] == PROFILE, (container, turn)
@@ -395,7 +395,7 @@ def test_xmp_that_repeats_the_orientation_does_not_turn_the_answer_again(contain
         options = {"exif": orientation_only(6)}
     data = encoded(picture("RGB", (16, 8)), container, **options)
     if container == "PNG":
-        data = pictures.with_chunk(data, b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
+        data = specimens.with_chunk(data, b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
     for turn in TURNS:
         ours = processed(data, turn)
         assert b'dc:x="y"' in ours.data, (container, turn)

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support import pictures
+from support import specimens
 from support.oracle import TURNS, Grid, Patch, seen_frames
-from support.pictures import (
+from support.specimens import (
     Limits,
     apng,
     encoded,
@@ -39,7 +39,7 @@ MAGICS = {
     "jpeg": b"\xff\xd8\xff\xe0\0\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0",
     "jpeg frame": b"\xff\xd8\xff\xc0\0\x11\x08\0\x08\0\x08\x03\x01\x22\0\x02\x11\x01\x03\x11\x01",
     "png": b"\x89PNG\r\n\x1a\n",
-    "png header": b"\x89PNG\r\n\x1a\n" + pictures.header_chunk((5, 4), 8, 2),
+    "png header": b"\x89PNG\r\n\x1a\n" + specimens.header_chunk((5, 4), 8, 2),
     "gif": b"GIF89a",
     "gif header": b"GIF89a\x05\0\x04\0\x80\0\0\0\0\0\xff\xff\xff",
     "webp": b"RIFF\x40\0\0\0WEBP",
@@ -60,7 +60,7 @@ MAGICS = {
 
 def animated_gif() -> bytes:
     frames = [
-        pictures.GifFrame(Grid(*SIZE, tuple(byte % 16 for byte in pictures.noise(SIZE[0] * SIZE[1], seed))))
+        specimens.GifFrame(Grid(*SIZE, tuple(byte % 16 for byte in specimens.noise(SIZE[0] * SIZE[1], seed))))
         for seed in range(3)
     ]
     return gif(SIZE, gif_palette(1), frames, loops=0)
@@ -68,7 +68,7 @@ def animated_gif() -> bytes:
 
 def patches(size: tuple[int, int] = SIZE, count: int = 3) -> list[Patch]:
     return [
-        Patch(Grid(*size, tuple((*pictures.noise(3, (at, seed)), 255) for at in range(size[0] * size[1]))))
+        Patch(Grid(*size, tuple((*specimens.noise(3, (at, seed)), 255) for at in range(size[0] * size[1]))))
         for seed in range(count)
     ]
 
@@ -101,7 +101,7 @@ def every_container() -> dict[str, bytes]:
 CONTAINERS = every_container()
 
 
-def refusal(data: bytes, turn: str = "flip", limits: Limits = pictures.GENEROUS) -> ImageError:
+def refusal(data: bytes, turn: str = "flip", limits: Limits = specimens.GENEROUS) -> ImageError:
     with pytest.raises(ImageError) as caught:
         processed(data, turn, limits=limits)
     return caught.value
@@ -137,7 +137,7 @@ def test_nothing_at_all_is_no_image() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"hello", b"\0", b"\xff", b"{}" * 500, b"<html></html>", b"\0" * 10_000, pictures.noise(5_000)],
+    [b"hello", b"\0", b"\xff", b"{}" * 500, b"<html></html>", b"\0" * 10_000, specimens.noise(5_000)],
     ids=repr,
 )
 def test_what_is_no_image_is_unsupported(data: bytes) -> None:
@@ -245,11 +245,11 @@ HUGE = 65_500
 
 def huge_headers() -> Iterator[tuple[str, bytes]]:
     """Yield files whose header promises a wall of pixels and which hold next to none."""
-    yield "PNG", pictures.png((65_535, 65_535), 8, 2, [b"\0"])
-    yield "PNG of 16 bits", pictures.png((65_535, 65_535), 16, 6, [b"\0"])
+    yield "PNG", specimens.png((65_535, 65_535), 8, 2, [b"\0"])
+    yield "PNG of 16 bits", specimens.png((65_535, 65_535), 16, 6, [b"\0"])
     yield (
         "PNG header only",
-        b"\x89PNG\r\n\x1a\n" + pictures.header_chunk((HUGE, HUGE), 8, 2) + pictures.chunk(b"IDAT", b""),
+        b"\x89PNG\r\n\x1a\n" + specimens.header_chunk((HUGE, HUGE), 8, 2) + specimens.chunk(b"IDAT", b""),
     )
     yield "GIF", b"GIF89a" + struct.pack("<HH", 65_535, 65_535) + animated_gif()[10:]
     bmp = bytearray(CONTAINERS["BMP"])
@@ -288,13 +288,13 @@ def test_a_bomb_is_refused_before_it_is_decoded(name: str, data: bytes) -> None:
 def test_a_bomb_that_decodes_is_refused() -> None:
     """Thirty thousand squared white pixels in one bit each: 110 kB that would become 900 MB."""
     with pytest.raises(TooManyPixels):
-        processed(pictures.png((30_000, 30_000), 1, 0, [bytes(3_750)] * 30_000), "flip")
+        processed(specimens.png((30_000, 30_000), 1, 0, [bytes(3_750)] * 30_000), "flip")
 
 
 def test_a_large_picture_within_generous_limits_is_no_bomb() -> None:
     """The limit is ours alone: Pillow's own, which warns at 89 million pixels, must not speak up."""
     size = (10_000, 9_500)
-    data = pictures.png(size, 1, 0, [bytes(1_250)] * size[1])
+    data = specimens.png(size, 1, 0, [bytes(1_250)] * size[1])
     limits = Limits(max_pixels=95_000_000, max_frames=1, max_total_pixels=95_000_000)
     assert processed(data, "flip", limits=limits).result.width == 10_000
 
@@ -363,7 +363,7 @@ def test_a_wrong_checksum_is_damage() -> None:
 def test_a_refusal_leaves_the_sink_for_the_next_answer() -> None:
     """After any number of refusals the package still works: nothing global is left behind."""
     before = processed(CONTAINERS["PNG"], "flip").data
-    for data in (b"", b"x", CONTAINERS["JPEG"][:300], pictures.png((65_535, 65_535), 8, 2, [b"\0"])):
+    for data in (b"", b"x", CONTAINERS["JPEG"][:300], specimens.png((65_535, 65_535), 8, 2, [b"\0"])):
         assert_helpful(refusal(data))
     assert processed(CONTAINERS["PNG"], "flip").data == before
 
@@ -377,7 +377,7 @@ def test_many_parts_that_hold_nothing_are_refused_before_they_cost_anything() ->
         (jpeg[:2] + b"\xff" * 2_000_000 + jpeg[2:], "between"),
         (jpeg[:2] + b"\xff\x01" * 1_000_000 + jpeg[2:], "between"),
         (jpeg[:-2] + jpeg[scan:-2] * 500 + jpeg[-2:], "scans"),
-        (png[:33] + pictures.chunk(b"teXt", b"") * 100_001 + png[33:], "chunks"),
+        (png[:33] + specimens.chunk(b"teXt", b"") * 100_001 + png[33:], "chunks"),
     ):
         with pytest.raises(DamagedImage, match=what):
             processed(data)
