@@ -1,1 +1,1 @@
-"""Pictures in, turned pictures out: bytes to bytes, with no settings, no clock, no log and no framework."""
+"""Images in, turned images out: bytes to bytes, with no settings, no clock, no log and no framework."""

@@ -1,4 +1,4 @@
-"""Frames of an animation put on one canvas, as a person sees them."""
+"""Composition of animation frames on one canvas, as a person sees them."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ _OPAQUE = (255, 255)
 
 
 class Disposal(Enum):
-    """What becomes of a frame once it was shown."""
+    """What happens to a frame after it was shown."""
 
     KEEP = auto()
     CLEAR = auto()

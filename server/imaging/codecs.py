@@ -1,4 +1,4 @@
-"""The picture formats we know: how each is told from its bytes, opened, and what it can hold."""
+"""The image formats we know: how each is recognised by its bytes, how it is opened, and what it can hold."""
 
 import logging
 import mmap
@@ -28,13 +28,13 @@ from PIL import (
 
 from server.errors import DamagedImage, ServiceError, TooManyPixels, UnsupportedImage
 
-# What it says of odd files is for nobody; without a handler Python would print it into our log.
+# Nothing that Pillow logs about odd files is of use; without a handler Python would print it into our log.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 # We check the pixels ourselves, from the header and against the caller's limits.
 Image.MAX_IMAGE_PIXELS = None
 
-# One picture is one core's work: the other cores have pictures of their own.
+# One image is one core's work: the other cores have images of their own.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 #: Segments, chunks or blocks of a file. No sound one has so many, and each costs a walk in Python.
@@ -51,13 +51,13 @@ class Source(Protocol):
     """A readable, seekable binary file: an `mmap.mmap` in production, a `BytesIO` in tests."""
 
     def read(self, size: int = ..., /) -> bytes:
-        """Up to `size` bytes from the current position."""
+        """Read up to `size` bytes from the current position."""
 
     def seek(self, position: int, whence: int = ..., /) -> object:
         """Move the current position."""
 
     def tell(self) -> int:
-        """The current position."""
+        """Return the current position."""
 
 
 #: An empty, writable, seekable binary file.
@@ -101,7 +101,7 @@ class Codec:
         pillow: Pillow's name, for saving.
         media_type: what goes into `Content-Type`.
         plugin: Pillow's reader. It is called directly, so that nothing but it can open the file; for a JPEG
-            that also means that an MPO opens as what its first picture is, a JPEG.
+            that also means that an MPO opens as what its first image is, a JPEG.
         modes: the pixel modes its writer takes as they are, best first.
         max_side: the largest width or height its writer takes, in pixels.
     """
@@ -171,7 +171,7 @@ _UNSUPPORTED_PHRASES = ("cannot handle", "unsupported", "not yet supported", "un
 
 
 def as_data(source: Source) -> Data:
-    """The whole file as one buffer, without a copy where that is possible."""
+    """Return the whole file as one buffer, without a copy where that is possible."""
     if isinstance(source, mmap.mmap):
         return source
     if isinstance(source, BytesIO):
@@ -181,14 +181,14 @@ def as_data(source: Source) -> Data:
 
 
 def write_whole(sink: Sink, piece: bytes | memoryview) -> None:
-    """Write all of it, or raise: a raw file takes less than it is given where room runs out, and says so."""
+    """Write all of it, or raise: a raw file takes only a part when space runs out, and returns how much."""
     rest = memoryview(piece)
     while rest:
         rest = rest[sink.write(rest) :]
 
 
 def sniff(data: Data) -> Format:
-    """Tell the format from the first bytes; names and headers are never looked at.
+    """Recognise the format by the first bytes; names and headers are never looked at.
 
     Raises:
         UnsupportedImage: not an image, or outside the allow-list.
@@ -227,17 +227,17 @@ def open_image(form: Format, source: Source) -> ImageFile.ImageFile:
 
 
 def damaged(form: Format, what: str) -> DamagedImage:
-    """The refusal of a broken file, to be raised.
+    """Make the error for a damaged file, to be raised.
 
     Args:
         form: what it claims to be.
-        what: the finding, as a clause.
+        what: what is wrong, as a clause.
     """
     return DamagedImage(f"The {CODECS[form].name} file is damaged: {what}. Send an intact copy.")
 
 
 def too_deep(form: Format) -> UnsupportedImage:
-    """The refusal of a file whose depth would be halved, to be raised."""
+    """Make the error for a file that would lose bits per channel, to be raised."""
     return UnsupportedImage(
         f"This {CODECS[form].name} has more than 8 bits per channel, which would be lost. "
         f"Convert it to 8 bits, or ask for them with format={form if form in OUTPUT_FORMATS else 'png'}.",
@@ -246,16 +246,16 @@ def too_deep(form: Format) -> UnsupportedImage:
 
 @contextmanager
 def decoding(form: Format) -> Iterator[None]:
-    """The one place where what decoders raise becomes an error of ours.
+    """Translate what decoders raise into one of our errors; nothing else does so.
 
-    Decoders meet hostile bytes with any exception there is, and with warnings for what they put up with; we
-    refuse the first and have our own checks for the second. Nothing that encodes belongs in this block, or a
-    bug of ours would look like a damaged picture. What a mistake in our own code raises comes out as it is.
+    On hostile bytes decoders raise any exception there is, and they warn of what they tolerate. The first
+    means a damaged file; for the second we have our own checks. Nothing that encodes belongs in this block,
+    or a bug of ours would look like a damaged image. A mistake in our own code is raised as it is.
 
     Raises:
         DamagedImage: the decoder failed.
         TooManyPixels: the decoder found no memory.
-        ServiceError: whatever the block raised in our own words.
+        ServiceError: the block raised one of our own errors.
     """
     try:
         with warnings.catch_warnings():
@@ -272,7 +272,7 @@ def decoding(form: Format) -> Iterator[None]:
 
 
 def _is_from_here(error: Exception) -> bool:
-    """Whether the code that raised it is ours and not a decoder's."""
+    """Tell whether the code that raised it is ours and not a decoder's."""
     step = error.__traceback__
     while step is not None and step.tb_next is not None:
         step = step.tb_next

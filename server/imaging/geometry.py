@@ -1,4 +1,4 @@
-"""The ways to turn a picture, and how an EXIF orientation and a turn become one of them."""
+"""The eight ways to turn an image, and how an EXIF orientation and a turn combine into one."""
 
 from enum import StrEnum
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from PIL.Image import Transpose
 
 
 class Turn(StrEnum):
-    """What to do with the picture as a person sees it. Turns are clockwise."""
+    """What to do with the image as a person sees it. Rotations are clockwise."""
 
     FLIP = "flip"
     FLOP = "flop"
@@ -70,7 +70,7 @@ _UPRIGHT: dict[int, Transpose | None] = {
 
 
 def compose(orientation: int, turn: Turn) -> Transpose | None:
-    """Say in one step how to show the image upright and then turn it.
+    """Combine two steps into one: make the stored image upright, then turn it.
 
     Args:
         orientation: the EXIF orientation, 1 to 8; any other number counts as 1, as in browsers.
@@ -85,30 +85,30 @@ def compose(orientation: int, turn: Turn) -> Transpose | None:
 
 
 def swaps_axes(transpose: Transpose | None) -> bool:
-    """True when width and height change places."""
+    """Tell whether width and height change places."""
     return _MATRIX_OF[transpose][0] == 0
 
 
 def mirrored_axes(transpose: Transpose | None) -> tuple[bool, bool]:
-    """Whether the source's rows and its columns come in reverse, before they change places if they do."""
+    """Tell whether rows are reversed and whether columns are, before they change places if they do."""
     a, b, c, d = _MATRIX_OF[transpose]
     return -1 in (b, d), -1 in (a, c)
 
 
 def turned_size(transpose: Transpose | None, size: tuple[int, int]) -> tuple[int, int]:
-    """Width and height after the turn, in pixels."""
+    """Return width and height after the turn, in pixels."""
     return (size[1], size[0]) if swaps_axes(transpose) else size
 
 
 def turned_rect(transpose: Transpose | None, rect: Rect, canvas: tuple[int, int]) -> Rect:
-    """Where a rectangle of the canvas lies once the whole canvas is turned.
+    """Return where a rectangle of the canvas lies after the whole canvas is turned.
 
     Args:
         transpose: the turn.
         rect: the rectangle before the turn, inside the canvas.
         canvas: width and height of the canvas before the turn, in pixels.
     """
-    # How far the rectangle is from each side, by the direction one walks from that side.
+    # How far the rectangle is from each side of the canvas, by the direction from that side inwards.
     distance = {
         (1, 0): rect.x,
         (-1, 0): canvas[0] - rect.x - rect.width,

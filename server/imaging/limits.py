@@ -1,4 +1,4 @@
-"""What a picture may cost, told from its header before anything is decoded."""
+"""Limits of what an image may cost, checked against its header before anything is decoded."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from server.errors import TooManyFrames, TooManyPixels
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The largest picture we decode.
+    """The largest image we decode.
 
     Args:
         max_pixels: width times height of one frame or page.
@@ -32,7 +32,7 @@ class Limits:
             )
 
     def check_frames(self, frames: int) -> None:
-        """Refuse too many frames; callers count no further than one above the limit.
+        """Refuse too many frames. Callers stop counting at one above the limit.
 
         Raises:
             TooManyFrames: with the figures.

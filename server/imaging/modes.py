@@ -1,4 +1,4 @@
-"""Pixels of one mode in the mode another format can hold, with as little lost as that format allows."""
+"""Conversion of pixels to a mode that another format can hold, losing as little as that format allows."""
 
 from io import BytesIO
 
@@ -31,14 +31,14 @@ _NEXT_MODES: dict[str, tuple[str, ...]] = {
 
 
 def fit(image: Image.Image, form: Format) -> Image.Image:
-    """The same picture in a mode that the format holds.
+    """Convert an image to a mode that the format holds.
 
     Alpha is flattened on white where the format has none. Sixteen bits become eight by dropping the low byte,
     which Pillow's own conversion does not do: it clips at 255. CMYK goes through its own profile to sRGB when
     it has one; the result then carries no profile.
 
     Raises:
-        UnsupportedImage: there is no honest way (32-bit samples have no known white).
+        UnsupportedImage: it cannot be done correctly (32-bit samples have no known white).
     """
     modes = CODECS[form].modes
     if (
@@ -65,14 +65,14 @@ def fit(image: Image.Image, form: Format) -> Image.Image:
 
 
 def _with_alpha(image: Image.Image) -> Image.Image:
-    """Transparency by palette index or key colour as an alpha channel."""
+    """Turn transparency by palette index or key colour into an alpha channel."""
     if image.mode == "I;16":
-        return _with_info_of(image, image.copy())  # its key is a 16-bit number; no other format has the like
+        return _with_info_of(image, image.copy())  # no other format has a key colour of 16 bits
     return image if image.mode == "LA" else image.convert("RGBA")
 
 
 def _flattened(image: Image.Image) -> Image.Image:
-    """What shows on white paper."""
+    """Lay the image on white."""
     mode = "L" if image.mode == "LA" else "RGB"
     paper = Image.new(mode, image.size, _WHITE[mode])
     paper.paste(image.convert(mode), mask=image.getchannel("A"))
@@ -104,7 +104,7 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _from_wide(image: Image.Image, mode: str) -> Image.Image:
-    """Samples in 32 bits that fit into 16, as Pillow gives them for a 16-bit PGM."""
+    """Convert 32-bit samples that fit into 16 bits, as Pillow returns them for a 16-bit PGM."""
     lowest, highest = image.getextrema()
     if lowest < 0 or highest > _16_BITS:  # type: ignore[operator]
         raise UnsupportedImage(
@@ -119,7 +119,7 @@ def _from_wide(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _from_cmyk(image: Image.Image) -> Image.Image:
-    """CMYK in sRGB: through the embedded profile, else by the plain formula."""
+    """Convert CMYK to sRGB: through the embedded profile, otherwise by the plain formula."""
     icc = image.info.get("icc_profile")
     if icc:
         # Loaded only when needed: an engine starts without it.
@@ -134,7 +134,7 @@ def _from_cmyk(image: Image.Image) -> Image.Image:
                 outputMode="RGB",
             )
         except (ImageCms.PyCMSError, OSError, ValueError):
-            result = None  # a broken profile is no reason to refuse the picture
+            result = None  # a broken profile is no reason to refuse the image
         if result is not None:
             result = _with_info_of(image, result)
             result.info.pop("icc_profile", None)
@@ -145,7 +145,7 @@ def _from_cmyk(image: Image.Image) -> Image.Image:
 
 
 def indexed(image: Image.Image) -> tuple[Image.Image, bytes, int | None]:
-    """The picture in palette indices, exactly so when it has no more than 256 colours.
+    """Convert an image to palette indices, exactly if it has no more than 256 colours.
 
     Args:
         image: any mode that `fit` returns for GIF.
@@ -171,13 +171,13 @@ def _plain(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _indexed_with_alpha(image: Image.Image) -> tuple[Image.Image, bytes, int | None]:
-    """GIF knows opaque and transparent only: half and less of alpha is transparent."""
+    """Convert RGBA to indices. GIF has no partial transparency: half of alpha and less is transparent."""
     opaque = image.getchannel("A").point(lambda alpha: 255 if alpha > _OPAQUE_ABOVE else 0)
     colours = image.convert("RGB")
     lowest, _ = opaque.getextrema()
     if lowest:
         return *_quantized(colours, _PALETTE_SIZE), None
-    # Transparent pixels must not use up colours: give them one that is there already.
+    # Transparent pixels must not use up a colour: give them one that is there already.
     visible = Image.new("RGB", image.size, _first_visible(colours, opaque))
     visible.paste(colours, mask=opaque)
     indices, palette = _quantized(visible, _PALETTE_SIZE - 1)
@@ -196,9 +196,10 @@ def _first_visible(colours: Image.Image, opaque: Image.Image) -> tuple[int, ...]
 
 
 def _quantized(image: Image.Image, size: int) -> tuple[Image.Image, bytes]:
-    """Indices and palette; exact for a picture of so few colours.
+    """Return indices and palette, exact if the image has no more colours than `size`.
 
-    Mapping to a palette of our own would not be: Pillow takes colours that differ in two low bits for equal.
+    Mapping to a palette of our own would not be exact: Pillow treats colours as equal that differ in their
+    two low bits.
     """
     indices = image.quantize(size, method=Image.Quantize.MEDIANCUT)
     return indices, bytes(indices.getpalette() or b"")[: size * 3]

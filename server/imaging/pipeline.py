@@ -1,4 +1,4 @@
-"""One picture through decode, transform and encode, under limits, with nothing lost that need not be."""
+"""One image through decode, transform and encode, within limits, losing nothing that can be kept."""
 
 from collections.abc import Callable
 
@@ -21,12 +21,12 @@ def process(
     limits: Limits,
     lap: Callable[[Stage], None] = _no_lap,
 ) -> Result:
-    """Turn the picture in `source` and write it to `sink`.
+    """Turn the image in `source` and write it to `sink`.
 
     The format stays unless another is asked for, and so do mode, depth, palette, transparency, metadata,
     frames, durations and loop count; a JPEG keeps its quantization tables and sampling. JPEG and BMP hold
     one frame: an animation gives its first. A multi-page TIFF keeps its pages as a TIFF and gives its first
-    page to any other format. Of an MPO only the primary picture comes out.
+    page to any other format. Of an MPO only the primary image comes out.
 
     Args:
         source: readable from position 0: an `mmap.mmap`, a `BytesIO`, or a file, which is read whole.
@@ -48,7 +48,7 @@ def process(
     route = SAME_FORMAT.get(form, redraw) if run.target is form else redraw
     if recipe.path == "lossless" and not (form is run.target is Format.JPEG):
         raise NotLossless("Only a JPEG that stays one can be turned without loss. Leave `path` out.")
-    if run.target is not Format.JPEG:  # other encoders may leave holes, through which old bytes would show
+    if run.target is not Format.JPEG:  # other encoders may leave holes, which would show old bytes
         sink.truncate(0)
     result = route(run)
     if run.target is Format.JPEG:

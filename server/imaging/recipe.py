@@ -1,4 +1,4 @@
-"""What to make of an image, what came of it, and one run from the one to the other."""
+"""What to do with an image, what the result is, and the run that leads from one to the other."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from server.imaging.codecs import CODECS, Data, Effort, Format, Sink, Source
 from server.imaging.geometry import Turn
 from server.imaging.limits import Limits
 
-#: How a picture is made: "pixels" are decoded and encoded again; the coefficients of a JPEG only change
+#: How the result is made: "pixels" are decoded and encoded again; the coefficients of a JPEG only change
 #: places ("lossless"), or some of them are mixed and quantized again ("coefficients").
 ImagePath = Literal["lossless", "coefficients", "pixels"]
 PATHS: tuple[ImagePath, ...] = ("lossless", "coefficients", "pixels")
 
-#: What `lap` is told has just ended.
+#: What `lap` is called with: the stage that has just ended.
 Stage = Literal["decode", "transform", "encode"]
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What to make of a picture.
+    """What to do with an image.
 
     Args:
         turn: applied to what a person sees.
@@ -44,7 +44,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came out.
+    """Facts about the image that was written.
 
     Args:
         format: of the bytes in the sink.
@@ -76,15 +76,15 @@ class Run:
 
     @property
     def target(self) -> Format:
-        """The format of the result."""
+        """Return the format of the result."""
         return self.recipe.format or self.form
 
     def result(self, size: tuple[int, int], frames: int = 1, path: ImagePath = "pixels") -> Result:
-        """The answer, once everything is written."""
+        """Describe what was written."""
         return Result(self.target, CODECS[self.target].media_type, *size, frames, path)
 
     def turn(self, image: Image.Image, transpose: Transpose | None) -> Image.Image:
-        """The turned picture; tells the lap."""
+        """Turn an image, and end the stage."""
         turned = image if transpose is None else image.transpose(transpose)
         self.lap("transform")
         return turned

@@ -1,4 +1,4 @@
-"""Any format to any other, and the simple ones to themselves: frames are decoded, turned and drawn again."""
+"""The route of any format to any other, and of simple ones to themselves: decode frames, turn, encode."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,23 +17,23 @@ from server.imaging.metadata import ifd
 from server.imaging.metadata.exif import orientation_of, upright_exif
 from server.imaging.metadata.xmp import upright_xmp, without_companions
 from server.imaging.recipe import Result, Run
-from server.imaging.transcode import MANY_FRAMES, Attachments, Frame, Target, check_side, encode
+from server.imaging.transcode import MANY_FRAMES, Frame, Metadata, Target, check_side, encode
 
 _MAX_DPI = 65535
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Head:
-    """What a header tells before decoding.
+    """What is known from the header, before decoding.
 
     Args:
         frames: how many frames can be drawn.
         orientation: of the stored pixels, 1 where Pillow or the container has dealt with it.
         applied: the orientation that Pillow applies when it decodes; the resolution still needs it.
         exif, xmp: as stored.
-        plays: how often an animation runs, 0 for ever; None for ask Pillow.
-        drawn: its frames with their durations, where Pillow would show them wrongly.
-        is_deep: True when decoding halves the depth.
+        plays: how often an animation runs, 0 for ever; None to ask Pillow.
+        drawn: its frames with their durations, where Pillow would compose them wrongly.
+        is_deep: whether decoding would halve the bits per channel.
         markers: of a JPEG.
     """
 
@@ -117,7 +117,7 @@ _HEADS: dict[Format, Callable[[Run], _Head]] = {
 
 
 def _drawn(run: Run, head: _Head, count: int) -> Iterator[Frame]:
-    """Frames as Pillow composes them, upright or not; tells the lap."""
+    """Decode frames as Pillow composes them, upright or not."""
     with decoding(run.form):
         image = open_image(run.form, run.source)
     for index in range(count):
@@ -136,7 +136,7 @@ def _drawn(run: Run, head: _Head, count: int) -> Iterator[Frame]:
 
 
 def shown(run: Run, frames: Iterator[tuple[Image.Image, float]]) -> Iterator[Frame]:
-    """Frames as we draw them, with what lies beside the pixels; tells the lap."""
+    """Yield frames as we compose them, with profile, resolution, XMP and loop count from Pillow's reader."""
     with decoding(run.form):
         info = open_image(run.form, run.source).info
     while True:
@@ -151,7 +151,7 @@ def shown(run: Run, frames: Iterator[tuple[Image.Image, float]]) -> Iterator[Fra
 
 
 def redraw(run: Run) -> Result:
-    """Any format to any other, and the simple formats to themselves."""
+    """Convert any format to any other, and simple formats to themselves."""
     with decoding(run.form):
         head = _HEADS.get(run.form, _other_head)(run)
     if head.is_deep and run.recipe.format is None:
@@ -174,7 +174,7 @@ def redraw(run: Run) -> Result:
         form=run.target,
         quality=run.recipe.quality,
         effort=run.recipe.effort,
-        attachments=_attachments(run, head, first.image),
+        metadata=_metadata(run, head, first.image),
         source=run.form,
         frames=count,
         plays=_plays(first.image, head),
@@ -188,17 +188,17 @@ def redraw(run: Run) -> Result:
 
 
 def _plays(image: Image.Image, head: _Head) -> int:
-    """How often an animation runs. A GIF counts repetitions, and without a loop block it runs once."""
+    """Return how often an animation runs. A GIF counts repetitions, and without a loop block it runs once."""
     if head.plays is not None:
         return head.plays
     repetitions = image.info.get("loop")
     return 1 if repetitions is None else repetitions and repetitions + 1
 
 
-def _attachments(run: Run, head: _Head, image: Image.Image) -> Attachments:
-    """What the result carries beside its pixels."""
+def _metadata(run: Run, head: _Head, image: Image.Image) -> Metadata:
+    """Collect the metadata of the result."""
     if run.recipe.strip:
-        return Attachments(strip=True)
+        return Metadata(strip=True)
     exif, xmp = head.exif, head.xmp or image.info.get("xmp")
     if not isinstance(xmp, bytes):  # a TIFF may give it any type
         xmp = b""
@@ -209,11 +209,11 @@ def _attachments(run: Run, head: _Head, image: Image.Image) -> Attachments:
     dpi = _sound_dpi(image.info.get("dpi"))
     if dpi is not None and swaps_axes(compose(stored, run.recipe.turn)):
         dpi = (dpi[1], dpi[0])
-    return Attachments(exif=upright_exif(exif), xmp=upright_xmp(without_companions(xmp)), dpi=dpi)
+    return Metadata(exif=upright_exif(exif), xmp=upright_xmp(without_companions(xmp)), dpi=dpi)
 
 
 def _sound_dpi(dpi: object) -> tuple[float, float] | None:
-    """A resolution that every format can say; files claim all sorts of numbers, and some that are none."""
+    """Return a resolution that every format can hold, or None: files contain numbers of any kind, and NaN."""
     try:
         horizontal, vertical = (float(number) for number in dpi)  # type: ignore[attr-defined]
     except (TypeError, ValueError, ArithmeticError):

@@ -1,4 +1,4 @@
-"""Formats that stay what they are: everything in the file is kept but pixels and what depends on the axes."""
+"""The route of formats to themselves: all is kept except the pixels and what depends on the axes."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def _jpeg(run: Run) -> Result:
-    """JPEG to JPEG, coded as the source was."""
+    """Turn a JPEG into a JPEG, encoded as the source was."""
     with decoding(Format.JPEG):
         markers = read_jpeg(run.data, run.limits)
     transpose = compose(markers.orientation, run.recipe.turn)
@@ -62,7 +62,7 @@ def _jpeg(run: Run) -> Result:
 
 
 def _moved_jpeg(run: Run, markers: Jpeg, transpose: Transpose | None) -> Result:
-    """JPEG to JPEG by its coefficients.
+    """Turn a JPEG by its coefficients.
 
     Raises:
         Impossible: that cannot be done; nothing has been written.
@@ -82,7 +82,7 @@ def _moved_jpeg(run: Run, markers: Jpeg, transpose: Transpose | None) -> Result:
 
 
 def _png(run: Run) -> Result:
-    """PNG to PNG and APNG to APNG, chunk by chunk."""
+    """Turn a PNG or an APNG, chunk by chunk."""
     with decoding(Format.PNG):
         stored = png.read_png(run.data, run.limits)
     transpose = compose(orientation_of(stored.find(b"eXIf")), run.recipe.turn)
@@ -109,7 +109,7 @@ def _png(run: Run) -> Result:
 
 
 def _gif(run: Run) -> Result:
-    """GIF to GIF, block by block."""
+    """Turn a GIF, block by block."""
     with decoding(Format.GIF):
         stored = gif.read_gif(run.data, run.limits)
     transpose = compose(1, run.recipe.turn)
@@ -132,7 +132,7 @@ def _gif(run: Run) -> Result:
 
 
 def _webp(run: Run) -> Result:
-    """WebP to WebP, frame by frame."""
+    """Turn a WebP, frame by frame."""
     with decoding(Format.WEBP):
         stored = webp.read_webp(run.data, run.limits)
     transpose = compose(orientation_of(stored.exif), run.recipe.turn)
@@ -177,7 +177,7 @@ def _turned_bitstream(run: Run, pixels: webp.Bitstream, transpose: Transpose | N
 def _whole_webp_frames(
     run: Run, stored: webp.Webp, transpose: Transpose | None
 ) -> tuple[webp.WebpFrame, ...]:
-    """Frames drawn on whole canvases: a mirrored place can be odd, which the format cannot say."""
+    """Draw frames on whole canvases: a mirrored offset can be odd, which the format cannot express."""
     check_side(Format.WEBP, stored.size)
     frames: list[webp.WebpFrame] = []
     drawn_frames = shown(run, composed(stored.size, webp.layers(stored)))
@@ -190,7 +190,7 @@ def _whole_webp_frames(
 
 
 def _tiff(run: Run) -> Result:
-    """TIFF to TIFF, page by page, each with its own orientation and compression."""
+    """Turn a TIFF, page by page, each with its own orientation and compression."""
     pages: list[TiffPage] = []
     transpose = compose(1, run.recipe.turn)  # Pillow has already turned each page upright
     with decoding(Format.TIFF):
@@ -214,7 +214,7 @@ def _tiff(run: Run) -> Result:
     return run.result(pages[0].image.size, len(pages))
 
 
-#: The formats that have a way of their own.
+#: The formats that have a route of their own.
 SAME_FORMAT: dict[Format, Callable[[Run], Result]] = {
     Format.JPEG: _jpeg,
     Format.PNG: _png,

@@ -1,4 +1,4 @@
-"""Turned frames into another format: one picture, or every frame with its duration."""
+"""Turned frames written in another format: one image, or every frame with its duration."""
 
 import struct
 import warnings
@@ -21,7 +21,7 @@ from server.imaging.metadata.exif import without_orientation
 from server.imaging.metadata.icc import kept_icc
 from server.imaging.modes import fit, indexed
 
-#: What a caller who names a format but no quality gets.
+#: The quality of the result when a format is asked for but no quality.
 _QUALITY = {Format.JPEG: 90, Format.WEBP: 90, Format.AVIF: 80}
 
 #: Of libavif, chosen with `python -m benchmarks.encoders` (ADR 14).
@@ -30,7 +30,7 @@ _AVIF_SPEED = {Effort.LOW: 9, Effort.NORMAL: 7, Effort.HIGH: 6}
 #: Formats that can hold several frames. The others get the first one.
 MANY_FRAMES = frozenset({Format.PNG, Format.WEBP, Format.GIF, Format.TIFF, Format.AVIF})
 
-#: Modes whose pictures are drawings rather than photos: WebP keeps them exactly, and small.
+#: Modes that hold drawings rather than photos: lossless WebP makes small files of these.
 _DRAWN_MODES = frozenset({"1", "P"})
 
 _16_BITS = 0xFFFF
@@ -55,8 +55,8 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
-class Attachments:
-    """What goes beside the pixels.
+class Metadata:
+    """Metadata of the result.
 
     Args:
         exif: the TIFF structure, its orientation reset; empty for none.
@@ -73,13 +73,13 @@ class Attachments:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What to make.
+    """What to write, and how.
 
     Args:
         form: the format.
         quality: 1 to 100, None for a good default.
         effort: of the encoder.
-        attachments: what goes beside the pixels.
+        metadata: its metadata.
         source: the format the frames come from.
         frames: how many there will be.
         plays: how often an animation runs, 0 for ever.
@@ -89,7 +89,7 @@ class Target:
     form: Format
     quality: int | None
     effort: Effort
-    attachments: Attachments
+    metadata: Metadata
     source: Format
     frames: int = 1
     plays: int = 0
@@ -97,7 +97,7 @@ class Target:
 
 
 def _profile(image: Image.Image, *, strip: bool) -> bytes:
-    """The colour profile if it still describes these pixels (ICC.1:2022, 7.2.6)."""
+    """Return the colour profile if it still describes these pixels (ICC.1:2022, 7.2.6)."""
     icc = image.info.get("icc_profile")
     if not isinstance(icc, bytes):  # a TIFF may give it any type
         return b""
@@ -106,7 +106,7 @@ def _profile(image: Image.Image, *, strip: bool) -> bytes:
 
 
 def check_side(form: Format, size: tuple[int, int]) -> None:
-    """Refuse what the format cannot hold.
+    """Refuse an image that is too large for the format.
 
     Raises:
         UnsupportedImage: a side is too long.
@@ -120,7 +120,7 @@ def check_side(form: Format, size: tuple[int, int]) -> None:
 
 
 def encode(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
-    """Write the frames; they are taken one by one, so that few of them are in memory at once.
+    """Write the frames, taking them one by one so that few are in memory at once.
 
     Raises:
         UnsupportedImage: the format cannot hold them.
@@ -130,20 +130,20 @@ def encode(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
 
 def _to_jpeg(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
     image = fit(next(frames).image, Format.JPEG)
-    beside = target.attachments
-    icc = _profile(image, strip=beside.strip)
+    metadata = target.metadata
+    icc = _profile(image, strip=metadata.strip)
     image.save(
         sink,
         "JPEG",
         quality=target.quality or _QUALITY[Format.JPEG],
-        dpi=_rounded(beside.dpi),
+        dpi=_rounded(metadata.dpi),
         comment=b"",
-        extra=segments_for(exif=beside.exif, icc=icc, xmp=beside.xmp),
+        extra=segments_for(exif=metadata.exif, icc=icc, xmp=metadata.xmp),
     )
 
 
 def _rounded(dpi: tuple[float, float] | None) -> tuple[int, int]:
-    """Dots per inch as JPEG has them: whole, and zero for unknown."""
+    """Return dots per inch as JPEG stores them: whole numbers, and zero for unknown."""
     if dpi is None:
         return (0, 0)
     return (round(dpi[0]), round(dpi[1]))
@@ -151,7 +151,7 @@ def _rounded(dpi: tuple[float, float] | None) -> tuple[int, int]:
 
 def _to_bmp(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
     image = next(frames).image
-    dpi = target.attachments.dpi or (96, 96)
+    dpi = target.metadata.dpi or (96, 96)
     if image.mode == "RGBA" and target.source is Format.BMP:
         bmp.write_with_alpha(sink, image, dpi)
         return
@@ -164,20 +164,20 @@ def _to_png(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
         _to_apng(sink, frames, target)
         return
     image = fit(next(frames).image, Format.PNG)
-    beside = target.attachments
+    metadata = target.metadata
     text = PngInfo()
-    if beside.xmp:
-        text.add_itxt("XML:com.adobe.xmp", beside.xmp)
-    settings: dict[str, Any] = {"pnginfo": text, "icc_profile": _profile(image, strip=beside.strip)}
-    if beside.exif:
-        settings["exif"] = beside.exif
-    if beside.dpi:
-        settings["dpi"] = beside.dpi
+    if metadata.xmp:
+        text.add_itxt("XML:com.adobe.xmp", metadata.xmp)
+    settings: dict[str, Any] = {"pnginfo": text, "icc_profile": _profile(image, strip=metadata.strip)}
+    if metadata.exif:
+        settings["exif"] = metadata.exif
+    if metadata.dpi:
+        settings["dpi"] = metadata.dpi
     png.write_png(sink, png.still(image, target.effort, settings))
 
 
 def _to_apng(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
-    """Whole canvases that replace each other. Pillow's writer would merge equal ones."""
+    """Write whole canvases that replace each other. Pillow's writer would merge equal ones."""
     done: list[png.PngFrame] = []
     size = (1, 1)
     for frame in frames:
@@ -185,12 +185,12 @@ def _to_apng(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
         pixels = fit(frame.image, Format.PNG)
         stream = png.pack(png.RGBA_PATTERN, (pixels.convert("RGBA"),), target.effort)
         done.append(png.PngFrame(Rect(0, 0, *size), _apng_control(frame.duration_ms), stream))
-    before = [png.Chunk(b"eXIf", target.attachments.exif)] if target.attachments.exif else []
+    before = [png.Chunk(b"eXIf", target.metadata.exif)] if target.metadata.exif else []
     png.write_png(sink, png.animation(size, tuple(before), tuple(done), target.plays))
 
 
 def _apng_control(duration_ms: float) -> bytes:
-    """Delay, and replace rather than blend (PNG 3rd edition, 11.3.6.2)."""
+    """Encode the delay, and that the frame replaces what is there (PNG 3rd edition, 11.3.6.2)."""
     for ticks_per_second in (1000, 100, 10, 1):
         delay = min(_16_BITS, round(duration_ms * ticks_per_second / 1000))
         if delay < _16_BITS:
@@ -205,16 +205,16 @@ def _to_webp(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
         size = frame.image.size
         is_drawn = frame.image.mode in _DRAWN_MODES or (target.frames > 1 and not target.quality)
         pixels = fit(frame.image, Format.WEBP)
-        icc = _profile(pixels, strip=target.attachments.strip)
+        icc = _profile(pixels, strip=target.metadata.strip)
         quality = target.quality or (None if is_drawn else _QUALITY[Format.WEBP])
         bits = webp.pack(pixels, target.effort, quality=quality)
         duration = min(0xFFFFFF, round(frame.duration_ms))
         done.append(webp.WebpFrame(Rect(0, 0, *size), duration, webp.NO_BLEND, bits))
     loops = min(0xFFFF, target.plays) if target.frames > 1 else None
-    beside = target.attachments
+    metadata = target.metadata
     webp.write_webp(
         sink,
-        webp.Webp(size, tuple(done), loops=loops, icc=icc, exif=beside.exif, xmp=beside.xmp),
+        webp.Webp(size, tuple(done), loops=loops, icc=icc, exif=metadata.exif, xmp=metadata.xmp),
     )
 
 
@@ -228,7 +228,7 @@ def _to_gif(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
         image = fit(frame.image, Format.GIF)
         indices, palette, transparent = indexed(image)
         if target.frames > 1 or transparent is not None:
-            disposal = 2 if transparent is not None else 1  # what shows through must not be the last frame
+            disposal = 2 if transparent is not None else 1  # the last frame must not show through
             blocks.append(
                 gif.control(duration_ms=frame.duration_ms, disposal=disposal, transparent=transparent)
             )
@@ -237,17 +237,17 @@ def _to_gif(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
 
 
 def _to_tiff(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
-    beside = target.attachments
-    (fields,) = tiff.descriptions(beside.exif)
-    if beside.xmp:
-        fields = (*fields, tiff.xmp_field(beside.xmp))
+    metadata = target.metadata
+    (fields,) = tiff.descriptions(metadata.exif)
+    if metadata.xmp:
+        fields = (*fields, tiff.xmp_field(metadata.xmp))
     pages: list[TiffPage] = []
     for frame in frames:
         image = fit(frame.image, Format.TIFF)
         settings: dict[str, Any] = {"compression": "tiff_adobe_deflate"}
-        settings["icc_profile"] = _profile(image, strip=beside.strip)
-        if beside.dpi:
-            settings["dpi"] = beside.dpi
+        settings["icc_profile"] = _profile(image, strip=metadata.strip)
+        if metadata.dpi:
+            settings["dpi"] = metadata.dpi
         pages.append(TiffPage(image, settings, fields))
     write_pages(sink, pages)
 
@@ -259,7 +259,7 @@ class TiffPage:
     Args:
         image: its pixels.
         settings: for `save`.
-        fields: what describes it. Pillow cannot write all of them into a compressed page; we do.
+        fields: its metadata. Pillow cannot write all of it into a compressed page, so we do.
     """
 
     image: Image.Image
@@ -281,7 +281,7 @@ def write_pages(sink: Sink, pages: list[TiffPage]) -> None:
 
 
 def _to_avif(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
-    beside = target.attachments
+    metadata = target.metadata
     images: list[Image.Image] = []
     durations: list[int] = []
     for frame in frames:
@@ -294,32 +294,32 @@ def _to_avif(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
     settings: dict[str, Any] = {
         "quality": target.quality or _QUALITY[Format.AVIF],
         "speed": _AVIF_SPEED[target.effort],
-        "icc_profile": _profile(first, strip=beside.strip),
-        "xmp": beside.xmp,
-        "exif": _exif_for_avif(beside.exif),
+        "icc_profile": _profile(first, strip=metadata.strip),
+        "xmp": metadata.xmp,
+        "exif": _exif_for_avif(metadata.exif),
     }
     several = {"save_all": True, "append_images": images[1:], "duration": durations} if images[1:] else {}
     first.save(sink, "AVIF", **settings, **several, **target.settings)
 
 
 def _exif_for_avif(exif: bytes) -> bytes:
-    """EXIF that Pillow will pass on untouched: it looks for an orientation, which it would write again."""
+    """Return EXIF that Pillow passes on untouched: it would move an orientation into the container."""
     exif = without_orientation(exif)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             Image.Exif().load(exif)
-    except Exception:  # noqa: BLE001 - whatever its reader makes of odd fields, the picture is worth more
+    except Exception:  # noqa: BLE001 - its reader may raise anything on odd fields; the image matters more
         return b""
     return exif
 
 
 def _as_it_is(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
-    """The formats that only come out as they came in."""
+    """Write a format that is output only for itself."""
     image = fit(next(frames).image, target.form)
     settings = dict(target.settings)
     comment = image.info.get("comment")
-    if comment and not target.attachments.strip:
+    if comment and not target.metadata.strip:
         settings["comment"] = comment
     if len(image.getbands()) < 3:  # noqa: PLR2004 - no colours to transform
         settings.pop("mct", None)

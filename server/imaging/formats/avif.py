@@ -1,4 +1,4 @@
-"""AVIF: what Pillow's reader and writer leave undone."""
+"""What Pillow's AVIF reader and writer leave out: a check of the end, depth, subsampling and colours."""
 
 import re
 
@@ -13,27 +13,31 @@ _AVIF_HEAD_BYTES = 1 << 16
 
 
 def check_end(data: Data) -> None:
-    """Every top-level box must end inside the file (ISO/IEC 14496-12, 4.2)."""
+    """Check that every top-level box ends inside the file (ISO/IEC 14496-12, 4.2).
+
+    Raises:
+        DamagedImage: one does not.
+    """
     position = 0
     while position < len(data):
         size = int.from_bytes(data[position : position + 4], "big")
         if size == 1:
             size = int.from_bytes(data[position + 8 : position + 16], "big")
         if size == 0:
-            return  # the last box reaches to the end, wherever that is
+            return  # the last box reaches to the end of the file
         position += size
         if size < _BYTE or position > len(data):
             raise damaged(Format.AVIF, "it is cut off")
 
 
 def _av1_flags(data: Data) -> int:
-    """How the first picture is coded: tier, depth, monochrome, subsampling (AV1 in ISO BMFF, 2.3.3)."""
+    """Return how the first image is coded: tier, depth, monochrome, subsampling (AV1 in ISO BMFF, 2.3.3)."""
     box = data.find(b"av1C", 0)
     return data[box + 6] if 0 <= box < len(data) - 6 else _SUBSAMPLED_X | _SUBSAMPLED_Y
 
 
 def subsampling(data: Data) -> str:
-    """The chroma sampling to write; 4:2:2 becomes 4:4:4, for on its side it cannot be said."""
+    """Return the chroma subsampling to write. 4:2:2 becomes 4:4:4: rotated, AVIF could not express it."""
     flags = _av1_flags(data)
     if flags & _MONOCHROME:
         return "4:0:0"
@@ -41,9 +45,9 @@ def subsampling(data: Data) -> str:
 
 
 def keep_colours(sink: Sink, data: Data) -> None:
-    """Call the primaries and the transfer what the source calls them (ISO/IEC 14496-12, 12.1.5).
+    """Label primaries and transfer function as the source does (ISO/IEC 14496-12, 12.1.5).
 
-    The numbers are the source's own, and Pillow's writer calls them all sRGB.
+    The samples are the source's own, and Pillow's writer labels them all as sRGB.
     """
     start = data.find(_NCLX, 0)  # an mmap would begin at its current position
     codes = data[start + len(_NCLX) : start + len(_NCLX) + 4]
@@ -58,5 +62,5 @@ def keep_colours(sink: Sink, data: Data) -> None:
 
 
 def is_deep(data: Data) -> bool:
-    """Whether it has more than 8 bits per channel."""
+    """Tell whether it has more than 8 bits per channel."""
     return bool(_av1_flags(data) & _HIGH_BIT_DEPTH)

@@ -1,4 +1,4 @@
-"""BMP: what Pillow's reader and writer leave undone."""
+"""What Pillow's BMP reader and writer leave out: a check of the last row, and alpha."""
 
 import struct
 
@@ -25,7 +25,7 @@ def check_rows(image: ImageFile.ImageFile, data: Data) -> None:
 
 
 def write_with_alpha(sink: Sink, image: Image.Image, dpi: tuple[float, float]) -> None:
-    """A BMP whose alpha readers see: with a version 4 header and bit fields (Windows, BITMAPV4HEADER).
+    """Write a BMP whose alpha readers see, with a version 4 header and bit fields (Windows, BITMAPV4HEADER).
 
     Pillow's own writer puts alpha into a field that every reader must ignore.
     """

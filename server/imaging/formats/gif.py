@@ -1,4 +1,4 @@
-"""GIF as stored: every block kept, only the pixels of each frame and what depends on the axes replaced."""
+"""GIF as stored: all blocks are kept; only pixels and what depends on the axes are replaced."""
 
 import struct
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ class GifFrame:
 
     @property
     def is_interlaced(self) -> bool:
-        """Whether its rows are stored in four passes (appendix E)."""
+        """Tell whether its rows are stored in four passes (appendix E)."""
         return bool(self.flags & _IS_INTERLACED)
 
 
@@ -71,7 +71,7 @@ class Gif:
 
     @property
     def frames(self) -> tuple[GifFrame, ...]:
-        """The stored images in order."""
+        """Return the stored images in order."""
         return tuple(block for block in self.blocks if isinstance(block, GifFrame))
 
 
@@ -80,9 +80,9 @@ def _damage(what: str) -> Exception:
 
 
 def _skip_sub_blocks(data: Data, position: int) -> int:
-    """The position after the terminator of a chain of sub-blocks (section 15)."""
+    """Return the position after the terminator of a chain of sub-blocks (section 15)."""
     while True:
-        length = data[position]  # IndexError at the end: the caller's translation
+        length = data[position]  # IndexError at the end, which the caller translates
         position += length + 1
         if not length:
             return position
@@ -93,7 +93,7 @@ def _table_bytes(flags: int) -> int:
 
 
 def _read_frame(data: Data, position: int, canvas: tuple[int, int]) -> tuple[GifFrame, int]:
-    """The image whose separator is at `position`, and the position after it."""
+    """Read the image whose separator is at `position`, and return the position after it too."""
     x, y, width, height, flags = struct.unpack_from("<4HB", data, position + 1)
     if not width or not height or x + width > canvas[0] or y + height > canvas[1]:
         raise _damage("a frame lies outside the canvas")
@@ -121,9 +121,9 @@ def _read_blocks(data: Data, position: int, size: tuple[int, int], limits: Limit
             end = _skip_sub_blocks(data, position + 2)
             label, length = data[position + 1], data[position + 2]
             if length != _EXTENSION_BYTES.get(label, length):
-                raise _damage("an extension has a wrong length")  # decoders stumble over it
+                raise _damage("an extension has a wrong length")  # decoders fail on it
             name_bytes = 1 + length if label == _APPLICATION else 0
-            if data[position + 2 + name_bytes]:  # and over one that is empty
+            if data[position + 2 + name_bytes]:  # and on one that is empty
                 blocks.append(data[position:end])
             position = end
         elif kind == 0:
@@ -172,7 +172,7 @@ def unpack(frame: GifFrame) -> Image.Image:
 
 
 def pack(indices: Image.Image, *, is_interlaced: bool, code_size: int = 8) -> tuple[int, bytes]:
-    """Encode palette indices, losslessly.
+    """Encode palette indices without loss.
 
     Returns:
         The minimum code size, raised when an index needs it, and the sub-blocks with their terminator.
@@ -183,19 +183,19 @@ def pack(indices: Image.Image, *, is_interlaced: bool, code_size: int = 8) -> tu
 
 
 def _stays(block: GifFrame | bytes) -> bool:
-    """Whether a block stays when metadata is dropped."""
+    """Tell whether a block stays when metadata is dropped."""
     if isinstance(block, GifFrame) or block[1] not in (_COMMENT, _APPLICATION):
         return True
     return block[3:14] in _VISIBLE_APPLICATIONS
 
 
 def _turned_aspect(aspect: int) -> int:
-    """The inverse of a pixel aspect ratio of (n + 15) / 64 (section 18)."""
+    """Invert a pixel aspect ratio of (n + 15) / 64 (section 18)."""
     return min(255, max(1, round(64 * 64 / (aspect + 15)) - 15)) if aspect else 0
 
 
 def turned(gif: Gif, transpose: Transpose | None, *, strip: bool) -> Gif:
-    """The structure for the turned canvas; its pixels are still the old ones."""
+    """Make the structure for the turned canvas; its pixels are still the old ones."""
     return replace(
         gif,
         size=turned_size(transpose, gif.size),
@@ -211,12 +211,12 @@ def turned(gif: Gif, transpose: Transpose | None, *, strip: bool) -> Gif:
 
 
 def control(*, duration_ms: float, disposal: int, transparent: int | None) -> bytes:
-    """A graphic control extension (section 23).
+    """Encode a graphic control extension (section 23).
 
     Args:
         duration_ms: rounded to hundredths of a second.
         disposal: 0 unspecified, 1 leave, 2 clear to the background, 3 restore what was before.
-        transparent: the index that lets the background through, or None.
+        transparent: the index of transparent pixels, or None.
     """
     flags = disposal << 2 | (transparent is not None)
     delay = min(65535, round(duration_ms / 10))
@@ -224,7 +224,7 @@ def control(*, duration_ms: float, disposal: int, transparent: int | None) -> by
 
 
 def loop(times: int) -> bytes:
-    """The application extension that repeats an animation; 0 is for ever."""
+    """Encode the application extension that repeats an animation; 0 is for ever."""
     return b"!\xff\x0bNETSCAPE2.0\x03\x01" + struct.pack("<HB", min(65535, times), 0)
 
 
@@ -242,7 +242,7 @@ def write_gif(sink: Sink, gif: Gif) -> None:
 
 
 def whole_frame(indices: Image.Image, palette: bytes) -> GifFrame:
-    """A frame that covers its canvas, with a colour table of its own.
+    """Make a frame that covers its canvas, with a colour table of its own.
 
     Args:
         indices: in mode P.
@@ -258,7 +258,7 @@ _DISPOSALS = {2: Disposal.CLEAR, 3: Disposal.RESTORE}
 
 
 def layers(gif: Gif) -> Iterator[Layer]:
-    """The frames with their places and times (GIF89a, section 23); call it inside `decoding`."""
+    """Yield the frames with their places and times (GIF89a, section 23); call it inside `decoding`."""
     disposal, delay, transparent = Disposal.KEEP, 0, None
     for block in gif.blocks:
         if isinstance(block, GifFrame):
@@ -272,7 +272,7 @@ def layers(gif: Gif) -> Iterator[Layer]:
 
 
 def _coloured(frame: GifFrame, palette: bytes, transparent: int | None) -> Image.Image:
-    """One frame in mode RGBA. Without any colour table the indices are levels of gray."""
+    """Decode one frame to mode RGBA. Without any colour table the indices are levels of gray."""
     indices = unpack(frame)
     colours = palette or bytes(level for level in range(_OPAQUE + 1) for _ in range(3))
     alphas = bytearray([_OPAQUE]) * (_OPAQUE + 1)

@@ -1,4 +1,4 @@
-"""PNG and APNG as stored: every chunk kept, only the pixel streams and what depends on the axes replaced."""
+"""PNG and APNG as stored: all chunks are kept; only pixels and what depends on the axes are replaced."""
 
 import struct
 import zlib
@@ -61,7 +61,7 @@ INDEXED = 3
 #: The filter that takes the row above from each (9.2).
 _UP = 2
 
-#: About how much is filtered at once: what stays in a core's cache.
+#: How much is filtered at once: about what fits into a core's cache.
 _BYTES_AT_ONCE = 1 << 18
 
 #: Levels of zlib-ng, chosen with `python -m benchmarks.encoders` (ADR 14).
@@ -86,7 +86,7 @@ _COLOUR_CHUNKS = frozenset(
 )
 _METADATA_CHUNKS = frozenset({b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"tIME", b"pHYs"})
 
-#: Lengths that are fixed (11.3). Decoders that find another refuse the file, and we must not send such a one.
+#: Lengths that are fixed (11.3). Decoders refuse a file with any other, and we must not send one.
 _LENGTHS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9, b"tIME": 7}
 #: Chunks that name a compression method after their keyword; there is one method, 0 (11.3.2.3, 11.3.3.3).
 _COMPRESSED_CHUNKS = frozenset({b"iCCP", b"zTXt"})
@@ -142,12 +142,12 @@ class Png:
 
     @property
     def has_own_key(self) -> bool:
-        """True when one colour is transparent, and Pillow compares it with samples of another depth."""
+        """Tell whether there is a transparent colour that Pillow would compare at the wrong depth."""
         needed = {0: 2, 2: 6}.get(self.colour_type, 0)
         return self.depth in (2, 4, 16) and 0 < needed <= len(self.find(b"tRNS"))
 
     def find(self, kind: bytes) -> bytes:
-        """The data of the first chunk of a kind; empty when there is none."""
+        """Return the data of the first chunk of a kind; empty when there is none."""
         return next((chunk.data for chunk in self.before + self.after if chunk.kind == kind), b"")
 
 
@@ -156,7 +156,7 @@ def _damage(what: str) -> Exception:
 
 
 def _chunks(data: Data) -> Iterator[Chunk]:
-    """All chunks after the signature, up to and without IEND; every checksum is verified."""
+    """Yield all chunks between the signature and IEND, and verify their checksums."""
     position = len(SIGNATURE)
     for _ in range(MAX_PARTS):
         head = data[position : position + 8]
@@ -177,7 +177,7 @@ def _chunks(data: Data) -> Iterator[Chunk]:
 
 
 def _is_sound(chunk: Chunk) -> bool:
-    """Whether a chunk that is passed on has a form that every decoder takes."""
+    """Tell whether a chunk that is passed on has a form that every decoder accepts."""
     if chunk.kind in _COMPRESSED_CHUNKS:
         _keyword, end, rest = chunk.data.partition(b"\0")
         return bool(end) and rest[:1] == b"\0"
@@ -185,7 +185,7 @@ def _is_sound(chunk: Chunk) -> bool:
 
 
 class _Reader:
-    """Collects chunks into a `Png`; one method per chunk type that matters."""
+    """A collector of chunks, which makes a `Png` of them; one method per chunk type that matters."""
 
     def __init__(self, header: bytes, limits: Limits) -> None:
         if len(header) != 13:  # noqa: PLR2004 - the size of IHDR
@@ -220,20 +220,20 @@ class _Reader:
             if self._animation is None and not self._has_pixels and len(chunk.data) == 8:  # noqa: PLR2004
                 self._animation = struct.unpack(">II", chunk.data)
         elif chunk.kind in (b"fcTL", b"fdAT"):
-            if self._animation is not None:  # else they belong to no animation and mean nothing
+            if self._animation is not None:  # otherwise they belong to no animation and mean nothing
                 self._take_sequence(chunk.data)
                 (self._add_control if chunk.kind == b"fcTL" else self._add_frame_data)(chunk.data)
         elif not _is_sound(chunk):
             raise _damage("an ancillary chunk has a wrong form")
         elif self._is_repeated(chunk):
-            pass  # decoders take the first, and to unpack any number of them takes any time
+            pass  # decoders use the first; unpacking any number of them could take any time
         elif chunk.kind[0] & 0x20 or chunk.kind == b"PLTE":
             (self._after if self._has_pixels else self._before).append(chunk)
         else:
             raise _damage("it has an unknown critical chunk")
 
     def _is_repeated(self, chunk: Chunk) -> bool:
-        """Whether it is a second profile (5.6) or a second XMP packet (XMP part 3, 1.1.5)."""
+        """Tell whether it is a second profile (5.6) or a second XMP packet (XMP part 3, 1.1.5)."""
         if chunk.kind != b"iCCP" and not (chunk.kind == b"iTXt" and chunk.data.startswith(_XMP_KEYWORD)):
             return False
         is_repeated = chunk.kind in self._unpacked
@@ -262,7 +262,7 @@ class _Reader:
         self._frames[-1][2].append(data[4:])
 
     def _check_palette(self) -> None:
-        """A palette has 1 to 256 colours, and no more alphas than those (PNG 3rd ed., 11.2.2)."""
+        """Check that there are 1 to 256 colours, and no more alphas than colours (PNG 3rd ed., 11.2.2)."""
         lengths = {chunk.kind: len(chunk.data) for chunk in self._before}
         colours, rest = divmod(lengths.get(b"PLTE", 0), 3)
         if rest or not 1 <= colours <= 256:  # noqa: PLR2004
@@ -271,7 +271,7 @@ class _Reader:
             raise _damage("its transparency does not fit its palette")
 
     def finish(self) -> Png:
-        """The whole file, once every chunk was added."""
+        """Return the whole file after every chunk was added."""
         frames = tuple(PngFrame(rect, control, b"".join(parts)) for rect, control, parts in self._frames)
         declared, plays = self._animation or (0, 0)
         still = b"".join(self._still) or None
@@ -341,13 +341,13 @@ def pack(png: Png, planes: tuple[Image.Image, ...], effort: Effort) -> bytes:
 
 
 def _filtered(png: Png, planes: tuple[Image.Image, ...], *, is_adaptive: bool) -> Iterator[bytes]:
-    """The rows of a pixel stream, some at a time, each behind its filter type (9.2).
+    """Yield the rows of a pixel stream, some at a time, each with its filter type in front (9.2).
 
     Args:
-        png: what the planes are of.
+        png: the file that the planes belong to.
         planes: as for `pack`.
-        is_adaptive: choose the filter row by row, by the least sum of differences (12.7), which takes ten
-            times as long as to take the row above from all.
+        is_adaptive: choose the filter row by row, by the least sum of differences (12.7); that takes ten
+            times as long as to subtract the row above everywhere.
     """
     width, height = planes[0].size
     rows_at_once = max(1, _BYTES_AT_ONCE // (width * _SAMPLES[png.colour_type] * 2))
@@ -357,7 +357,8 @@ def _filtered(png: Png, planes: tuple[Image.Image, ...], *, is_adaptive: bool) -
     for top in range(0, height, rows_at_once):
         bottom = min(height, top + rows_at_once)
         if is_filtered and is_adaptive and len(planes) == 1:
-            # Pillow filters while it compresses, so let it not compress. It must know the row above.
+            # Pillow filters only while it compresses: level 0 leaves the bytes as they are. It must see the
+            # row above.
             context = min(top, 1)
             part = planes[0].crop((0, top - context, width, bottom))
             stored = zlib.decompress(part.tobytes("zip", (raw_mode, False, 0)))
@@ -376,7 +377,7 @@ def _filtered(png: Png, planes: tuple[Image.Image, ...], *, is_adaptive: bool) -
 
 
 def _samples(planes: list[Image.Image], raw_mode: str) -> bytes:
-    """The samples of some rows as they are stored; two planes are the bytes of 16-bit ones."""
+    """Return the samples of some rows as they are stored; two planes are the two bytes of 16-bit samples."""
     if len(planes) == 1:
         return planes[0].tobytes("raw", raw_mode)
     high, low = planes
@@ -387,7 +388,7 @@ def _samples(planes: list[Image.Image], raw_mode: str) -> bytes:
 
 
 def _turned_chunk(chunk: Chunk, transpose: Transpose | None) -> Chunk:
-    """A chunk as it must be beside the turned pixels."""
+    """Adapt a chunk to the turned pixels."""
     if chunk.kind == b"pHYs" and swaps_axes(transpose):
         return Chunk(b"pHYs", chunk.data[4:8] + chunk.data[:4] + chunk.data[8:])  # 11.3.4.3
     if chunk.kind == b"eXIf":
@@ -398,7 +399,7 @@ def _turned_chunk(chunk: Chunk, transpose: Transpose | None) -> Chunk:
 
 
 def _upright_text(data: bytes) -> bytes:
-    """An XMP text chunk with its orientation reset, compressed or not (11.3.3.4)."""
+    """Reset the orientation in an XMP text chunk, compressed or not (11.3.3.4)."""
     start = len(_XMP_KEYWORD)
     if data[start : start + 1] != b"\1":
         return upright_xmp(data)
@@ -417,7 +418,7 @@ def _upright_text(data: bytes) -> bytes:
 
 
 def profile_in(data: bytes) -> bytes:
-    """The ICC profile of an iCCP chunk; empty when it cannot be read (11.3.2.3)."""
+    """Return the ICC profile of an iCCP chunk; empty when it cannot be read (11.3.2.3)."""
     _, _, compressed = data.partition(b"\0")
     try:
         return zlib.decompressobj().decompress(compressed[1:], _MAX_PROFILE_BYTES)
@@ -426,9 +427,9 @@ def profile_in(data: bytes) -> bytes:
 
 
 def _stays(chunk: Chunk, *, strip: bool) -> bool:
-    """Whether a chunk goes into the result.
+    """Tell whether a chunk goes into the result.
 
-    A chunk we do not know stays when its name says that it may be copied beside changed pixels (14.2).
+    A chunk that we do not know stays when its name marks it as safe to copy (14.2).
     """
     if chunk.kind == b"PLTE" or chunk.kind in _COLOUR_CHUNKS:
         return not (strip and chunk.kind == b"iCCP" and is_srgb(profile_in(chunk.data)))
@@ -492,14 +493,14 @@ def write_png(sink: Sink, png: Png) -> None:
 
 
 def still(image: Image.Image, effort: Effort, settings: Mapping[str, Any]) -> Png:
-    """A picture from elsewhere, in one of the modes that Pillow writes.
+    """Make a PNG of one image.
 
     Args:
-        image: its pixels.
+        image: its pixels, in one of the modes that Pillow writes.
         effort: of the encoder.
-        settings: what goes beside them, as for Pillow's `save`.
+        settings: its metadata, as for Pillow's `save`.
     """
-    # Pillow writes the chunks of one pixel, and we write the pixels of all.
+    # Pillow writes the chunks, for an image of one pixel; we write the pixels.
     file = BytesIO()
     image.crop((0, 0, 1, 1)).save(file, "PNG", **settings)
     pattern = replace(read_png(file.getvalue(), _ONE_PIXEL), size=image.size)
@@ -509,7 +510,7 @@ def still(image: Image.Image, effort: Effort, settings: Mapping[str, Any]) -> Pn
 def animation(
     size: tuple[int, int], before: tuple[Chunk, ...], frames: tuple[PngFrame, ...], plays: int
 ) -> Png:
-    """An RGBA animation of frames that were packed with `RGBA_PATTERN`."""
+    """Make an RGBA animation of frames that were packed with `RGBA_PATTERN`."""
     return replace(RGBA_PATTERN, size=size, before=before, frames=frames, plays=plays)
 
 
@@ -524,7 +525,7 @@ _LAY_OVER = 1
 
 
 def layers(png: Png) -> Iterator[Layer]:
-    """The frames with their places and times (PNG 3rd edition, 11.3.6.2); call it inside `decoding`."""
+    """Yield the frames with their places and times (PNG 3rd edition, 11.3.6.2); call it inside `decoding`."""
     for frame in png.frames:
         numerator, denominator, disposal, blending = struct.unpack(">HHBB", frame.control)
         yield Layer(
@@ -537,7 +538,7 @@ def layers(png: Png) -> Iterator[Layer]:
 
 
 def coloured(png: Png, stream: bytes, size: tuple[int, int]) -> Image.Image:
-    """One pixel stream in mode RGBA, 8 bits deep; call it inside `decoding`."""
+    """Decode one pixel stream to mode RGBA, 8 bits deep; call it inside `decoding`."""
     if png.has_own_key or (png.depth, png.colour_type) == (16, 0):
         return _keyed(png, stream, size)
     file = BytesIO()
@@ -548,7 +549,7 @@ def coloured(png: Png, stream: bytes, size: tuple[int, int]) -> Image.Image:
 
 
 def _keyed(png: Png, stream: bytes, size: tuple[int, int]) -> Image.Image:
-    """Gray or RGB whose key is compared with the stored samples, all bits of them (11.3.1.1)."""
+    """Decode gray or RGB, comparing the key colour with all bits of the stored samples (11.3.1.1)."""
     bands = [
         Image.frombytes("L", size, band.tobytes())
         for plane in unpack(png, stream, size)

@@ -1,4 +1,4 @@
-"""Formats that are read and written whole, by Pillow: what must be checked before it may decode them."""
+"""Formats that Pillow reads and writes whole: what to check before it decodes, and what to pass on."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,13 +12,13 @@ _QOI_END = b"\0\0\0\0\0\0\0\1"
 
 
 def _check_qoi(data: Data) -> None:
-    """The end marker must be there (QOI 1.0)."""
+    """Check that the end marker is there (QOI 1.0)."""
     if data[-len(_QOI_END) :] != _QOI_END:
         raise damaged(Format.QOI, "it is cut off")
 
 
 def _check_ppm(data: Data) -> None:
-    """The last number of a plain file must be followed by a blank, or it may be the half of a number."""
+    """Check that a blank follows the last number of a plain file: otherwise digits may be missing."""
     if data[:2] in (b"P2", b"P3") and data[-1:].isdigit():
         raise damaged(Format.PPM, "it is cut off")
 
@@ -41,7 +41,7 @@ def check_end(form: Format, data: Data) -> None:
 
 
 def kept_settings(form: Format, data: Data) -> dict[str, Any]:
-    """What to pass to `save` of a format that comes out as it came in: Pillow does not carry it over."""
+    """Return settings for `save` that keep what Pillow does not carry over, for a format that stays."""
     if form is Format.QOI:
         return {"colorspace": "sRGB"} if data[13] == 0 else {}  # the only name the writer knows
     if form is Format.AVIF:
@@ -60,7 +60,7 @@ def check_rows(form: Format, image: ImageFile.ImageFile, data: Data) -> None:
 
 
 def is_deep(form: Format, image: ImageFile.ImageFile, data: Data) -> bool:
-    """Whether Pillow would decode more than 8 bits per channel to 8, without a word."""
+    """Tell whether Pillow would silently decode more than 8 bits per channel to 8."""
     if form is Format.AVIF:
         return avif.is_deep(data)
     if form is Format.PPM:

@@ -1,4 +1,4 @@
-"""TIFF: what is kept of each page's directory, and how to write a page as it was compressed."""
+"""TIFF as stored: what is kept of each page's directory, and how to write a page as it was compressed."""
 
 import struct
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ _SUBFILE_TYPE, _SUB_DIRECTORIES, _IS_REDUCED = 254, 330, 1
 _WHITE_IS_ZERO = 0
 _PREDICTOR, _JPEG_TABLES, _XMP, _PHOTOSHOP = 317, 347, 700, 34377
 
-#: Fields that describe the picture and not how it is stored (TIFF 6.0, section 8; EXIF 2.32, 4.6.4):
+#: Fields that describe the image and not how it is stored (TIFF 6.0, section 8; EXIF 2.32, 4.6.4):
 #: type, names, description, make, model, page number, software, date, artist, host, copyright, rating,
 #: IPTC and Photoshop resources, XMP, EXIF and GPS.
 _DESCRIPTIVE = frozenset(
@@ -65,7 +65,7 @@ class Page:
         end: where the last strip or tile ends in the file, by its own fields.
         compression: TIFF's number for it.
         orientation: as in EXIF, 1 to 8; Pillow applies it when it decodes.
-        is_preview: whether it is a small version of a picture that lies in a directory below it.
+        is_preview: whether it is a small version of an image that lies in a directory below it.
     """
 
     size: tuple[int, int]
@@ -76,7 +76,7 @@ class Page:
 
 
 def _pages(data: Data) -> Iterator[Page]:
-    """Every page once, even where the chain of directories bites its tail (TIFF 6.0, section 2).
+    """Yield every page once, even where the chain of directories is a loop (TIFF 6.0, section 2).
 
     Pillow would read the values of all fields first.
     """
@@ -90,7 +90,7 @@ def _pages(data: Data) -> Iterator[Page]:
             raise damaged(Format.TIFF, "it is cut off")
         fields = {
             entry.tag: reader.values(entry, _NUMBERS[entry.kind])
-            for entry in reversed(entries)  # the first of equals counts
+            for entry in reversed(entries)  # of several fields with one tag the first counts
             if entry.tag in _ABOUT and entry.kind in _NUMBERS
         }
         if not fields.get(_WIDTH) or not fields.get(_HEIGHT):
@@ -136,16 +136,16 @@ def check_tiff(data: Data, limits: Limits) -> tuple[Page, ...]:
 
 
 def is_deep(image: TiffImageFile) -> bool:
-    """Whether Pillow halves the depth of this page when it decodes it."""
+    """Tell whether Pillow would decode more than 8 bits per channel of this page to 8."""
     bits = image.tag_v2.get(_BITS, (1,))
     return len(bits) > 1 and max(bits) > 8  # noqa: PLR2004 - bits of a channel
 
 
 def as_meant(image: TiffImageFile) -> Image.Image:
-    """The decoded page with its gray as it is meant, which Pillow leaves undone for more than 8 bits.
+    """Normalise the samples of a decoded page, which Pillow does not do for more than 8 bits.
 
-    White is the highest number, and 12 bits fill the 16 that they are kept in. Samples lie in one order of
-    bytes, since all pages of a file must, and are not multiplied by their alpha, which cannot be written.
+    White becomes the highest number, and 12 bits are scaled to 16. Samples come in one byte order, since all
+    pages of a file must have the same, and are not premultiplied by alpha, which cannot be written.
 
     Raises:
         UnsupportedImage: white is zero, and black is any number.
@@ -167,7 +167,7 @@ def as_meant(image: TiffImageFile) -> Image.Image:
 
 
 def loaded_page(image: TiffImageFile) -> Image.Image:
-    """Decode a page, turned by its orientation tag alone: Pillow would also believe the XMP."""
+    """Decode a page, turned by its orientation tag alone: Pillow would also use that of the XMP."""
     xmp = image.info.pop("xmp", None)
     image.load()
     if xmp is not None:
@@ -182,7 +182,7 @@ def page_settings(
     strip: bool,
     quality: int | None,
 ) -> dict[str, Any]:
-    """What to pass to `save` so that a page is stored as it was.
+    """Return settings for `save` that store a page as it was.
 
     Args:
         image: the page as Pillow opened it, already decoded.
@@ -209,7 +209,7 @@ def page_settings(
 
 
 def _jpeg_quality(image: TiffImageFile) -> int:
-    """The quality whose table is nearest to the first one of the shared tables (TIFF technical note 2)."""
+    """Return the quality whose table is nearest to the first of the shared tables (TIFF technical note 2)."""
     tables = image.tag_v2.get(_JPEG_TABLES)
     if isinstance(tables, bytes):
         start = tables.find(b"\xff\xdb")
@@ -220,7 +220,7 @@ def _jpeg_quality(image: TiffImageFile) -> int:
 
 
 def descriptions(structure: Data, pages: int = 1) -> list[tuple[ifd.Field, ...]]:
-    """The fields that describe each page, from a TIFF or from EXIF.
+    """Read the fields that describe each page, from a TIFF or from EXIF.
 
     Args:
         structure: the file, or the TIFF structure of EXIF.
@@ -240,7 +240,7 @@ def descriptions(structure: Data, pages: int = 1) -> list[tuple[ifd.Field, ...]]
 
 
 def turned_fields(fields: tuple[ifd.Field, ...], transpose: Transpose | None) -> tuple[ifd.Field, ...]:
-    """The fields for the turned page: the two resolutions change places when the axes do.
+    """Adapt fields to the turned page: the two resolutions change places when the axes do.
 
     Args:
         fields: of the page as stored.
@@ -253,7 +253,7 @@ def turned_fields(fields: tuple[ifd.Field, ...], transpose: Transpose | None) ->
 
 
 def _as_turned(field: ifd.Field) -> ifd.Field:
-    """A field as it must be beside turned pixels, whichever way they are turned."""
+    """Adapt a field to turned pixels, whichever way they are turned."""
     if field.tag == _XMP:
         return replace(field, data=upright_xmp(field.data))
     if field.tag == _PHOTOSHOP:
@@ -263,5 +263,5 @@ def _as_turned(field: ifd.Field) -> ifd.Field:
 
 
 def xmp_field(xmp: bytes) -> ifd.Field:
-    """The field that holds an XMP packet (XMP part 3, 3.3.3)."""
+    """Make the field that holds an XMP packet (XMP part 3, 3.3.3)."""
     return ifd.Field(_XMP, _BYTES, len(xmp), xmp)

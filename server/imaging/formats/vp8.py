@@ -1,4 +1,4 @@
-"""How coarse a lossy WebP was made: read from the header of its VP8 frame (RFC 6386)."""
+"""The quality of a lossy WebP, estimated from the header of its VP8 frame (RFC 6386)."""
 
 _MAX_QUANTIZER = 127
 _SEGMENTS = 4
@@ -15,7 +15,7 @@ class _BoolDecoder:
         self._shifted = 0
 
     def flag(self) -> bool:
-        """One bit that is as likely to be set as not."""
+        """Read one bit that is as likely to be set as not."""
         split = 1 + ((self._range - 1) * 128 >> 8)
         is_set = self._value >= split << 8
         if is_set:
@@ -35,14 +35,14 @@ class _BoolDecoder:
         return is_set
 
     def number(self, bits: int) -> int:
-        """An unsigned number, its highest bit first."""
+        """Read an unsigned number, highest bit first."""
         value = 0
         for _ in range(bits):
             value = value << 1 | self.flag()
         return value
 
     def optional(self, bits: int) -> int:
-        """A signed number that may be left out, which means 0."""
+        """Read a signed number that may be left out, which means 0."""
         if not self.flag():
             return 0
         value = self.number(bits)
@@ -50,7 +50,7 @@ class _BoolDecoder:
 
 
 def _quantizers(frame: bytes) -> list[int]:
-    """The quantizer indices of a key frame, one per segment, 0 finest to 127 (RFC 6386, 9.2 to 9.6, 19.2)."""
+    """Read the quantizers of a key frame, one per segment, 0 finest to 127 (RFC 6386, 9.2 to 9.6, 19.2)."""
     bits = _BoolDecoder(frame[10:])
     bits.number(2)  # colour space and clamping
     steps: list[int] = []
@@ -78,13 +78,13 @@ def _quantizers(frame: bytes) -> list[int]:
 
 
 def estimated_quality(frame: bytes) -> int:
-    """The quality, 1 to 100, at which libwebp uses these quantizers: the inverse of its own formula.
+    """Return the quality, 1 to 100, at which libwebp uses these quantizers, by the inverse of its formula.
 
     Args:
         frame: the payload of a VP8 chunk.
     """
     quantizers = _quantizers(frame)
-    # The encoder spreads its segments around the wanted quantizer, most of them on the coarse side of it.
+    # The encoder spreads its segments around the wanted quantizer, most of them on the coarse side.
     wanted = (sum(quantizers) / len(quantizers) + min(quantizers)) / 2
     fineness = 1 - wanted / _MAX_QUANTIZER
     linear = fineness**3

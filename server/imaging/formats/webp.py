@@ -1,4 +1,4 @@
-"""WebP as stored: a RIFF file of one picture or of the frames of an animation (RFC 9649)."""
+"""WebP as stored: a RIFF file of one image or of the frames of an animation (RFC 9649)."""
 
 import struct
 from collections.abc import Iterator
@@ -41,12 +41,12 @@ class Bitstream:
 
     @property
     def is_lossless(self) -> bool:
-        """Whether decoding gives back exactly what was encoded."""
+        """Tell whether decoding gives back exactly what was encoded."""
         return self.kind == _LOSSLESS
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height in pixels, from the frame header (RFC 6386, 9.1; RFC 9649, 3.4).
+        """Read width and height in pixels from the frame header (RFC 6386, 9.1; RFC 9649, 3.4).
 
         Raises:
             DamagedImage: the header is cut off or has no signature.
@@ -61,7 +61,7 @@ class Bitstream:
 
     @property
     def has_alpha(self) -> bool:
-        """Whether any pixel may be transparent."""
+        """Tell whether any pixel may be transparent."""
         return bool(self.alpha) or (self.is_lossless and bool(self.data[4] & 0x10))
 
 
@@ -108,7 +108,7 @@ def _damage(what: str) -> Exception:
 
 
 def _chunks(data: Data, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Type, start and end of each chunk in a range (RFC 9649, 2.3)."""
+    """Yield type, start and end of each chunk in a range (RFC 9649, 2.3)."""
     while start + 8 <= end:
         kind, length = struct.unpack_from("<4sI", data, start)
         start += 8
@@ -119,7 +119,7 @@ def _chunks(data: Data, start: int, end: int) -> Iterator[tuple[bytes, int, int]
 
 
 def _read_bitstream(data: Data, start: int, end: int) -> Bitstream:
-    """The first picture in a range of chunks."""
+    """Read the first image in a range of chunks."""
     alpha = b""
     for kind, begin, stop in _chunks(data, start, end):
         if kind == b"ALPH":
@@ -147,7 +147,7 @@ def _read_frame(data: Data, start: int, end: int, canvas: tuple[int, int]) -> We
 
 
 def _read_extended(data: Data, end: int, limits: Limits) -> Webp:
-    """A file that begins with a VP8X chunk."""
+    """Read a file that begins with a VP8X chunk."""
     head = data[20:30]
     size = (_uint24(head, 4) + 1, _uint24(head, 7) + 1)
     limits.check_size(*size)
@@ -164,7 +164,7 @@ def _read_extended(data: Data, end: int, limits: Limits) -> Webp:
     if not is_animated:
         pixels = _read_bitstream(data, 12, end)
         if pixels.size != size:
-            raise _damage("its picture contradicts its header")
+            raise _damage("its image contradicts its header")
         frames = [WebpFrame(Rect(0, 0, *size), 0, 0, pixels)]
     animation = found.get(b"ANIM", bytes(6))
     if not frames or len(animation) < 6:  # noqa: PLR2004 - the ANIM chunk
@@ -188,7 +188,7 @@ def read_webp(data: Data, limits: Limits) -> Webp:
         TooManyPixels, TooManyFrames: outside the limits.
     """
     end = 8 + int.from_bytes(data[4:8], "little")
-    if end > len(data) or end < 30:  # noqa: PLR2004 - no picture is shorter
+    if end > len(data) or end < 30:  # noqa: PLR2004 - no image is shorter
         raise _damage("it is cut off")
     if data[12:16] == b"VP8X":
         return _read_extended(data, end, limits)
@@ -202,7 +202,7 @@ def _chunk(kind: bytes, payload: bytes) -> bytes:
     return kind + len(payload).to_bytes(4, "little") + payload + bytes(len(payload) % 2)
 
 
-def _picture(pixels: Bitstream) -> bytes:
+def _image_chunks(pixels: Bitstream) -> bytes:
     alpha = _chunk(b"ALPH", pixels.alpha) if pixels.alpha else b""
     return alpha + _chunk(pixels.kind, pixels.data)
 
@@ -216,7 +216,7 @@ def _animated_frame(frame: WebpFrame) -> bytes:
     x, y, width, height = frame.rect
     numbers = (x // 2, y // 2, width - 1, height - 1, frame.duration_ms)
     head = b"".join(number.to_bytes(3, "little") for number in numbers)
-    return _chunk(b"ANMF", head + bytes([frame.flags]) + _picture(frame.pixels))
+    return _chunk(b"ANMF", head + bytes([frame.flags]) + _image_chunks(frame.pixels))
 
 
 def write_webp(sink: Sink, webp: Webp) -> None:
@@ -235,7 +235,7 @@ def write_webp(sink: Sink, webp: Webp) -> None:
     if webp.icc:
         parts.append(_chunk(b"ICCP", webp.icc))
     if webp.loops is None:
-        parts.append(_picture(webp.frames[0].pixels))
+        parts.append(_image_chunks(webp.frames[0].pixels))
     else:
         parts.append(_chunk(b"ANIM", webp.background + webp.loops.to_bytes(2, "little")))
         parts.extend(map(_animated_frame, webp.frames))
@@ -274,7 +274,7 @@ def pack(image: Image.Image, effort: Effort, *, quality: int | None) -> Bitstrea
 
 
 def turned_frames(webp: Webp, rects: list[Rect], pixels: list[Bitstream]) -> tuple[WebpFrame, ...]:
-    """The frames with new places and new pixels, and with everything else as it was."""
+    """Give the frames new places and new pixels, and keep everything else."""
     return tuple(
         replace(frame, rect=rect, pixels=new)
         for frame, rect, new in zip(webp.frames, rects, pixels, strict=True)
@@ -282,7 +282,7 @@ def turned_frames(webp: Webp, rects: list[Rect], pixels: list[Bitstream]) -> tup
 
 
 def layers(webp: Webp) -> Iterator[Layer]:
-    """The frames with their places and times (RFC 9649, 2.7.1.1); call it inside `decoding`."""
+    """Yield the frames with their places and times (RFC 9649, 2.7.1.1); call it inside `decoding`."""
     for frame in webp.frames:
         yield Layer(
             unpack(frame.pixels).convert("RGBA"),

@@ -1,1 +1,1 @@
-"""JPEG: read by its markers, and turned by its coefficients or its pixels."""
+"""JPEG: read by its markers, turned by its coefficients or by its pixels."""

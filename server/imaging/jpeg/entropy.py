@@ -1,16 +1,16 @@
 # cython: language_level=3, boundscheck=True, wraparound=False, cdivision=True, initializedcheck=False
-"""The entropy-coded data of a sequential JPEG: copied in another order, or decoded, mirrored and coded anew.
+"""The entropy-coded data of a sequential JPEG: reordered, or decoded, mirrored and encoded again.
 
 Mirroring an 8x8 block only changes the sign of the coefficients with an odd frequency in that direction, and
 the code of a coefficient with the other sign has its extra bits inverted and its length unchanged. So where
 rows stay rows (`walk`, `predict`, `write`) the bits of all AC coefficients are copied, some of them inverted,
-and only DC differences are coded anew, because each block has another predecessor.
-In between, components whose edge is within a block are decoded (`unpack`), mixed (`mirror`) and coded
+and only DC differences are encoded again, because each block has another predecessor.
+In between, components whose edge is within a block are decoded (`unpack`), mixed (`mirror`) and encoded
 (`pack`).
-Where rows become columns, everything is decoded (`decode`) and coded (`encode`).
+Where rows become columns, everything is decoded (`decode`) and encoded (`encode`).
 
-Written in Cython's pure-Python mode and compiled by `setup.py`, with the checks of all indices kept: what
-comes in here is from strangers.
+Written in Cython's pure-Python mode and compiled by `setup.py`, with the checks of all indices kept: the
+input is untrusted.
 
 Source: ITU-T T.81, annexes C (Huffman tables) and F.1.2, F.2.2 (sequential coding).
 """
@@ -26,8 +26,8 @@ _TOO_LARGE = cython.declare(cython.int, -6)
 _NO_CODE = cython.declare(cython.int, -7)
 _NO_ROOM = cython.declare(cython.int, -8)
 
-#: What is returned when the data ends before the picture does, when a table has no code for a symbol, and
-#: when there is no room for more bits. Every other number below 0 is a fault of the file.
+#: What is returned when the data ends before the image does, when a table has no code for a symbol, and when
+#: there is no room for more bits. Every other number below 0 is a fault of the file.
 ENDS_EARLY, NO_CODE, NO_ROOM = _ENDS_EARLY, _NO_CODE, _NO_ROOM
 FAULTS = {
     _UNKNOWN_CODE: "a code that is in no table",
@@ -188,7 +188,7 @@ def pair(short: cython.const[cython.ushort][::1], pairs: cython.ulonglong[::1]) 
 @cython.inline
 @cython.exceptval(check=False)
 def _coefficients(symbol: cython.uint) -> cython.uint:
-    """How many coefficients a symbol stands for: zeros and one that is none, sixteen zeros, or all others."""
+    """Return how many coefficients a symbol stands for: zeros and another, sixteen zeros, or all the rest."""
     if symbol & 15:
         return (symbol >> 4) + 1
     return 16 if symbol == 0xF0 else _END_OF_BLOCK
@@ -201,7 +201,7 @@ def _coefficients(symbol: cython.uint) -> cython.uint:
 def _byte_at(
     data: cython.const[cython.uchar][::1], position: cython.Py_ssize_t, end: cython.Py_ssize_t
 ) -> cython.int:
-    """The byte at a position; -1 where there is a marker or nothing. 0xFF stands for itself and a zero."""
+    """Return the byte at a position; -1 at a marker or at the end. 0xFF stands for itself and a zero."""
     byte: cython.int
     if position >= end:
         return -1
@@ -235,7 +235,7 @@ def _long_code(
 @cython.inline
 @cython.exceptval(check=False)
 def _lowest(bits: cython.ulonglong) -> cython.int:
-    """The number of the lowest bit that is set."""
+    """Return the number of the lowest bit that is set."""
     return _NUMBER_OF[(bits & -bits) * _SEQUENCE >> 58]
 
 
@@ -244,7 +244,7 @@ def _lowest(bits: cython.ulonglong) -> cython.int:
 @cython.inline
 @cython.exceptval(check=False)
 def _has_ff(word: cython.ulonglong) -> cython.bint:
-    """Whether one of eight bytes is 0xFF."""
+    """Tell whether one of eight bytes is 0xFF."""
     ones: cython.ulonglong = 0x0101010101010101
     return (~word - ones) & word & (ones << 7) != 0
 
@@ -259,9 +259,9 @@ def _unstuff(
     words: cython.uint[::1],
     first: cython.size_t,
 ) -> cython.int:
-    """Move the words from one on to the start, and put as many more behind them as there is room for.
+    """Move the words from `first` on to the start, and append as many more as there is room for.
 
-    A zero behind 0xFF is left out (B.1.1.5). Behind the data there are zeros for one block.
+    A zero after 0xFF is left out (B.1.1.5). After the data there are zeros for one block.
     """
     i: cython.size_t
     filled: cython.size_t = source.filled - first
@@ -321,10 +321,10 @@ def _unstuff(
 @cython.inline
 @cython.exceptval(-1)
 def _fill(reader: cython.pointer[_Reader], words: cython.const[cython.uint][::1]) -> cython.int:
-    """See to it that the next 32 bits are there.
+    """Make sure that the next 32 bits are there.
 
-    Those of the next word are put behind them in any case, and again the next time if they did not count: a
-    branch would often be guessed wrong. 33 are there whenever one was left; no more than 32 may be skipped
+    Those of the next word are always appended, and appended again the next time if they did not count: a
+    branch would often be mispredicted. 33 are there whenever one was left; no more than 32 may be skipped
     until the next time.
     """
     reader.reg |= cython.cast(cython.ulonglong, words[reader.next]) << 32 >> reader.held
@@ -338,7 +338,7 @@ def _fill(reader: cython.pointer[_Reader], words: cython.const[cython.uint][::1]
 @cython.inline
 @cython.exceptval(check=False)
 def _skip(reader: cython.pointer[_Reader], length: cython.uint) -> cython.void:
-    """Go past bits."""
+    """Skip bits."""
     reader.reg <<= length
     reader.held -= length
 
@@ -348,7 +348,7 @@ def _skip(reader: cython.pointer[_Reader], length: cython.uint) -> cython.void:
 @cython.inline
 @cython.exceptval(check=False)
 def _left(source: cython.pointer[_Source], reader: cython.pointer[_Reader]) -> cython.Py_ssize_t:
-    """How many bits there are to the next marker: less than 0 when some were read that are not there."""
+    """Return how many bits there are to the next marker; less than 0 when more were read than there are."""
     return source.stop - cython.cast(cython.Py_ssize_t, 32 * reader.next - reader.held)
 
 
@@ -364,7 +364,7 @@ def _begin(
     interval: cython.Py_ssize_t,
     words: cython.uint[::1],
 ) -> cython.int:
-    """Stand at the start of a scan, or behind a restart marker."""
+    """Start to read at the start of a scan, or after a restart marker."""
     source.position = start
     source.carry = 0
     source.carried = 0
@@ -387,7 +387,7 @@ def _restart(
     interval: cython.Py_ssize_t,
     words: cython.uint[::1],
 ) -> cython.int:
-    """Go past a restart marker (F.2.2.5). Returns 0, or what is wrong."""
+    """Skip a restart marker (F.2.2.5). Returns 0, or what is wrong."""
     position: cython.Py_ssize_t = source.position
     if left > 7:
         return _SURPLUS
@@ -402,7 +402,7 @@ def _restart(
 @cython.inline
 @cython.exceptval(check=False)
 def _size_of(value: cython.int, most: cython.int) -> cython.int:
-    """How many extra bits a number takes; -1 when its amount is more than `most`."""
+    """Return how many extra bits a number takes; -1 when its amount is more than `most`."""
     sign: cython.int = value >> 31
     amount: cython.int = (value ^ sign) - sign
     return _SIZE_OF[amount] if amount <= most else -1
@@ -413,7 +413,7 @@ def _size_of(value: cython.int, most: cython.int) -> cython.int:
 @cython.inline
 @cython.exceptval(check=False)
 def _number(reg: cython.ulonglong, size: cython.int) -> cython.int:
-    """The number whose extra bits come next. A first one of 0 says less than 0 (F.2.2.1)."""
+    """Return the number whose extra bits come next. It is below 0 if the first of them is 0 (F.2.2.1)."""
     value: cython.int = cython.cast(cython.int, reg >> 1 >> (63 - size))
     # A branch would be guessed wrong.
     return value + (((value >> (size - 1 if size else 0) & 1) - 1) & (1 - (1 << size)))
@@ -424,7 +424,7 @@ def _number(reg: cython.ulonglong, size: cython.int) -> cython.int:
 @cython.inline
 @cython.exceptval(check=False)
 def _extra(value: cython.int, size: cython.int) -> cython.uint:
-    """The extra bits of a number (F.1.2.1)."""
+    """Return the extra bits of a number (F.1.2.1)."""
     return value + (value >> 31) & (1 << size) - 1
 
 
@@ -435,7 +435,7 @@ def _extra(value: cython.int, size: cython.int) -> cython.uint:
 def _emit(
     writer: cython.pointer[_Writer], bits: cython.ulonglong, length: cython.int, room: cython.uchar[::1]
 ) -> cython.int:
-    """Write at most 32 bits, as soon as they are four bytes."""
+    """Append at most 32 bits, and write four bytes as soon as there are so many."""
     writer.out = writer.out << length | bits
     writer.pending += length
     if writer.pending >= 32:
@@ -486,7 +486,7 @@ def _copy(
     last: cython.uint,
     room: cython.uchar[::1],
 ) -> cython.int:
-    """Write bits of `ac`, from one on to another."""
+    """Write bits of `ac`, from one position to another."""
     out: cython.ulonglong = writer.out
     pending: cython.int = writer.pending
     written: cython.size_t = writer.written
@@ -762,7 +762,7 @@ def unpack(
 def _append(
     writer: cython.pointer[_Writer], bits: cython.ulonglong, length: cython.int, ac: cython.uint[::1]
 ) -> cython.int:
-    """Write at most 32 bits as numbers of 32, which are what is counted here."""
+    """Append at most 32 bits to an array of 32-bit numbers."""
     writer.out = writer.out << length | bits
     writer.pending += length
     if writer.pending >= 32:
@@ -786,7 +786,7 @@ def pack(
     lasts: cython.uint[::1],
     dc: cython.short[::1],
 ) -> cython.Py_ssize_t:
-    """Code the blocks of one component anew, behind those that are in `ac` already.
+    """Encode the blocks of one component again, after those that are already in `ac`.
 
     Args:
         coefficients, used, blocks, places: as for `unpack`.

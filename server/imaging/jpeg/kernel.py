@@ -13,11 +13,11 @@ _KERNEL = "server.imaging.jpeg.entropy"
 
 
 class Impossible(Exception):
-    """This picture, or this turn, needs its pixels; the text says why."""
+    """This image or this turn needs its pixels; the text says why."""
 
 
 def why_not() -> str | None:
-    """Say why no JPEG can be turned without loss here; None when they can."""
+    """Say why no JPEG can be turned without loss here; None when it can."""
     spec = find_spec(_KERNEL)
     if spec is None or not isinstance(spec.loader, ExtensionFileLoader):
         return "this service runs without its compiled module"
@@ -28,8 +28,8 @@ def why_not() -> str | None:
 def kernel() -> ModuleType:
     """Load the compiled module.
 
-    Not when this one is loaded: a process that loads its modules again cannot do that with a compiled one,
-    and only engines need it.
+    It is not loaded together with this module: a process that loads its modules again cannot do so with a
+    compiled one, and only engines need it.
 
     Raises:
         Impossible: there is none.

@@ -15,20 +15,20 @@ from server.imaging.limits import Limits
 from server.imaging.metadata.exif import EXIF_PREFIX, orientation_of, upright_exif
 from server.imaging.metadata.icc import kept_icc
 from server.imaging.metadata.photoshop import without_thumbnails
-from server.imaging.metadata.xmp import speaks_of_companions, upright_xmp, without_companions
+from server.imaging.metadata.xmp import refers_to_companion, upright_xmp, without_companions
 
 SOF0, SOF1, DHT, SOS, DRI = 0xC0, 0xC1, 0xC4, 0xDA, 0xDD
 EOI, DQT, _COM = 0xD9, 0xDB, 0xFE
 _APP0, _APP1, _APP2 = 0xE0, 0xE1, 0xE2
 _APP13, _APP14, _APP15 = 0xED, 0xEE, 0xEF
 _RST0 = 0xD0
-#: What says how a picture came about and not what it looks like, and what ends it.
+#: Markers that have no influence on the pixels: metadata, and the one that ends the file.
 METADATA = frozenset({*range(_APP0, _APP15 + 1), _COM, EOI})
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {DHT, 0xC8, 0xCC}  # ITU-T T.81, table B.1
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _LOSSLESS = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
 
-#: Where libjpeg's own fuzzers stop: each scan may cost as much as a whole picture.
+#: Where libjpeg's own fuzzers stop: each scan may cost as much as a whole image.
 _MAX_SCANS = 500
 _MAX_PADDING_BYTES = 1 << 20
 
@@ -43,8 +43,8 @@ _XMP_EXTENSION = b"http://ns.adobe.com/xmp/extension/\0"
 #: Each part has a digest, the length of the whole and its own offset in front (XMP part 3, 1.1.3.1).
 _XMP_EXTENSION_HEADER_BYTES = len(_XMP_EXTENSION) + 40
 _PHOTOSHOP = b"Photoshop 3.0\0"
-#: How segments begin that tell of other pictures in the file: the index of CIPA DC-007, a gain map's version.
-_OF_OTHER_PICTURES = (_MPF, b"urn:iso:std:iso:ts:21496:-1\0")
+#: How segments begin that refer to other images in the file: the index of CIPA DC-007, a gain map's version.
+_OF_OTHER_IMAGES = (_MPF, b"urn:iso:std:iso:ts:21496:-1\0")
 
 #: Square pixels, and nothing said of their size (JFIF 1.02).
 _NO_DENSITY = b"\0\0\1\0\1"
@@ -54,7 +54,13 @@ _ALL = frozenset(range(_CELL * _CELL))
 
 
 class Segment(NamedTuple):
-    """One marker segment; `start` and `end` enclose its parameters (B.1.1.4), `stop` ends a scan's pixels."""
+    """One marker segment.
+
+    Attributes:
+        marker: the second byte of its marker.
+        start, end: where its parameters are (B.1.1.4).
+        stop: where the entropy-coded data after them ends; the same as `end` without any.
+    """
 
     marker: int
     start: int
@@ -64,7 +70,7 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Jpeg:
-    """What the markers of a file say.
+    """Everything that the markers of a file say.
 
     Args:
         size: width and height in pixels, before the EXIF orientation.
@@ -72,7 +78,7 @@ class Jpeg:
         exif: the TIFF structure of the first EXIF segment, empty for none.
         icc: the colour profile, empty for none.
         jfif: the parameters of its JFIF segment, empty for none.
-        texts: the APPn and COM segments that can go beside new pixels, marker and parameters.
+        texts: the APPn and COM segments that can go along with new pixels, marker and parameters.
         adobe: the parameters of its Adobe segment, empty for none.
         has_own_huffman_tables: False when all are the typical ones of K.3.
         scans: how many it has.
@@ -94,12 +100,12 @@ class Jpeg:
 
     @property
     def adobe_transform(self) -> int | None:
-        """The colour transform that its Adobe segment names; None for no such segment."""
+        """Return the colour transform that its Adobe segment names; None for no such segment."""
         return self.adobe[11] if self.adobe else None
 
     @property
     def is_progressive(self) -> bool:
-        """Whether it is refined scan by scan."""
+        """Tell whether it is refined scan by scan."""
         return self.process in _PROGRESSIVE
 
     @property
@@ -109,7 +115,7 @@ class Jpeg:
 
     @property
     def orientation(self) -> int:
-        """The EXIF orientation, 1 to 8."""
+        """Return the EXIF orientation, 1 to 8."""
         return orientation_of(self.exif)
 
 
@@ -118,10 +124,10 @@ def _damage(what: str) -> Exception:
 
 
 def _segments(data: Data) -> Iterator[Segment]:
-    """All segments up to EOI, which comes as an empty one. Entropy-coded data is skipped at C speed.
+    """Yield all segments up to EOI, which comes as an empty one. Entropy-coded data is skipped at C speed.
 
-    A decoder fills what is missing with gray and says nothing, so the end is looked for here: a file that was
-    cut anywhere has no EOI behind its last scan.
+    A decoder silently fills what is missing with gray, so the end is looked for here: a file that was cut
+    off anywhere has no EOI after its last scan.
     """
     position, size = 2, len(data)
     interval = scans = padding = 0
@@ -129,7 +135,7 @@ def _segments(data: Data) -> Iterator[Segment]:
         padding -= position
         position = _next_marker(data, position)
         padding += position
-        if padding > _MAX_PADDING_BYTES:  # Pillow takes them one by one
+        if padding > _MAX_PADDING_BYTES:  # Pillow reads them one by one
             raise _damage("there is too much between its segments")
         marker = data[position + 1]
         if marker == EOI:
@@ -156,7 +162,7 @@ def _segments(data: Data) -> Iterator[Segment]:
 
 
 def _next_marker(data: Data, start: int) -> int:
-    """Where the next marker is, past fill bytes (B.1.1.2) and past what libjpeg skips as extraneous."""
+    """Find the next marker, after fill bytes (B.1.1.2) and after what libjpeg skips as extraneous."""
     found = _MARKER.search(data, start)
     if found is None:
         raise _damage("it is cut off")
@@ -171,14 +177,14 @@ def _end_of_scan(data: Data, start: int) -> int:
 
 
 def _check_restarts(data: Data, start: int, end: int) -> None:
-    """Restart markers count from 0 to 7 and round again (B.2.1); a gap means that data is missing."""
+    """Check that restart markers count from 0 to 7 and again from 0 (B.2.1); a gap means missing data."""
     for number, found in enumerate(_RESTART.finditer(data, start, end)):
         if data[found.start() + 1] != _RST0 | number & 7:
             raise _damage("a part of its pixels is missing")
 
 
 def huffman_tables(dht: bytes) -> dict[int, bytes]:
-    """The tables of one DHT segment by class and number: sixteen counts and the symbols (B.2.4.2)."""
+    """Read the tables of one DHT segment by class and number: sixteen counts and the symbols (B.2.4.2)."""
     tables = {}
     while len(dht) >= 17:  # noqa: PLR2004 - class and number, and sixteen counts
         length = 17 + sum(dht[1:17])
@@ -189,7 +195,7 @@ def huffman_tables(dht: bytes) -> dict[int, bytes]:
 
 @cache
 def typical_huffman_tables() -> dict[int, bytes]:
-    """The tables of K.3, as libjpeg writes them when it is not told to optimise; they can code everything."""
+    """Return the tables of K.3, which libjpeg writes unless it optimises them; they can code everything."""
     plain = BytesIO()
     Image.new("RGB", (_CELL, _CELL)).save(plain, "JPEG")
     data = plain.getvalue()
@@ -201,14 +207,14 @@ def typical_huffman_tables() -> dict[int, bytes]:
 
 
 def _joined_profile(parts: list[bytes]) -> bytes:
-    """The profile from its numbered parts (ICC.1:2022, B.4); empty when one is missing."""
+    """Join a profile from its numbered parts (ICC.1:2022, B.4); empty when one is missing."""
     numbered = sorted((part[12], part[14:]) for part in parts if len(part) > 14)  # noqa: PLR2004
     complete = [number for number, _ in numbered] == list(range(1, len(parts) + 1))
     return b"".join(part for _, part in numbered) if complete else b""
 
 
 def _checked_size(frame: bytes, limits: Limits) -> tuple[int, int]:
-    """Width and height from a frame header, within the limits (B.2.2)."""
+    """Read width and height from a frame header, and check the limits (B.2.2)."""
     if len(frame) < 6:  # noqa: PLR2004 - precision, height, width, number of components
         raise _damage("its frame header is cut off")
     height, width = struct.unpack_from(">HH", frame, 1)
@@ -218,13 +224,13 @@ def _checked_size(frame: bytes, limits: Limits) -> tuple[int, int]:
 
 
 class _Coverage:
-    """Which coefficients the scans have brought so far, to the last bit (G.1.1.1).
+    """The coefficients that the scans have brought so far to the last bit (G.1.1.1).
 
-    A torn progressive file that somebody put an EOI behind shows as a coarse picture.
+    A progressive file that was cut off and closed with an EOI would show as a coarse image.
 
     Args:
         frame: the parameters of the frame header.
-        is_progressive: by its process; the others bring all of a component at once.
+        is_progressive: by its process; in the others a scan brings all of a component at once.
     """
 
     def __init__(self, frame: bytes, *, is_progressive: bool) -> None:
@@ -243,18 +249,18 @@ class _Coverage:
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is missing."""
+        """Tell whether nothing is missing."""
         return not any(self._missing.values())
 
 
 def read_jpeg(data: Data, limits: Limits) -> Jpeg:
-    """Read the markers to the end of the picture and check that it is there; decodes no pixels.
+    """Read the markers to the end of the image and check that it is there; decodes no pixels.
 
-    What follows the first EOI (other pictures of an MPO, a gain map) is not looked at.
+    What follows the first EOI (other images of an MPO, a gain map) is not looked at.
 
     Raises:
         DamagedImage: cut off, scans left out, or restart markers out of order.
-        TooManyPixels: outside the limits, which is told before a missing end.
+        TooManyPixels: outside the limits, which is reported before a missing end.
     """
     found: dict[int, bytes] = {}
     texts: list[tuple[int, bytes]] = []
@@ -272,7 +278,7 @@ def read_jpeg(data: Data, limits: Limits) -> Jpeg:
         elif marker == DHT:
             tables |= huffman_tables(data[start:stop]).items()
         elif marker in (_APP0, _APP14):
-            # Those that libjpeg goes by, for the colours depend on them: whole, and ahead of the pixels.
+            # Only those that libjpeg uses, because the colours depend on them: complete, and before any scan.
             prefix, least = (_JFIF, 14) if marker == _APP0 else (b"Adobe", 12)
             is_whole = stop - start >= least and data[start : start + len(prefix)] == prefix
             found |= {marker: data[start:stop]} if is_whole and not scans else {}
@@ -305,41 +311,41 @@ def read_jpeg(data: Data, limits: Limits) -> Jpeg:
 
 
 def written_segment(marker: int, parameters: bytes) -> bytes:
-    """A marker segment as it is stored (B.1.1.4)."""
+    """Encode a marker segment (B.1.1.4)."""
     return bytes([0xFF, marker]) + (len(parameters) + 2).to_bytes(2, "big") + parameters
 
 
 def _left_out(jpeg: Jpeg) -> tuple[bytes, ...]:
-    """How those APP1 and APP2 segments begin that speak of other pictures and cannot be edited.
+    """Return how the APP1 and APP2 segments begin that refer to other images and cannot be edited.
 
-    An XMP extension bears a digest of itself, so it goes or stays whole.
+    An XMP extension contains a digest of itself, so it stays or goes as a whole.
     """
     extension = b"".join(
         text[_XMP_EXTENSION_HEADER_BYTES:]
         for marker, text in jpeg.texts
         if marker == _APP1 and text.startswith(_XMP_EXTENSION)
     )
-    return (*_OF_OTHER_PICTURES, *([_XMP_EXTENSION] if speaks_of_companions(extension) else []))
+    return (*_OF_OTHER_IMAGES, *([_XMP_EXTENSION] if refers_to_companion(extension) else []))
 
 
 def _kept_xmp(text: bytes, *, is_first: bool, is_alone: bool) -> bytes:
-    """The segment of an XMP packet for the result, ready to be written; empty when nothing is left of it.
+    """Encode the segment of an XMP packet for the result; empty when nothing is left of it.
 
-    There may be one only (XMP part 3, 1.1.3). Of more than one the first is edited and the others stay or go
-    whole, for to edit any number of them takes any time.
+    There may be only one (XMP part 3, 1.1.3). Of several, the first is edited; the others stay or go as a
+    whole, because editing any number of them could take any time.
     """
     xmp = text[len(_XMP) :]
-    if not is_first and speaks_of_companions(xmp):
+    if not is_first and refers_to_companion(xmp):
         return b""
     xmp = without_companions(xmp, is_alone=is_alone and is_first)
     return written_segment(_APP1, _XMP + upright_xmp(xmp)) if xmp else b""
 
 
 def kept_segments(jpeg: Jpeg, *, strip: bool) -> bytes:
-    """The source's segments for the result, ready to be written, EXIF first as its specification wants.
+    """Encode those of the source's segments that the result keeps, EXIF first as its specification demands.
 
-    What speaks of other pictures or a video in the file is left out, for they are; a colour profile may
-    outlive `strip`.
+    Segments that refer to other images or a video in the file are left out, as these are; under `strip` only
+    a colour profile may be kept.
     """
     if strip:
         if not kept_icc(jpeg.icc, strip=True):
@@ -365,9 +371,10 @@ def kept_segments(jpeg: Jpeg, *, strip: bool) -> bytes:
 
 
 def kept_headers(jpeg: Jpeg, *, strip: bool, is_turned: bool) -> bytes:
-    """The source's segments for the same coefficients: those kept, and those that say what the samples mean.
+    """Encode the segments that go along with the source's coefficients: kept ones, JFIF and Adobe.
 
-    The thumbnail that a JFIF segment may hold is left out; `strip` takes the densities.
+    JFIF and Adobe say what the samples mean. The thumbnail that a JFIF segment may hold is left out; `strip`
+    removes the densities.
     """
     jfif = jpeg.jfif
     if jfif:
@@ -381,7 +388,7 @@ def kept_headers(jpeg: Jpeg, *, strip: bool, is_turned: bool) -> bytes:
 
 
 def segments_for(*, exif: bytes, icc: bytes, xmp: bytes) -> bytes:
-    """Segments for metadata from another format. What does not fit into segments is left out."""
+    """Encode segments for metadata from another format. What does not fit into segments is left out."""
     parts: list[bytes] = []
     if exif and len(EXIF_PREFIX + exif) <= _MAX_SEGMENT_BYTES:
         parts.append(written_segment(_APP1, EXIF_PREFIX + exif))

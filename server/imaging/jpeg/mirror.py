@@ -1,8 +1,7 @@
-"""JPEGs turned without being decoded: the same coefficients in another order, bit for bit as good.
+"""Turns in which rows stay rows: the blocks of a sequential Huffman JPEG change places, undecoded.
 
-What a sequential Huffman JPEG holds is moved block by block, and nothing is rounded. jpegtran calls such a
-turn perfect. Where the edge of the picture is within a block of the colours, and only there, these are
-decoded to coefficients, mixed and coded anew; the luma is moved all the same.
+Nothing is rounded; jpegtran calls such a turn perfect. Only where the edge of the image is within a block of
+the chroma, the chroma is decoded to coefficients, mixed and encoded again; the luma is moved all the same.
 """
 
 from array import array
@@ -28,7 +27,7 @@ from server.imaging.jpeg.markers import (
 from server.imaging.jpeg.structure import CELL, ZIGZAG, Component, Scan, Table, check_blocks, joined
 from server.imaging.jpeg.turn import CoefficientTurn, NoCodeError, Plane, check_result, coded, planes_of
 
-#: That the data has come to its end is seen at the end of an MCU: ten blocks of 63 codes of 16 bits, with 15
+#: The kernel sees the end of the data only at the end of an MCU: ten blocks of 63 codes of 16 bits, with 15
 #: more each, are 62 words a block.
 _WORDS_OF_AN_MCU = 10 * 64
 
@@ -38,11 +37,11 @@ class _Walked:
     """A scan that the kernel has walked over.
 
     Attributes:
-        tables: those to write with; some may be others than they were.
+        tables: those to write with; some may differ from the scan's.
         dc, firsts, lasts: of each block, its DC coefficient, and where its bits are in `ac`.
         ac: the bits of all AC coefficients, and how many there are.
-        places: where each block of an MCU comes from, as the kernel wants it.
-        differences: the DC coefficients in their new order, as the kernel has made them.
+        places: where each block of an MCU comes from, as the kernel expects it.
+        differences: the DC coefficients in their new order, as the kernel returned them.
     """
 
     scan: Scan
@@ -57,11 +56,11 @@ class _Walked:
 
 
 class _Made(NamedTuple):
-    """A component that is made anew.
+    """A component that is encoded again.
 
     Attributes:
         plane: its coefficients.
-        blocks, places: where its blocks are in the scan and in the plane, as the kernel wants it.
+        blocks, places: where its blocks are in the scan and in the plane, as the kernel expects it.
         table: which of the scan's tables codes it.
     """
 
@@ -112,7 +111,7 @@ class Mirror(CoefficientTurn):
         return walked
 
     def _inverted(self) -> int:
-        """Which coefficients change their sign, a bit for each, as the kernel wants it."""
+        """Return which coefficients change their sign, a bit for each, as the kernel expects it."""
         inverted = 0
         for number, position in enumerate(ZIGZAG, 1):
             row, column = divmod(position, CELL)
@@ -120,12 +119,12 @@ class Mirror(CoefficientTurn):
         return inverted
 
     def _places(self, scan: Scan, component: Component, unit: int) -> Iterator[int]:
-        """Where the blocks of a component in each new MCU come from, as the kernel wants it.
+        """Yield where the blocks of a component in each new MCU come from, as the kernel expects it.
 
         Args:
             scan: the scan.
             component: the component.
-            unit: which of the blocks of an MCU is its first.
+            unit: which block of an MCU is its first.
         """
 
         def place(row: int, column: int) -> int:
@@ -156,7 +155,7 @@ class Mirror(CoefficientTurn):
         return _Made(plane, blocks, places, number)
 
     def _pack(self, walked: _Walked, made: Sequence[_Made]) -> None:
-        """Code components anew; where a table has no code for them, all that it codes with another."""
+        """Encode components again; where a table has no code for them, use another for all that it codes."""
         bits = walked.ac_bits
         try:
             for one in made:
@@ -168,7 +167,7 @@ class Mirror(CoefficientTurn):
             walked.ac_bits = bits
 
     def _packed(self, walked: _Walked, one: _Made, bits: int) -> int:
-        """Code a component anew, behind so many bits, and say how many there are then."""
+        """Encode a component again, after `bits` bits, and return how many there are then."""
         while True:
             packed: int = kernel().pack(
                 one.plane.coefficients, one.plane.used, one.blocks, one.places,
@@ -179,7 +178,7 @@ class Mirror(CoefficientTurn):
             walked.ac.extend(array("I", [0]) * (len(walked.ac) // 2))
 
     def _replace(self, walked: _Walked, number: int) -> None:
-        """Take another AC table, if it codes no block that is copied."""
+        """Use another AC table, if the old one codes no block that is copied."""
         layout = walked.scan.layout
         users = {layout[at] for at in range(0, len(layout), 3) if layout[at + 2] == number}
         if any(self._axes[user].is_exact for user in users):
@@ -190,7 +189,7 @@ class Mirror(CoefficientTurn):
         walked.tables[number] = complete
 
     def pieces(self, *, strip: bool) -> Iterator[bytes | memoryview]:
-        """All segments in their order, with the scans turned."""
+        """Yield all segments in their order, with the scans turned."""
         yield b"\xff\xd8" + kept_headers(self._markers, strip=strip, is_turned=False)
         walked = iter(self._walked)
         defined: dict[int, bytes] = {}

@@ -1,4 +1,4 @@
-"""JPEG by its pixels: refuse those that libjpeg made up, and encode new ones as the source was encoded."""
+"""The pixels of a JPEG: refuse those that libjpeg made up, and encode new ones as the source was encoded."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,7 +16,8 @@ from server.imaging.jpeg.markers import Jpeg
 
 _APP12 = 0xEC
 
-#: Where unit and densities lie in what libjpeg writes: SOI, APP0, length, identifier, version (JFIF 1.02).
+#: Where unit and densities lie in what libjpeg writes: after SOI, APP0, length, identifier and version (JFIF
+#: 1.02).
 _DENSITY_POSITION = 13
 _FIRST_MARKER_POSITION = 2
 #: Sampling that Pillow can be told to write, by how much wider and higher the luma planes are than chroma.
@@ -30,7 +31,7 @@ _MID_GRAY: dict[str, list[Any]] = {
     "CMYK": [(127,) * 4, (127, 127, 127, 128)],
 }
 
-#: Long Huffman codes, so that few blocks can be made of them; enough for what libjpeg reads ahead.
+#: Long Huffman codes, so that they make few blocks; enough bytes for what libjpeg reads ahead.
 _NONSENSE = b"\xfe" * 16
 _UNLIKELY: dict[str, Any] = {"L": 1, "RGB": (1, 2, 3), "CMYK": (1, 2, 3, 4)}
 
@@ -38,12 +39,12 @@ _UNLIKELY: dict[str, Any] = {"L": 1, "RGB": (1, 2, 3), "CMYK": (1, 2, 3, 4)}
 def check_complete(jpeg: Jpeg, image: Image.Image, data: Data) -> None:
     """Refuse pixels that libjpeg made up.
 
-    When a scan ends early, for instance where somebody put an EOI behind a torn file, libjpeg fills the rest
-    with zero coefficients: the last pixel is then exactly mid-gray. Honest pictures may end in that gray too,
-    so for them alone we decode again, with a little nonsense in place of the EOI, and see whether the last
-    row comes out before the nonsense is used up.
+    When a scan ends early, for instance because a file was cut off and closed with an EOI, libjpeg fills the
+    rest with zero coefficients: the last pixel is then exactly mid-gray. A complete image may end in that
+    gray too, so only these are decoded again, with a few meaningless bytes in place of the EOI: a complete
+    image has its last row before these are used up.
 
-    A picture of several scans has no such last row; of one that is torn a coarse version comes out.
+    An image of several scans has no such last row: cut off, it is a coarse version of itself.
 
     Args:
         jpeg: its markers.
@@ -51,7 +52,7 @@ def check_complete(jpeg: Jpeg, image: Image.Image, data: Data) -> None:
         data: the file.
 
     Raises:
-        DamagedImage: the scan ends before the picture does.
+        DamagedImage: the scan ends before the image does.
     """
     corner = image.getpixel((image.width - 1, image.height - 1))
     if jpeg.scans > 1 or jpeg.is_progressive or corner not in _MID_GRAY[image.mode]:
@@ -61,11 +62,16 @@ def check_complete(jpeg: Jpeg, image: Image.Image, data: Data) -> None:
 
 
 def _has_last_row(torn: bytes, like: Image.Image) -> bool:
-    """Whether the last row comes out of data without an EOI, of a picture like another."""
+    """Tell whether data without an EOI is enough for the last row.
+
+    Args:
+        torn: the data.
+        like: an image of the same mode and size.
+    """
     image = JpegImageFile(BytesIO(torn))
     blank = Image.new(like.mode, like.size, _UNLIKELY[like.mode])
     image.im = blank.copy().im
-    with suppress(OSError):  # it always runs dry: the question is where
+    with suppress(OSError):  # the data always ends early: the question is where
         image.load()
     image.tile = []
     box = ImageChops.difference(image, blank).getbbox(alpha_only=False)
@@ -73,11 +79,10 @@ def _has_last_row(torn: bytes, like: Image.Image) -> bool:
 
 
 def _component_tables(image: JpegImageFile, *, is_turned: bool) -> list[list[int]]:
-    """One quantization table per component, in component order, the repeated tail left off.
+    """Return one quantization table per component, in component order, without repetitions at the end.
 
     Pillow gives the first component the first table and so on, and the last table to all that are left; the
-    source may number its tables in any way. A table is a square: turning the picture on its side turns it as
-    well.
+    source may number its tables in any way. When rows become columns, those of the tables do too.
     """
     tables = [list(image.quantization[number]) for *_, number in image.layer]
     while len(tables) > 1 and tables[-1] == tables[-2]:
@@ -91,7 +96,7 @@ def _component_tables(image: JpegImageFile, *, is_turned: bool) -> list[list[int
 
 
 def _subsampling(image: JpegImageFile, *, is_turned: bool) -> int:
-    """The source's chroma sampling if Pillow can write it for the turned picture, else full chroma."""
+    """Return the source's subsampling if Pillow can write it for the turned image, else full chroma."""
     if image.layers != 3:  # noqa: PLR2004 - only colour has chroma
         return -1
     (_, luma_h, luma_v, _), (_, *first), (_, *second) = image.layer
@@ -103,7 +108,7 @@ def _subsampling(image: JpegImageFile, *, is_turned: bool) -> int:
 
 
 def _is_rgb(jpeg: Jpeg, image: JpegImageFile) -> bool:
-    """Whether the components are red, green and blue themselves, by libjpeg's rules."""
+    """Tell whether the components are red, green and blue themselves, by libjpeg's rules."""
     if image.layers != 3 or jpeg.jfif:  # noqa: PLR2004 - colours
         return False
     if jpeg.adobe_transform is not None:
@@ -114,16 +119,16 @@ def _is_rgb(jpeg: Jpeg, image: JpegImageFile) -> bool:
 def encoder_settings(
     jpeg: Jpeg, image: JpegImageFile, transpose: Transpose | None, quality: int | None
 ) -> dict[str, Any]:
-    """What to pass to `save` so that the result is coded as the source was.
+    """Return settings for `save` that encode the result as the source was encoded.
 
-    Quality, size and errors then stay where they are: on its own grid a picture loses next to nothing.
-    Huffman tables are optimised only where the source has its own, so its size stays as well.
+    With the same quantization tables an image loses next to nothing, and its size stays nearly the same.
+    Huffman tables are optimised only where the source has its own, for the same size.
 
     Args:
         jpeg: the source's markers.
         image: the source as Pillow opened it.
         transpose: the turn between the two.
-        quality: 1 to 100 to leave the source's tables for plain ones; None to keep them.
+        quality: 1 to 100 for libjpeg's own tables; None for the source's.
     """
     is_turned = swaps_axes(transpose)
     settings: dict[str, Any] = {
@@ -142,9 +147,9 @@ def encoder_settings(
 
 
 def write_density(sink: Sink, jfif: bytes, transpose: Transpose | None) -> None:
-    """Put the source's unit and densities into the JFIF segment libjpeg wrote, its axes turned.
+    """Write the source's unit and densities, its axes turned, into the JFIF segment that libjpeg wrote.
 
-    Pillow can only write dots per inch, but the unit may be centimetres or a mere aspect ratio.
+    Pillow can write dots per inch only, but the unit may be centimetres or a mere aspect ratio.
     """
     unit, horizontal, vertical = jfif[7:8], jfif[8:10], jfif[10:12]
     end = sink.tell()
@@ -154,10 +159,10 @@ def write_density(sink: Sink, jfif: bytes, transpose: Transpose | None) -> None:
 
 
 def disown_adobe(sink: Sink) -> None:
-    """Turn the Adobe segment libjpeg wrote into one that nobody reads.
+    """Disable the Adobe segment that libjpeg wrote, by giving it a marker that decoders ignore.
 
-    In a CMYK picture it says that the inks are inverted. The samples are the source's own, so where the
-    source does not say so, neither may we.
+    In a CMYK image it says that the inks are inverted. The samples are the source's own, so the result may
+    not say so where the source does not.
     """
     end = sink.tell()
     sink.seek(_FIRST_MARKER_POSITION)
@@ -167,7 +172,7 @@ def disown_adobe(sink: Sink) -> None:
 
 @cache
 def _typical_tables(quality: int) -> tuple[int, ...]:
-    """The luminance table libjpeg uses for a quality (K.1, scaled), sorted."""
+    """Return the luminance table that libjpeg uses for a quality (K.1, scaled), sorted."""
     plain = BytesIO()
     Image.new("L", (_CELL, _CELL)).save(plain, "JPEG", quality=quality)
     plain.seek(0)
@@ -175,7 +180,7 @@ def _typical_tables(quality: int) -> tuple[int, ...]:
 
 
 def estimated_quality(table: Sequence[int]) -> int:
-    """The quality, 1 to 100, whose luminance table is nearest to this one, in any order of its entries."""
+    """Return the quality, 1 to 100, whose luminance table is nearest to this one, in any order of entries."""
     return min(
         range(1, 101),
         key=lambda quality: sum(

@@ -1,4 +1,4 @@
-"""What a sequential JPEG is made of: its frame, its components, its scans and their Huffman tables.
+"""The structure of a sequential JPEG: its frame, its components, its scans and their Huffman tables.
 
 Source: ITU-T T.81, annexes A (how samples become MCUs) and B (markers).
 """
@@ -61,7 +61,7 @@ _AC = 0x10
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One Huffman table: its sixteen counts and its symbols as they are stored, and for the kernel."""
+    """One Huffman table: sixteen counts and the symbols as they are stored, and what the kernel needs."""
 
     raw: bytes
     symbols: bytes
@@ -88,16 +88,16 @@ class Table:
 
     @classmethod
     def for_everything(cls, key: int) -> Self:
-        """A table that has a code for every symbol, to take the place of another.
+        """Return a table that has a code for every symbol, to replace another.
 
         Args:
-            key: class and number of that one.
+            key: class and number of the table to replace.
         """
         typical = typical_huffman_tables()
         return cls.of(typical.get(key) or typical[key & _AC])
 
     def has_codes_for(self, symbols: int) -> bool:
-        """Whether all of a set of symbols, a bit for each, have a code."""
+        """Tell whether all of a set of symbols, a bit for each, have a code."""
         return all(self.codes[symbol] for symbol in range(symbols.bit_length()) if symbols >> symbol & 1)
 
 
@@ -118,7 +118,7 @@ class Component(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What the frame header says (B.2.2).
+    """Contents of the frame header (B.2.2).
 
     Args:
         width, height: in pixels.
@@ -134,7 +134,7 @@ class Frame:
         """Read the parameters of a frame header.
 
         Raises:
-            Impossible: it is none of ours.
+            Impossible: it is of a kind that we do not turn.
         """
         count = parameters[5] if len(parameters) > 5 else 0  # noqa: PLR2004 where the number is
         if count not in _COMPONENTS or len(parameters) != 6 + 3 * count:
@@ -147,7 +147,7 @@ class Frame:
             across, down = divmod(sampling, 16)
             if not (0 < across <= _MAX_SAMPLING and 0 < down <= _MAX_SAMPLING):
                 raise Impossible("its sampling factors are out of range")
-            # Where there is one only, its sampling factors mean nothing (A.2.2).
+            # With only one component, its sampling factors mean nothing (A.2.2).
             across, down = (across, down) if count > 1 else (1, 1)
             components[name] = Component(number, across, down, table)
         if len(components) != count:
@@ -159,7 +159,7 @@ class Frame:
 
     @property
     def mcu(self) -> tuple[int, int]:
-        """Width and height of an MCU of all components, in pixels."""
+        """Return width and height of an MCU of all components, in pixels."""
         return (
             CELL * max(component.across for component in self.components.values()),
             CELL * max(component.down for component in self.components.values()),
@@ -191,16 +191,16 @@ class Scan:
 
     @property
     def units(self) -> int:
-        """How many blocks an MCU has."""
+        """Return how many blocks an MCU has."""
         return len(self.layout) // 3
 
     @property
     def blocks(self) -> int:
-        """How many blocks it has."""
+        """Return how many blocks it has."""
         return self.across * self.down * self.units
 
     def coded(self, data: Data) -> tuple[object, ...]:
-        """What the kernel wants to know when it reads the scan."""
+        """Return the arguments that all of the kernel's readers take."""
         tables = self.tables
         return (
             data, self.segment.end, self.segment.stop, self.across, self.down, self.interval, self.layout,
@@ -211,7 +211,7 @@ class Scan:
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """What a file is made of.
+    """Structure of a file.
 
     Args:
         frame: its frame.
@@ -227,10 +227,10 @@ class Structure:
 def read_structure(data: Data, markers: Jpeg) -> Structure:
     """Read the structure of a sequential Huffman JPEG of 8 bits.
 
-    Whatever a decoder might complain of or take in another way is left to it.
+    A file that decoders might refuse or read in different ways is left to the decoder.
 
     Raises:
-        Impossible: it is another one, or there is something odd about it.
+        Impossible: it is of another kind, or there is something odd about it.
     """
     frame: Frame | None = None
     tables: dict[int, bytes] = {}
@@ -242,7 +242,7 @@ def read_structure(data: Data, markers: Jpeg) -> Structure:
             frame = Frame.read(parameters)
         elif segment.marker == DHT:
             tables |= _huffman_tables(parameters)
-        elif segment.marker == DQT and not scans:  # one behind would not be for those before it
+        elif segment.marker == DQT and not scans:  # a later one would not apply to earlier scans
             quantization |= _quantization_tables(parameters)
         elif segment.marker == DRI and len(parameters) == 2:  # noqa: PLR2004 it is one number
             interval = int.from_bytes(parameters, "big")
@@ -259,7 +259,7 @@ def read_structure(data: Data, markers: Jpeg) -> Structure:
 
 
 def _segments(data: Data, markers: Jpeg) -> Iterator[tuple[Segment, bytes]]:
-    """All segments with their parameters, one right behind the other."""
+    """Yield all segments with their parameters, and check that nothing lies between them."""
     end = 2
     for segment in markers.segments:
         if segment.marker == EOI:
@@ -271,7 +271,7 @@ def _segments(data: Data, markers: Jpeg) -> Iterator[tuple[Segment, bytes]]:
 
 
 def _huffman_tables(dht: bytes) -> dict[int, bytes]:
-    """The tables of a DHT segment (B.2.4.2)."""
+    """Read the tables of a DHT segment (B.2.4.2), and check them."""
     tables = huffman_tables(dht)
     used = sum(1 + len(raw) for raw in tables.values())
     is_sound = all(
@@ -286,7 +286,7 @@ def _huffman_tables(dht: bytes) -> dict[int, bytes]:
 
 
 def _quantization_tables(dqt: bytes) -> dict[int, Sequence[int]]:
-    """The tables of a DQT segment (B.2.4.1)."""
+    """Read the tables of a DQT segment (B.2.4.1)."""
     tables: dict[int, Sequence[int]] = {}
     while dqt:
         precision, number = divmod(dqt[0], 16)
@@ -314,7 +314,7 @@ def _scan(
     width, height = frame.mcu
     across, down = -(-frame.width // width), -(-frame.height // height)
     if count == 1:
-        # As many blocks as it needs itself, and not whole MCUs of all.
+        # As many blocks as this component needs, and not whole MCUs of all components.
         (alone,) = components
         across, down = -(-frame.width * alone.across // width), -(-frame.height * alone.down // height)
         components = [alone._replace(across=1, down=1)]
@@ -333,17 +333,17 @@ def _scan(
 
 
 def _keys(choices: Iterable[int]) -> Iterator[int]:
-    """The DC and the AC table of each component, by what its scan chooses (B.2.3)."""
+    """Yield the keys of the DC and the AC table of each component, as its scan chooses them (B.2.3)."""
     for choice in choices:
         yield choice >> 4
         yield _AC | choice & 15
 
 
 def check_blocks(scan: Scan) -> None:
-    """Refuse a scan that has not even two bits for each block, before memory is taken for them.
+    """Refuse a scan with fewer than two bits for each block, before memory is allocated for them.
 
     Raises:
-        DamagedImage: it is one.
+        DamagedImage: it has fewer.
     """
     coded_bytes = scan.segment.stop - scan.segment.end
     if coded_bytes >= _MOST_BYTES:
@@ -353,6 +353,6 @@ def check_blocks(scan: Scan) -> None:
 
 
 def joined(arrays: Iterable["array[int]"]) -> "array[int]":
-    """All of them, one after the other."""
+    """Concatenate arrays."""
     first, *others = arrays
     return sum(others, first)

@@ -1,6 +1,6 @@
-"""JPEGs whose rows become columns: decoded to coefficients, transposed, and coded anew.
+"""Turns in which rows become columns: a JPEG is decoded to coefficients, transposed, and encoded again.
 
-Nothing is rounded, unless the edge of the picture is within a block of the colours (see `turn`).
+Nothing is rounded, unless the edge of the image is within a block of the chroma (see `turn`).
 
 Source: ITU-T T.81, annexes A and F.
 """
@@ -49,7 +49,7 @@ class Transposition(CoefficientTurn):
             self._coded = self._encoded()
 
     def _decode(self) -> None:
-        """Fetch all coefficients, plane by plane, each block in its new order of coding."""
+        """Decode all coefficients, plane by plane, each block in its new order of coding."""
         places = array("q", [place for plane in self._planes for place in plane.places()])
         by_number = sorted(self._planes, key=lambda plane: plane.component.number)
         targets = bytes(target for plane in by_number for target in _targets(plane))
@@ -59,7 +59,7 @@ class Transposition(CoefficientTurn):
         check_result(result)
 
     def _encoded(self) -> list[bytes]:
-        """Code all coefficients in their new order (A.2.3).
+        """Encode all coefficients in their new order (A.2.3).
 
         Raises:
             NoCodeError: a table cannot code them.
@@ -77,7 +77,7 @@ class Transposition(CoefficientTurn):
         return [bytes(piece) for piece in pieces]
 
     def pieces(self, *, strip: bool) -> Iterator[bytes | memoryview]:
-        """Tables and frame header of their own, for blocks whose rows became columns, and the scan."""
+        """Yield all segments: the frame header and the tables transposed, and the scan."""
         yield b"\xff\xd8" + kept_headers(self._markers, strip=strip, is_turned=True)
         for number, steps in self._structure.quantization.items():
             yield _quantization_segment(number, _transposed(steps))
@@ -99,7 +99,7 @@ class Transposition(CoefficientTurn):
 
 
 def _targets(plane: Plane) -> Iterator[int]:
-    """Which coefficient of a new block each of an old one becomes, and whether its sign changes."""
+    """Yield which coefficient of a new block each of an old one becomes, and whether its sign changes."""
     for old, new in zip(ZIGZAG, _TRANSPOSED, strict=True):
         row, column = divmod(old, CELL)
         is_negated = (row * plane.axes.down.is_reversed + column * plane.axes.across.is_reversed) % 2
@@ -107,7 +107,7 @@ def _targets(plane: Plane) -> Iterator[int]:
 
 
 def _transposed(steps: Sequence[int]) -> Sequence[int]:
-    """A quantization table for blocks whose rows became columns."""
+    """Transpose a quantization table, for blocks whose rows became columns."""
     by_position = dict(zip(ZIGZAG, steps, strict=True))
     return [by_position[position] for position in _TRANSPOSED]
 

@@ -1,4 +1,4 @@
-"""What all turns of a JPEG by its coefficients share: how blocks change places, and what to do if none fits.
+"""What both turns of a JPEG by its coefficients share: how blocks change places, and how edges are mirrored.
 
 Source for moving samples against the blocks without decoding these: S.-F. Chang and D. G. Messerschmitt,
 "Manipulation and compositing of MC-DCT compressed video", IEEE JSAC 13(1), 1995, section III.
@@ -39,20 +39,20 @@ class Axis(NamedTuple):
 
     @property
     def is_exact(self) -> bool:
-        """Whether blocks only change places."""
+        """Tell whether blocks only change places."""
         return not (self.is_mirrored and self.rest)
 
     @property
     def is_reversed(self) -> bool:
-        """Whether they do so when they are written."""
+        """Tell whether blocks are written in reverse."""
         return self.is_mirrored and not self.rest
 
     def source(self, block: int) -> int:
-        """Which old block comes to this place."""
+        """Return which old block comes to this place."""
         return self.blocks - 1 - block if self.is_reversed else block
 
     def real(self, block: int, step: int) -> int:
-        """How many blocks hold samples of those that are so many apart, from one on."""
+        """Count the blocks that hold samples, from `block` on in steps of `step`."""
         return max(0, -(-(self.blocks - block) // step))
 
 
@@ -64,22 +64,22 @@ class Axes(NamedTuple):
 
     @property
     def is_exact(self) -> bool:
-        """Whether blocks only change places."""
+        """Tell whether blocks only change places."""
         return self.down.is_exact and self.across.is_exact
 
     @property
     def still(self) -> "Axes":
-        """The same of a component that is not turned."""
+        """Return the same axes, not mirrored."""
         return Axes(*(axis._replace(is_mirrored=False) for axis in self))
 
     def way(
         self, component: Component, place: Callable[[int, int], int], row: int, column: int
     ) -> tuple[int, int, int, int, int]:
-        """Where the blocks come from that are here in their MCUs, as the kernel wants it.
+        """Return where the blocks at one place in all MCUs come from, as the kernel expects it.
 
         Args:
             component: the component.
-            place: says where the block of a row and a column is.
+            place: returns where the block of a row and a column is.
             row: of the block in the first MCU.
             column: of it.
         """
@@ -97,10 +97,10 @@ class Axes(NamedTuple):
 
 
 def _axes_of(frame: Frame, transpose: Transpose | None, *, must_be_exact: bool) -> Mapping[int, Axes]:
-    """The directions of all components, by their numbers.
+    """Return the axes of all components, by their numbers.
 
     Raises:
-        Impossible: pixels do it better, or nothing may be rounded and something would be.
+        Impossible: pixels give a better result, or nothing may be rounded and something would be.
     """
     is_flipped, is_flopped = mirrored_axes(transpose)
     width, height = frame.mcu
@@ -111,7 +111,7 @@ def _axes_of(frame: Frame, transpose: Transpose | None, *, must_be_exact: bool) 
         down = _axis("height", frame.height, component.down, height // CELL, is_mirrored=is_flipped)
         across = _axis("width", frame.width, component.across, width // CELL, is_mirrored=is_flopped)
         both = axes[component.number] = Axes(down, across)
-        # For luma it would cost more than pixels, and be no better; twice, it would be worse.
+        # For luma this would cost more than pixels and be no better; in both directions it would be worse.
         if not both.is_exact and (must_be_exact or component.number == 0):
             side = f"height of {frame.height}" if across.is_exact else f"width of {frame.width}"
             raise Impossible(f"its stored {side} is no multiple of {height if across.is_exact else width}")
@@ -134,7 +134,7 @@ class Plane(NamedTuple):
     Attributes:
         component: the component.
         axes: its directions.
-        rows, columns: its blocks, with those that only fill an MCU.
+        rows, columns: its blocks, including those that only fill an MCU.
         start: where its first coefficient is.
         coefficients: of all components, 64 for each block, row by row of blocks.
         used: for each block a bit for each coefficient that is not 0.
@@ -149,22 +149,22 @@ class Plane(NamedTuple):
     used: "array[int]"
 
     def place(self, row: int, column: int) -> int:
-        """Where the first coefficient of a block is."""
+        """Return where the first coefficient of a block is."""
         return self.start + (row * self.columns + column) * BLOCK
 
     def places(self) -> Iterator[int]:
-        """Where the blocks of each MCU are before they are turned, as the kernel wants it."""
+        """Yield where the blocks of each MCU are before they are turned, as the kernel expects it."""
         still = self.axes.still
         for row, column in product(range(self.component.down), range(self.component.across)):
             yield from still.way(self.component, self.place, row, column)
 
     def mirror(self, steps: Sequence[int], positions: Sequence[int], *, is_negated: bool) -> None:
-        """Mirror it in the direction in which its edge is within its last block.
+        """Mirror the plane in the direction in which its edge is within its last block.
 
         Args:
             steps: what each coefficient is multiplied with (quantization).
             positions: which frequency each is of, 8 * down + across.
-            is_negated: whether those of odd frequency have changed their sign already.
+            is_negated: whether those of odd frequency already have the opposite sign.
 
         Raises:
             Impossible: a coefficient becomes too large.
@@ -189,7 +189,7 @@ class Plane(NamedTuple):
 
 
 def planes_of(scan: Scan, axes: Mapping[int, Axes], components: Sequence[Component]) -> list[Plane]:
-    """Planes of zeros for components of a scan, one behind the other."""
+    """Allocate planes of zeros for components of a scan, one after the other in the same arrays."""
     sizes = [(scan.down * component.down, scan.across * component.across) for component in components]
     blocks = sum(rows * columns for rows, columns in sizes)
     coefficients, used = array("h", [0]) * (blocks * BLOCK), array("Q", [0]) * blocks
@@ -201,11 +201,11 @@ def planes_of(scan: Scan, axes: Mapping[int, Axes], components: Sequence[Compone
 
 
 class CoefficientTurn(ABC):
-    """One picture on its way: read when it is made, written when it is asked to.
+    """A JPEG to be turned: read by the constructor, written piece by piece.
 
     Args:
         data: the file.
-        markers: of it.
+        markers: its markers.
         transpose: the turn.
         must_be_exact: whether rounding is not allowed.
 
@@ -214,7 +214,7 @@ class CoefficientTurn(ABC):
 
     Raises:
         Impossible: this file and this turn need pixels.
-        DamagedImage: its data ends before the picture does.
+        DamagedImage: its data ends before the image does.
     """
 
     def __init__(
@@ -228,23 +228,23 @@ class CoefficientTurn(ABC):
 
     @abstractmethod
     def pieces(self, *, strip: bool) -> Iterator[bytes | memoryview]:
-        """The file of the turned picture, with its metadata as it shall be.
+        """Yield the file of the turned image.
 
-        Each piece is good until the next one is asked for.
+        Each piece is valid until the next one is asked for.
         """
 
 
 class NoCodeError(Exception):
-    """A Huffman table lacks a symbol."""
+    """A Huffman table has no code for a symbol."""
 
 
 def check_result(result: int) -> int:
-    """Look at what the kernel returned, and pass it on.
+    """Return what the kernel returned, unless it is an error.
 
     Raises:
-        DamagedImage: the data ends before the picture does.
-        NoCodeError: a table cannot code what it should.
-        Impossible: there is another fault, which a decoder may overlook.
+        DamagedImage: the data ends before the image does.
+        NoCodeError: a table has no code for a symbol.
+        Impossible: there is another fault, which a decoder may tolerate.
     """
     if result == kernel().ENDS_EARLY:
         raise damaged(Format.JPEG, "its pixels end early")
@@ -256,10 +256,10 @@ def check_result(result: int) -> int:
 
 
 def coded(code: Callable[..., int], across: int, down: int, *more: object) -> Iterator[memoryview]:
-    """Have the kernel code a scan, piece by piece; each is good until the next one is asked for.
+    """Encode a scan, piece by piece; each piece is valid until the next one is asked for.
 
     Args:
-        code: its function.
+        code: the function of the kernel that encodes it.
         across: MCUs in a row.
         down: how many rows.
         more: the function's other arguments.
@@ -274,11 +274,15 @@ def coded(code: Callable[..., int], across: int, down: int, *more: object) -> It
 
 @cache
 def _mixtures(rest: int, *, is_negated: bool) -> "array[float]":
-    """What frequencies of old blocks add to those of a new one, when the last old one holds so many samples.
+    """Return what frequencies of old blocks add to those of a new one.
+
+    Args:
+        rest: how many samples the last old block holds.
+        is_negated: whether old coefficients of odd frequency already have the opposite sign.
 
     Sample r of a new block is sample rest - 1 - r of the old one in the mirrored place, or, from `rest` on,
-    sample 8 + rest - 1 - r of the one before that. The last new block has none before; its first old row is
-    repeated, as encoders do.
+    sample 8 + rest - 1 - r of the one before that. For the last new block there is none before; the first old
+    row is repeated, as encoders do.
     """
     signs = [-1 if is_negated and frequency % 2 else 1 for frequency in range(CELL)]
     cosines = [

@@ -1,4 +1,4 @@
-"""EXIF: kept byte for byte, except where turning the picture makes it wrong."""
+"""EXIF, kept byte for byte except where turning the image makes it wrong."""
 
 import struct
 
@@ -59,7 +59,7 @@ class _Structure:
         struct.pack_into(self._order + form, self.raw, entry.place + 8, number)
 
     def drop_thumbnail(self) -> None:
-        """Unlink IFD1 and remove the thumbnail's bytes, which show the picture before the turn."""
+        """Unlink IFD1 and remove the thumbnail's bytes, which show the image before the turn."""
         if self._link + 4 > len(self.raw):
             return  # some writers end the data right after the entries
         second = self._number("L", self._link)
@@ -97,12 +97,12 @@ class _Structure:
 
 
 def bare_exif(exif: bytes) -> bytes:
-    """EXIF without the prefix that JPEG needs and some writers put into other formats."""
+    """Remove the prefix that JPEG needs and some writers put into other formats."""
     return exif.removeprefix(EXIF_PREFIX)
 
 
 def orientation_of(exif: bytes) -> int:
-    """The EXIF orientation, 1 to 8; 1 when there is none or it makes no sense.
+    """Read the EXIF orientation, 1 to 8; 1 when there is none or it makes no sense.
 
     Args:
         exif: with or without the `Exif` prefix.
@@ -119,13 +119,13 @@ def orientation_of(exif: bytes) -> int:
 
 
 def upright_exif(exif: bytes) -> bytes:
-    """EXIF for the turned picture: orientation 1, no stale thumbnail, every other byte as it was.
+    """Adapt EXIF to the turned image: orientation 1, no stale thumbnail, every other byte as it was.
 
     Args:
         exif: with or without the `Exif` prefix.
 
     Returns:
-        The TIFF structure without the prefix; empty when it was malformed, because a picture is worth more
+        The TIFF structure without the prefix; empty when it was malformed, because an image is worth more
         than its EXIF.
     """
     try:
@@ -140,7 +140,7 @@ def upright_exif(exif: bytes) -> bytes:
 
 
 def without_orientation(exif: bytes) -> bytes:
-    """EXIF with the orientation field taken out, for containers that say it in their own words (AVIF).
+    """Remove the orientation field, for containers that have their own (AVIF).
 
     Returns:
         The TIFF structure without the prefix; empty when it was malformed.

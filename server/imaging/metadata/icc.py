@@ -1,4 +1,4 @@
-"""Colour profiles: whether one says nothing that a viewer would not assume anyway."""
+"""Colour profiles (ICC): whether one is sRGB, which a viewer assumes anyway."""
 
 import struct
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ _PARAMETERS = (1, 3, 4, 5, 7)
 
 
 def _tags(icc: bytes) -> dict[bytes, bytes]:
-    """The tagged elements of a profile (ICC.1:2022, 7.3)."""
+    """Read the tagged elements of a profile (ICC.1:2022, 7.3)."""
     (count,) = struct.unpack_from(">L", icc, _HEADER_BYTES)
     entries = [
         struct.unpack_from(">4sLL", icc, _HEADER_BYTES + 4 + 12 * index)
@@ -33,7 +33,7 @@ def _tags(icc: bytes) -> dict[bytes, bytes]:
 
 
 def _fixed(data: bytes, position: int, count: int) -> tuple[float, ...]:
-    """Numbers with sixteen bits behind the point (ICC.1:2022, 4.6)."""
+    """Read numbers with sixteen fractional bits (ICC.1:2022, 4.6)."""
     return tuple(number / 65536 for number in struct.unpack_from(f">{count}l", data, position))
 
 
@@ -58,7 +58,7 @@ def _tabled(data: bytes, signal: float) -> float:
 
 
 def _light(curve: bytes, signal: float) -> float:
-    """The light a tone curve gives for a signal, both from 0 to 1 (ICC.1:2022, 10.6 and 10.18)."""
+    """Apply a tone curve: return the light for a signal, both from 0 to 1 (ICC.1:2022, 10.6 and 10.18)."""
     return _parametric(curve, signal) if curve[:4] == b"para" else _tabled(curve, signal)
 
 
@@ -67,10 +67,10 @@ def _near(numbers: Sequence[float], wanted: Sequence[float], tolerance: float) -
 
 
 def is_srgb(icc: bytes) -> bool:
-    """True when dropping this profile changes nothing a person sees, because its numbers are those of sRGB.
+    """Tell whether a profile is sRGB by its numbers, so that dropping it changes nothing a person sees.
 
-    Its name is not asked: some profiles bear the name and mean something else. A profile made of look-up
-    tables, or one that cannot be read, counts as another one.
+    Its name does not count: some profiles have the name and mean something else. A profile made of look-up
+    tables, or one that cannot be read, is not sRGB.
     """
     try:
         tags = _tags(icc)
@@ -87,7 +87,7 @@ def is_srgb(icc: bytes) -> bool:
 
 
 def kept_icc(icc: bytes, *, strip: bool) -> bytes:
-    """The profile that goes into the result: always when metadata is kept, else unless it is sRGB.
+    """Return the profile for the result; empty for none, which is only an sRGB profile under `strip`.
 
     Dropping any other profile would change the colours, which is more than dropping metadata.
     """

@@ -1,4 +1,4 @@
-"""Directories of fields, which TIFF and EXIF are made of: read, and written again somewhere else."""
+"""Image file directories (IFD), which TIFF and EXIF are made of: read, and written again elsewhere."""
 
 import struct
 from collections.abc import Iterable
@@ -83,12 +83,12 @@ class Entry(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The position after the values."""
+        """Return the position after the values."""
         return self.position + SIZES.get(self.kind, 0) * self.values
 
 
 def _in_order(data: bytes, kind: int, *, is_big_endian: bool) -> bytes:
-    """Values in little-endian order turned to the order asked for, or back, which is the same."""
+    """Convert values between little-endian order and the order asked for, in either direction."""
     size = _SWAPPED_BYTES[kind]
     if not is_big_endian or size == 1:
         return data
@@ -100,7 +100,7 @@ def _in_order(data: bytes, kind: int, *, is_big_endian: bool) -> bytes:
 
 @dataclass(slots=True)
 class Reader:
-    """Reads directories of a TIFF, BigTIFF or EXIF structure.
+    """A reader of the directories of a TIFF, BigTIFF or EXIF structure.
 
     Every method raises `struct.error` where the structure leaves the data.
 
@@ -127,17 +127,17 @@ class Reader:
         return "Q" if self.is_big_tiff else "L"
 
     def numbers(self, form: str, position: int) -> tuple[Any, ...]:
-        """Numbers in the order of the file."""
+        """Read numbers in the byte order of the file."""
         return struct.unpack_from((">" if self.is_big_endian else "<") + form, self.data, position)
 
     @property
     def first(self) -> int:
-        """Where the first directory is."""
+        """Read where the first directory is."""
         (position,) = self.numbers(self._word, 8 if self.is_big_tiff else 4)
         return int(position)
 
     def values(self, entry: Entry, form: str) -> tuple[Any, ...]:
-        """The numbers of an entry; those of all entries together may not be more than the file is long."""
+        """Read the numbers of an entry; together all entries may read no more bytes than the file has."""
         self._budget -= entry.end - entry.position
         if self._budget < 0:
             raise struct.error("its values overlap")
@@ -174,7 +174,7 @@ class Reader:
         return found, int(following)
 
     def fields(self, start: int, wanted: frozenset[int] | None = None, depth: int = 0) -> tuple[Field, ...]:
-        """The fields of a directory and of those below it, as far as they can be read.
+        """Read the fields of a directory and of those below it, as far as they can be read.
 
         Args:
             start: where it is.
@@ -215,7 +215,7 @@ class Reader:
 def _laid_out(
     fields: Iterable[Field], start: int, *, is_big_endian: bool, others: dict[int, bytes], following: int = 0
 ) -> bytes:
-    """A directory and its values as they stand at `start`, entries in the order of their tags (TIFF 6.0, 2).
+    """Encode a directory and its values for the position `start`, entries sorted by tag (TIFF 6.0, 2).
 
     Args:
         fields: what goes in.
@@ -245,17 +245,17 @@ def _laid_out(
 
 
 def exif_from(fields: tuple[Field, ...]) -> bytes:
-    """An EXIF structure of these fields; empty when there are none."""
+    """Make an EXIF structure of these fields; empty when there are none."""
     if not fields:
         return b""
     return _HEADER + _laid_out(fields, len(_HEADER), is_big_endian=False, others={})
 
 
 def with_fields(tiff: bytes, pages: list[tuple[Field, ...]]) -> bytearray:
-    """A TIFF with more fields in its pages' directories, which are written again at its end.
+    """Add fields to the directories of a TIFF's pages, which are written again at its end.
 
     Args:
-        tiff: a file of our own making, not a BigTIFF.
+        tiff: a file that we wrote, not a BigTIFF.
         pages: for each page the fields to add.
     """
     file = bytearray(tiff)

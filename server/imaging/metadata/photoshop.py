@@ -1,16 +1,16 @@
-"""Photoshop's resources: kept byte for byte, but for thumbnails."""
+"""Photoshop's image resources, kept byte for byte except thumbnails."""
 
 _PHOTOSHOP_THUMBNAILS = {0x0409, 0x040C}
 
 
 def without_thumbnails(photoshop: bytes) -> bytes:
-    """Photoshop's resources without its thumbnails, which show the picture before the turn.
+    """Remove Photoshop's thumbnails, which show the image before the turn.
 
     Args:
         photoshop: the resource blocks (Adobe Photoshop file formats, "Image resource blocks").
 
     Returns:
-        The same blocks, byte for byte, but for the thumbnails. What cannot be read is kept as it is.
+        The other blocks, byte for byte. What cannot be read is kept as it is.
     """
     kept = bytearray()
     position = 0

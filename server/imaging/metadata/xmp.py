@@ -1,44 +1,42 @@
-"""XMP: kept byte for byte, except where turning the picture, or leaving others out, makes it wrong."""
+"""XMP, kept byte for byte except where turning the image, or leaving out companion images, makes it wrong."""
 
 import re
 from xml.parsers import expat
 
 _XMP_ORIENTATION = re.compile(rb"(tiff:Orientation\s*(?:=\s*[\"']|>)\s*)[2-8]")
 
-#: What speaks of more than the picture, by namespace or by name: gain maps, depth maps, videos.
+#: Names of properties that refer to a companion of the image, by namespace or by name: a gain map, a depth
+#: map or a video.
 _COMPANION = re.compile(
     rb"http://ns\.adobe\.com/hdr-gain-map/"  # Ultra HDR 1.1, ISO 21496-1
     rb"|http://ns\.apple\.com/HDRGainMap/"
     rb"|http://ns\.google\.com/photos/1\.0/(?:container|depthmap|image)/"  # GContainer, GDepth
     rb"|http://ns\.google\.com/photos/dd/"  # Dynamic Depth 1.0
-    rb"|:\w*(?:MotionPhoto|MicroVideo)"  # Motion Photo 1.0, and what phones add in namespaces of their own
+    rb"|:\w*(?:MotionPhoto|MicroVideo)"  # Motion Photo 1.0, and what phones add in their own namespaces
 )
-#: The same, and what names an extended packet that is left out (XMP part 3, 1.1.3.1).
+#: The same, and the property that refers to an extended packet, which is left out (XMP part 3, 1.1.3.1).
 _COMPANION_OR_EXTENSION = re.compile(_COMPANION.pattern + rb"|:HasExtendedXMP\b")
-#: A parser repeats the whole name of a namespace for each element in it. The longest in use are below 100.
+#: The parser repeats the whole name of a namespace for each element in it. The longest in use are below 100.
 _MAX_NAMESPACE = 256
 _TAG_NAME = re.compile(rb"<[^\s/>]+")
 _ATTRIBUTE = re.compile(rb"\s+([^\s=<>/]+)\s*=\s*(\"[^\"]*\"|'[^']*')")
 
 
 def upright_xmp(xmp: bytes) -> bytes:
-    """XMP with `tiff:Orientation` reset to 1; its length never changes (XMP part 2, 3.6)."""
+    """Reset `tiff:Orientation` to 1, in place (XMP part 2, 3.6)."""
     return _XMP_ORIENTATION.sub(rb"\g<1>1", xmp)
 
 
 class _OddXmpError(Exception):
-    """The packet is not the plain UTF-8 without a document type that XMP is (XMP part 1, 7.2).
-
-    Or one of its namespaces has a name that nobody would give it.
-    """
+    """XMP with a document type, which is not allowed (XMP part 1, 7.2), or with too long a namespace name."""
 
 
-class _LonePacket:
-    """An XMP packet in which blanks stand for whatever speaks of companions.
+class _BlankedPacket:
+    """An XMP packet with the properties that refer to a companion blanked out, in place.
 
     Args:
         xmp: the packet.
-        gone: how to tell what speaks of them.
+        gone: matches the names of these properties.
 
     Raises:
         ExpatError, _OddXmpError: it cannot be read.
@@ -48,7 +46,7 @@ class _LonePacket:
         self._gone = gone
         self.blanked = bytearray(xmp)
         self._xmp = xmp
-        self._open = 0  # how many elements are, from the one that goes
+        self._open = 0  # how many elements are open, from the one to blank out
         self._gone_start = self._gone_tag_end = 0
         self._parser = expat.ParserCreate("utf-8", namespace_separator=":")
         self._parser.ordered_attributes = True
@@ -90,7 +88,7 @@ class _LonePacket:
         raise _OddXmpError
 
     def _tag(self, position: int) -> tuple[list[re.Match[bytes]], int]:
-        """The attributes of a start tag as stored, and where its `>` is."""
+        """Return the attributes of a start tag as stored, and where its `>` is."""
         found = _TAG_NAME.match(self._xmp, position)
         attributes = []
         while found is not None:
@@ -104,31 +102,31 @@ class _LonePacket:
         self.blanked[start:end] = b" " * (end - start)
 
 
-def speaks_of_companions(xmp: bytes) -> bool:
-    """Whether XMP speaks of a gain map, a depth map or a video, in UTF-16 and UTF-32 too."""
-    return _speaks_of(_COMPANION, xmp)
+def refers_to_companion(xmp: bytes) -> bool:
+    """Tell whether XMP refers to a gain map, a depth map or a video, in UTF-16 and UTF-32 too."""
+    return _refers_to(_COMPANION, xmp)
 
 
-def _speaks_of(gone: re.Pattern[bytes], xmp: bytes) -> bool:
+def _refers_to(gone: re.Pattern[bytes], xmp: bytes) -> bool:
     return gone.search(xmp.replace(b"\0", b"")) is not None
 
 
 def without_companions(xmp: bytes, *, is_alone: bool = False) -> bytes:
-    """XMP that promises no gain map, depth map or video, for a picture that comes without.
+    """Blank out, in place, XMP properties that refer to a gain map, depth map or video.
 
     Args:
         xmp: the packet.
         is_alone: whether a packet that extends it is left out too.
 
     Returns:
-        The packet, as long as before, with blanks for what spoke of them and every other byte as it was.
-        Empty when it speaks of them and cannot be read: a viewer would look for them at a wrong place.
+        The packet, as long as before, every other byte as it was. Empty when it refers to a companion and
+        cannot be read: a viewer would look for the companion in the wrong place.
     """
     gone = _COMPANION_OR_EXTENSION if is_alone else _COMPANION
-    if not _speaks_of(gone, xmp):
+    if not _refers_to(gone, xmp):
         return xmp
     try:
-        blanked = bytes(_LonePacket(xmp, gone).blanked)
+        blanked = bytes(_BlankedPacket(xmp, gone).blanked)
     except (expat.ExpatError, _OddXmpError):
         return b""
-    return b"" if _speaks_of(gone, blanked) else blanked
+    return b"" if _refers_to(gone, blanked) else blanked

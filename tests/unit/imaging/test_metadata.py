@@ -177,7 +177,7 @@ CAMERA = b"xmlns:c='http://ns.google.com/photos/1.0/camera/'"
         (b"<a xmlns='http://ns.google.com/photos/dd/1.0/device/'>b</a>", b""),
     ],
 )
-def test_xmp_loses_what_speaks_of_companions_and_nothing_else(before: bytes, kept: bytes) -> None:
+def test_xmp_loses_what_refers_to_companion_and_nothing_else(before: bytes, kept: bytes) -> None:
     after = without_companions(before)
     assert len(after) == len(before)
     assert after.replace(b" ", b"") == kept.replace(b" ", b"")
@@ -196,7 +196,7 @@ def test_xmp_loses_what_speaks_of_companions_and_nothing_else(before: bytes, kep
         b"<a xmlns:b='%s' %s/>" % (b"b" * 300, HDRGM),
     ],
 )
-def test_odd_xmp_that_speaks_of_companions_is_dropped(odd: bytes) -> None:
+def test_odd_xmp_that_refers_to_companion_is_dropped(odd: bytes) -> None:
     assert without_companions(odd) == b""
     assert without_companions(b"<a>odd") == b"<a>odd"
 
