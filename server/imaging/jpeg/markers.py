@@ -26,7 +26,6 @@ _RST0 = 0xD0
 METADATA = frozenset({*range(_APP0, _APP15 + 1), _COM, EOI})
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {DHT, 0xC8, 0xCC}  # ITU-T T.81, table B.1
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
-_LOSSLESS = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
 
 #: Where libjpeg's own fuzzers stop: each scan may cost as much as a whole image.
 _MAX_SCANS = 500
@@ -107,11 +106,6 @@ class Jpeg:
     def is_progressive(self) -> bool:
         """Tell whether it is refined scan by scan."""
         return self.process in _PROGRESSIVE
-
-    @property
-    def is_lossless(self) -> bool:
-        """Whether it has no quantization at all, which Pillow cannot write."""
-        return self.process in _LOSSLESS
 
     @property
     def orientation(self) -> int:
