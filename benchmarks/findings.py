@@ -16,15 +16,15 @@ from benchmarks.clients import Address, Visitors, ask, post
 from benchmarks.live_server import DEADLINE_S, LiveServer
 from benchmarks.load import ask_health
 from benchmarks.summary import percentile as nearest_rank
-from images.render import HERE, benchmark_picture, small_picture
+from images.render import HERE, benchmark_image, small_image
 from server.cluster.cpus import usable_cores
 
 T = TypeVar("T")
 
 _PICTURES: dict[str, Callable[[], Path]] = {
-    "big": benchmark_picture,
+    "big": benchmark_image,
     "medium": lambda: HERE / "landscape.jpg",
-    "small": small_picture,
+    "small": small_image,
 }
 
 _LEAST_FIDELITY_DB = 30.0

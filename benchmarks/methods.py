@@ -22,7 +22,7 @@ from PIL import Image
 
 from benchmarks import bare, load, processes
 from benchmarks.ratios import Service, service
-from images.render import BENCHMARK, LANDSCAPE, benchmark_picture
+from images.render import BENCHMARK, LANDSCAPE, benchmark_image
 from images.render import HERE as IMAGES
 from server.cluster.supervisor import MALLOC_SETTINGS
 
@@ -55,7 +55,7 @@ class Case:
 
 def cases(directory: Path) -> Iterator[Case]:
     """Pictures of every kind of path, made in a directory where they are not there already."""
-    big = benchmark_picture()
+    big = benchmark_image()
     yield Case("20 megapixels, 4:2:0", big, BENCHMARK.quality)
     with Image.open(big) as image:
         for name, height, kind in (

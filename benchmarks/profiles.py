@@ -12,8 +12,8 @@ from images.render import (
     HERE,
     LANDSCAPE,
     SMALL_QUALITY,
-    benchmark_picture,
-    small_picture,
+    benchmark_image,
+    small_image,
     write_atomically,
 )
 
@@ -118,10 +118,10 @@ _WEB_QUALITY = 90
 PICTURES = {
     picture.name: picture
     for picture in (
-        Picture("small", "640 x 427", small_picture, SMALL_QUALITY),
+        Picture("small", "640 x 427", small_image, SMALL_QUALITY),
         Picture("2mp", "2 megapixels, progressive", two_megapixels, _WEB_QUALITY, is_progressive=True),
         Picture("6mp", "6 megapixels", lambda: HERE / "landscape.jpg", LANDSCAPE.quality),
-        Picture("20mp", "20 megapixels, 6.7 MB", benchmark_picture, BENCHMARK.quality),
+        Picture("20mp", "20 megapixels, 6.7 MB", benchmark_image, BENCHMARK.quality),
     )
 }
 

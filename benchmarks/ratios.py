@@ -22,7 +22,7 @@ from typing import IO
 
 from benchmarks import bare, load, processes
 from benchmarks.findings import probed
-from images.render import benchmark_picture, small_picture
+from images.render import benchmark_image, small_image
 from server.cluster.cpus import usable_cores
 from server.cluster.supervisor import MALLOC_SETTINGS
 
@@ -257,7 +257,7 @@ def main() -> None:
     options.add_argument("gunicorn", nargs="*", help="arguments for gunicorn, after --")
     given = options.parse_args()
     cores = usable_cores()
-    big, small = benchmark_picture(), small_picture()
+    big, small = benchmark_image(), small_image()
     for section in (
         Section("20 megapixels", "pixels", big, given.big, 1.15, 0.80, 0.9),
         Section("20 megapixels without loss", "lossless", big, given.moved, most_cpu=1.40),

@@ -1,6 +1,6 @@
-"""Sample pictures, painted from a seed: dawn at a mountain lake, no two sides alike.
+"""Sample images, painted from a seed: dawn at a mountain lake, no two sides alike.
 
-Nobody's photo is needed, so nobody's licence is either.
+No photo is needed, and so no licence of one.
 Pillow and the standard library are enough: value noise makes clouds, rock and ripples, midpoint displacement
 makes ridges, polygons make trees and grass, and film grain makes it all as hard to compress as a photo.
 The same size and seed give the same bytes.
@@ -38,7 +38,7 @@ SEED = 1816  # the year without a summer had the finest dawns
 BICUBIC = Image.Resampling.BICUBIC
 OVERDRAW = 2  # polygons are drawn this much larger and reduced: that is their antialiasing
 
-#: Heights as fractions of the picture. The water is level; everything else moves around these.
+#: Heights as fractions of the image. The water is level; everything else moves around these.
 WATERLINE = 0.605
 SUN = (0.685, 0.436)
 
@@ -49,8 +49,8 @@ SNOW_SHADE: Colour = (128, 146, 196)
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """What one sample picture is: its size, how it is encoded, and how strong its grain is."""
+class Sample:
+    """One sample image: its size, how it is encoded, and how strong its grain is."""
 
     size: Size
     quality: int
@@ -58,8 +58,8 @@ class Picture:
     seed: int = SEED
 
 
-LANDSCAPE = Picture((3072, 1920), quality=91, grain=4.0)
-BENCHMARK = Picture((5472, 3648), quality=92, grain=3.6)
+LANDSCAPE = Sample((3072, 1920), quality=91, grain=4.0)
+BENCHMARK = Sample((5472, 3648), quality=92, grain=3.6)
 SMALL_SIZE = (640, 427)
 SMALL_QUALITY = 85
 
@@ -67,32 +67,32 @@ SMALL_QUALITY = 85
 # Files
 
 
-def landscape_picture(path: Path | None = None) -> Path:
-    """Render the picture in the repository again, also when it is there."""
+def landscape_image(path: Path | None = None) -> Path:
+    """Render the image in the repository again, even if it is there."""
     path = path or HERE / "landscape.jpg"
     write_atomically(path, lambda: encode(LANDSCAPE))
     return path
 
 
-def benchmark_picture(path: Path | None = None, picture: Picture = BENCHMARK) -> Path:
-    """The picture of 20 megapixels, rendered on first use; a smaller `picture` is for trying this out."""
+def benchmark_image(path: Path | None = None, sample: Sample = BENCHMARK) -> Path:
+    """Return the image of 20 megapixels, rendered on first use; a smaller `sample` is for tests."""
     path = path or HERE / "benchmark-20mp.jpg"
     if not path.exists():
-        write_atomically(path, lambda: encode(picture))
+        write_atomically(path, lambda: encode(sample))
     return path
 
 
-def small_picture(path: Path | None = None) -> Path:
-    """The landscape at the size of a web page's picture, made on first use."""
+def small_image(path: Path | None = None) -> Path:
+    """Return the landscape at the size of an image on a web page, made on first use."""
     path = path or HERE / "benchmark-small.jpg"
     if not path.exists():
         write_atomically(path, _shrink_landscape)
     return path
 
 
-def encode(picture: Picture) -> bytes:
-    """Render a picture as a baseline JPEG with 4:2:0 sampling and the standard Huffman tables."""
-    return _jpeg(render(picture), picture.quality)
+def encode(sample: Sample) -> bytes:
+    """Render an image as a baseline JPEG with 4:2:0 sampling and the standard Huffman tables."""
+    return _jpeg(render(sample), sample.quality)
 
 
 def _shrink_landscape() -> bytes:
@@ -107,7 +107,7 @@ def _jpeg(image: Image.Image, quality: int) -> bytes:
 
 
 def write_atomically(path: Path, produce: Callable[[], bytes]) -> None:
-    """Write all of a file or none of it: readers never see half a picture."""
+    """Write all of a file or none of it, so that no reader sees half an image."""
     data = produce()
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".part")
     try:
@@ -123,9 +123,9 @@ def write_atomically(path: Path, produce: Callable[[], bytes]) -> None:
 # The scene, from the far to the near
 
 
-def render(picture: Picture) -> Image.Image:
-    """Paint the scene from the far to the near, then expose it on grainy film."""
-    size, seed = picture.size, picture.seed
+def render(sample: Sample) -> Image.Image:
+    """Paint the scene from far to near, then expose it on grainy film."""
+    size, seed = sample.size, sample.seed
     image = _sky(size, seed)
     _paint_birds(image, seed)
     _paint_mountains(image, seed)
@@ -133,7 +133,7 @@ def render(picture: Picture) -> Image.Image:
     _paint_lake(image, seed)
     _paint_meadow(image, seed)
     _paint_pines(image, seed)
-    return _expose(image, picture)
+    return _expose(image, sample)
 
 
 def _sky(size: Size, seed: int) -> Image.Image:
@@ -602,16 +602,16 @@ def _spruce(root: Point, tall: float, rng: Random, *, tiers: int) -> list[Point]
     return [*left, (x, y - tall), *reversed(right)]
 
 
-def _expose(image: Image.Image, picture: Picture) -> Image.Image:
+def _expose(image: Image.Image, sample: Sample) -> Image.Image:
     """Darken the corners a little, then add film grain, mostly to the brightness."""
     width, height = image.size
     distance = _distance(image.size, (width * 0.52, height * 0.45), math.hypot(width, height) / 2)
     vignette = _math(lambda a: 255 * (1 - 0.20 * a["r"] ** 3), r=distance).convert("L")
     image = ImageChops.multiply(image, Image.merge("RGB", (vignette,) * 3))
-    shared = _grain(image.size, picture.grain, f"{picture.seed} grain")
+    shared = _grain(image.size, sample.grain, f"{sample.seed} grain")
     bands = []
     for number, band in enumerate(image.split()):
-        own = _grain(image.size, picture.grain * 0.45, f"{picture.seed} grain {number}")
+        own = _grain(image.size, sample.grain * 0.45, f"{sample.seed} grain {number}")
         bands.append(ImageChops.add(ImageChops.add(band, shared, 1, -128), own, 1, -128))
     return Image.merge("RGB", bands)
 
@@ -644,7 +644,7 @@ def _fractal(  # noqa: PLR0913 - all but three have a default
     crease: bool = False,
     slant: float = 0.0,
 ) -> Image.Image:
-    """Noise of many octaves, from `cell` down to about two pixels, with mean 0 and deviation of about 1/2.
+    """Make noise of many octaves, from `cell` down to about two pixels, with mean 0 and deviation near 1/2.
 
     Coarse octaves are made at half the size, and that again: most of the work is in the last two.
     """
@@ -686,7 +686,7 @@ def _octave(size: Size, cell: tuple[float, float], rng: Random, slant: float) ->
 def _receding(  # noqa: PLR0913 - a plane has this many properties
     size: Size, near: tuple[float, float], eye: float, key: str, *, octaves: int, near_is_top: bool = False
 ) -> Image.Image:
-    """Noise on a level plane seen in perspective: `near` is the size of a cell at the near edge."""
+    """Make noise on a level plane seen in perspective: `near` is the size of a cell at the near edge."""
     width, height = size
     low, high = eye * height, (1 + eye) * height
     across, deep = high / near[0], high * high / near[1]  # u = across * (x - width/2) / y, v = deep / y
@@ -765,9 +765,9 @@ def _walk(line: Sequence[Point], stride: float, rng: Random) -> list[Point]:
     """Places along a line, about a stride apart in x."""
     places = []
     x = line[0][0]
-    pace = (line[-1][0] - x) / (len(line) - 1)
+    step = (line[-1][0] - x) / (len(line) - 1)
     while x < line[-1][0]:
-        places.append((x, line[round((x - line[0][0]) / pace)][1]))
+        places.append((x, line[round((x - line[0][0]) / step)][1]))
         x += stride * rng.uniform(0.4, 1.6)
     return places
 
@@ -827,7 +827,7 @@ def _tone(colour: Colour, light: float) -> tuple[int, int, int]:
 
 
 class _Canvas:
-    """Draws in the picture's coordinates on an enlarged part of it."""
+    """A canvas in the image's coordinates on an enlarged part of it."""
 
     def __init__(self, image: Image.Image, origin: tuple[int, int]) -> None:
         self._draw = ImageDraw.Draw(image)
@@ -852,7 +852,7 @@ class _Canvas:
 
 
 class _Overdraw:
-    """Enlarge a part of the picture, lend a canvas on it, and put it back reduced."""
+    """A context that enlarges a part of the image, gives a canvas on it, and puts it back reduced."""
 
     def __init__(self, image: Image.Image, box: tuple[int, int, int, int]) -> None:
         self._image, self._box = image, box
@@ -867,12 +867,10 @@ class _Overdraw:
 
 
 def main() -> None:
-    """Render one picture and say how large it is."""
-    parser = argparse.ArgumentParser(description="Render the sample pictures.")
-    parser.add_argument(
-        "--benchmark", action="store_true", help="render the picture of 20 megapixels instead"
-    )
-    path = benchmark_picture() if parser.parse_args().benchmark else landscape_picture()
+    """Render one image and say how large it is."""
+    parser = argparse.ArgumentParser(description="Render the sample images.")
+    parser.add_argument("--benchmark", action="store_true", help="render the image of 20 megapixels instead")
+    path = benchmark_image() if parser.parse_args().benchmark else landscape_image()
     print(f"{path}: {path.stat().st_size} bytes")
 
 

@@ -1,4 +1,4 @@
-"""The sample pictures are what their README says, and rendering them leaves nothing half done."""
+"""The sample images are what their README says, and rendering them leaves nothing half done."""
 
 import math
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from server.imaging.pipeline import process
 from server.imaging.recipe import Recipe
 
 LANDSCAPE = render.HERE / "landscape.jpg"
-TINY = render.Picture((192, 128), quality=90, grain=4.0)
+TINY = render.Sample((192, 128), quality=90, grain=4.0)
 #: How the standard table for the luminance's AC coefficients begins (ITU T.81, table K.5).
 STANDARD_HUFFMAN = bytes.fromhex("00 01 7D 01 02 03 00 04 11 05 12 21 31 41 06 13 51 61 07")
 BASELINE, PROGRESSIVE = b"\xff\xc0", b"\xff\xc2"
@@ -58,9 +58,9 @@ def test_the_landscape_has_the_weight_of_a_photo() -> None:
     assert 1_800_000 <= (render.HERE / "landscape.jpg").stat().st_size <= 2_200_000
 
 
-@pytest.mark.parametrize("picture", [render.LANDSCAPE, render.BENCHMARK])
-def test_large_pictures_can_be_flipped_without_loss(picture: render.Picture) -> None:
-    assert [side % 16 for side in picture.size] == [0, 0]
+@pytest.mark.parametrize("sample", [render.LANDSCAPE, render.BENCHMARK])
+def test_large_images_can_be_flipped_without_loss(sample: render.Sample) -> None:
+    assert [side % 16 for side in sample.size] == [0, 0]
 
 
 def test_the_sky_is_brighter_than_the_meadow(landscape: Image.Image) -> None:
@@ -82,22 +82,22 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
     assert render.encode(TINY) == render.encode(TINY)
 
 
-def test_another_seed_gives_another_picture() -> None:
-    other = render.Picture(TINY.size, TINY.quality, TINY.grain, seed=TINY.seed + 1)
+def test_another_seed_gives_another_image() -> None:
+    other = render.Sample(TINY.size, TINY.quality, TINY.grain, seed=TINY.seed + 1)
     assert render.encode(TINY) != render.encode(other)
 
 
-def test_the_benchmark_picture_is_rendered_on_first_use_only(tmp_path: Path) -> None:
-    path = render.benchmark_picture(tmp_path / "benchmark.jpg", TINY)
+def test_the_benchmark_image_is_rendered_on_first_use_only(tmp_path: Path) -> None:
+    path = render.benchmark_image(tmp_path / "benchmark.jpg", TINY)
     assert list(tmp_path.iterdir()) == [path]
     with Image.open(path) as image:
         assert (image.format, image.size) == ("JPEG", TINY.size)
     first = path.stat()
-    assert render.benchmark_picture(path, TINY).stat() == first
+    assert render.benchmark_image(path, TINY).stat() == first
 
 
-def test_the_small_picture_is_made_from_the_landscape(tmp_path: Path) -> None:
-    path = render.small_picture(tmp_path / "small.jpg")
+def test_the_small_image_is_made_from_the_landscape(tmp_path: Path) -> None:
+    path = render.small_image(tmp_path / "small.jpg")
     assert list(tmp_path.iterdir()) == [path]
     with Image.open(path) as image:
         assert (image.format, image.size) == ("JPEG", (640, 427))
@@ -105,17 +105,17 @@ def test_the_small_picture_is_made_from_the_landscape(tmp_path: Path) -> None:
 
 
 def test_a_flip_costs_no_more_than_one_encoding_with_the_same_tables() -> None:
-    picture = LANDSCAPE.read_bytes()
+    source = LANDSCAPE.read_bytes()
     limits = Limits(max_pixels=10**7, max_frames=1, max_total_pixels=10**7)
     with BytesIO() as sink:
-        process(BytesIO(picture), sink, Recipe(Turn.FLIP, path="pixels"), limits)
+        process(BytesIO(source), sink, Recipe(Turn.FLIP, path="pixels"), limits)
         result = sink.getvalue()
     with Image.open(LANDSCAPE) as original, Image.open(BytesIO(result)) as flipped:
         expected = original.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
         errors = ImageStat.Stat(ImageChops.difference(flipped, expected))
     psnr_db = 10 * math.log10(255**2 * sum(errors.count) / sum(errors.sum2))
     assert psnr_db >= 48
-    assert len(result) == pytest.approx(len(picture), rel=0.01)
+    assert len(result) == pytest.approx(len(source), rel=0.01)
 
 
 @pytest.mark.parametrize("interruption", [MemoryError, KeyboardInterrupt])
@@ -124,12 +124,12 @@ def test_an_interrupted_rendering_leaves_no_file(tmp_path: Path, interruption: t
         raise interruption
 
     with pytest.raises(interruption):
-        render.write_atomically(tmp_path / "picture.jpg", produce)
+        render.write_atomically(tmp_path / "image.jpg", produce)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupted_rendering_keeps_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "picture.jpg"
+    path = tmp_path / "image.jpg"
     path.write_bytes(b"old")
 
     def produce() -> bytes:
@@ -141,7 +141,7 @@ def test_an_interrupted_rendering_keeps_the_old_file(tmp_path: Path) -> None:
 
 
 def test_a_failed_write_leaves_no_part_behind(tmp_path: Path) -> None:
-    in_the_way = tmp_path / "picture.jpg"
+    in_the_way = tmp_path / "image.jpg"
     in_the_way.mkdir()
     with pytest.raises(IsADirectoryError):
         render.write_atomically(in_the_way, lambda: b"new")
