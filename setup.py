@@ -1,6 +1,6 @@
-"""Compiles the one module that has to be fast. Everything else about the project is in pyproject.toml.
+"""Build of the one compiled module. Everything else about the project is in pyproject.toml.
 
-Where there is no compiler, the project works without it: JPEGs are then decoded and encoded again.
+Without a compiler the project works too: JPEGs are then decoded and encoded again.
 """
 
 from Cython.Build import cythonize

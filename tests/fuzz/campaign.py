@@ -1,4 +1,4 @@
-"""A campaign: specimens sent to a live server, several at once, and every answer judged."""
+"""A campaign: specimens are sent to a live server, several at once, and every answer is checked."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ FORM = {"Content-Type": "multipart/form-data; boundary=cut"}
 
 
 class Request(NamedTuple):
-    """What is sent; its number and the campaign's seed make it anew."""
+    """One request of the campaign, reproducible from its number and the campaign's seed."""
 
     number: int
     target: str
     headers: dict[str, str]
     body: bytes | Iterable[bytes]
-    picture: Specimen
+    image: Specimen
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """What a process holds: resident memory, and files in memory."""
+    """Memory that a process holds: resident memory, and files in memory."""
 
     resident_bytes: int
     memory_files: int
@@ -51,11 +51,11 @@ class Weight:
         status = Path(f"/proc/{pid}/status").read_text()
         resident = int(status.partition("VmRSS:")[2].split()[0]) * 1024
         files = processes.descriptors(pid).values()
-        return cls(resident, sum(file.startswith("/memfd:picture") for file in files))
+        return cls(resident, sum(file.startswith("/memfd:image") for file in files))
 
 
 class Campaign:
-    """Sends specimens by number.
+    """A series of specimens, sent by number.
 
     Args:
         server: where to.
@@ -78,14 +78,14 @@ class Campaign:
         self.read_log()
 
     def read_log(self) -> None:
-        """Take what the server has logged: whatever it complains of is a finding, a dead engine above all."""
+        """Read what the server has logged: every warning or error is a finding, a dead engine above all."""
         while self._server.events:
             event = self._server.events.pop(0)
             if event.get("level") != "info":
                 self.findings.append(f"SEED={self._seed}, in the log: {event}")
 
     def weights(self) -> dict[tuple[str, int], Weight]:
-        """The weight of every worker and engine, by what `/status` calls their pids, and these."""
+        """Return the weight of every worker and engine, by what `/status` calls their pids, and the pids."""
         workers = self._server.workers()
         return {(role, row[role]): Weight.of(row[role]) for row in workers for role in ("pid", "engine_pid")}
 
@@ -112,7 +112,7 @@ class Campaign:
     def request(self, number: int) -> Request:
         """Make the request with this number."""
         random = Random(f"{self._seed}:{number}")
-        picture = specimen(random)
+        image = specimen(random)
         path = random.choice(PATHS)
         query = {
             "angle": random.choice((90, 180, 270)) if path == "/rotate" else None,
@@ -122,16 +122,16 @@ class Campaign:
             "path": random.choice((None, None, None, "lossless", "pixels")),
         }
         target = f"{path}?{urlencode({name: value for name, value in query.items() if value is not None})}"
-        headers, body = random.choice((_plain, _plain, _plain, _chunked, _form))(picture.data)
+        headers, body = random.choice((_plain, _plain, _plain, _chunked, _form))(image.data)
         headers |= {"X-Request-ID": f"{self._seed}/{number}"}
-        return Request(number, target, headers, body, picture)
+        return Request(number, target, headers, body, image)
 
     def _report(self, request: Request, wrong: str) -> None:
         file = self._directory / f"seed-{self._seed}-number-{request.number}.bin"
-        file.write_bytes(request.picture.data)
+        file.write_bytes(request.image.data)
         self.findings.append(
             f"SEED={self._seed} number {request.number}: {wrong}\n"
-            f"    POST {request.target} with {request.picture.story}\n    {file}"
+            f"    POST {request.target} with {request.image.story}\n    {file}"
         )
 
 
@@ -149,11 +149,11 @@ def _form(data: bytes) -> tuple[dict[str, str], bytes]:
 
 
 def _what_is_wrong(request: Request, answer: HTTPResponse, body: bytes) -> str | None:
-    """Hold one answer against what is promised of all."""
+    """Check one answer against what is promised of all."""
     if answer.status == 200:
-        if request.picture.is_cut_off:
-            return "a picture that is cut off was answered with 200"
-        return _what_is_wrong_with_picture(body)
+        if request.image.is_cut_off:
+            return "an image that is cut off was answered with 200"
+        return _what_is_wrong_with_image(body)
     if not 400 <= answer.status < 500:
         return f"answered with {answer.status}: {body[:200]!r}"
     if answer.headers["Content-Type"] != "application/problem+json":
@@ -164,11 +164,11 @@ def _what_is_wrong(request: Request, answer: HTTPResponse, body: bytes) -> str |
     return "engines died of it" if problem["type"].endswith(":poison-image") else None
 
 
-def _what_is_wrong_with_picture(body: bytes) -> str | None:
+def _what_is_wrong_with_image(body: bytes) -> str | None:
     try:
         with Image.open(BytesIO(body)) as image:
             for frame in ImageSequence.Iterator(image):
                 frame.load()
     except Exception as error:  # noqa: BLE001 whatever a decoder says of it
-        return f"the picture that came back cannot be read: {error!r}"
+        return f"the answered image cannot be read: {error!r}"
     return None

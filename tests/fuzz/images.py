@@ -1,4 +1,4 @@
-"""Files that no camera writes: small sound pictures of every format, cut, bent, or made up."""
+"""Files that no camera writes: small valid images of every format, cut off, damaged, or made up."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 from support import specimens
 from support.oracle import Grid, Patch, grid_of
-from support.specimens import encoded, natural, picture
+from support.specimens import encoded, natural, noise_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -81,7 +81,7 @@ TAIL_BYTES = {
     "JPEG": 2, "PNG": 12 + 4 + 4 + 2, "WEBP": 4, "GIF": 1 + 1 + 2, "BMP": 3, "AVIF": 4, "PPM": 0, "QOI": 8
 }  # fmt: skip
 
-#: Name, then how Pillow is asked for it: the mode of `specimens.picture`, or none for a photograph.
+#: Name, then how Pillow is asked for it: the mode of `specimens.noise_image`, or none for a photograph.
 STILLS: dict[str, tuple[str | None, dict[str, object]]] = {
     "JPEG baseline": (None, {"quality": 80}),
     "JPEG 4:4:4": (None, {"subsampling": 0, "quality": 95}),
@@ -120,11 +120,11 @@ def sound_files() -> dict[str, Sound]:
     files = {}
     for name, (kind, options) in STILLS.items():
         container = name.split()[0]
-        image = picture(kind, SIZE) if kind else natural(SIZE)
+        image = noise_image(kind, SIZE) if kind else natural(SIZE)
         data = encoded(image, container, **options)
         end = _tiff_pixels_end(data) if container == "TIFF" else len(data) - TAIL_BYTES[container]
         files[name] = Sound(data, end)
-    frames = [picture("RGBA", SIZE, number) for number in range(3)]
+    frames = [noise_image("RGBA", SIZE, number) for number in range(3)]
     flat = [frame.convert("P") for frame in frames]
     several = {"save_all": True, "duration": 70, "loop": 3}
     patches = [Patch(grid_of(frame), duration_ms=40, is_laid_over=True) for frame in frames]
@@ -145,7 +145,7 @@ def sound_files() -> dict[str, Sound]:
 
 
 def _tiff_pixels_end(data: bytes) -> int:
-    """Where the last strip ends, but for the end marks of its compression."""
+    """Return where the last strip ends, without the end marks of its compression."""
     with Image.open(BytesIO(data)) as image:
         image.seek(image.n_frames - 1)
         tags = image.tag_v2
@@ -178,7 +178,7 @@ def _piece(random: Random, file: bytearray, longest: int = 64) -> slice:
 
 
 def _place(random: Random, file: bytearray) -> int:
-    """Any position, but more often one in the headers."""
+    """Choose any position, more often one in the headers."""
     return random.randrange(max(1, min(len(file), random.choice((32, 128, len(file))))))
 
 
@@ -232,7 +232,7 @@ BENDS = (_flip_bits, _set_bytes, _set_number, _remove, _repeat, _insert, _splice
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A part is the name of a chunk, as long as names are, and then its content."""
+    """A container format, taken apart and put together: a part is the name of a chunk and its content."""
 
     split: Callable[[bytes], Iterator[bytes]]
     join: Callable[[list[bytes]], bytes]
@@ -303,7 +303,7 @@ def _box_file(parts: list[bytes]) -> bytes:
 
 
 def _jpeg_parts(data: bytes) -> Iterator[bytes]:
-    """Segments; what follows a scan's header belongs to it, and is found again by the length it had."""
+    """Split into segments; what follows a scan's header belongs to it, and is found by its length."""
     at = 2
     while at + 4 < len(data):
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
@@ -325,7 +325,7 @@ def _jpeg_file(parts: list[bytes]) -> bytes:
 
 
 def _gif_parts(data: bytes) -> Iterator[bytes]:
-    """The header with its palette, then blocks."""
+    """Split into the header with its palette, and blocks."""
     at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
     yield data[:at]
     while data[at : at + 1] in {b"\x21", b"\x2c"}:
@@ -422,7 +422,7 @@ def _made_gif(random: Random) -> bytes:
 
 
 def _made_webp(random: Random) -> bytes:
-    """The chunks of sound files in an order and with flags of their own."""
+    """Make a WebP of the chunks of valid files, in any order and with any flags."""
     streams = [
         part
         for name in ("WEBP lossy", "WEBP lossless", "WEBP alpha")
@@ -496,7 +496,7 @@ def _made_tiff(random: Random) -> bytes:
 
 
 def _made_jpeg(random: Random) -> bytes:
-    """A scan of sound Huffman codes: twelve sizes of DC in 4 bits each, all pairs of AC in 8 bits each."""
+    """Make a JPEG with a scan of valid Huffman codes: twelve sizes of DC in 4 bits, all pairs of AC in 8."""
     width, height = _size(random)
     count = random.choice((1, 3, 3, 4))
     sampling = [(random.randint(1, 2), random.randint(1, 2)) for _ in range(count)] if count > 1 else [(1, 1)]

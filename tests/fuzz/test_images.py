@@ -1,4 +1,4 @@
-"""Mutated and made-up images: each is answered with a whole picture or a refusal, and nothing of it stays."""
+"""Mutated and made-up images: each is answered with a whole image or refused, and leaves nothing behind."""
 
 import logging
 from collections import Counter
@@ -18,7 +18,8 @@ from server.imaging.codecs import Format, sniff
 
 log = logging.getLogger("fuzz")
 
-#: Low enough that one header cannot ask for a picture that takes seconds, or for memory like a leak's.
+#: Low enough that no single header asks for an image that takes seconds, or for so much memory that it looks
+#: like a leak.
 LIMITS = {
     "FLIP_MAX_PIXELS": "250000",
     "FLIP_MAX_FRAMES": "50",
@@ -28,17 +29,17 @@ LIMITS = {
 }
 
 #: How much more each process may hold at the end than after a fifth of the images: an engine keeps what its
-#: largest picture needed, which is most for AVIF.
+#: largest image needed, which is most for AVIF.
 MAX_GROWTH_BYTES = {"pid": 8 << 20, "engine_pid": 64 << 20}
 
-#: A leak shows in every fifth, and a larger picture than any before in few of them.
+#: A leak shows in every fifth, and a larger image than any before in few of them.
 MAX_STEADY_GROWTH_BYTES = 1 << 20
 
 
 @pytest.mark.timeout(120 + EXTENT.images // 10)
 # Odd metadata is passed on, and read back with a complaint.
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_every_image_gets_a_picture_or_a_refusal_and_nothing_stays(extent: Extent, tmp_path: Path) -> None:
+def test_every_image_gets_an_image_or_a_refusal_and_nothing_stays(extent: Extent, tmp_path: Path) -> None:
     with LiveServer(environ={"WEB_CONCURRENCY": "2", **LIMITS}) as server:
         campaign = Campaign(server, extent.seed, tmp_path)
         fifth = -(-extent.images // 5)
@@ -62,11 +63,9 @@ def test_every_image_gets_a_picture_or_a_refusal_and_nothing_stays(extent: Exten
 
 def test_the_same_seed_and_number_make_the_same_request(tmp_path: Path) -> None:
     one, again, other = (Campaign(None, seed, tmp_path) for seed in (1, 1, 2))  # type: ignore[arg-type]
-    pictures = [
-        [campaign.request(number).picture for number in range(50)] for campaign in (one, again, other)
-    ]
-    assert pictures[0] == pictures[1]
-    assert pictures[0] != pictures[2]
+    images = [[campaign.request(number).image for number in range(50)] for campaign in (one, again, other)]
+    assert images[0] == images[1]
+    assert images[0] != images[2]
 
 
 def test_every_format_is_sent_sound_and_most_are_made_up_too() -> None:

@@ -33,7 +33,7 @@ BACK = {
 
 @cache
 def sound_files() -> tuple[bytes, ...]:
-    """Small files of all kinds that Pillow writes."""
+    """Return small files of all kinds that Pillow writes."""
     random = Random(1)
     files = []
     for _ in range(60):
@@ -57,7 +57,7 @@ def sound_files() -> tuple[bytes, ...]:
 
 
 def mutated(random: Random) -> bytes:
-    """One of the files with a few places changed, most of them in its entropy-coded data."""
+    """Change a few places of one of the files, most of them in its entropy-coded data."""
     data = bytearray(random.choice(sound_files()))
     for _ in range(random.choice((1, 1, 1, 2, 3, 8))):
         scan = data.find(b"\xff\xda")
@@ -83,7 +83,7 @@ def mutated(random: Random) -> bytes:
 
 
 def segments(data: bytes) -> tuple[list[bytes], bytes]:
-    """The segments of a sound file up to its first scan, and all that follows."""
+    """Return the segments of a valid file up to its first scan, and all that follows."""
     found, at = [], 2
     while data[at + 1] != 0xDA:
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
@@ -93,7 +93,7 @@ def segments(data: bytes) -> tuple[list[bytes], bytes]:
 
 
 def a_segment(random: Random, own: list[bytes]) -> bytes:
-    """A segment that is valid by itself: of this file or another one, or one that changes what they mean."""
+    """Choose a segment that is valid by itself: of any of the files, or one that changes their meaning."""
     donor = segments(random.choice(sound_files()))[0] if random.random() < 0.5 else own
     match random.randrange(5):
         case 0:
@@ -112,7 +112,7 @@ def a_segment(random: Random, own: list[bytes]) -> bytes:
 
 
 def rearranged(random: Random) -> bytes:
-    """One of the files with whole segments put in, left out, doubled, exchanged or replaced by their like."""
+    """Insert, remove, double, exchange or replace whole segments of one of the files."""
     parts, rest = segments(random.choice(sound_files()))
     for _ in range(random.choice((1, 1, 2, 3))):
         at, other = random.randrange(len(parts)), random.randrange(len(parts))
@@ -126,7 +126,7 @@ def rearranged(random: Random) -> bytes:
                 parts.insert(other, parts[at])
             case 3:
                 parts[at], parts[other] = parts[other], parts[at]
-            case 4:  # behind the picture, or between its scans
+            case 4:  # after the image, or between its scans
                 eoi = rest.rindex(b"\xff\xd9")
                 next_scan = rest.find(b"\xff\xda", 2)
                 here = eoi if next_scan < 0 else next_scan
@@ -137,7 +137,7 @@ def rearranged(random: Random) -> bytes:
 
 
 def pixels(data: bytes) -> tuple[tuple[int, int], bytes]:
-    """What libjpeg makes of a file, complaints or not."""
+    """Decode a file with libjpeg, ignoring its warnings."""
     with Image.open(BytesIO(data)) as image:
         return image.size, image.tobytes()
 

@@ -1,6 +1,6 @@
-"""What the right answer is, worked out pixel by pixel: no Pillow transpose, no ImageOps.
+"""The expected answer, computed pixel by pixel: no Pillow transpose, no ImageOps.
 
-A picture is a `Grid`: its size and a flat tuple of pixels, row by row. The orientations are copied out of the
+An image is a `Grid`: its size and a flat tuple of pixels, row by row. The orientations are copied out of the
 EXIF standard (tag 0112) and the turns are coordinates, so that a mistake in the service cannot repeat
 itself here.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A picture as plain values."""
+    """An image as plain values."""
 
     width: int
     height: int
@@ -42,7 +42,7 @@ class Grid:
         return Grid(self.width, self.height, tuple(change(pixel) for pixel in self.pixels))
 
 
-#: EXIF 2.32, tag 0112: where the zeroth row and the zeroth column of the stored picture are seen.
+#: EXIF 2.32, tag 0112: where the zeroth row and the zeroth column of the stored image are seen.
 ORIENTATIONS: dict[int, tuple[str, str]] = {
     1: ("top", "left side"),
     2: ("top", "right side"),
@@ -54,7 +54,7 @@ ORIENTATIONS: dict[int, tuple[str, str]] = {
     8: ("left side", "bottom"),
 }
 
-#: For the output's (x, y) and the seen picture's width and height: whether the sides swap, and where to look.
+#: For the output's (x, y) and the seen image's width and height: whether the sides swap, and where to look.
 TURNS: dict[str, tuple[bool, Callable[[int, int, int, int], tuple[int, int]]]] = {
     "flip": (False, lambda x, y, _w, h: (x, h - 1 - y)),
     "flop": (False, lambda x, y, w, _h: (w - 1 - x, y)),
@@ -68,7 +68,7 @@ TURNS: dict[str, tuple[bool, Callable[[int, int, int, int], tuple[int, int]]]] =
 
 
 def upright(stored: Grid, orientation: int) -> Grid:
-    """Return what a person sees of a stored picture with this EXIF orientation."""
+    """Return what a person sees of a stored image with this EXIF orientation."""
     row_0, column_0 = ORIENTATIONS[orientation]
     rows_run_sideways = row_0.endswith("side")
     width, height = (stored.height, stored.width) if rows_run_sideways else stored.size
@@ -83,7 +83,7 @@ def upright(stored: Grid, orientation: int) -> Grid:
 
 
 def transformed(seen: Grid, turn: str) -> Grid:
-    """Return the seen picture after the turn."""
+    """Return the image, as a person sees it, after the turn."""
     sides_swap, look_at = TURNS[turn]
     width, height = (seen.height, seen.width) if sides_swap else seen.size
     return Grid(
@@ -94,7 +94,7 @@ def transformed(seen: Grid, turn: str) -> Grid:
 
 
 def expected(stored: Grid, turn: str, orientation: int = 1) -> Grid:
-    """Return the answer to a stored picture: what a person sees of it, after the turn."""
+    """Return the expected answer to a stored image: what a person sees of it, after the turn."""
     return transformed(upright(stored, orientation), turn)
 
 
@@ -104,7 +104,7 @@ def grid_of(image: Image.Image) -> Grid:
 
 
 def psnr(one: Grid, other: Grid) -> float:
-    """Return the peak signal-to-noise ratio in dB of two 8-bit pictures; infinite when they are equal."""
+    """Return the peak signal-to-noise ratio in dB of two 8-bit images; infinite when they are equal."""
     assert one.size == other.size
     squares = samples = 0
     for left, right in zip(one.pixels, other.pixels, strict=True):
@@ -160,7 +160,7 @@ def displayed(size: tuple[int, int], patches: list[Patch]) -> list[Grid]:
 
 
 def seen_frames(image: Image.Image) -> list[Grid]:
-    """Return every frame of a Pillow image as RGBA, the colour of what is fully clear forgotten."""
+    """Return every frame of a Pillow image as RGBA, without the colour of transparent pixels."""
     frames = []
     for index in range(getattr(image, "n_frames", 1)):
         image.seek(index)
@@ -188,7 +188,7 @@ def jpeg_segments(data: bytes) -> list[tuple[int, bytes]]:
 
 @dataclass(frozen=True, slots=True)
 class Png:
-    """A PNG file as its header says it is; samples keep their full depth."""
+    """A decoded PNG file; samples keep their full depth."""
 
     depth: int
     colour_type: int

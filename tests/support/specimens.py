@@ -1,4 +1,4 @@
-"""Pictures for the tests, made by hand where Pillow would tidy them up; and how to have one processed."""
+"""Image files for the tests, made by hand where Pillow would tidy them up, and a way to process one."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from server.imaging.recipe import ImagePath
 
 
-#: High enough for every picture here that is not about the limits.
+#: High enough for every image here that is not about the limits.
 GENEROUS = Limits(max_pixels=4_000_000, max_frames=1_000, max_total_pixels=40_000_000)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came back."""
+    """The answer of `process`, and the bytes it wrote."""
 
     result: Result
     data: bytes
@@ -69,17 +69,17 @@ def noise(count: int, seed: object = "") -> bytes:
     return hashlib.shake_128(repr(seed).encode()).digest(count)
 
 
-# --- Still pictures, by mode ----------------------------------------------------------------------
+# --- Still images, by mode ----------------------------------------------------------------------
 
 PALETTE = tuple(tuple(noise(3, ("palette", index))) for index in range(20))
 PALETTE_SIZE = len(PALETTE)
 
-#: Every kind of still picture the tests know; what follows the mode is how it is transparent.
+#: Every kind of still image the tests know; what follows the mode is how it is transparent.
 KINDS = ("1", "L", "L/key", "LA", "P", "P/index", "P/bytes", "RGB", "RGB/key", "RGBA", "CMYK", "I;16")
 
 
-def picture(kind: str, size: tuple[int, int], seed: object = "") -> Image.Image:
-    """Return a picture of noise: no two corners alike, no symmetry to hide behind."""
+def noise_image(kind: str, size: tuple[int, int], seed: object = "") -> Image.Image:
+    """Return an image of noise: no two corners alike, no symmetry to hide behind."""
     mode, _, transparency = kind.partition("/")
     count = size[0] * size[1]
     if mode == "1":
@@ -109,7 +109,7 @@ def encoded(image: Image.Image, container: str, **options: object) -> bytes:
 
 
 def natural(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
-    """Return something a camera might see: smooth gradients, and noise that fades with its frequency."""
+    """Return an image like a photo: smooth gradients, and noise that fades with its frequency."""
     width, height = size
     image = Image.merge(
         "RGB",
@@ -134,7 +134,7 @@ THUMBNAIL = b"\xff\xd8 the thumbnail " + noise(60, "thumbnail") + b"\xff\xd9"
 
 @dataclass(frozen=True, slots=True)
 class Exif:
-    """A TIFF block as EXIF uses it, and where its parts are."""
+    """A TIFF structure as EXIF uses it, and where its parts are."""
 
     data: bytes
     order: str  # of struct: "<" or ">"
@@ -144,7 +144,7 @@ class Exif:
     thumbnail: slice
 
     def after(self) -> bytes:
-        """Return what must come back: upright, without thumbnail, every other byte where it was."""
+        """Return the expected result: upright, without thumbnail, every other byte where it was."""
         block = bytearray(self.data)
         struct.pack_into(self.order + "H", block, self.orientation_at, 1)
         struct.pack_into(self.order + "I", block, self.link_at, 0)
@@ -236,12 +236,12 @@ XMP_EXTENSION = b"http://ns.adobe.com/xmp/extension/\0"
 ISO_GAIN_MAP = b"urn:iso:std:iso:ts:21496:-1\0"
 _HDRGM = "http://ns.adobe.com/hdr-gain-map/1.0/"
 _GOOGLE = "http://ns.google.com/photos/1.0/"
-#: The head of an MP4 file, which is enough for who looks whether there is one.
+#: The head of an MP4 file, by which a reader recognises one.
 VIDEO = b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + noise(500, "video")
 
 
 def directory_xmp(gain_map_bytes: int) -> bytes:
-    """XMP of a motion photo with a gain map (Ultra HDR 1.1, Motion Photo 1.0), and the user's own."""
+    """Return XMP of a motion photo with a gain map (Ultra HDR 1.1, Motion Photo 1.0), and the user's own."""
     return f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
  <rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:hdrgm="{_HDRGM}"
@@ -270,8 +270,8 @@ def gain_map(size: tuple[int, int]) -> bytes:
     return with_segment(with_segment(data, 0xE2, ISO_GAIN_MAP + bytes(20)), 0xE1, XMP + xmp.encode())
 
 
-def _picture_index(primary_bytes: int, gain_map_bytes: int, gain_map_offset: int) -> bytes:
-    """Return the index of two pictures (CIPA DC-007, 5.2): version, their number, an entry for each."""
+def _image_index(primary_bytes: int, gain_map_bytes: int, gain_map_offset: int) -> bytes:
+    """Return the index of two images (CIPA DC-007, 5.2): version, their number, an entry for each."""
     return b"MPF\0" + struct.pack(
         ">2sHIH HHI4s HHII HHII I IIIHH IIIHH",
         *(b"MM", 42, 8, 3),
@@ -282,12 +282,12 @@ def _picture_index(primary_bytes: int, gain_map_bytes: int, gain_map_offset: int
 
 
 def ultra_hdr(plain: bytes, exif: bytes = b"") -> bytes:
-    """Put a gain map and a video behind a JPEG, and into it what tells of them."""
+    """Append a gain map and a video to a JPEG, and insert the metadata that refers to them."""
     extra = gain_map((32, 24))
 
     def primary(length: int, offset: int) -> bytes:
         data = with_segment(plain, 0xE2, ISO_GAIN_MAP + bytes(4))
-        data = with_segment(data, 0xE2, _picture_index(length, len(extra), offset))
+        data = with_segment(data, 0xE2, _image_index(length, len(extra), offset))
         data = with_segment(data, 0xE1, XMP + directory_xmp(len(extra)))
         return with_exif(data, exif) if exif else data
 

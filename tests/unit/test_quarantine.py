@@ -7,7 +7,7 @@ from io import FileIO
 from pathlib import Path
 
 import pytest
-from support.specimens import encoded, picture
+from support.specimens import encoded, noise_image
 
 from server.cluster.quarantine import Quarantine, QuarantineEntry
 from server.cluster.work import memory_file
@@ -33,7 +33,7 @@ def quarantine(clock: Clock) -> Quarantine:
 @pytest.fixture
 def upload() -> Iterator[FileIO]:
     with memory_file("upload") as file:
-        file.write(encoded(picture("RGB", (3, 2), 1), "PNG"))
+        file.write(encoded(noise_image("RGB", (3, 2), 1), "PNG"))
         yield file
 
 

@@ -1,4 +1,4 @@
-"""Animations keep every frame, in order, with its time; each frame is turned as a person sees it."""
+"""Animations keep every frame, in order, with its duration; each frame is turned as a person sees it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def opened(data: bytes) -> Image.Image:
 
 
 def durations_ms(image: Image.Image) -> list[float]:
-    """Return how long each frame stands."""
+    """Return how long each frame shows."""
     found = []
     for index in range(image.n_frames):
         image.seek(index)
@@ -264,7 +264,7 @@ def test_an_apng_frame_that_replaces_and_is_taken_back_leaves_nothing() -> None:
 
 
 def test_an_apng_frame_that_is_laid_over_and_taken_back_leaves_nothing() -> None:
-    """Pillow 13 leaves such a frame standing, so it is not asked."""
+    """Pillow 13 does not take such a frame back, so it cannot be the reference."""
     patches = [
         Patch(rgba(CANVAS, 1), is_laid_over=False),
         Patch(rgba((4, 3), 2), 2, 4, "previous", is_laid_over=True),
@@ -375,7 +375,7 @@ def test_an_animation_changes_its_container_and_keeps_moving(source: str, output
 @pytest.mark.parametrize("source", ["GIF", "PNG", "WEBP"])
 @pytest.mark.parametrize("output", ["GIF", "PNG", "WEBP"])
 def test_an_animation_runs_as_often_in_another_container(source: str, output: str, plays: int) -> None:
-    """APNG and WebP count how often it runs, GIF how often it runs again; 0 is for ever in all three."""
+    """APNG and WebP count how often it runs, GIF how often it is repeated; 0 is for ever in all three."""
     loops = plays - 1 if source == "GIF" and plays else plays
     grids, durations = [plain(RED), plain(GREEN)], (100, 200)
     data = as_gif(grids, durations, loops or None) if source == "GIF" and plays else b""
@@ -406,7 +406,7 @@ def test_the_frame_limit_is_the_last_number_that_passes(container: str) -> None:
 
 def test_every_page_of_a_tiff_comes_back() -> None:
     kinds = ("RGB", "L", "1", "P", "RGBA", "I;16", "CMYK")
-    pages = [specimens.picture(kind, (5 + at, 9 - at), at) for at, kind in enumerate(kinds)]
+    pages = [specimens.noise_image(kind, (5 + at, 9 - at), at) for at, kind in enumerate(kinds)]
     data = specimens.encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:])
     for turn in TURNS:
         outcome = processed(data, turn)
@@ -420,7 +420,7 @@ def test_every_page_of_a_tiff_comes_back() -> None:
 
 def test_each_page_of_a_tiff_has_an_orientation_of_its_own() -> None:
     turns = (6, 1, 3, 8, 5)
-    pages = [specimens.picture("RGB", (5 + at, 4), at) for at in range(len(turns))]
+    pages = [specimens.noise_image("RGB", (5 + at, 4), at) for at in range(len(turns))]
     for page, orientation in zip(pages, turns, strict=True):
         page.encoderinfo = {"tiffinfo": {0x0112: orientation}}
     data = specimens.encoded(

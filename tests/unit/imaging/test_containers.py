@@ -1,4 +1,4 @@
-"""The containers from inside: what is kept of a file, what is refused, and how pixels get in and out."""
+"""The file formats in detail: what is kept of a file, what is refused, and how pixels get in and out."""
 
 import contextlib
 import io
@@ -26,7 +26,7 @@ GENEROUS = Limits(max_pixels=10**7, max_frames=100, max_total_pixels=10**8)
 
 
 def noise(mode: str, size: tuple[int, int], seed: int = 1) -> Image.Image:
-    """Bytes in no order, the same in every run."""
+    """Return an image of random bytes, the same in every run."""
     bands = len(Image.new(mode, (1, 1)).getbands())
     state, values = seed, bytearray()
     for _ in range(size[0] * size[1] * bands):
@@ -99,7 +99,7 @@ def chunk(kind: bytes, data: bytes = b"") -> bytes:
 
 
 def deep_png(colour_type: int, channels: int, size: tuple[int, int]) -> tuple[bytes, list[list[bytes]]]:
-    """A PNG with 16 bits per sample, and its pixels as bytes, row by row."""
+    """Return a PNG with 16 bits per sample, and its pixels as bytes, row by row."""
     width, height = size
     samples = noise("L", (width * channels * 2, height)).tobytes()
     stride = width * channels * 2
@@ -112,7 +112,7 @@ def deep_png(colour_type: int, channels: int, size: tuple[int, int]) -> tuple[by
 
 
 def unfiltered(data: bytes, pixel: int, row_bytes: int = 0) -> list[list[bytes]]:
-    """The pixels of a PNG that is not interlaced, in pieces of whole bytes (PNG 3rd edition, 9.2)."""
+    """Return the pixels of a PNG that is not interlaced, in pieces of whole bytes (PNG 3rd edition, 9.2)."""
     position, stream, size = 8, b"", (0, 0)
     while position < len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
@@ -145,7 +145,7 @@ def test_sixteen_bits_per_sample_stay_sixteen(colour_type: int, channels: int) -
 
 
 def interlaced(data: bytes, bits: int) -> bytes:
-    """A PNG without filters in the order of Adam7 (PNG 3rd edition, 8.1)."""
+    """Return a PNG without filters in the order of Adam7 (PNG 3rd edition, 8.1)."""
     width, height, depth, colour_type = struct.unpack_from(">IIBB", data, 16)
     plain = zlib.decompress(data[41 : 41 + int.from_bytes(data[33:37], "big")])
     stride = (width * bits + 7) // 8 + 1
@@ -209,7 +209,7 @@ def test_a_png_is_read_and_written_without_a_difference() -> None:
     assert sink.getvalue() == data
 
 
-def test_chunks_stay_if_they_may_be_copied_beside_other_pixels() -> None:
+def test_chunks_stay_if_they_are_safe_to_copy() -> None:
     data = encoded(noise("RGB", (4, 3)), "PNG")
     extra = chunk(b"gAMA", b"\0\0\xb1\x8f") + chunk(b"saFe", b"1") + chunk(b"unSF", b"2")
     out = turned(data[:33] + extra + data[33:])
@@ -320,7 +320,7 @@ def test_pixels_that_are_not_square_lie_the_other_way_afterwards() -> None:
 
 
 def test_a_gif_is_composed_as_browsers_do_it() -> None:
-    """What is cleared is transparent; the background colour of the header is looked at by nobody."""
+    """What is cleared is transparent; browsers ignore the background colour of the header."""
     red, green, blue = (255, 0, 0), (0, 255, 0), (0, 0, 255)
     palette = bytes((*red, *green, *blue, 9, 9, 9))
     blocks: list[gif.GifFrame | bytes] = []
@@ -400,8 +400,8 @@ def test_webp_frames_go_to_their_places_even_where_those_are_odd(canvas: tuple[i
     assert all(frame.pixels.is_lossless for frame in after.frames)
 
 
-def test_a_canvas_must_not_contradict_its_picture() -> None:
-    """A small canvas around a large picture would pass the limits and then be decoded."""
+def test_a_canvas_must_not_contradict_its_image() -> None:
+    """A small canvas around a large image would pass the limits and then be decoded."""
     data = bytearray(webp_frames((10, 8), [Rect(0, 0, 10, 8)]))
     position = data.index(b"VP8L")
     data[position + 9] ^= 1
@@ -418,7 +418,7 @@ def test_the_quality_of_a_lossy_frame_is_told_from_its_header(quality: int) -> N
 # --- JPEG
 
 
-def test_what_libjpeg_makes_up_is_refused_and_honest_gray_is_not() -> None:
+def test_gray_that_libjpeg_made_up_is_refused_and_gray_of_the_image_is_not() -> None:
     whole = encoded(noise("RGB", (160, 120)), "JPEG")
     for percent in range(10, 98, 4):
         with pytest.raises(DamagedImage):
@@ -448,7 +448,7 @@ def test_bytes_after_the_end_do_not_matter() -> None:
     assert turned(data + b"\0" * 99 + b"\xff\xd8\xff") == turned(data)
 
 
-def test_tables_turn_with_the_picture() -> None:
+def test_tables_turn_with_the_image() -> None:
     table = list(range(1, 65))
     data = encoded(noise("RGB", (64, 48)), "JPEG", qtables=[table, table[::-1]])
     before = opened(data).quantization
@@ -501,7 +501,7 @@ def test_inks_are_called_inverted_only_where_they_were() -> None:
     assert opened(turned(silent)).tobytes() == opened(turned(data)).tobytes()
 
 
-def test_the_index_of_other_pictures_goes_and_other_segments_stay() -> None:
+def test_the_index_of_other_images_goes_and_other_segments_stay() -> None:
     data = encoded(noise("RGB", (40, 30)), "JPEG", comment=b"note")
     index = b"\xff\xe2\0\x0eMPF\0II*\0\x08\0\0\0"
     private = b"\xff\xeb\0\x09private"
@@ -650,7 +650,7 @@ SAMPLES: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_no_cut_gives_half_a_picture(name: str) -> None:
+def test_no_cut_gives_half_an_image(name: str) -> None:
     whole = SAMPLES[name]()
     assert turned(whole)
     ends = {len(whole) * percent // 100 for percent in range(0, 100, 3)} | set(

@@ -1,4 +1,4 @@
-"""How long an encoder looks changes the size of the file, and nothing that a lossless format keeps."""
+"""The effort of an encoder changes the size of the file, and nothing that a lossless format keeps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from support import specimens
 from support.oracle import SAMPLES_PER_PIXEL, expected, read_png
-from support.specimens import encoded, picture, processed
+from support.specimens import encoded, noise_image, processed
 
 from server.imaging.codecs import Effort, Format
 from server.imaging.formats import png
@@ -49,9 +49,9 @@ def test_png_is_exact_however_many_rows_are_filtered_at_once(
 
 @pytest.mark.parametrize("effort", Effort)
 @pytest.mark.parametrize("kind", [kind for kind in specimens.KINDS if kind != "CMYK"])
-def test_a_picture_becomes_the_png_that_pillow_would_write(kind: str, effort: Effort) -> None:
-    """But for its compression: the same chunks around the same samples."""
-    source = picture(kind, (9, 14))
+def test_an_image_becomes_the_png_that_pillow_would_write(kind: str, effort: Effort) -> None:
+    """Apart from its compression: the same chunks around the same samples."""
+    source = noise_image(kind, (9, 14))
     data = encoded(source, "TIFF") if kind in ("1", "LA", "RGB", "RGBA", "I;16") else encoded(source, "PNG")
     answer = read_png(processed(data, "orient", output=Format.PNG, effort=effort).data)
     wanted = read_png(encoded(Image.open(io.BytesIO(data)), "PNG"))

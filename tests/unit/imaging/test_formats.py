@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from support import specimens
 from support.oracle import TURNS, expected, grid_of, psnr, seen_frames
-from support.specimens import GENEROUS, encoded, natural, picture, processed
+from support.specimens import GENEROUS, encoded, natural, noise_image, processed
 
 from server.errors import ImageError, UnsupportedImage
 from server.imaging.codecs import OUTPUT_FORMATS, Format
@@ -74,7 +74,7 @@ def test_every_format_becomes_every_other(given: Format, wanted: Format) -> None
         assert ours.result.frames == 1, case
         assert ours.result.path in {"lossless", "pixels"}, case
         seen = grid_of(ours.image.convert("RGB"))
-        # A palette of 256 colours or a lossy encoder, at its default quality, still shows the picture.
+        # A palette of 256 colours or a lossy encoder, at its default quality, still shows the image.
         assert psnr(seen, expected(before, turn)) > 24, case
 
 
@@ -150,7 +150,7 @@ def test_jpeg_shows_what_was_transparent_on_white(data: bytes, wanted: tuple[tup
 
 
 def test_transparency_survives_where_it_can() -> None:
-    stored = picture("RGBA", (8, 6))
+    stored = noise_image("RGBA", (8, 6))
     before = grid_of(stored).map(lambda pixel: (*pixel[:3], 255 * (pixel[3] > 127)))
     stored.putdata(before.pixels)
     for output in (Format.PNG, Format.TIFF, Format.GIF, Format.WEBP, Format.AVIF):
@@ -179,8 +179,8 @@ def test_sixteen_bits_become_eight_without_clipping(output: Format) -> None:
 
 
 @pytest.mark.parametrize("kind", ["I", "F"])
-def test_modes_of_science_never_cause_anything_but_a_picture_or_a_refusal(kind: str) -> None:
-    data = encoded(picture("L", (5, 4)).convert(kind), "TIFF")
+def test_scientific_modes_give_an_image_or_a_refusal(kind: str) -> None:
+    data = encoded(noise_image("L", (5, 4)).convert(kind), "TIFF")
     stored = grid_of(opened(data))
     for turn in TURNS:
         assert grid_of(processed(data, turn).image) == expected(stored, turn), (kind, turn)
@@ -208,7 +208,7 @@ def test_memory_and_files_give_the_same_bytes(given: Format) -> None:
 
 
 @pytest.mark.parametrize("given", SOURCES)
-@pytest.mark.parametrize("held", [b"somebody else's", b"somebody else's" * 10_000])
+@pytest.mark.parametrize("held", [b"another client's", b"another client's" * 10_000])
 def test_nothing_shows_of_what_the_sink_held_before(given: Format, held: bytes) -> None:
     density = {"dpi": (72, 72)} if given is Format.JPEG else {}  # is patched in behind the encoder
     data = encoded(natural(SIZE), SOURCES[given], **OPTIONS.get(SOURCES[given], {}), **density)
@@ -256,7 +256,7 @@ def test_the_source_is_left_as_it_was() -> None:
 
 
 def test_the_content_counts_and_no_name() -> None:
-    """A PNG is a PNG whatever was asked of it before: formats come from the first bytes alone."""
+    """A PNG is a PNG under any name: the format is recognised by the first bytes alone."""
     for given, container in SOURCES.items():
         assert processed(source(container), "flip").result.format is given
 
@@ -288,7 +288,7 @@ def test_a_key_colour_is_compared_with_all_bits_of_a_sample(depth: int, colour_t
 
 
 def test_sixteen_bits_keep_all_of_them_in_either_byte_order() -> None:
-    stored = picture("I;16", (5, 4))
+    stored = noise_image("I;16", (5, 4))
     big_endian = Image.frombytes("I;16B", stored.size, stored.tobytes("raw", "I;16B"))
     for image in (stored, big_endian):
         ours = processed(encoded(image, "TIFF"), "flip", output=Format.PNG).image
@@ -333,14 +333,14 @@ def test_inverted_samples_of_unknown_range_are_refused() -> None:
 
 
 def test_of_a_camera_s_raw_file_no_preview_comes_out() -> None:
-    data = encoded(picture("RGB", (8, 6)), "TIFF", tiffinfo={254: 1, 330: 8})
+    data = encoded(noise_image("RGB", (8, 6)), "TIFF", tiffinfo={254: 1, 330: 8})
     with pytest.raises(UnsupportedImage, match="raw"):
         processed(data)
-    assert processed(encoded(picture("RGB", (8, 6)), "TIFF", tiffinfo={254: 0, 330: 8})).data
+    assert processed(encoded(noise_image("RGB", (8, 6)), "TIFF", tiffinfo={254: 0, 330: 8})).data
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_a_gif_has_every_colour_of_a_picture_of_few_colours(mode: str) -> None:
+def test_a_gif_has_every_colour_of_an_image_of_few_colours(mode: str) -> None:
     stored = Image.frombytes(
         "RGB", (50, 5), bytes(value for level in range(250) for value in (level, 9, 250))
     )

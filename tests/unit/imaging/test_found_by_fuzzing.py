@@ -1,4 +1,4 @@
-"""What tests/fuzz has found: files that we failed at, or answered with a picture nobody can read."""
+"""Files that tests/fuzz has found: we failed on them, or answered with an image that no reader accepts."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import struct
 import pytest
 from support import specimens
 from support.oracle import grid_of, psnr
-from support.specimens import encoded, natural, picture, processed, with_chunk, with_segment
+from support.specimens import encoded, natural, noise_image, processed, with_chunk, with_segment
 
 from server.errors import DamagedImage
 from server.imaging.codecs import Format
 
 SIZE = (16, 8)
-FRAME = specimens.GifFrame(grid_of(picture("L", (2, 2)).point(lambda sample: sample % 16)))
+FRAME = specimens.GifFrame(grid_of(noise_image("L", (2, 2)).point(lambda sample: sample % 16)))
 
 
 @pytest.mark.parametrize("output", [None, Format.JPEG])
@@ -35,7 +35,7 @@ FRAME = specimens.GifFrame(grid_of(picture("L", (2, 2)).point(lambda sample: sam
 def test_a_chunk_that_decoders_stumble_over_is_damage(
     kind: bytes, body: bytes, output: Format | None
 ) -> None:
-    data = with_chunk(encoded(picture("RGB", SIZE), "PNG"), kind, body)
+    data = with_chunk(encoded(noise_image("RGB", SIZE), "PNG"), kind, body)
     with pytest.raises(DamagedImage):
         processed(data, "flip", output=output)
 
@@ -75,7 +75,12 @@ def test_a_jpeg_of_red_and_coarser_green_and_blue_comes_back() -> None:
 
 
 def tiff(order: str, *pages: tuple[int, int, int | None]) -> bytes:
-    """Pages of two by two pixels of noise: bits of a sample, samples, and what the last sample is."""
+    """Return a TIFF whose pages are two by two pixels of noise.
+
+    Args:
+        order: of bytes, as for `struct`.
+        pages: bits of a sample, samples, and what the last sample is.
+    """
     data, link = bytearray(struct.pack(order + "2sHL", b"II" if order == "<" else b"MM", 42, 0)), 4
     for bits, samples, extra in pages:
         pixels = specimens.noise(4 * samples * bits // 8, bits)
@@ -116,7 +121,7 @@ def test_pages_of_all_depths_go_into_one_file(order: str) -> None:
 
 
 def bmp_with_alpha(across: int, down: int) -> bytes:
-    """Four by two pixels, a version 3 header, and as many pixels per metre as it is told."""
+    """Return a BMP of four by two pixels, with a version 3 header and a resolution in pixels per metre."""
     size = struct.pack("<IiiHHIIII", 56, 4, 2, 1, 32, 3, 0, across, down)
     masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
     head = size + bytes(8) + masks

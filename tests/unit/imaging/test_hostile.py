@@ -1,4 +1,4 @@
-"""Small files that ask for much: refused or done, and never a multiple of their size in work."""
+"""Small files that ask for much work: refused or processed, with work in proportion to their size."""
 
 import struct
 import time
@@ -23,9 +23,9 @@ from server.imaging.recipe import Recipe
 LIMITS = Limits(max_pixels=10**6, max_frames=1000, max_total_pixels=10**7)
 
 
-def flip(picture: bytes, form: Format | None = None) -> bytes:
+def flip(data: bytes, form: Format | None = None) -> bytes:
     with BytesIO() as sink:
-        process(BytesIO(picture), sink, Recipe(Turn.FLIP, format=form), LIMITS)
+        process(BytesIO(data), sink, Recipe(Turn.FLIP, format=form), LIMITS)
         return sink.getvalue()
 
 
@@ -67,7 +67,7 @@ def directory(entries: list[tuple[int, int, int, int]], following: int = 0) -> b
 
 
 def test_directories_that_point_at_each_other_are_read_once_each() -> None:
-    """Followed as they stand, these hundred kilobytes are eight hundred million entries."""
+    """Followed naively, these hundred kilobytes are eight hundred million entries."""
     fan = 1000
     first = 8
     second = first + 2 + 12 * fan + 4
@@ -115,27 +115,27 @@ def test_any_number_of_orientations_is_taken_out_at_once() -> None:
 def test_restart_markers_take_no_memory() -> None:
     with BytesIO() as file:
         Image.new("L", (8, 8)).save(file, "JPEG", restart_marker_blocks=1)
-        picture = file.getvalue()
+        data = file.getvalue()
     markers = b"".join(bytes([0xFF, number]) for number in range(0xD0, 0xD8)) * 50_000
-    picture = picture[:-2] + markers + picture[-2:]
+    data = data[:-2] + markers + data[-2:]
     tracemalloc.start()
     try:
-        read_jpeg(picture, LIMITS)
+        read_jpeg(data, LIMITS)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 3 * len(picture)
+    assert peak < 3 * len(data)
 
 
 def png_with(*chunks: tuple[bytes, bytes]) -> bytes:
     with BytesIO() as file:
         Image.new("L", (1, 1)).save(file, "PNG")
-        picture = file.getvalue()
+        data = file.getvalue()
     more = b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in chunks
     )
-    return picture[:33] + more + picture[33:]
+    return data[:33] + more + data[33:]
 
 
 @pytest.mark.parametrize(("kind", "before"), [(b"iCCP", b"a\0\0"), (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0")])
@@ -150,6 +150,6 @@ def test_of_compressed_chunks_that_a_png_may_have_once_the_first_counts(kind: by
 def test_jpeg_2000_is_not_read() -> None:
     with BytesIO() as file:
         Image.new("RGB", (4, 4)).save(file, "JPEG2000")
-        picture = file.getvalue()
+        data = file.getvalue()
     with pytest.raises(UnsupportedImage):
-        flip(picture)
+        flip(data)

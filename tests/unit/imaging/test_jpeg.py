@@ -1,4 +1,4 @@
-"""JPEG comes back as it was but for the turn: tables, sampling, scans, size, metadata; and never in half."""
+"""A turned JPEG is as it was apart from the turn: tables, sampling, scans, size, metadata; never in half."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_tables_sampling_and_scans_are_kept(sampling: str, is_progressive: bool)
 
 
 def best_possible_db(before: Image.Image, wanted: Grid) -> float:
-    """Return what a plain encode with the same tables leaves of the right answer, 48 dB at most."""
+    """Return the fidelity of a plain encode of the right answer with the same tables, 48 dB at most."""
     right = Image.new(before.mode, wanted.size)
     right.putdata(wanted.pixels)
     sampling = {} if before.mode == "L" else {"subsampling": JpegImagePlugin.get_sampling(before)}
@@ -158,7 +158,7 @@ def test_exif_without_an_orientation_comes_back_as_it_is() -> None:
 @pytest.mark.parametrize(
     "block", [b"", b"II", b"II*\0\xff\xff\xff\xff", b"nonsense", b"MM\0*\0\0\0\x08\xff\xff"]
 )
-def test_broken_exif_does_not_spoil_the_picture(block: bytes) -> None:
+def test_broken_exif_does_not_spoil_the_image(block: bytes) -> None:
     plain = encoded(natural(SIZE), "JPEG")
     data = with_exif(plain, block)
     for turn in TURNS:
@@ -190,7 +190,7 @@ def test_a_profile_longer_than_one_segment_comes_back() -> None:
         assert processed(data, turn).image.info["icc_profile"] == profile, turn
 
 
-def test_the_density_turns_with_the_picture() -> None:
+def test_the_density_turns_with_the_image() -> None:
     plain = encoded(natural(SIZE), "JPEG", dpi=(300, 72))
     for orientation in (1, 3, 6):
         data = with_exif(plain, specimens.orientation_only(orientation))
@@ -248,7 +248,7 @@ def test_a_truncated_jpeg_is_never_answered(options: dict[str, object]) -> None:
 
 
 def test_a_jpeg_truncated_behind_a_whole_thumbnail_is_not_answered() -> None:
-    """The end of image marker of the thumbnail is not the picture's."""
+    """The end of image marker of the thumbnail is not the image's."""
     small = encoded(natural((16, 12)), "JPEG")
     data = with_segment(encoded(natural(SIZE), "JPEG", quality=90), 0xE2, b"thumb" + small)
     with pytest.raises(DamagedImage):
@@ -279,7 +279,7 @@ def test_a_phone_s_multi_picture_file_is_a_jpeg() -> None:
 
 
 def test_the_file_of_a_gain_map_and_a_video_is_what_it_says() -> None:
-    """The next tests are worth nothing if their source is not a real one."""
+    """The next tests prove nothing if their source is not a real one."""
     data = ultra_hdr(encoded(natural(SIZE), "JPEG"), orientation_only(6))
     pair = MpoImagePlugin.MpoImageFile(
         io.BytesIO(data)
@@ -323,7 +323,7 @@ def test_of_a_gain_map_and_a_video_no_word_is_left(path: ImagePath, orientation:
 @pytest.mark.skipif(
     which("jpegtran") is None and "CI" not in environ, reason="needs libjpeg-turbo-progs, for jpegtran"
 )
-def test_the_primary_picture_is_the_one_that_jpegtran_finds() -> None:
+def test_the_primary_image_is_the_one_that_jpegtran_finds() -> None:
     data = ultra_hdr(encoded(natural(SIZE), "JPEG", quality=90))
     command = ("jpegtran", "-perfect", "-copy", "none", "-flip", "vertical")
     theirs = subprocess.run(command, input=data, capture_output=True, check=True, timeout=60).stdout
@@ -341,7 +341,7 @@ def test_another_format_says_nothing_of_a_gain_map_or_a_video(form: Format) -> N
 
 
 def test_an_xmp_extension_goes_when_it_holds_a_depth_map_and_stays_otherwise() -> None:
-    """It would show the depth of the picture before the turn, as a thumbnail does."""
+    """It would show the depth of the image before the turn, as a thumbnail does."""
     depth = b"xmlns:GDepth='http://ns.google.com/photos/1.0/depthmap/' GDepth:Data='/9j/4AAQ'"
     named = b"<a xmlns:xmpNote='http://ns.adobe.com/xmp/note/' b='c' xmpNote:HasExtendedXMP='%s'/>" % (
         b"0" * 32
@@ -368,7 +368,7 @@ def test_of_several_xmp_packets_the_first_is_edited_and_others_stay_if_they_need
 
 
 def test_sampling_4_2_2_never_becomes_coarser() -> None:
-    """Turned by a quarter it is 4:4:0, which not every encoder writes: then finer is right."""
+    """Turned by a quarter it is 4:4:0, which not every encoder writes; then finer sampling is right."""
     fine, wide, tall = b"\x11\x11\x11", b"\x21\x11\x11", b"\x12\x11\x11"
     data = encoded(natural(SIZE), "JPEG", subsampling="4:2:2")
     for turn in TURNS:
@@ -386,7 +386,7 @@ def test_a_gray_jpeg_stays_gray() -> None:
 
 
 def test_the_answer_is_a_fresh_file_that_can_be_sent_again() -> None:
-    """Three more passes through the package cost next to nothing: tables are kept, not stacked."""
+    """Three more passes cost next to nothing, because the tables are kept."""
     data = encoded(natural(SIZE), "JPEG", quality=90, subsampling=0)
     stored = grid_of(opened(data))
     turned = data
@@ -397,7 +397,7 @@ def test_the_answer_is_a_fresh_file_that_can_be_sent_again() -> None:
 
 
 def test_the_oracle_tells_a_wrong_turn_from_a_right_one() -> None:
-    """The bounds above mean something: any other turn of this picture is far below them."""
+    """The bounds above are meaningful: any other turn of this image is far below them."""
     stored: Grid = grid_of(natural((64, 64)))
     for right in TURNS:
         for wrong in TURNS.keys() - {right}:

@@ -1,4 +1,4 @@
-"""Laws of the eight turns, on pictures nobody thought of."""
+"""Laws of the eight turns, on generated images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from support.oracle import ORIENTATIONS, TURNS, Grid, expected, grid_of
-from support.specimens import KINDS, encoded, orientation_only, picture, processed
+from support.specimens import KINDS, encoded, noise_image, orientation_only, processed
 
 LAWFUL = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -31,11 +31,11 @@ EXACT = {"WEBP": {"lossless": True, "exact": True}}
 
 @st.composite
 def files(draw: st.DrawFn) -> bytes:
-    """Return a small picture of any kind in a container that loses nothing."""
+    """Return a small image of any kind in a container that loses nothing."""
     kind = draw(st.sampled_from(KINDS))
     container = draw(st.sampled_from(STORED_AS[kind]))
     size = draw(st.integers(1, 24)), draw(st.integers(1, 24))
-    return encoded(picture(kind, size, draw(st.integers(0, 999))), container, **EXACT.get(container, {}))
+    return encoded(noise_image(kind, size, draw(st.integers(0, 999))), container, **EXACT.get(container, {}))
 
 
 def look(data: bytes) -> tuple[str | None, Grid]:
@@ -104,7 +104,7 @@ def test_a_transpose_and_a_mirror_are_a_quarter_turn(data: bytes) -> None:
 
 @LAWFUL
 @given(files())
-def test_orienting_an_upright_picture_changes_nothing(data: bytes) -> None:
+def test_orienting_an_upright_image_changes_nothing(data: bytes) -> None:
     assert after(data, "orient") == look(data)
 
 
@@ -125,7 +125,7 @@ def test_any_turn_is_what_the_oracle_says(data: bytes, turn: str) -> None:
 def test_orienting_first_makes_no_difference(
     kind: str, size: tuple[int, int], orientation: int, turn: str
 ) -> None:
-    data = encoded(picture(kind, size), "PNG", exif=orientation_only(orientation))
+    data = encoded(noise_image(kind, size), "PNG", exif=orientation_only(orientation))
     assert after(data, "orient", turn) == after(data, turn)
 
 

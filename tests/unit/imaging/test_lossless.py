@@ -1,4 +1,4 @@
-"""JPEGs turned by their coefficients: what jpegtran finds too, the same pixels, and no damage overlooked."""
+"""JPEGs turned by their coefficients: the same as jpegtran's, the same pixels, and no damage overlooked."""
 
 import subprocess
 from functools import cache
@@ -39,12 +39,12 @@ BACK = {Turn.ROTATE_90: Turn.ROTATE_270, Turn.ROTATE_270: Turn.ROTATE_90}
 
 
 def run(*command: str, given: bytes) -> bytes:
-    """What a program makes of its standard input."""
+    """Return what a program makes of its standard input."""
     return subprocess.run(command, input=given, capture_output=True, check=True, timeout=60).stdout
 
 
-def picture(size: tuple[int, int], mode: str, seed: object) -> Image.Image:
-    """A picture that is smooth here and noise there."""
+def textured(size: tuple[int, int], mode: str, seed: object) -> Image.Image:
+    """Return an image that is smooth in some places and noise in others."""
     random = Random(f"{seed}")
     coarse = Image.frombytes(mode, (9, 7), random.randbytes(63 * len(mode)))
     noise = Image.frombytes(mode, size, random.randbytes(size[0] * size[1] * len(mode)))
@@ -53,7 +53,7 @@ def picture(size: tuple[int, int], mode: str, seed: object) -> Image.Image:
 
 
 def smooth(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
-    """A picture that survives compression."""
+    """Return an image that survives compression."""
     return Image.frombytes(mode, (5, 4), Random(1).randbytes(20 * len(mode))).resize(
         size, Image.Resampling.BICUBIC
     )
@@ -72,7 +72,7 @@ def pnm(image: Image.Image) -> bytes:
 
 
 def turned(jpeg: bytes, turn: Turn = Turn.FLIP, wants: str = "lossless", **more: object) -> bytes:
-    """The picture turned, on the path that we want to see taken."""
+    """Turn an image, and check that it took the path we want."""
     sink = BytesIO()
     result = process(BytesIO(jpeg), sink, Recipe(turn, **more), GENEROUS)  # type: ignore[arg-type]
     assert result.path == wants
@@ -81,9 +81,9 @@ def turned(jpeg: bytes, turn: Turn = Turn.FLIP, wants: str = "lossless", **more:
     return sink.getvalue()
 
 
-def fidelity_db(answer: bytes, picture: bytes, transpose: Transpose) -> float:
-    """Peak signal to noise of an answer, against what is seen of the picture, turned."""
-    with Image.open(BytesIO(answer)) as one, Image.open(BytesIO(picture)) as other:
+def fidelity_db(answer: bytes, source: bytes, transpose: Transpose) -> float:
+    """Return the peak signal-to-noise ratio of an answer against the source as a person sees it, turned."""
+    with Image.open(BytesIO(answer)) as one, Image.open(BytesIO(source)) as other:
         errors = ImageStat.Stat(ImageChops.difference(one, other.transpose(transpose)))
     squares = sum(errors.sum2) / sum(errors.count)
     return 255**2 / squares if squares else float("inf")
@@ -97,7 +97,7 @@ SIZES = [(1, 1), (2, 3), (5, 2), (11, 9)]  # in MCUs
 
 
 def mcu(sampling: str) -> tuple[int, int]:
-    """Width and height of an MCU, in pixels."""
+    """Return width and height of an MCU, in pixels."""
     factors = [tuple(map(int, one.split("x"))) for one in sampling.split(",")]
     return 8 * max(x for x, _ in factors), 8 * max(y for _, y in factors)
 
@@ -115,17 +115,17 @@ CODINGS = {
 
 @cache
 def generated() -> dict[str, bytes]:
-    """Files of all kinds that cjpeg can make."""
+    """Generate files of all kinds that cjpeg can make."""
     files = {}
     for (name, options), sampling, size in product(CODINGS.items(), SAMPLINGS, SIZES):
         width, height = mcu(sampling)
-        image = picture((size[0] * width, size[1] * height), "RGB", (name, sampling, size))
+        image = textured((size[0] * width, size[1] * height), "RGB", (name, sampling, size))
         files[f"{name} {sampling} {size}"] = run("cjpeg", "-sample", sampling, *options, given=pnm(image))
     for (name, options), size in product(CODINGS.items(), SIZES):
-        image = picture((size[0] * 8, size[1] * 8), "L", (name, size))
+        image = textured((size[0] * 8, size[1] * 8), "L", (name, size))
         files[f"{name} gray {size}"] = run("cjpeg", "-grayscale", *options, given=pnm(image))
     for (name, options), size in product(CODINGS.items(), SIZES[1:]):
-        image = picture((size[0] * 8, size[1] * 8), "CMYK", (name, size))
+        image = textured((size[0] * 8, size[1] * 8), "CMYK", (name, size))
         inks = encoded(image, optimize="-optimize" in options)
         restarts = options[:2] if "-restart" in options else ()
         files[f"{name} inks {size}"] = run("jpegtran", *restarts, given=inks)
@@ -133,7 +133,7 @@ def generated() -> dict[str, bytes]:
 
 
 def coefficients(jpeg: bytes) -> bytes:
-    """A file's coefficients in a form of their own: equal files have equal ones."""
+    """Return a file's coefficients in a canonical form, equal for files with equal coefficients."""
     return run("jpegtran", "-copy", "none", "-optimize", given=jpeg)
 
 
@@ -158,7 +158,7 @@ def test_scans_one_after_the_other_stay_so(turn: Turn, script: str, tmp_path: py
     scans.write_text(script)
     jpeg = run(
         *("cjpeg", "-sample", "2x2", "-restart", "2B", "-optimize", "-scans", str(scans)),
-        given=pnm(picture((96, 64), "RGB", script)),
+        given=pnm(textured((96, 64), "RGB", script)),
     )
     ours = turned(jpeg, turn)
     assert ours.count(b"\xff\xda") == script.count(";")
@@ -178,7 +178,7 @@ def test_the_pixels_are_those_that_are_seen(turn: Turn, subsampling: str) -> Non
 @pytest.mark.parametrize("turn", TURNS)
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 @pytest.mark.parametrize("size", [(96, 61), (93, 64), (48, 76), (17, 24), (24, 40), (40, 23), (1, 8), (8, 1)])
-def test_a_picture_that_ends_within_a_block_is_never_trimmed(
+def test_an_image_that_ends_within_a_block_is_never_trimmed(
     turn: Turn, mode: str, size: tuple[int, int]
 ) -> None:
     jpeg = encoded(smooth(size, mode), subsampling=2 if mode == "RGB" else 0, quality=95)
@@ -214,7 +214,7 @@ def test_where_only_colours_end_within_a_block_the_luma_is_exact(turn: Turn, hei
         (encoded(smooth((16, 16))), {"format": "png"}, "stays one"),
     ],
 )
-def test_who_wants_it_without_loss_or_not_at_all_is_told_why_not(
+def test_a_lossless_turn_that_is_impossible_is_refused_with_the_reason(
     jpeg: bytes, recipe: dict[str, object], says: str
 ) -> None:
     with pytest.raises(NotLossless, match=says):
@@ -224,7 +224,7 @@ def test_who_wants_it_without_loss_or_not_at_all_is_told_why_not(
         assert process(BytesIO(jpeg), sink, Recipe(Turn.FLIP, **recipe), GENEROUS).path != "lossless"  # type: ignore[arg-type]
 
 
-def test_without_a_compiler_pictures_are_turned_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_images_are_turned_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel.cache_clear()
     monkeypatch.setattr(kernels, "why_not", lambda: "no compiler")
     jpeg = encoded(smooth((16, 16)))
@@ -239,7 +239,7 @@ def test_without_a_compiler_pictures_are_turned_all_the_same(monkeypatch: pytest
 @pytest.mark.parametrize("options", [{}, {"optimize": True}, {"restart_marker_blocks": 2}])
 @pytest.mark.parametrize("turn", [Turn.FLIP, Turn.TRANSPOSE])
 def test_pixels_that_end_early_are_damage_wherever_they_end(options: dict[str, object], turn: Turn) -> None:
-    jpeg = encoded(picture((64, 64), "RGB", 3), **options)
+    jpeg = encoded(textured((64, 64), "RGB", 3), **options)
     start = jpeg.index(b"\xff\xda") + 14
     refused = 0
     for end in range(start, len(jpeg) - 2):
@@ -256,8 +256,8 @@ def test_pixels_that_end_early_are_damage_wherever_they_end(options: dict[str, o
 def test_pixels_that_end_early_are_damage_far_behind_their_start_too(
     options: dict[str, object], turn: Turn
 ) -> None:
-    """The kernel reads some kilobytes at a time; this file has many times as many."""
-    jpeg = encoded(picture((256, 192), "RGB", 4), quality=95, **options)
+    """The kernel reads some kilobytes at a time; this file is many times as long."""
+    jpeg = encoded(textured((256, 192), "RGB", 4), quality=95, **options)
     start = jpeg.index(b"\xff\xda") + 14
     assert len(jpeg) > 40_000
     assert turned(turned(jpeg, turn), turn) == jpeg
@@ -269,7 +269,7 @@ def test_pixels_that_end_early_are_damage_far_behind_their_start_too(
 
 
 def with_segment(jpeg: bytes, marker: int, parameters: bytes, before: bytes) -> bytes:
-    """A file with one segment more, in front of the first one of another kind."""
+    """Insert one segment, before the first one of another kind."""
     at = jpeg.index(before)
     return (
         jpeg[:at] + bytes([0xFF, marker]) + (len(parameters) + 2).to_bytes(2, "big") + parameters + jpeg[at:]
@@ -297,7 +297,7 @@ def test_a_file_that_decoders_may_take_in_several_ways_is_left_to_one(jpeg: byte
 
 
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
-def test_a_picture_without_height_is_refused(subsampling: str) -> None:
+def test_an_image_without_height_is_refused(subsampling: str) -> None:
     jpeg = bytearray(encoded(smooth((16, 16)), subsampling=subsampling))
     at = jpeg.index(SOF) + 5
     jpeg[at : at + 2] = b"\0\0"
@@ -308,7 +308,7 @@ def test_a_picture_without_height_is_refused(subsampling: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("marker", "parameters"), [(0xE0, b"JFXX\0\x10"), (0xEE, b"Adob"), (0xEE, b"nobody's")]
+    ("marker", "parameters"), [(0xE0, b"JFXX\0\x10"), (0xEE, b"Adob"), (0xEE, b"unknown!")]
 )
 @pytest.mark.parametrize("keep_rgb", [True, False])
 def test_colours_stay_what_they_are_whatever_else_is_in_the_file(
@@ -349,7 +349,7 @@ def test_the_densities_change_places_with_the_sides() -> None:
 
 
 def segments(jpeg: bytes) -> list[tuple[int, bytes]]:
-    """Marker and parameters of each segment; a scan with its entropy-coded data behind."""
+    """Return marker and parameters of each segment; a scan's entropy-coded data belongs to its parameters."""
     found, at = [], 2
     while jpeg[at + 1] != 0xD9:
         end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
@@ -363,12 +363,12 @@ def segments(jpeg: bytes) -> list[tuple[int, bytes]]:
 
 
 def second_scan(parts: list[tuple[int, bytes]]) -> int:
-    """How many segments there are to the end of the second scan."""
+    """Return how many segments there are to the end of the second scan."""
     return [at for at, (marker, _) in enumerate(parts) if marker == 0xDA][1] + 1
 
 
 def assembled(parts: list[tuple[int, bytes]]) -> bytes:
-    """A file of such segments."""
+    """Make a file of such segments."""
     file = b"\xff\xd8"
     for marker, parameters in parts:
         length = 2 + (4 + 2 * parameters[0] if marker == 0xDA else len(parameters))
@@ -398,13 +398,13 @@ def test_tables_and_intervals_may_change_between_scans(
 ) -> None:
     # Optimised tables of several scans have the same numbers, and each scan brings its own.
     jpeg = in_three_scans(
-        picture((96, 64), "RGB", options), "-sample", "2x2", "-optimize", *options, folder=tmp_path
+        textured((96, 64), "RGB", options), "-sample", "2x2", "-optimize", *options, folder=tmp_path
     )
     parts = segments(jpeg)
     assert sum(marker == 0xC4 for marker, _ in parts) > 2
     if options:  # and none for the last scan
         plain = segments(
-            in_three_scans(picture((96, 64), "RGB", options), "-sample", "2x2", "-optimize", folder=tmp_path)
+            in_three_scans(textured((96, 64), "RGB", options), "-sample", "2x2", "-optimize", folder=tmp_path)
         )
         parts = [*parts[: second_scan(parts)], (0xDD, b"\0\0"), *plain[second_scan(plain) :]]
     assert_as_jpegtran(assembled(parts), turn)
@@ -426,7 +426,7 @@ def test_a_quantization_table_between_scans_is_left_to_a_decoder(
 @pytest.mark.parametrize("scale", ["1", "20"])
 def test_extended_frames_and_wide_quantization_tables_stay_so(turn: Turn, scale: str) -> None:
     # So coarse that cjpeg writes 16 bits for a step, and SOF1 for that.
-    jpeg = run("cjpeg", "-quality", scale, "-sample", "1x2", given=pnm(picture((48, 64), "RGB", scale)))
+    jpeg = run("cjpeg", "-quality", scale, "-sample", "1x2", given=pnm(textured((48, 64), "RGB", scale)))
     parts = segments(jpeg)
     if scale == "1":
         assert b"\xff\xc1" in jpeg
@@ -492,7 +492,7 @@ def test_dc_differences_that_a_table_lacks_get_one_that_has_them(
 @pytest.mark.parametrize("turn", TURNS)
 @pytest.mark.parametrize("transform", [0, 2])
 def test_inks_keep_their_transform(turn: Turn, transform: int) -> None:
-    jpeg = bytearray(encoded(picture((32, 24), "CMYK", transform), quality=90))
+    jpeg = bytearray(encoded(textured((32, 24), "CMYK", transform), quality=90))
     at = jpeg.index(b"Adobe") + 11
     jpeg[at] = transform
     ours = turned(bytes(jpeg), turn)
@@ -512,7 +512,7 @@ def test_colours_that_take_more_bits_than_before_get_room(monkeypatch: pytest.Mo
         return int(answers[-1])
 
     # Next to nothing but colours, all of which are coded a second time.
-    colours = picture((512, 520), "RGB", "room").convert("YCbCr").split()[1:]
+    colours = textured((512, 520), "RGB", "room").convert("YCbCr").split()[1:]
     image = Image.merge("YCbCr", (Image.new("L", (512, 520), 128), *colours))
     jpeg = encoded(image, subsampling="4:2:0", quality=98)
     monkeypatch.setattr(kernel(), "pack", pack)
@@ -522,7 +522,7 @@ def test_colours_that_take_more_bits_than_before_get_room(monkeypatch: pytest.Mo
 
 
 class _Reluctant(BytesIO):
-    """A file that takes a thousand bytes at once."""
+    """A file that accepts at most a thousand bytes at once."""
 
     def write(self, piece: object, /) -> int:
         return super().write(memoryview(piece)[:1000])  # type: ignore[call-overload]
@@ -530,6 +530,6 @@ class _Reluctant(BytesIO):
 
 @pytest.mark.parametrize("turn", [Turn.FLIP, Turn.ROTATE_90])
 def test_a_file_that_takes_less_than_it_is_given_gets_the_rest(turn: Turn) -> None:
-    jpeg, sink = encoded(picture((64, 64), "RGB", 5)), _Reluctant()
+    jpeg, sink = encoded(textured((64, 64), "RGB", 5)), _Reluctant()
     process(BytesIO(jpeg), sink, Recipe(turn), GENEROUS)
     assert sink.getvalue() == turned(jpeg, turn)

@@ -24,17 +24,17 @@ def entry(order: str, tag: int, kind: int, value: int) -> bytes:
 
 
 def exif(order: str, orientation: int, *, thumbnail: bytes = THUMBNAIL, tail: bytes = b"") -> bytes:
-    """A make that lies outside its entry, an orientation, and a thumbnail in a second directory."""
+    """Return EXIF with a make outside its entry, an orientation, and a thumbnail in a second directory."""
     first, second = 8, 60
-    make, picture = 50, 100
+    make, small = 50, 100
     structure = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "L", first)
     structure += struct.pack(order + "H", 2)
     structure += struct.pack(order + "HHLL", MAKE, 2, 6, make)
     structure += entry(order, ORIENTATION, SHORT, orientation) + struct.pack(order + "L", second)
     structure = structure.ljust(make, b"\0") + b"Canon\0"
     structure = structure.ljust(second, b"\0") + struct.pack(order + "H", 2)
-    structure += entry(order, 0x0201, LONG, picture) + entry(order, 0x0202, LONG, len(thumbnail))
-    return structure.ljust(picture, b"\0") + thumbnail + tail
+    structure += entry(order, 0x0201, LONG, small) + entry(order, 0x0202, LONG, len(thumbnail))
+    return structure.ljust(small, b"\0") + thumbnail + tail
 
 
 ORDERS = pytest.mark.parametrize("order", ["<", ">"])

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageCms, TiffImagePlugin
 from support import specimens
 from support.oracle import ORIENTATIONS, TURNS, Grid, Png, expected, grid_of, read_png
-from support.specimens import encoded, orientation_only, picture, processed
+from support.specimens import encoded, noise_image, orientation_only, processed
 
 from server.errors import UnsupportedImage
 from server.imaging.codecs import Format
@@ -53,7 +53,7 @@ def every_turn() -> Iterator[tuple[tuple[int, int], int, str]]:
 
 
 def opaque_look(image: Image.Image) -> Grid:
-    """Return what a person sees of a palette picture, transparency included."""
+    """Return what a person sees of a palette image, transparency included."""
     return grid_of(image.convert("RGBA"))
 
 
@@ -75,7 +75,7 @@ def test_the_oracle_knows_every_turn() -> None:
 @pytest.mark.parametrize("kind", PNG_KINDS)
 def test_png_in_every_orientation_is_turned_exactly(kind: str) -> None:
     for size, orientation, turn in every_turn():
-        source = picture(kind, size)
+        source = noise_image(kind, size)
         stored = grid_of(source)
         data = encoded(source, "PNG", exif=orientation_only(orientation))
         outcome = processed(data, turn)
@@ -90,7 +90,7 @@ def test_png_in_every_orientation_is_turned_exactly(kind: str) -> None:
 @pytest.mark.parametrize(("kind", "compression"), TIFF_CASES)
 def test_tiff_in_every_orientation_is_turned_exactly(kind: str, compression: str | None) -> None:
     for size, orientation, turn in every_turn():
-        source = picture(kind, size)
+        source = noise_image(kind, size)
         stored = grid_of(source)
         data = encoded(source, "TIFF", compression=compression, tiffinfo={0x0112: orientation})
         ours = processed(data, turn).image
@@ -102,13 +102,13 @@ def test_tiff_in_every_orientation_is_turned_exactly(kind: str, compression: str
 
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits", "group4"])
 def test_a_tiff_keeps_its_compression(compression: str | None) -> None:
-    data = encoded(picture("1", (20, 10)), "TIFF", compression=compression)
+    data = encoded(noise_image("1", (20, 10)), "TIFF", compression=compression)
     for turn in TURNS:
         assert processed(data, turn).image.info["compression"] == (compression or "raw"), turn
 
 
 def test_a_tiff_in_strips_and_with_a_predictor_is_turned_exactly() -> None:
-    source = picture("RGB", (33, 40))
+    source = noise_image("RGB", (33, 40))
     strips = TiffImagePlugin.ImageFileDirectory_v2()
     strips[TiffImagePlugin.ROWSPERSTRIP] = 7
     strips[TiffImagePlugin.PREDICTOR] = 2
@@ -118,7 +118,7 @@ def test_a_tiff_in_strips_and_with_a_predictor_is_turned_exactly() -> None:
 
 
 @pytest.mark.parametrize("container", ["WEBP", "AVIF", "JPEG"])
-def test_a_lossy_picture_in_every_orientation_is_seen_turned(container: str) -> None:
+def test_a_lossy_image_in_every_orientation_is_seen_turned(container: str) -> None:
     """Four corners of four colours, large enough to survive any encoder, tell the eight positions apart."""
     colours = ((250, 10, 10), (10, 250, 10), (10, 10, 250), (240, 240, 10))
     corners = Grid(2, 2, colours)
@@ -144,7 +144,7 @@ def test_a_lossy_picture_in_every_orientation_is_seen_turned(container: str) -> 
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_webp_without_loss_in_every_orientation_is_turned_exactly(order: str) -> None:
     for size, orientation, turn in every_turn():
-        source = picture("RGBA", size)
+        source = noise_image("RGBA", size)
         block = specimens.exif_block(orientation, order=order).data
         data = encoded(source, "WEBP", lossless=True, exact=True, exif=block)
         ours = processed(data, turn).image
@@ -162,7 +162,7 @@ def test_webp_without_loss_in_every_orientation_is_turned_exactly(order: str) ->
 )
 def test_a_lossless_container_loses_nothing(container: str, options: dict[str, object], kind: str) -> None:
     for size in SIZES:
-        source = picture(kind, size)
+        source = noise_image(kind, size)
         data = encoded(source, container, **options)
         before = Image.open(io.BytesIO(data))
         stored = grid_of(source)
@@ -171,7 +171,7 @@ def test_a_lossless_container_loses_nothing(container: str, options: dict[str, o
             case = container, kind, size, turn
             assert ours.format == before.format, case
             if container == "GIF":
-                # A writer may reorder a GIF's palette, which nobody can see.
+                # A writer may reorder a GIF's palette, which changes no colour.
                 assert opaque_look(ours) == expected(opaque_look(before), turn), case
             else:
                 assert_same_still(ours, before, expected(stored, turn), case)
@@ -180,7 +180,7 @@ def test_a_lossless_container_loses_nothing(container: str, options: dict[str, o
 @pytest.mark.parametrize("kind", ["P", "P/index"])
 def test_a_gif_of_one_frame_keeps_its_palette(kind: str) -> None:
     """Unused and repeated colours keep their places: other programs may count on them."""
-    source = picture(kind, (9, 7))
+    source = noise_image(kind, (9, 7))
     before = Image.open(io.BytesIO(encoded(source, "GIF", optimize=False)))
     for turn in TURNS:
         ours = processed(encoded(source, "GIF", optimize=False), turn).image
@@ -304,7 +304,7 @@ def paeth(left: int, up: int, up_left: int) -> int:
 
 @pytest.mark.parametrize("depth_bytes", [1, 2])
 def test_an_interlaced_png_is_turned_exactly(depth_bytes: int) -> None:
-    """Adam7, laid out by hand: seven small pictures in one."""
+    """Adam7, laid out by hand: seven small images in one."""
     size = (9, 6)
     samples = Grid(*size, tuple(specimens.noise(54 * depth_bytes, "adam")[i::54] for i in range(54)))
     body = b""
@@ -341,21 +341,21 @@ def test_a_colour_ppm_of_16_bits_is_refused_rather_than_cut_to_8() -> None:
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
 def test_an_orientation_that_does_not_exist_counts_as_upright(orientation: int) -> None:
-    source = picture("RGB", (5, 4))
+    source = noise_image("RGB", (5, 4))
     data = encoded(source, "PNG", exif=orientation_only(orientation))
     for turn in TURNS:
         assert grid_of(processed(data, turn).image) == expected(grid_of(source), turn), turn
 
 
 def test_metadata_of_a_png_comes_back() -> None:
-    source = picture("RGB", (5, 4))
+    source = noise_image("RGB", (5, 4))
     block = specimens.exif_block(6)
-    text = specimens.chunk(b"tEXt", b"Comment\0on the left") + specimens.chunk(b"tEXt", b"Author\0nobody")
+    text = specimens.chunk(b"tEXt", b"Comment\0on the left") + specimens.chunk(b"tEXt", b"Author\0Ansel")
     text += specimens.chunk(b"iTXt", b"Title\0\0\0de\0Titel\0\xc3\x9cberschrift")
     data = encoded(source, "PNG", exif=block.data, icc_profile=PROFILE)
     data = data[:33] + text + specimens.chunk(b"pHYs", struct.pack(">IIB", 3780, 11811, 1)) + data[33:]
     ours = processed(data, "flip").image
-    assert dict(ours.text) == {"Comment": "on the left", "Author": "nobody", "Title": "Überschrift"}
+    assert dict(ours.text) == {"Comment": "on the left", "Author": "Ansel", "Title": "Überschrift"}
     assert ours.info["icc_profile"] == PROFILE
     assert ours.getexif()[0x010F] == "Imaginary"
     assert ours.getexif().get_ifd(0x8769)[0x927C] == specimens.MAKER_NOTE
@@ -374,7 +374,7 @@ def test_profile_and_xmp_come_back_unless_they_are_stripped(container: str) -> N
         options["xmp"] = xmp
     elif container == "TIFF":
         options["tiffinfo"] = {700: xmp}
-    data = encoded(picture("RGB", (16, 8)), container, **options)
+    data = encoded(noise_image("RGB", (16, 8)), container, **options)
     if container == "PNG":
         data = specimens.with_chunk(data, b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
     for turn in TURNS:
@@ -393,7 +393,7 @@ def test_xmp_that_repeats_the_orientation_does_not_turn_the_answer_again(contain
         options = {"xmp": xmp, "exif": b"Exif\0\0" + orientation_only(6)}
     elif container == "PNG":
         options = {"exif": orientation_only(6)}
-    data = encoded(picture("RGB", (16, 8)), container, **options)
+    data = encoded(noise_image("RGB", (16, 8)), container, **options)
     if container == "PNG":
         data = specimens.with_chunk(data, b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
     for turn in TURNS:
@@ -409,7 +409,7 @@ def test_xmp_that_repeats_the_orientation_does_not_turn_the_answer_again(contain
 
 @pytest.mark.parametrize("container", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_stripping_drops_a_profile_that_says_what_is_assumed_anyway(container: str) -> None:
-    data = encoded(picture("RGB", (16, 8)), container, icc_profile=PROFILE)
+    data = encoded(noise_image("RGB", (16, 8)), container, icc_profile=PROFILE)
     assert "icc_profile" in Image.open(io.BytesIO(data)).info
     for turn in TURNS:
         assert "icc_profile" not in processed(data, turn, strip=True).image.info, (container, turn)
@@ -426,7 +426,7 @@ def managed(image: Image.Image) -> tuple[int, ...]:
 @pytest.mark.parametrize("container", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("strip", [False, True])
 def test_a_profile_of_other_colours_never_changes_what_is_seen(container: str, strip: bool) -> None:  # noqa: FBT001
-    """In this profile red and blue have changed places: it is not there to be ignored."""
+    """In this profile red and blue have changed places, so that ignoring it shows."""
     swapped = PROFILE.replace(b"rXYZ", b"____").replace(b"bXYZ", b"rXYZ").replace(b"____", b"bXYZ")
     swapped = swapped.replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))  # its description
     data = encoded(Image.new("RGB", (16, 16), (200, 40, 40)), container, quality=95, icc_profile=swapped)
@@ -437,9 +437,9 @@ def test_a_profile_of_other_colours_never_changes_what_is_seen(container: str, s
         assert max(abs(a - b) for a, b in zip(ours, before, strict=True)) < 12, (container, turn)
 
 
-def test_the_density_of_a_tiff_and_a_bmp_turns_with_the_picture() -> None:
+def test_the_density_of_a_tiff_and_a_bmp_turns_with_the_image() -> None:
     for container in ("TIFF", "BMP"):
-        data = encoded(picture("RGB", (5, 4)), container, dpi=(300, 96))
+        data = encoded(noise_image("RGB", (5, 4)), container, dpi=(300, 96))
         for turn, (sides_swap, _) in TURNS.items():
             dpi = [round(dots) for dots in processed(data, turn).image.info["dpi"]]
             assert dpi == ([96, 300] if sides_swap else [300, 96]), (container, turn)

@@ -1,4 +1,4 @@
-"""What is refused, how, and when: nothing but an `ImageError` ever comes out, and it says what to do."""
+"""What is refused, how, and when: only an `ImageError` is ever raised, and it says what to do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.specimens import (
     gif,
     gif_palette,
     natural,
-    picture,
+    noise_image,
     processed,
     webp_animation,
 )
@@ -74,24 +74,24 @@ def patches(size: tuple[int, int] = SIZE, count: int = 3) -> list[Patch]:
 
 
 def every_container() -> dict[str, bytes]:
-    still = picture("RGB", SIZE)
+    still = noise_image("RGB", SIZE)
     return {
         "JPEG": encoded(natural(SIZE), "JPEG", quality=90),
         "JPEG progressive": encoded(natural(SIZE), "JPEG", quality=90, progressive=True),
         "PNG": encoded(still, "PNG"),
-        "PNG palette": encoded(picture("P/bytes", SIZE), "PNG"),
+        "PNG palette": encoded(noise_image("P/bytes", SIZE), "PNG"),
         "APNG": apng(SIZE, patches()),
         "WEBP lossy": encoded(natural(SIZE), "WEBP"),
         "WEBP lossless": encoded(still, "WEBP", lossless=True),
         "WEBP animation": webp_animation(SIZE, patches()),
-        "GIF": encoded(picture("P", SIZE), "GIF"),
+        "GIF": encoded(noise_image("P", SIZE), "GIF"),
         "GIF animation": animated_gif(),
         "TIFF": encoded(still, "TIFF"),
         "TIFF lzw": encoded(still, "TIFF", compression="tiff_lzw"),
         "TIFF deflate": encoded(still, "TIFF", compression="tiff_adobe_deflate"),
-        "TIFF pages": encoded(still, "TIFF", save_all=True, append_images=[picture("L", SIZE)]),
+        "TIFF pages": encoded(still, "TIFF", save_all=True, append_images=[noise_image("L", SIZE)]),
         "BMP": encoded(still, "BMP"),
-        "BMP palette": encoded(picture("P", SIZE), "BMP"),
+        "BMP palette": encoded(noise_image("P", SIZE), "BMP"),
         "AVIF": encoded(natural(SIZE), "AVIF"),
         "PPM": encoded(still, "PPM"),
         "QOI": encoded(still, "QOI"),
@@ -108,7 +108,7 @@ def refusal(data: bytes, turn: str = "flip", limits: Limits = specimens.GENEROUS
 
 
 def assert_helpful(error: ImageError) -> None:
-    """A sentence, or two, that ends like one and is not a Python error in disguise."""
+    """Check for one or two sentences that end like one and contain no Python error."""
     assert error.detail == error.detail.strip()
     assert len(error.detail.split()) >= 5, error.detail
     assert error.detail.endswith("."), error.detail
@@ -148,7 +148,7 @@ def test_what_is_no_image_is_unsupported(data: bytes) -> None:
 
 
 def outside_the_allow_list() -> Iterator[tuple[str, bytes]]:
-    still = picture("RGB", (16, 16))
+    still = noise_image("RGB", (16, 16))
     for container in ("EPS", "PDF", "ICO", "TGA", "PCX", "SGI", "IM", "ICNS", "DDS", "MSP", "SPIDER", "XBM"):
         mode = {"MSP": "1", "XBM": "1", "SPIDER": "F", "ICNS": "RGBA"}.get(container, "RGB")
         if container != "IM":  # its writer is on its way out of Pillow
@@ -175,7 +175,7 @@ def test_a_format_outside_the_allow_list_is_unsupported(container: str, data: by
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_a_truncated_file_is_never_half_a_picture(container: str) -> None:
+def test_a_truncated_file_is_never_half_an_image(container: str) -> None:
     data = CONTAINERS[container]
     whole = frames_of(processed(data, "flip").data)
     cuts = {len(data) * percent // 100 for percent in range(100)} | {len(data) - n for n in range(1, 17)}
@@ -188,13 +188,13 @@ def test_a_truncated_file_is_never_half_a_picture(container: str) -> None:
             refused += 1
         else:
             assert frames_of(ours.data) == whole, (
-                f"{container}: {cut} of {len(data)} bytes gave another picture"
+                f"{container}: {cut} of {len(data)} bytes gave another image"
             )
     assert refused >= 90, f"{container}: only {refused} of {len(cuts)} cuts were refused"
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_damaged_bytes_give_a_picture_or_a_refusal(container: str) -> None:
+def test_damaged_bytes_give_an_image_or_a_refusal(container: str) -> None:
     data = CONTAINERS[container]
     for at in range(0, len(data), max(1, len(data) // 150)):
         for value in (0x00, 0xFF, data[at] ^ 0x01, data[at] ^ 0x80):
@@ -209,7 +209,7 @@ def test_damaged_bytes_give_a_picture_or_a_refusal(container: str) -> None:
 @THOROUGH
 @example(tail=b"")
 @given(tail=st.binary(max_size=200))
-def test_random_bytes_behind_a_valid_beginning_give_a_picture_or_a_refusal(
+def test_random_bytes_behind_a_valid_beginning_give_an_image_or_a_refusal(
     beginning: str, tail: bytes
 ) -> None:
     try:
@@ -225,7 +225,7 @@ def test_random_bytes_behind_a_valid_beginning_give_a_picture_or_a_refusal(
     output=st.sampled_from([None, Format.PNG, Format.JPEG, Format.GIF]),
     edits=st.lists(st.tuples(st.integers(0, 1 << 20), st.binary(max_size=6), st.integers(0, 6)), max_size=6),
 )
-def test_an_edited_file_gives_a_picture_or_a_refusal(
+def test_an_edited_file_gives_an_image_or_a_refusal(
     container: str, turn: str, output: Format | None, edits: list[tuple[int, bytes, int]]
 ) -> None:
     data = CONTAINERS[container]
@@ -244,7 +244,7 @@ HUGE = 65_500
 
 
 def huge_headers() -> Iterator[tuple[str, bytes]]:
-    """Yield files whose header promises a wall of pixels and which hold next to none."""
+    """Yield files whose header announces very many pixels and which hold next to none."""
     yield "PNG", specimens.png((65_535, 65_535), 8, 2, [b"\0"])
     yield "PNG of 16 bits", specimens.png((65_535, 65_535), 16, 6, [b"\0"])
     yield (
@@ -276,7 +276,7 @@ def huge_headers() -> Iterator[tuple[str, bytes]]:
     ("name", "data"), list(huge_headers()), ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_a_bomb_is_refused_before_it_is_decoded(name: str, data: bytes) -> None:
-    """There is nothing to decode in these: were it tried, the answer would be that they are damaged."""
+    """These have nothing to decode: if it were tried, they would be refused as damaged."""
     for limit in (1_000_000, 100_000_000):
         limits = Limits(max_pixels=limit, max_frames=100, max_total_pixels=10 * limit)
         error = refusal(data, limits=limits)
@@ -291,8 +291,8 @@ def test_a_bomb_that_decodes_is_refused() -> None:
         processed(specimens.png((30_000, 30_000), 1, 0, [bytes(3_750)] * 30_000), "flip")
 
 
-def test_a_large_picture_within_generous_limits_is_no_bomb() -> None:
-    """The limit is ours alone: Pillow's own, which warns at 89 million pixels, must not speak up."""
+def test_a_large_image_within_generous_limits_is_no_bomb() -> None:
+    """Only our limit counts: Pillow's own, which warns at 89 million pixels, must not apply."""
     size = (10_000, 9_500)
     data = specimens.png(size, 1, 0, [bytes(1_250)] * size[1])
     limits = Limits(max_pixels=95_000_000, max_frames=1, max_total_pixels=95_000_000)
@@ -339,13 +339,15 @@ def test_the_frame_limit_is_the_last_number_that_passes(container: str) -> None:
 
 def test_a_later_page_of_a_tiff_is_measured_too() -> None:
     """A small first page must not smuggle in a large second one."""
-    data = encoded(picture("L", (4, 4)), "TIFF", save_all=True, append_images=[Image.new("L", (200, 200))])
+    data = encoded(
+        noise_image("L", (4, 4)), "TIFF", save_all=True, append_images=[Image.new("L", (200, 200))]
+    )
     error = refusal(data, limits=Limits(max_pixels=1_000, max_frames=10, max_total_pixels=1_000_000))
     assert isinstance(error, TooManyPixels)
 
 
 def test_frames_are_counted_before_pixels_are_decoded() -> None:
-    """The pixels are garbage: were they decoded first, the answer would be that they are damaged."""
+    """The pixels are garbage: if they were decoded first, the file would be refused as damaged."""
     frame = b"\x21\xf9\x04\0\x05\0\0\0" + b"\x2c\0\0\0\0\x01\0\x01\0\0" + b"\x02\x01\xff\0"
     data = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff" + frame * 2_000 + b"\x3b"
     error = refusal(data)
@@ -361,7 +363,7 @@ def test_a_wrong_checksum_is_damage() -> None:
 
 
 def test_a_refusal_leaves_the_sink_for_the_next_answer() -> None:
-    """After any number of refusals the package still works: nothing global is left behind."""
+    """After any number of refusals the package still works: no global state is left."""
     before = processed(CONTAINERS["PNG"], "flip").data
     for data in (b"", b"x", CONTAINERS["JPEG"][:300], specimens.png((65_535, 65_535), 8, 2, [b"\0"])):
         assert_helpful(refusal(data))
@@ -383,7 +385,7 @@ def test_many_parts_that_hold_nothing_are_refused_before_they_cost_anything() ->
             processed(data)
 
 
-def test_a_mistake_of_ours_does_not_look_like_a_damaged_picture() -> None:
+def test_a_mistake_of_ours_does_not_look_like_a_damaged_image() -> None:
     with pytest.raises(TypeError), decoding(Format.PNG):
         sniff(None)  # raises in our own code
     with pytest.raises(DamagedImage), decoding(Format.PNG):
