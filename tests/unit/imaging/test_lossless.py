@@ -410,6 +410,7 @@ def test_tables_and_intervals_may_change_between_scans(
     assert_as_jpegtran(assembled(parts), turn)
 
 
+@needs_jpegtran
 @pytest.mark.parametrize("turn", [Turn.FLIP, Turn.ROTATE_90])
 def test_a_quantization_table_between_scans_is_left_to_a_decoder(
     turn: Turn, tmp_path: pytest.TempPathFactory
