@@ -1,9 +1,10 @@
 """Requests that no client should send, byte for byte, and the statuses of the answers that each may get.
 
-Where a request holds `SMUGGLED`, those bytes are somebody's body, or come after a request that ends its
-connection: who answers them can be made to answer them to somebody else.
+Where a request holds `SMUGGLED`, those bytes are part of a body, or come after a request that ends its
+connection: a server that answers them can be made to send that answer to another client.
 """
 
+import re
 from itertools import product
 
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -17,6 +18,12 @@ def post(*fields: bytes, body: bytes = b"", line: bytes = b"POST /flip HTTP/1.1"
 
 def get(*fields: bytes, target: bytes = b"/healthz", version: bytes = b"HTTP/1.1", end: bytes = b"") -> bytes:
     return b"\r\n".join([b"GET " + target + b" " + version, b"Host: a", *fields, b"", end])
+
+
+def with_id(sent: bytes, request_id: str) -> bytes:
+    """Give the first request an X-Request-ID, if it has a line to put it after."""
+    field = b"\\1X-Request-ID: %s\r\n" % request_id.encode()
+    return re.sub(rb"\A((?:\r\n)?[^\r\n]+\r\n)(?! )", field, sent, count=1)
 
 
 def chunked(body: bytes, *fields: bytes) -> bytes:
@@ -74,7 +81,7 @@ FRAMING: Rows = {
     "coding with an underscore": (post(b"Transfer_Encoding: chunked", _HIDDEN, b"Connection: close", body=SMUGGLED), (415,)),
 }  # fmt: skip
 
-#: Bodies that nobody reads; they must not become requests.
+#: Bodies that are not read; they must not become requests.
 UNREAD: Rows = {
     **{
         name: (sent + get(b"Connection: close"), (status, 200))

@@ -1,7 +1,8 @@
 """A stand-in for an ASGI server, and an event loop whose clock a test moves: nothing here waits for real."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from typing import Any
 
 from server.web.envelope import App, Message, Scope
@@ -67,6 +68,25 @@ def scope_of(
         "server": ("10.0.0.2", 80),
         **more,
     }
+
+
+@asynccontextmanager
+async def lifespan(app: App) -> AsyncIterator[None]:
+    """Start an app, and stop it at the end (the ASGI specification, lifespan protocol)."""
+    to_app: asyncio.Queue[Message] = asyncio.Queue()
+    from_app: asyncio.Queue[Message] = asyncio.Queue()
+
+    async def tell(event: str) -> None:
+        to_app.put_nowait({"type": event})
+        async with asyncio.timeout(DEADLINE_S):
+            assert (await from_app.get())["type"] == f"{event}.complete"
+
+    scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}}
+    task = asyncio.create_task(app(scope, to_app.get, from_app.put))
+    await tell("lifespan.startup")
+    yield
+    await tell("lifespan.shutdown")
+    await task
 
 
 class Server:

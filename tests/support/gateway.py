@@ -5,7 +5,6 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -19,20 +18,12 @@ from server.gateway.protocol import Protocol
 from server.gateway.worker import Worker
 from server.settings import Settings
 from server.web.envelope import App, Envelope
+from support.wire import Answer
 
 #: How long any wait may take, in seconds.
 DEADLINE_S = 20.0
 
 Event = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One HTTP response as the client read it."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
 
 
 class Client:
