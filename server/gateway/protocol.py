@@ -257,14 +257,14 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
     def _on_headers_complete(self) -> bool:
         """Begin a request: it has an owner from here on, and its head is one that HTTP allows."""
         exchange = self._begin_request()
-        is_without_body: bool = super()._on_headers_complete()
-        request = self._current_request
         try:
-            _check_head(request)
-        finally:  # a refused head is logged as what it is, too
-            peer = self._effective_peername(self._peer)
-            exchange.identify(request.method, request.path, peer, request.headers_bytes)
-        self._body_receiver = _BodyReceiver(request, self)
+            is_without_body: bool = super()._on_headers_complete()
+            _check_head(self._current_request)
+        finally:  # a refused head is logged as what it is, whether gunicorn refuses it or we do
+            if request := self._current_request:
+                peer = self._effective_peername(self._peer)
+                exchange.identify(request.method, request.path, peer, request.headers_bytes)
+        self._body_receiver = _BodyReceiver(self._current_request, self)
         return is_without_body
 
     def _build_http_scope(self, *request: object) -> dict[str, Any]:

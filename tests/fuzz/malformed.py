@@ -146,6 +146,7 @@ HEADS: Rows = {
     "a name in Latin-1": (get(b"\xe4: a"), (400,)),
     "a value in Latin-1": (get(b"X: \xe4", b"Connection: close"), (200,)),
     "two hosts": (get(b"Host: b"), (400,)),
+    "two schemes": (get(b"X-Forwarded-Proto: https", b"X-Forwarded-Ssl: off"), (400,)),
     "a thousand fields": (get(*[b"X: y"] * 1000), (431,)),
     "100000 fields": (get(*[b"X: y"] * 100_000), (431,)),
     "a long field": (get(b"X: " + b"a" * 100_000), (431,)),

@@ -96,6 +96,12 @@ def detail(answer: Answer) -> str:
             "http://[/second",
             id="odd target",
         ),
+        pytest.param(
+            b"GET /second HTTP/1.1\r\nHost: a\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Ssl: off\r\n",
+            "Contradictory scheme headers",
+            "/second",
+            id="two schemes",
+        ),
     ],
 )
 @pytest.mark.parametrize("together", [False, True], ids=["one by one", "pipelined"])
