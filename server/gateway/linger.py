@@ -23,15 +23,18 @@ class LingeringClose:
     def __init__(self) -> None:
         self.is_begun = False
 
-    def is_needed(self, *, has_request: bool, is_body_complete: bool, is_last_request: bool) -> bool:
+    def is_needed(self, *, has_head: bool, is_refused: bool, is_body_complete: bool, is_last: bool) -> bool:
         """Whether the client may still be sending.
 
         Args:
-            has_request: whether the head of a request has arrived.
-            is_body_complete: whether its whole body has, too.
-            is_last_request: whether the client has said that it sends no other one.
+            has_head: whether the head of a request has arrived.
+            is_refused: whether a request was refused, perhaps in the middle of its head.
+            is_body_complete: whether a whole body has arrived.
+            is_last: whether the client has said that it sends no other request.
         """
-        return not self.is_begun and has_request and not (is_body_complete and is_last_request)
+        if self.is_begun:
+            return False
+        return not (is_body_complete and is_last) if has_head else is_refused
 
     def begin(self, now_s: float) -> float:
         """Begin, and return when to close, in seconds of the same clock."""

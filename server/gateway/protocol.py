@@ -57,7 +57,7 @@ class _BodyReceiver(BodyReceiver):  # type: ignore[misc]  # gunicorn has no type
         return message
 
     async def _wait_for_data(self) -> None:
-        if not (self._chunks or self._complete or self._disconnected):
+        if not (self._chunks or self._complete or self._disconnected or self.failure):
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
 
@@ -80,12 +80,14 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         self._exchange = Exchange()
         self._is_served = False  # whether the app has been called
         self._is_last_response: bool | None = None  # of its connection; None while undecided
+        self._is_refused = False  # by us, instead of the app
 
     def _begin_request(self) -> Exchange:
         """Give the request whose head has arrived an owner, before anything can be said about it."""
         self._exchange = Exchange()
         self._is_served = False
         self._is_last_response = None
+        self._is_refused = False
         return self._exchange
 
     # --- the connection ----------------------------------------------------------------------------------
@@ -192,9 +194,10 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         """Close after a response, in a way that lets the client read it."""
         request, receiver = self._current_request, self._body_receiver
         if not self._closed and self._linger.is_needed(
-            has_request=receiver is not None,
+            has_head=receiver is not None,
+            is_refused=self._is_refused,
             is_body_complete=receiver is not None and receiver._complete,  # noqa: SLF001
-            is_last_request=request is not None and request.should_close(),
+            is_last=request is not None and request.should_close(),
         ):
             self._begin_lingering()
         else:
@@ -317,6 +320,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         if self._current_request is None:  # not even a head could be parsed
             exchange = self._begin_request()
             exchange.client = self._peer[0] if self._peer else None
+        self._is_refused = True
         self._safe_write(refuse(exchange, refusal(status, message), *extra_headers))
         exchange.conclude(self.worker.membership.row)
 

@@ -92,6 +92,7 @@ class Uploads:
             raise UploadTooSlow(
                 f"The body did not arrive within {self._timeout_s:g} s. Send a smaller one, or faster."
             ) from None
+        exchange.sink.close()  # the file will belong to another request
         upload.truncate()  # of the file's last use nothing may be left
         ticket.hold(upload.tell())
 

@@ -10,7 +10,7 @@ import os
 import re
 import warnings
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,8 +105,7 @@ class Service:
             for request in first:
                 await client.send(request)
                 read.append(await client.read())
-        with suppress(BrokenPipeError):  # it was refused, and the connection closed, before its end
-            await client.send(last)
+        await client.send(last)
         heads_only = len(first) - len(read) if requests[-1].startswith(b"HEAD ") else None
         read += answers(await client.read_to_end(), no_body=heads_only)
         closes = [answer.headers.get("connection") == "close" for answer in read]

@@ -66,23 +66,25 @@ def test_two_looks_at_the_same_moment_do_no_harm() -> None:
 
 
 @pytest.mark.parametrize(
-    ("has_request", "is_body_complete", "is_last_request", "is_needed"),
+    ("has_head", "is_refused", "is_body_complete", "is_last", "is_needed"),
     [
-        pytest.param(False, False, False, False, id="nothing has arrived"),
-        pytest.param(True, False, False, True, id="the body may go on"),
-        pytest.param(True, False, True, True, id="the body may go on, on the last request"),
-        pytest.param(True, True, False, True, id="another request may be on its way"),
-        pytest.param(True, True, True, False, id="nothing more will come"),
+        pytest.param(False, False, False, False, False, id="idle"),
+        pytest.param(False, True, False, False, True, id="the head may go on"),
+        pytest.param(True, False, False, False, True, id="the body may go on"),
+        pytest.param(True, True, False, True, True, id="the body may go on, on the last request"),
+        pytest.param(True, False, True, False, True, id="another request may be on its way"),
+        pytest.param(True, False, True, True, False, id="nothing more will come"),
     ],
 )
 def test_a_connection_lingers_when_its_client_may_still_send(
-    has_request: bool, is_body_complete: bool, is_last_request: bool, is_needed: bool
+    has_head: bool, is_refused: bool, is_body_complete: bool, is_last: bool, is_needed: bool
 ) -> None:
     close = LingeringClose()
     facts = {
-        "has_request": has_request,
+        "has_head": has_head,
+        "is_refused": is_refused,
         "is_body_complete": is_body_complete,
-        "is_last_request": is_last_request,
+        "is_last": is_last,
     }
     assert close.is_needed(**facts) is is_needed
 
@@ -92,7 +94,7 @@ def test_a_connection_lingers_once() -> None:
     assert not close.is_begun
     assert close.begin(7) == 7 + LINGER_S
     assert close.is_begun
-    assert not close.is_needed(has_request=True, is_body_complete=False, is_last_request=False)
+    assert not close.is_needed(has_head=True, is_refused=True, is_body_complete=False, is_last=False)
 
 
 # --- Drain --------------------------------------------------------------------------------------------------

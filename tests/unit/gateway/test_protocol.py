@@ -502,6 +502,21 @@ def test_an_answer_that_comes_before_the_body_it_refuses_is_the_last_and_can_be_
     run(test())
 
 
+def test_a_refused_head_can_be_read_by_a_client_that_goes_on_sending_it() -> None:
+    async def test() -> None:
+        async with gateway(say_length) as (served, events):
+            client = await served.connect()
+            await client.send(b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 20_000)
+            answer = await client.read()
+            assert (answer.status, answer.headers["connection"]) == (431, "close")
+            await client.send(b"a" * 500_000)  # a reset would overtake the answer
+            served.advance(LINGER_S + 0.1)
+            assert await client.read_to_end() == b""
+            assert [status for _, _, status, _ in lines(events)] == [431]
+
+    run(test())
+
+
 def test_an_idle_connection_stays_until_after_retry_after() -> None:
     async def shed(scope: Scope, receive: Receive, send: Send) -> None:
         Exchange.of(scope).retry_after_s = 60
@@ -602,6 +617,7 @@ def test_an_error_of_ours_is_raised_where_the_app_waits_for_the_body() -> None:
             client = await served.connect()
             await client.send(post()[:-50])
             await served.protocols[0].has_received(50)
+            await client.read_nothing()  # the app waits
             served.protocols[0]._body_receiver.fail(ServiceUnavailable("for a reason"))
             assert (await client.read()).body == b"for a reason"
 
