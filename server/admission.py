@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import ceil
 
+from server.cluster.messages import now_us
 from server.cluster.scoreboard import Cell, Row, Scoreboard
-from server.cluster.work import now_us
 from server.errors import ServiceUnavailable
 
 #: Engine time per byte of upload until something was measured, in microseconds: 0.2 s for a JPEG of 20

@@ -10,9 +10,9 @@ from server.admission import Admission
 from server.cluster.dispatch import Dispatcher
 from server.cluster.engine import EngineConfig
 from server.cluster.membership import Membership
+from server.cluster.memory_files import MemoryFilePool
 from server.cluster.quarantine import Quarantine
 from server.cluster.supervisor import Supervisor
-from server.cluster.work import MemoryFilePool
 from server.imaging.geometry import Turn
 from server.imaging.limits import Limits
 from server.settings import Settings

@@ -11,20 +11,12 @@ from io import FileIO
 from itertools import count
 
 from server.cluster.membership import Membership
+from server.cluster.memory_files import MemoryFilePool
+from server.cluster.messages import Done, Refused, Task, decode_outcome, now_us
 from server.cluster.quarantine import CRASH_THRESHOLD, QuarantineEntry
 from server.cluster.scoreboard import Cell
 from server.cluster.supervisor import describe_exit
-from server.cluster.work import (
-    Done,
-    Lane,
-    MemoryFilePool,
-    Refused,
-    Task,
-    decode_outcome,
-    now_us,
-    receive,
-    send,
-)
+from server.cluster.work_socket import Lane, receive, send
 from server.errors import ImageError, PoisonImage, TooMuchWork
 from server.imaging.limits import Limits
 from server.imaging.recipe import Recipe
@@ -145,7 +137,7 @@ class Dispatcher:
         losses = blamed = 0
         while True:
             # Who has lost an engine has waited already.
-            lane, until_us = (Lane.RETRY, 0) if losses else (Lane.ORDINARY, deadline_us)
+            lane, until_us = (Lane.RETRY, 0) if losses else (Lane.INTERACTIVE, deadline_us)
             task = Task(recipe, self._limits, next(self._numbers), now_us(), until_us)
             outcome = await self._ask(task, lane, upload, result)
             if not isinstance(outcome, Lost):

@@ -22,7 +22,9 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
-from server.cluster.work import Done, FlightRecorder, Refused, Spent, Task, now_us, receive, send
+from server.cluster.flight_recorder import FlightRecorder
+from server.cluster.messages import Done, Refused, Spent, Task, now_us
+from server.cluster.work_socket import receive, send
 from server.errors import ImageError, TooManyPixels
 from server.imaging.jpeg.kernel import Impossible, kernel
 from server.imaging.pipeline import process

@@ -5,7 +5,7 @@ from typing import Self
 
 from server.cluster.quarantine import Quarantine
 from server.cluster.scoreboard import Row, Scoreboard
-from server.cluster.work import WorkSocket
+from server.cluster.work_socket import WorkSocket
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from server.cluster.backoff import Backoff
 from server.cluster.engine import EngineConfig
+from server.cluster.flight_recorder import FlightRecorder
+from server.cluster.messages import now_us
 from server.cluster.scoreboard import Cell, Row
-from server.cluster.work import FlightRecorder, WorkSocket, now_us
+from server.cluster.work_socket import WorkSocket
 from server.logs import get_logger
 
 log = get_logger(__name__)

@@ -15,7 +15,7 @@ from server.cluster.backoff import Backoff
 from server.cluster.membership import Membership
 from server.cluster.quarantine import Quarantine
 from server.cluster.scoreboard import Cell, Scoreboard, State
-from server.cluster.work import WorkSocket
+from server.cluster.work_socket import WorkSocket
 from server.gateway import preflight
 from server.gateway.worker import Worker
 from server.imaging.jpeg import kernel

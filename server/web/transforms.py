@@ -11,7 +11,8 @@ from falcon.uri import parse_query_string
 
 from server.admission import Admission
 from server.cluster.dispatch import Dispatcher, TooLate
-from server.cluster.work import MemoryFilePool, Spent
+from server.cluster.memory_files import MemoryFilePool
+from server.cluster.messages import Spent
 from server.errors import BadParameter, ServiceUnavailable
 from server.imaging.codecs import OUTPUT_FORMATS, Effort, Format
 from server.imaging.geometry import Turn

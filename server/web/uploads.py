@@ -12,7 +12,7 @@ from falcon.asgi.multipart import BodyPart, MultipartForm
 from falcon.media import MultipartFormHandler
 
 from server.admission import Ticket
-from server.cluster.work import MemoryFilePool
+from server.cluster.memory_files import MemoryFilePool
 from server.errors import ImageError, MalformedMultipart, UploadTooLarge, UploadTooSlow
 from server.web.exchange import Exchange
 from server.web.upload_sink import UploadSink, write_all

@@ -17,9 +17,9 @@ from support.gateway import gateway
 
 from server.admission import Admission
 from server.cluster.membership import Membership
+from server.cluster.memory_files import MemoryFilePool
 from server.cluster.quarantine import Quarantine
 from server.cluster.scoreboard import Cell
-from server.cluster.work import MemoryFilePool
 from server.errors import UnsupportedImage
 from server.imaging.geometry import Turn
 from server.web.envelope import Envelope

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from support.specimens import encoded, noise_image
 
+from server.cluster.memory_files import memory_file
 from server.cluster.quarantine import Quarantine, QuarantineEntry
-from server.cluster.work import memory_file
 
 
 class Clock:

@@ -1,23 +1,8 @@
-"""The work socket: what every worker sends tasks to and every engine takes them from.
-
-A task is one `SOCK_SEQPACKET` message with three descriptors riding along (`SCM_RIGHTS`): the upload, the
-file for the result, and one end of a fresh reply socket. No byte of an image passes through a socket. The
-engine holds the only other end of the reply socket, so when it dies the worker reads end of file: that is
-the crash signal.
-
-Source: unix(7), memfd_create(2).
-"""
+"""Messages between workers and engines: a task, and what came of it."""
 
 import json
-import mmap
-import os
-import socket
 import time
-from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
-from io import FileIO
 from typing import Any, Self
 
 from server import errors
@@ -25,9 +10,6 @@ from server.imaging.codecs import CODECS, Effort, Format
 from server.imaging.geometry import Turn
 from server.imaging.limits import Limits
 from server.imaging.recipe import PATHS, ImagePath, Recipe, Result
-
-#: A message is a few hundred bytes; one with a traceback may be longer.
-MESSAGE_BYTES = 65536
 
 _PICTURE_ERRORS = {cls.__name__: cls for cls in (errors.UnsupportedImage, errors.DamagedImage,
                                                   errors.TooManyPixels, errors.TooManyFrames,
@@ -37,43 +19,6 @@ _PATHS: dict[str, ImagePath] = {path: path for path in PATHS}
 
 #: How much of a traceback is sent: in JSON one character may take twelve bytes.
 _TRACEBACK_CHARACTERS = 5000
-
-
-def memory_file(name: str) -> FileIO:
-    """Open an empty file that exists in memory only and ends with its last descriptor.
-
-    Unbuffered, so that Pillow's encoders write to the descriptor themselves.
-
-    Args:
-        name: shown in `/proc/PID/fd` as `/memfd:NAME (deleted)`.
-    """
-    return FileIO(os.memfd_create(name), "r+b")
-
-
-class MemoryFilePool:
-    """Files in memory that are written over, for uploads and for results.
-
-    Fetching fresh pages from the kernel and giving them back costs more than copying a picture into them.
-    """
-
-    #: How many are kept, and how large one may be, in bytes.
-    _FILES = 8
-    _FILE_BYTES = 8 << 20
-
-    def __init__(self) -> None:
-        self._files: list[FileIO] = []
-
-    def take(self) -> FileIO:
-        """Return a file to be written from its start; what it holds is somebody else's."""
-        return self._files.pop() if self._files else memory_file("picture")
-
-    def give_back(self, file: FileIO) -> None:
-        """Take a file back that no engine will touch again."""
-        if len(self._files) < self._FILES and os.fstat(file.fileno()).st_size <= self._FILE_BYTES:
-            file.seek(0)
-            self._files.append(file)
-        else:
-            file.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,95 +177,6 @@ def _text(value: object) -> str:
     return value
 
 
-class Lane(IntEnum):
-    """Which task goes first: an engine takes none from a lane while one waits in a lane before it."""
-
-    RETRY = 0  # has waited its turn once and lost its engine
-    ORDINARY = 1
-
-
-class WorkSocket:
-    """A socket pair for each lane. Made in the arbiter; workers inherit it and pass `engine_ends` on."""
-
-    def __init__(self) -> None:
-        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in Lane]
-        # Several processes wait on either end; one that loses the race must not be stuck in the call.
-        for end in (end for pair in pairs for end in pair):
-            end.setblocking(False)  # noqa: FBT003 the standard library has no other way
-        self.worker_ends, self.engine_ends = zip(*pairs, strict=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for end in (*self.worker_ends, *self.engine_ends):
-            end.close()
-
-
-class FlightRecorder:
-    """What an engine leaves behind when it dies: the task it was at, and how many it had done.
-
-    Two integers in a file in memory that the engine maps and its worker reads. A note in shared memory costs
-    nothing, where a message for each task would wake the worker.
-    """
-
-    _BYTES = 16
-
-    def __init__(self, file: FileIO) -> None:
-        self._cells = memoryview(mmap.mmap(file.fileno(), self._BYTES)).cast("q")
-
-    @classmethod
-    def create(cls) -> FileIO:
-        """Make the file."""
-        file = memory_file("flight-recorder")
-        file.truncate(cls._BYTES)
-        return file
-
-    @property
-    def task(self) -> int:
-        """The number of the task that is worked on; 0 for none."""
-        return self._cells[0]
-
-    @property
-    def done(self) -> int:
-        """How many tasks came to an end, refused ones too."""
-        return self._cells[1]
-
-    def begin(self, task: int) -> None:
-        """Note what is about to be worked on."""
-        self._cells[0] = task
-
-    def end(self) -> None:
-        """Note that it is over."""
-        self._cells[1] += 1
-        self._cells[0] = 0
-
-
 def now_us() -> int:
     """Microseconds of the monotonic clock (clock_gettime(2): the same for every process)."""
     return time.monotonic_ns() // 1000
-
-
-def send(to: socket.socket, message: bytes, files: Sequence[int] = ()) -> None:
-    """Send one message with its descriptors.
-
-    Raises:
-        BlockingIOError: the receiver's queue is full.
-    """
-    socket.send_fds(to, [message], files)
-
-
-def receive(from_: socket.socket, max_files: int) -> tuple[bytes, list[int]]:
-    """Take one message with its descriptors; an empty one is end of file.
-
-    Raises:
-        BlockingIOError: nothing is there.
-    """
-    # Not socket.recv_fds: it forgets its flags (CPython 3.11).
-    numbers = array("i")
-    room = socket.CMSG_LEN(max_files * numbers.itemsize)
-    message, ancillary, _, _ = from_.recvmsg(MESSAGE_BYTES, room, socket.MSG_CMSG_CLOEXEC)
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
-    return message, list(numbers)

@@ -1,12 +1,7 @@
 """What workers and engines say to each other arrives as it was sent, and a lying engine is not believed."""
 
 import json
-import os
-import socket
-from collections.abc import Iterator
 from dataclasses import asdict
-from io import FileIO
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,18 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server import errors
-from server.cluster.work import (
-    MESSAGE_BYTES,
-    Done,
-    Refused,
-    Spent,
-    Task,
-    WorkSocket,
-    decode_outcome,
-    memory_file,
-    receive,
-    send,
-)
+from server.cluster.messages import Done, Refused, Spent, Task, decode_outcome
+from server.cluster.work_socket import MESSAGE_BYTES
 from server.imaging.codecs import CODECS, OUTPUT_FORMATS, Format
 from server.imaging.geometry import Turn
 from server.imaging.limits import Limits
@@ -111,13 +96,6 @@ def is_believed_or_refused(message: bytes) -> bool:
         return is_sound(decode_outcome(message))
     except ValueError:
         return True
-
-
-@pytest.fixture
-def work() -> Iterator[WorkSocket]:
-    pair = WorkSocket()
-    with pair:
-        yield pair
 
 
 @settings(deadline=None)
@@ -240,86 +218,3 @@ def test_a_picture_cannot_choose_its_own_content_type() -> None:
     fields = spoken(DONE)
     fields["done"]["result"]["media_type"] = "text/html\r\nSet-Cookie: a=b"
     assert is_believed_or_refused(json.dumps(fields).encode())
-
-
-def test_a_message_and_its_files_go_through_the_work_socket(work: WorkSocket) -> None:
-    with memory_file("upload") as upload, memory_file("flipped") as reply:
-        upload.write(b"a picture")
-        send(work.worker_ends[0], b"a task", [upload.fileno(), reply.fileno()])
-    message, files = receive(work.engine_ends[0], 2)
-    with FileIO(files[0]) as upload, FileIO(files[1]):
-        assert message == b"a task"
-        assert os.pread(upload.fileno(), 100, 0) == b"a picture"
-
-
-def test_a_file_that_was_received_is_not_passed_on_to_programs(work: WorkSocket) -> None:
-    with memory_file("upload") as upload:
-        send(work.worker_ends[0], b"a task", [upload.fileno()])
-    _, files = receive(work.engine_ends[0], 1)
-    with FileIO(files[0]) as received:
-        assert not os.get_inheritable(received.fileno())
-
-
-def test_messages_keep_their_bounds_and_their_order(work: WorkSocket) -> None:
-    for message in (b"first", b"second"):
-        send(work.worker_ends[0], message, [])
-    assert [receive(work.engine_ends[0], 2) for _ in range(2)] == [(b"first", []), (b"second", [])]
-
-
-def test_the_longest_message_arrives_whole(work: WorkSocket) -> None:
-    send(work.engine_ends[0], b"x" * MESSAGE_BYTES, [])
-    assert receive(work.worker_ends[0], 0) == (b"x" * MESSAGE_BYTES, [])
-
-
-def test_an_engine_that_finds_no_job_is_told_so_at_once(work: WorkSocket) -> None:
-    send(work.worker_ends[0], b"the only task", [])
-    assert receive(work.engine_ends[0], 2)[0] == b"the only task"
-    with pytest.raises(BlockingIOError):
-        receive(work.engine_ends[0], 2)
-
-
-def test_a_full_queue_is_told_at_once_and_takes_more_when_an_engine_has_taken_one(work: WorkSocket) -> None:
-    sent = 0
-    with pytest.raises(BlockingIOError):  # noqa: PT012 how many fit is the kernel's affair
-        while True:
-            send(work.worker_ends[0], b"%d" % sent, [])
-            sent += 1
-    taken = [receive(work.engine_ends[0], 2)[0] for _ in range(sent)]
-    assert taken == [b"%d" % number for number in range(sent)]
-    send(work.worker_ends[0], b"one more", [])
-    assert receive(work.engine_ends[0], 2)[0] == b"one more"
-
-
-def test_the_death_of_the_other_side_is_an_empty_message() -> None:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours:
-        theirs.close()
-        assert receive(ours, 1) == (b"", [])
-
-
-def test_an_answer_that_was_sent_before_a_death_still_arrives() -> None:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours:
-        with theirs:
-            send(theirs, DONE.encode(), [])
-        assert decode_outcome(receive(ours, 1)[0]) == DONE
-        assert receive(ours, 1) == (b"", [])
-
-
-def test_a_reply_socket_that_only_a_lost_job_holds_ends_with_the_job() -> None:
-    pair = WorkSocket()
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours:
-        with theirs:
-            send(pair.worker_ends[0], b"a task that nobody takes", [theirs.fileno()])
-        pair.__exit__()
-        assert receive(ours, 1) == (b"", [])
-
-
-def test_a_file_in_memory_is_on_no_disk_and_shows_its_name() -> None:
-    with memory_file("upload") as file:
-        file.write(b"bytes")
-        shown = Path(f"/proc/self/fd/{file.fileno()}").readlink()
-        assert os.fstat(file.fileno()).st_nlink == 0
-        assert os.fstat(file.fileno()).st_size == 5
-    assert str(shown) == "/memfd:upload (deleted)"

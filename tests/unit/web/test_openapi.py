@@ -24,7 +24,7 @@ from server.settings import Settings
 from server.web.envelope import App
 from server.web.problems import STATUS_OF, Problem
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DOCUMENT: dict[str, Any] = json.loads((Path(server.web.__path__[0]) / "openapi.json").read_text())
 
 #: Methods of the document, in the words of the document.

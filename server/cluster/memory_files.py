@@ -1,0 +1,44 @@
+"""Files that exist in memory only: what an image travels in between a worker and an engine.
+
+Source: memfd_create(2).
+"""
+
+import os
+from io import FileIO
+
+
+def memory_file(name: str) -> FileIO:
+    """Open an empty file that exists in memory only and is freed with its last descriptor.
+
+    Unbuffered, so that Pillow's encoders write to the descriptor themselves.
+
+    Args:
+        name: shown in `/proc/PID/fd` as `/memfd:NAME (deleted)`.
+    """
+    return FileIO(os.memfd_create(name), "r+b")
+
+
+class MemoryFilePool:
+    """Memory files that are written over, for uploads and for results.
+
+    Fetching fresh pages from the kernel and returning them costs more than copying an image into them.
+    """
+
+    #: How many are kept, and how large one may be, in bytes.
+    _FILES = 8
+    _FILE_BYTES = 8 << 20
+
+    def __init__(self) -> None:
+        self._files: list[FileIO] = []
+
+    def take(self) -> FileIO:
+        """Return a file to be written from its start; it still holds the bytes of its last use."""
+        return self._files.pop() if self._files else memory_file("image")
+
+    def give_back(self, file: FileIO) -> None:
+        """Take a file back that no engine will touch again."""
+        if len(self._files) < self._FILES and os.fstat(file.fileno()).st_size <= self._FILE_BYTES:
+            file.seek(0)
+            self._files.append(file)
+        else:
+            file.close()

@@ -1,0 +1,24 @@
+"""What an engine notes is read by its worker, also after the engine has died."""
+
+import os
+
+from server.cluster.flight_recorder import FlightRecorder
+
+
+def test_a_new_recorder_knows_of_no_task() -> None:
+    with FlightRecorder.create() as file:
+        recorder = FlightRecorder(file)
+    assert (recorder.task, recorder.done) == (0, 0)
+
+
+def test_what_a_process_noted_before_it_died_is_still_there() -> None:
+    with FlightRecorder.create() as file:
+        reader = FlightRecorder(file)
+        if (pid := os.fork()) == 0:
+            writer = FlightRecorder(file)
+            writer.begin(7)
+            writer.end()
+            writer.begin(8)
+            os._exit(3)
+        os.waitpid(pid, 0)
+    assert (reader.task, reader.done) == (8, 1)
