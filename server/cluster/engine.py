@@ -8,9 +8,7 @@ import gc
 import json
 import mmap
 import os
-import resource
 import select
-import signal
 import socket
 import sys
 import traceback
@@ -19,9 +17,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from io import FileIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
+from server.cluster import sandbox
 from server.cluster.flight_recorder import FlightRecorder
 from server.cluster.messages import Done, Refused, Spent, Task, now_us
 from server.cluster.work_socket import receive, send
@@ -33,14 +31,7 @@ from server.imaging.recipe import Stage
 if TYPE_CHECKING:
     from server.imaging.codecs import Source
 
-#: Signals that are meant for the arbiter and its workers, but reach everybody when a terminal or a
-#: service manager sends them to the whole group. The worker decides when its engine ends.
-_NOT_FOR_US = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-
 _NO_MEMORY = "The image needs more memory than it may have. Send a smaller one."
-
-#: When the machine runs out of memory, the kernel ends an engine before a worker (proc(5)).
-_OOM_SCORE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +136,7 @@ class Engine:
             self._recorder.begin(task.number)
             if 0 < task.deadline_us < now_us():
                 return Refused(os.getpid(), is_late=True)
-            # The default action of SIGALRM ends the process, also inside C code; a handler of Python's would
-            # wait for that code to return.
-            signal.setitimer(signal.ITIMER_REAL, self._config.timeout_s)
+            sandbox.limit_time(self._config.timeout_s)
             return _transform(task, upload, sink)
         except ImageError as refusal:
             self._is_retiring = isinstance(refusal.__cause__, MemoryError)
@@ -158,7 +147,7 @@ class Engine:
         except Exception:  # noqa: BLE001 our own bug: it costs this request, not the engine
             return Refused(os.getpid(), traceback=traceback.format_exc())
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            sandbox.limit_time(0)
 
 
 def _transform(task: Task, upload: int, sink: FileIO) -> Done:
@@ -183,35 +172,10 @@ def _is_abandoned(reply: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-def _silence_decoders() -> None:
-    """Keep what C libraries print about a picture out of the log, and our own tracebacks in it."""
-    sys.stderr = os.fdopen(os.dup(2), "w")
-    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 no path of ours
-        os.dup2(nowhere.fileno(), 2)
-
-
-def prefer_for_oom_kill(score: Path) -> None:
-    """Ask the kernel to end this process before a worker when memory runs out (proc(5)).
-
-    Whoever runs with a higher score already, as in many containers, may not lower it; and nobody has to.
-    """
-    with suppress(OSError):
-        if int(score.read_text()) < _OOM_SCORE:
-            score.write_text(str(_OOM_SCORE))
-
-
 def main() -> None:
     """Entry point of the process."""
     config = EngineConfig.decode(sys.argv[1])
-    for number in _NOT_FOR_US:
-        signal.signal(number, signal.SIG_IGN)
-    _silence_decoders()
-    # Workers only move bytes: they go first, or a health check waits behind a picture.
-    os.nice(config.nice)
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    memory_bytes = config.memory_bytes if hard == resource.RLIM_INFINITY else min(config.memory_bytes, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    prefer_for_oom_kill(Path("/proc/self/oom_score_adj"))
+    sandbox.enter(nice=config.nice, memory_bytes=config.memory_bytes)
     with suppress(Impossible):  # the arbiter has said so
         kernel()
     gc.freeze()  # what is loaded now stays for good; no collection has to look at it again

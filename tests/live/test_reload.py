@@ -106,7 +106,7 @@ BREAKAGES = {
     "syntax": ("server/settings.py", "def _lines(", "def _lines((", "SyntaxError"),
     "import": ("server/web/probes.py", "import os", "import so", "No module named 'so'"),
     "app": ("server/app.py", "probes.Healthz()", "probes.Health()", "Health"),
-    "engine": ("server/cluster/engine.py", "os.nice(config.nice)", "sys.exit(7)", "no engine starts"),
+    "engine": ("server/cluster/sandbox.py", "os.nice(nice)", "sys.exit(7)", "no engine starts"),
     "image": ("server/web/uploads.py", ".truncate()", ".shorten()", "the sample image is not flipped"),
 }
 
@@ -381,7 +381,8 @@ def test_a_stop_does_not_wait_for_a_worker_that_is_still_starting(copy: Path) ->
     with LiveServer(root=copy, environ={"WEB_CONCURRENCY": "1"}) as server:
         (worker,) = server.workers()
         never_ready = "print('waiting', file=sys.stderr, flush=True); os.read(config.control, 1)"
-        with broken(copy / "server" / "cluster" / "engine.py", "os.nice(config.nice)", never_ready):
+        entry = "sandbox.enter(nice=config.nice, memory_bytes=config.memory_bytes)"
+        with broken(copy / "server" / "cluster" / "engine.py", entry, never_ready):
             os.kill(worker["pid"], signal.SIGKILL)
             server.wait_for("waiting")
         assert server.stop() == 0
@@ -475,7 +476,7 @@ def test_an_engine_that_is_stuck_before_it_is_ready_is_replaced(copy: Path) -> N
     with impatient, LiveServer(root=copy, environ={"WEB_CONCURRENCY": "1"}) as server:
         (worker,) = server.workers()
         stuck = "print('stuck', file=sys.stderr, flush=True); signal.pause()"
-        with broken(package / "engine.py", "os.nice(config.nice)", stuck):
+        with broken(package / "sandbox.py", "os.nice(nice)", stuck):
             os.kill(worker["engine_pid"], signal.SIGKILL)
             server.wait_for("stuck")
         server.wait_for("engine_died", count=2, signal="SIGKILL")

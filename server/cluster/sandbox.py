@@ -1,0 +1,58 @@
+"""The sandbox of an engine: what its process may use, and when the kernel kills it."""
+
+import os
+import resource
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+#: Signals that are meant for the arbiter and its workers, but reach every process when a terminal or a
+#: service manager sends them to the whole group. The worker decides when its engine stops.
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+#: When the machine runs out of memory, the kernel kills an engine before a worker (proc(5)).
+_OOM_SCORE = 500
+
+
+def enter(*, nice: int, memory_bytes: int) -> None:
+    """Confine this process for good.
+
+    Args:
+        nice: how far it stands behind workers, or a health check waits for an image (nice(2)).
+        memory_bytes: most address space (RLIMIT_AS of setrlimit(2)).
+    """
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    _silence_libraries()
+    os.nice(nice)
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most_bytes = memory_bytes if hard == resource.RLIM_INFINITY else min(memory_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
+    prefer_for_oom_kill(Path("/proc/self/oom_score_adj"))
+
+
+def limit_time(timeout_s: float) -> None:
+    """Have the kernel kill this process after so many seconds, unless called again before; 0 for never.
+
+    The default action of SIGALRM ends the process inside C code too, where a Python handler would wait for
+    that code to return (setitimer(2)).
+    """
+    signal.setitimer(signal.ITIMER_REAL, timeout_s)
+
+
+def prefer_for_oom_kill(score: Path) -> None:
+    """Ask the kernel to kill this process before a worker when memory runs out (proc(5)).
+
+    A process that starts with a higher score, as in many containers, may not lower it and need not.
+    """
+    with suppress(OSError):
+        if int(score.read_text()) < _OOM_SCORE:
+            score.write_text(str(_OOM_SCORE))
+
+
+def _silence_libraries() -> None:
+    """Keep what C libraries print about an image out of the log, and our own tracebacks in it."""
+    sys.stderr = os.fdopen(os.dup(2), "w")
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 no path of ours
+        os.dup2(nowhere.fileno(), 2)

@@ -1,0 +1,84 @@
+"""The limits of an engine hold from its start."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from server.cluster.sandbox import prefer_for_oom_kill
+
+ROOT = Path(__file__).parents[3]
+
+MEMORY_BYTES = 1 << 30
+
+
+def confined(code: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    """Run code in a process that has entered the sandbox."""
+    entry = f"from server.cluster import sandbox; sandbox.enter(nice=3, memory_bytes={MEMORY_BYTES})"
+    return subprocess.run(
+        [sys.executable, "-c", f"import os, resource, signal\n{before}\n{entry}\n{code}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(("was", "becomes"), [("0\n", "500"), ("-900\n", "500"), ("1000\n", "1000\n")])
+def test_the_kernel_kills_an_engine_before_a_worker_when_memory_runs_out(
+    tmp_path: Path, was: str, becomes: str
+) -> None:
+    score = tmp_path / "oom_score_adj"
+    score.write_text(was)
+    prefer_for_oom_kill(score)
+    assert score.read_text() == becomes
+
+
+def test_an_engine_starts_where_it_may_not_ask_for_that(tmp_path: Path) -> None:
+    prefer_for_oom_kill(tmp_path)  # any error of the operating system
+
+
+def test_an_engine_is_behind_workers_and_has_a_limit_of_memory() -> None:
+    result = confined("print(os.nice(0), resource.getrlimit(resource.RLIMIT_AS))")
+    assert result.stdout == f"{os.nice(0) + 3} {(MEMORY_BYTES, MEMORY_BYTES)}\n"
+    assert confined("bytes(2 << 30)").stderr.endswith("MemoryError\n")
+
+
+def test_a_stricter_limit_of_memory_stays() -> None:
+    hard = MEMORY_BYTES // 2
+    code = "print(resource.getrlimit(resource.RLIMIT_AS)[0])"
+    assert (
+        confined(code, before=f"resource.setrlimit(resource.RLIMIT_AS, ({hard}, {hard}))").stdout
+        == f"{hard}\n"
+    )
+
+
+def test_a_signal_to_the_whole_group_stops_no_engine() -> None:
+    names = ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"]
+    raised = "\n".join(f"signal.raise_signal(signal.{name})" for name in names)
+    assert confined(f"{raised}\nprint('alive')").stdout == "alive\n"
+
+
+def test_what_a_library_prints_is_dropped_and_a_traceback_is_kept() -> None:
+    result = confined("os.write(2, b'odd marker\\n'); raise ValueError('ours')")
+    assert "odd marker" not in result.stderr
+    assert result.stderr.endswith("ValueError: ours\n")
+
+
+def test_the_kernel_kills_what_takes_too_long() -> None:
+    result = confined("sandbox.limit_time(0.05)\nwhile True: pass")
+    assert result.returncode == -signal.SIGALRM
+
+
+def test_what_is_done_in_time_lives_on() -> None:
+    code = "sandbox.limit_time(0.05); sandbox.limit_time(0)\nprint(signal.getitimer(signal.ITIMER_REAL)[0])"
+    assert confined(code).stdout == "0.0\n"
+
+
+def test_this_process_is_not_confined() -> None:
+    assert resource.getrlimit(resource.RLIMIT_AS)[0] != MEMORY_BYTES
