@@ -1,14 +1,13 @@
-"""Shared memory that says what every worker is doing, readable from any process.
+"""The scoreboard: shared memory that says what every worker is doing, readable from any process.
 
-The arbiter makes it before it forks. One row per worker, each written by its owner alone; a cell is
-an aligned 64-bit integer, so a reader sees an old value or a new one and never half of each.
+The arbiter makes it before it forks. One row per worker, each written by its owner alone; a cell is an
+aligned 64-bit integer, so a reader sees an old value or a new one and never half of each.
 """
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import IntEnum, auto
-
-from server.metrics import Snapshot
 
 #: Rows for workers: more than any one machine has cores.
 ROWS = 512
@@ -21,7 +20,7 @@ STATUSES = (200, 400, 404, 405, 408, 413, 415, 422, 499, 500, 503, 1, 2, 3, 4, 5
 
 
 class State(IntEnum):
-    """What a worker is doing with its life."""
+    """The state of a worker; a row is free when it has none."""
 
     FREE = 0
     STARTING = 1
@@ -33,18 +32,18 @@ class Cell(IntEnum):
     """The columns of a row.
 
     Those from `REQUESTS` on only ever grow: a row keeps its counts when a worker dies and another takes its
-    place, so the sums over all rows never fall, whoever reads them when.
+    place, so the sums over all rows never fall.
     """
 
     STATE = 0
     PID = auto()
     ENGINE_PID = auto()  # 0 while there is none
-    IN_FLIGHT = auto()  # tasks handed to the work socket and not answered yet
+    IN_FLIGHT = auto()  # tasks sent to the work socket and not answered yet
     SERVICE_US = auto()  # moving average of what one task takes an engine, in microseconds
-    LATELY_US = auto()  # engine time of the last tasks, each new one making the older ones weigh less ...
+    LATELY_US = auto()  # engine time of the last tasks, with older ones weighing less ...
     LATELY_BYTES = auto()  # ... and the bytes of their uploads
-    PREDICTED_US = auto()  # engine time that the admitted requests are thought to need still
-    HELD_BYTES = auto()  # of pictures that came in or are going out
+    PREDICTED_US = auto()  # predicted engine time that the admitted requests still need
+    HELD_BYTES = auto()  # of images being received, worked on or sent
     PROMISED_US = auto()  # until when places were promised to refused callers, monotonic clock
     LOST_TASK = auto()  # the task that the last engine died over ...
     LOST_PID = auto()  # ... which engine that was ...
@@ -64,6 +63,69 @@ _STATUS_CELL = {status: Cell.FIRST_STATUS + i for i, status in enumerate(STATUSE
 _FIRST_DURATION = Cell.FIRST_STATUS + len(STATUSES)
 _WIDTH = _FIRST_DURATION + len(DURATION_BOUNDS_S) + 1  # the last bucket has no bound
 _FIRST_HTTP_STATUS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSnapshot:
+    """One worker at one moment.
+
+    Attributes:
+        pid: 0 while it starts.
+        engine_pid: 0 while it has none.
+        in_flight: tasks sent to engines and not answered yet.
+        service_us: moving average of the engine time of one task, in microseconds.
+        requests, tasks, engine_deaths: counts of its row, those of earlier workers in it included.
+    """
+
+    pid: int
+    state: State
+    engine_pid: int
+    in_flight: int
+    service_us: int
+    requests: int
+    tasks: int
+    engine_deaths: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The whole cluster at one moment, and what it has counted so far.
+
+    Attributes:
+        workers: those whose rows are in use.
+        predicted_s: predicted engine time that the admitted requests still need, in seconds.
+        held_bytes: of images being received, worked on or sent.
+        requests: answered requests by status; a class such as `4xx` stands for its rarer statuses.
+        duration_bounds_s: upper bounds of the response time histogram, in seconds, rising.
+        durations: requests per bucket, not cumulated, and one more for those above the last bound.
+        duration_s: summed response time, in seconds.
+        engine_s: summed time that engines spent on tasks, in seconds.
+    """
+
+    workers: Sequence[WorkerSnapshot]
+    in_flight: int
+    predicted_s: float
+    held_bytes: int
+    requests: Mapping[str, int]
+    duration_bounds_s: Sequence[float]
+    durations: Sequence[int]
+    duration_s: float
+    bytes_in: int
+    bytes_out: int
+    tasks: int
+    engine_s: float
+    engine_starts: int
+    engine_deaths: int
+
+    @property
+    def online_workers(self) -> int:
+        """Workers that accept requests."""
+        return sum(worker.state is State.ONLINE for worker in self.workers)
+
+    @property
+    def engines(self) -> int:
+        """Engines that can take tasks."""
+        return sum(worker.engine_pid != 0 for worker in self.workers)
 
 
 class Row:
@@ -103,6 +165,19 @@ class Row:
         self[Cell.LATELY_US] += service_us - self[Cell.LATELY_US] // 8
         self[Cell.LATELY_BYTES] += body_bytes - self[Cell.LATELY_BYTES] // 8
 
+    def snapshot(self) -> WorkerSnapshot:
+        """Read the cells that say how this worker is doing."""
+        return WorkerSnapshot(
+            pid=self[Cell.PID],
+            state=State(self[Cell.STATE]),
+            engine_pid=self[Cell.ENGINE_PID],
+            in_flight=self[Cell.IN_FLIGHT],
+            service_us=self[Cell.SERVICE_US],
+            requests=self[Cell.REQUESTS],
+            tasks=self[Cell.TASKS],
+            engine_deaths=self[Cell.ENGINE_DEATHS],
+        )
+
 
 class Scoreboard:
     """All rows.
@@ -112,7 +187,7 @@ class Scoreboard:
     """
 
     def __init__(self, rows: int = ROWS) -> None:
-        # Anonymous and shared: every process forked from here sees it, and it is gone with the last.
+        # Anonymous and shared: every process forked from here sees it, and it is freed with the last.
         self._memory = memoryview(mmap.mmap(-1, rows * _WIDTH * 8)).cast("q")
         self._free = list(range(rows - 1, -1, -1))
 
@@ -138,13 +213,13 @@ class Scoreboard:
         self._free.append(row.index)
 
     def workers(self) -> Iterator[Row]:
-        """Rows in use, as seen in this moment from any process."""
+        """Iterate over the rows in use."""
         for index, state in enumerate(self._memory[Cell.STATE :: _WIDTH]):
             if state != State.FREE:
                 yield self._row(index)
 
     def total(self, cell: int) -> int:
-        """Add one cell up over all rows, those of workers that are gone too."""
+        """Add one cell up over all rows, those of past workers too."""
         return sum(self._memory[cell::_WIDTH])
 
     def count(self, cell: int) -> int:
@@ -163,13 +238,10 @@ class Scoreboard:
         )
 
     def snapshot(self) -> Snapshot:
-        """Add up all rows, those of workers that are gone too."""
-        workers = list(self.workers())
+        """Read all rows: those in use one by one, and the sums over all, with those of past workers."""
         total = self.total
-
         return Snapshot(
-            workers=sum(row[Cell.STATE] == State.ONLINE for row in workers),
-            engines=sum(row[Cell.ENGINE_PID] != 0 for row in workers),
+            workers=tuple(row.snapshot() for row in self.workers()),
             in_flight=total(Cell.IN_FLIGHT),
             predicted_s=total(Cell.PREDICTED_US) / 1e6,
             held_bytes=total(Cell.HELD_BYTES),
@@ -178,7 +250,7 @@ class Scoreboard:
                 for status, cell in _STATUS_CELL.items()
             },
             duration_bounds_s=DURATION_BOUNDS_S,
-            durations=[total(cell) for cell in range(_FIRST_DURATION, _WIDTH)],
+            durations=tuple(total(cell) for cell in range(_FIRST_DURATION, _WIDTH)),
             duration_s=total(Cell.DURATION_US) / 1e6,
             bytes_in=total(Cell.BYTES_IN),
             bytes_out=total(Cell.BYTES_OUT),

@@ -1,4 +1,4 @@
-"""What operators and their tools ask: alive, ready, how busy, and what is there to call."""
+"""Probes: what operators and their tools ask for."""
 
 import os
 from http import HTTPStatus
@@ -6,18 +6,18 @@ from pathlib import Path
 
 from falcon.asgi import Request, Response
 
-from server import metrics
 from server.cluster.scoreboard import Cell, Row, Scoreboard, State
 from server.errors import ServiceUnavailable
+from server.web import metrics
 
 _OPENAPI = (Path(__file__).parent / "openapi.json").read_bytes()
 
 
 class Front:
-    """`GET /`: what the article's server said, so that a person sees which worker answered."""
+    """`GET /`: the process id of the worker that answers, to see requests spread over workers."""
 
     async def on_get(self, _req: Request, resp: Response) -> None:
-        """Say who listens."""
+        """Answer with the process id."""
         resp.content_type = "text/plain; charset=utf-8"
         resp.text = f"PID {os.getpid()} listening\n"
 
@@ -25,7 +25,7 @@ class Front:
 
 
 class Healthz:
-    """`GET /healthz`: this worker's event loop turns. Restart it when this fails."""
+    """`GET /healthz`: whether this worker's event loop runs. Restart the worker when this fails."""
 
     async def on_get(self, _req: Request, resp: Response) -> None:
         """Answer at once."""
@@ -36,14 +36,14 @@ class Healthz:
 
 
 class Readyz:
-    """`GET /readyz`: send traffic here, or do not yet, or not any more."""
+    """`GET /readyz`: whether to send traffic to this worker."""
 
     def __init__(self, scoreboard: Scoreboard, row: Row) -> None:
         self._scoreboard = scoreboard
         self._row = row
 
     async def on_get(self, _req: Request, resp: Response) -> None:
-        """Answer 200 when there is an engine that can take work, and this worker takes more of it."""
+        """Answer 200 while there is an engine and this worker is not draining."""
         if self._row[Cell.STATE] == State.STOPPING:
             raise ServiceUnavailable("This worker is about to end. Ask again on a new connection.")
         if not any(row[Cell.ENGINE_PID] for row in self._scoreboard.workers()):
@@ -61,20 +61,20 @@ class Status:
         self._scoreboard = scoreboard
 
     async def on_get(self, _req: Request, resp: Response) -> None:
-        """Answer with what every worker is doing in this moment."""
+        """Answer with what every worker is doing."""
         resp.media = {
             "workers": [
                 {
-                    "pid": row[Cell.PID],
-                    "state": State(row[Cell.STATE]).name.lower(),
-                    "engine_pid": row[Cell.ENGINE_PID] or None,
-                    "in_flight": row[Cell.IN_FLIGHT],
-                    "service_ms": row[Cell.SERVICE_US] / 1e3,
-                    "requests": row[Cell.REQUESTS],
-                    "tasks": row[Cell.TASKS],
-                    "engine_deaths": row[Cell.ENGINE_DEATHS],
+                    "pid": worker.pid,
+                    "state": worker.state.name.lower(),
+                    "engine_pid": worker.engine_pid or None,
+                    "in_flight": worker.in_flight,
+                    "service_ms": worker.service_us / 1e3,
+                    "requests": worker.requests,
+                    "tasks": worker.tasks,
+                    "engine_deaths": worker.engine_deaths,
                 }
-                for row in self._scoreboard.workers()
+                for worker in self._scoreboard.snapshot().workers
             ]
         }
 
@@ -82,7 +82,7 @@ class Status:
 
 
 class Metrics:
-    """`GET /metrics`: the scoreboard for Prometheus, the same from whichever worker answers."""
+    """`GET /metrics`: the scoreboard for Prometheus, the same from every worker."""
 
     def __init__(self, scoreboard: Scoreboard) -> None:
         self._scoreboard = scoreboard
@@ -96,10 +96,10 @@ class Metrics:
 
 
 class OpenApi:
-    """`GET /openapi.json`: what there is to call (OpenAPI 3.1)."""
+    """`GET /openapi.json`: the API of this service (OpenAPI 3.1)."""
 
     async def on_get(self, _req: Request, resp: Response) -> None:
-        """Answer with the document that lies beside this module."""
+        """Answer with the document."""
         resp.status = HTTPStatus.OK
         resp.content_type = "application/json"
         resp.data = _OPENAPI

@@ -8,7 +8,15 @@ from http import HTTPStatus
 
 import pytest
 
-from server.cluster.scoreboard import DURATION_BOUNDS_S, STATUSES, Cell, Row, Scoreboard, State
+from server.cluster.scoreboard import (
+    DURATION_BOUNDS_S,
+    STATUSES,
+    Cell,
+    Row,
+    Scoreboard,
+    State,
+    WorkerSnapshot,
+)
 from server.web.problems import STATUS_OF
 
 
@@ -41,7 +49,7 @@ def test_a_claimed_row_is_a_worker_that_starts(scoreboard: Scoreboard) -> None:
     assert [(worker.index, worker[Cell.STATE]) for worker in scoreboard.workers()] == [
         (row.index, State.STARTING)
     ]
-    assert scoreboard.snapshot().workers == 0
+    assert scoreboard.snapshot().online_workers == 0
 
 
 def test_a_worker_counts_once_it_is_online_and_until_it_stops(scoreboard: Scoreboard) -> None:
@@ -49,7 +57,7 @@ def test_a_worker_counts_once_it_is_online_and_until_it_stops(scoreboard: Scoreb
     counts = []
     for state in (State.STARTING, State.ONLINE, State.STOPPING):
         row[Cell.STATE] = state
-        counts.append(scoreboard.snapshot().workers)
+        counts.append(scoreboard.snapshot().online_workers)
     assert counts == [0, 1, 0]
 
 
@@ -88,7 +96,7 @@ def test_no_counter_falls_when_a_worker_dies(scoreboard: Scoreboard) -> None:
     before = asdict(scoreboard.snapshot())
     scoreboard.release(row)
     after = asdict(scoreboard.snapshot())
-    assert after == before | {"workers": 0, "engines": 0, "in_flight": 0}
+    assert after == before | {"workers": (), "in_flight": 0}
 
 
 def test_the_next_owner_of_a_row_goes_on_counting_and_is_otherwise_new(scoreboard: Scoreboard) -> None:
@@ -103,6 +111,18 @@ def test_the_next_owner_of_a_row_goes_on_counting_and_is_otherwise_new(scoreboar
     assert heir[Cell.REQUESTS] == 1
     answer(heir)
     assert scoreboard.snapshot().requests["200"] == 2
+
+
+def test_a_snapshot_has_every_worker_with_its_figures(scoreboard: Scoreboard) -> None:
+    rows = [scoreboard.claim() for _ in range(2)]
+    for cell, value in {Cell.PID: 70, Cell.ENGINE_PID: 71, Cell.IN_FLIGHT: 3, Cell.ENGINE_DEATHS: 2}.items():
+        rows[0][cell] = value
+    rows[0].count_task(service_us=1000, body_bytes=1)
+    answer(rows[0])
+    assert scoreboard.snapshot().workers == (
+        WorkerSnapshot(70, State.STARTING, 71, 3, service_us=1000, requests=1, tasks=1, engine_deaths=2),
+        WorkerSnapshot(0, State.STARTING, 0, 0, 0, 0, 0, 0),
+    )
 
 
 def test_rows_come_back_for_as_many_workers_as_there_will_be(scoreboard: Scoreboard) -> None:
@@ -144,7 +164,7 @@ def test_what_a_forked_worker_writes_is_seen_here_and_outlives_it(scoreboard: Sc
     in_a_fork(work)
     assert row[Cell.PID] not in {0, os.getpid()}
     snapshot = scoreboard.snapshot()
-    assert (snapshot.workers, snapshot.requests["200"]) == (1, 1)
+    assert (snapshot.online_workers, snapshot.requests["200"]) == (1, 1)
 
 
 def test_a_forked_worker_sees_what_others_write_after_the_fork(scoreboard: Scoreboard) -> None:

@@ -6,11 +6,16 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.metrics import MEDIA_TYPE, Snapshot, render
+from server.cluster.scoreboard import Snapshot, State, WorkerSnapshot
+from server.web.metrics import MEDIA_TYPE, render
+
+
+def worker(state: State, engine_pid: int) -> WorkerSnapshot:
+    return WorkerSnapshot(70, state, engine_pid, 0, 0, 0, 0, 0)
+
 
 SNAPSHOT = Snapshot(
-    workers=2,
-    engines=1,
+    workers=(worker(State.ONLINE, 71), worker(State.ONLINE, 0), worker(State.STARTING, 0)),
     in_flight=3,
     predicted_s=0.75,
     held_bytes=99,
