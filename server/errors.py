@@ -1,4 +1,4 @@
-"""Every way a request can fail, as one tree. No HTTP in it: statuses live in `web.problems`.
+"""Every way a request can fail, as one tree. No HTTP in it: statuses are in `web.problems`.
 
 ::
 
@@ -8,14 +8,15 @@
     │   ├── MalformedMultipart      broken multipart body, or not exactly one file part
     │   ├── UploadTooLarge          more bytes than the limit
     │   └── UploadTooSlow           the body did not arrive within the limit
-    ├── ImageError                  the request is fine, the picture is not
-    │   ├── UnsupportedImage        not an image, or a format outside the allow-list
-    │   ├── DamagedImage            truncated or corrupt
-    │   ├── TooManyPixels           larger than the limit, told from the header
-    │   ├── TooManyFrames           more frames than the limit, told from the header
-    │   ├── NotLossless             wanted without loss, and cannot be had so
+    ├── OperationRefused            the request is fine, what was sent with it is not
+    │   ├── ImageError              an operation on images refused it
+    │   │   ├── UnsupportedImage    not an image, or a format outside the allow-list
+    │   │   ├── DamagedImage        truncated or corrupt
+    │   │   ├── TooManyPixels       larger than the limit, told from the header
+    │   │   ├── TooManyFrames       more frames than the limit, told from the header
+    │   │   └── NotLossless         wanted without loss, and cannot be had so
     │   ├── TooMuchWork             an engine did not finish it within the limit
-    │   └── PoisonImage            ended every engine that tried it
+    │   └── PoisonImage             crashed every engine that tried it
     └── ServiceUnavailable          not the caller's fault: try again later
 """
 
@@ -65,56 +66,75 @@ class UploadTooSlow(RequestError):
     title = "The upload took too long"
 
 
-class ImageError(ServiceError):
-    """The request is fine, the picture is not.
+class OperationRefused(ServiceError):
+    """The request is fine, but no engine makes a result of what was sent with it.
 
     Attributes:
-        engine_pid: the engine that found out, for the log.
+        engine_pid: the engine that refused it, for the log.
     """
 
+    #: A detail as a client may get it, for the API document.
+    example: ClassVar[str]
+
     engine_pid: int | None = None
+
+
+class ImageError(OperationRefused):
+    """An operation on images refused the image."""
 
 
 class UnsupportedImage(ImageError):
     """Not an image, or in a format outside the allow-list."""
 
     title = "This is not an image we accept"
+    example = (
+        "This is not an image in a format we accept. Send a JPEG, PNG, WebP, GIF, TIFF, "
+        "BMP, AVIF, PPM or QOI file."
+    )
 
 
 class DamagedImage(ImageError):
     """Truncated or corrupt."""
 
     title = "The image is damaged"
+    example = "The JPEG file is damaged: it cannot be decoded to the end. Send an intact copy."
 
 
 class TooManyPixels(ImageError):
     """Larger than the pixel limit, told from the header before decoding."""
 
     title = "The image has too many pixels"
+    example = "The image is 20000 x 20000 = 400000000 pixels; the limit is 100000000. Send a smaller one."
 
 
 class TooManyFrames(ImageError):
     """More frames than the limit, told from the container before decoding."""
 
     title = "The image has too many frames"
+    example = "The image has more than 1000 frames, which is the limit. Send fewer frames."
 
 
 class NotLossless(ImageError):
     """Wanted without loss, and cannot be had so."""
 
     title = "The image cannot be turned without loss"
+    example = (
+        "This is not possible without loss: its stored height of 1080 is no multiple of 16. Leave `path` out."
+    )
 
 
-class TooMuchWork(ImageError):
+class TooMuchWork(OperationRefused):
     """An engine did not finish it within `Settings.engine_timeout_s`."""
 
     title = "The image takes too long"
+    example = "The image takes too long to process. Send a smaller or simpler one."
 
 
-class PoisonImage(ImageError):
-    """Every engine that tried this picture died of it."""
+class PoisonImage(OperationRefused):
+    """Every engine that tried this image crashed."""
 
     title = "The image could not be processed safely"
+    example = "The image makes our decoder crash. Convert it to another format and send that."
 
 
 class ServiceUnavailable(ServiceError):

@@ -1,0 +1,90 @@
+"""The functions of the operations on images: the only module of this package that imports `imaging`.
+
+Loaded by engines alone, so that a worker has no decoder in its memory.
+"""
+
+import mmap
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from io import FileIO
+from typing import TYPE_CHECKING, cast
+
+from server.errors import TooManyPixels
+from server.imaging.codecs import Effort, Format
+from server.imaging.geometry import Turn
+from server.imaging.jpeg.kernel import Impossible, kernel
+from server.imaging.limits import Limits
+from server.imaging.pipeline import process
+from server.imaging.recipe import Recipe
+from server.operations.images import ImageParameters, RotationParameters, TurnedImage
+
+if TYPE_CHECKING:
+    from server.imaging.codecs import Source
+
+_QUARTERS = {90: Turn.ROTATE_90, 180: Turn.ROTATE_180, 270: Turn.ROTATE_270}
+
+
+def prepare() -> None:
+    """Load the compiled module for JPEGs before the first image needs it."""
+    with suppress(Impossible):  # the arbiter has said so
+        kernel()
+
+
+def _turn(  # noqa: PLR0913, PLR0917 a run's five and what to do
+    turn: Turn,
+    source: FileIO,
+    sink: FileIO,
+    parameters: ImageParameters,
+    limits: Mapping[str, int],
+    progress: Callable[[str], None],
+) -> TurnedImage:
+    recipe = Recipe(
+        turn=turn,
+        format=None if parameters.format is None else Format(parameters.format),
+        quality=parameters.quality,
+        strip=parameters.strip,
+        path=parameters.path,
+        effort=Effort(parameters.effort),
+    )
+    try:
+        with _mapped(source) as data:
+            result = process(cast("Source", data), sink, recipe, Limits(**limits), progress)
+    except MemoryError as error:
+        raise TooManyPixels("The image needs more memory than it may have. Send a smaller one.") from error
+    return TurnedImage.model_construct(
+        media_type=result.media_type,
+        width=result.width,
+        height=result.height,
+        frames=result.frames,
+        path=result.path,
+    )
+
+
+def _mapped(source: FileIO) -> mmap.mmap:
+    size = os.fstat(source.fileno()).st_size
+    try:
+        return mmap.mmap(
+            source.fileno(), size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ
+        )
+    except OSError as error:  # there is no other reason
+        raise MemoryError from error
+
+
+flip = partial(_turn, Turn.FLIP)
+flop = partial(_turn, Turn.FLOP)
+transpose = partial(_turn, Turn.TRANSPOSE)
+transverse = partial(_turn, Turn.TRANSVERSE)
+orient = partial(_turn, Turn.ORIENT)
+
+
+def rotate(
+    source: FileIO,
+    sink: FileIO,
+    parameters: RotationParameters,
+    limits: Mapping[str, int],
+    progress: Callable[[str], None],
+) -> TurnedImage:
+    """Turn clockwise by the parameter `angle`."""
+    return _turn(_QUARTERS[parameters.angle], source, sink, parameters, limits, progress)
