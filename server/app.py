@@ -13,25 +13,14 @@ from server.cluster.membership import Membership
 from server.cluster.memory_files import MemoryFilePool
 from server.cluster.quarantine import Quarantine
 from server.cluster.supervisor import Supervisor
-from server.imaging.geometry import Turn
-from server.imaging.limits import Limits
+from server.operations.images import OPERATIONS
 from server.settings import Settings
-from server.web import probes
+from server.web import openapi, probes
 from server.web.envelope import App, Envelope
 from server.web.lifespan import Lifespan
 from server.web.problems import add_error_handlers
 from server.web.transforms import Transform
 from server.web.uploads import Uploads
-
-#: Which path does what; a rotation's angle is a parameter.
-OPERATIONS: Mapping[str, Turn | None] = {
-    "/flip": Turn.FLIP,
-    "/flop": Turn.FLOP,
-    "/rotate": None,
-    "/transpose": Turn.TRANSPOSE,
-    "/transverse": Turn.TRANSVERSE,
-    "/orient": Turn.ORIENT,
-}
 
 
 def create_app(settings: Settings, membership: Membership, environ: Mapping[str, str]) -> App:
@@ -42,13 +31,14 @@ def create_app(settings: Settings, membership: Membership, environ: Mapping[str,
         membership: what the worker shares with the cluster.
         environ: the environment its engine is started with.
     """
-    limits = Limits(
-        max_pixels=settings.max_pixels,
-        max_frames=settings.max_frames,
-        max_total_pixels=settings.max_total_pixels,
-    )
     row = membership.row
     config = EngineConfig(
+        operations="server.operations.images:OPERATIONS",
+        limits={
+            "max_pixels": settings.max_pixels,
+            "max_frames": settings.max_frames,
+            "max_total_pixels": settings.max_total_pixels,
+        },
         nice=settings.engine_nice,
         timeout_s=settings.engine_timeout_s,
         memory_bytes=settings.engine_memory_bytes,
@@ -56,12 +46,7 @@ def create_app(settings: Settings, membership: Membership, environ: Mapping[str,
     )
     supervisor = Supervisor(membership.work, row, config, environ)
     memory_files = MemoryFilePool()
-    dispatcher = Dispatcher(
-        membership,
-        limits,
-        memory_files,
-        max_wait_s=settings.max_wait_s,
-    )
+    dispatcher = Dispatcher(membership, memory_files, max_wait_s=settings.max_wait_s)
     admission = Admission(
         membership.scoreboard,
         row,
@@ -77,14 +62,15 @@ def create_app(settings: Settings, membership: Membership, environ: Mapping[str,
     app = falcon.asgi.App()
     app.add_middleware(Lifespan(supervisor, row))
     add_error_handlers(app)
-    for path, operation in OPERATIONS.items():
-        app.add_route(path, Transform(operation, admission, uploads, dispatcher, memory_files))
+    for name, operation in OPERATIONS.items():
+        transform = Transform(operation, admission, uploads, dispatcher, memory_files)
+        app.add_route(f"/{name}", transform)
     app.add_route("/", probes.Front())
     app.add_route("/healthz", probes.Healthz())
     app.add_route("/readyz", probes.Readyz(membership.scoreboard, row))
     app.add_route("/status", probes.Status(membership.scoreboard))
     app.add_route("/metrics", probes.Metrics(membership.scoreboard))
-    app.add_route("/openapi.json", probes.OpenApi())
+    app.add_route("/openapi.json", probes.OpenApi(openapi.document(OPERATIONS.values())))
     return Envelope(app, row)
 
 

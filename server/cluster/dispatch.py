@@ -1,52 +1,52 @@
-"""Dispatch: hand a picture to whichever engine is free and wait for what comes back."""
+"""Dispatch: send an upload to a free engine and wait for the answer."""
 
 import asyncio
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import FileIO
 from itertools import count
+from typing import Any
 
 from server.cluster.membership import Membership
 from server.cluster.memory_files import MemoryFilePool
-from server.cluster.messages import Done, Refused, Task, decode_outcome, now_us
+from server.cluster.messages import Done, Refused, Task, decode_answer, now_us
 from server.cluster.quarantine import CRASH_THRESHOLD, QuarantineEntry
 from server.cluster.scoreboard import Cell
 from server.cluster.supervisor import describe_exit
 from server.cluster.work_socket import Lane, receive, send
-from server.errors import ImageError, PoisonImage, TooMuchWork
-from server.imaging.limits import Limits
-from server.imaging.recipe import Recipe
+from server.errors import OperationRefused, PoisonImage, TooMuchWork
 from server.logs import get_logger
+from server.operations.registry import Operation
 
 log = get_logger(__name__)
 
-#: How many engines may be lost over one request, if it is not plain that the picture did it.
-_PATIENCE = 4
+#: How many engines one request may lose when the image may not be to blame.
+_MOST_LOSSES = 4
 
-#: How long we wait to be told how an engine ended, and how often we look, in seconds.
+#: How long to wait for the report on how an engine ended, and how often to look for it, in seconds.
 _VERDICT_S = 1.0
 _LOOK_EVERY_S = 0.002
 
 
 class TooLate(Exception):
-    """No engine came to the task within the limit."""
+    """No engine was free for the task within the limit."""
 
 
 class EngineBug(Exception):
-    """An engine answered with a traceback instead of a picture: our fault, not the caller's."""
+    """An engine answered with a traceback instead of a result: our fault, not the caller's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """An engine died over a task.
+    """The loss of an engine that was working on a task.
 
     Attributes:
-        pid: the engine's; 0 when nobody told us, because its worker has died as well.
-        returncode: as `subprocess` says it.
+        pid: the engine's; 0 when there was no report, because its worker has died as well.
+        returncode: as `subprocess` reports it.
     """
 
     pid: int = 0
@@ -54,12 +54,12 @@ class Lost:
 
     @property
     def took_too_long(self) -> bool:
-        """Whether the kernel ended it for that."""
+        """Whether the kernel killed it for that."""
         return self.returncode == -signal.SIGALRM
 
     @property
     def may_be_an_accident(self) -> bool:
-        """Whether somebody else may have ended it: an operator, the kernel for want of memory."""
+        """Whether the cause may be outside: an operator, an OOM kill."""
         return self.pid == 0 or self.returncode == -signal.SIGKILL
 
 
@@ -68,52 +68,51 @@ class Dispatcher:
 
     Args:
         membership: the work socket, the scoreboard and the quarantine of the cluster.
-        limits: what the engines are told to refuse.
-        memory_files: where the files for results come from; whoever has read one gives it back.
-        max_wait_s: an engine that comes to a task later than this after its admission does not start it, in
-            seconds.
+        memory_files: where the files for results are taken from; the caller gives them back.
+        max_wait_s: an engine that is free for a task later than this after its admission does not start it,
+            in seconds.
     """
 
-    def __init__(
-        self, membership: Membership, limits: Limits, memory_files: MemoryFilePool, *, max_wait_s: float
-    ) -> None:
+    def __init__(self, membership: Membership, memory_files: MemoryFilePool, *, max_wait_s: float) -> None:
         self._work = membership.work
         self._scoreboard = membership.scoreboard
         self._quarantine = membership.quarantine
         self._row = membership.row
-        self._limits = limits
         self._memory_files = memory_files
         self._max_wait_us = int(max_wait_s * 1e6)
-        # Unlike those of any other worker, and of those that had this row before us.
+        # Unlike those of any other worker, and of earlier workers in this row.
         self._numbers = count(self._row.index << 48 | (now_us() & (1 << 40) - 1) << 8 | 1)
-        # An event loop waits for a descriptor once, not once per request.
+        # An event loop can wait for a descriptor once, not once per request.
         self._queueing = {lane: asyncio.Lock() for lane in Lane}
 
-    async def transform(self, upload: FileIO, recipe: Recipe, admitted_us: int) -> tuple[Done, FileIO]:
-        """Have the upload transformed by an engine.
+    async def run(
+        self, upload: FileIO, operation: Operation, parameters: Mapping[str, Any], admitted_us: int
+    ) -> tuple[Done, FileIO]:
+        """Have an engine apply an operation to the upload.
 
         Cancelling this skips the task if no engine has started it.
 
         Args:
-            upload: the picture.
-            recipe: what to make of it.
-            admitted_us: since when its caller has been waiting, microseconds of the monotonic clock.
+            upload: the source.
+            operation: what to do.
+            parameters: values that JSON can hold, valid for the operation.
+            admitted_us: since when the caller has been waiting, microseconds of the monotonic clock.
 
         Returns:
-            What was done, and an open file with the new picture, one of the memory_files.
+            The answer, and an open file with the result, one of the memory files.
 
         Raises:
-            ImageError: the picture was refused, ended engines, or took one too long.
-            TooLate: no engine came to it within the limit.
+            OperationRefused: the upload was refused, crashed engines, or took too long.
+            TooLate: no engine was free for it within the limit.
             EngineBug: our fault.
         """
         body_bytes = os.fstat(upload.fileno()).st_size
         if self._quarantine.may_hold(body_bytes):
-            await self._refuse_if_quarantined(upload)
+            await self._refuse_if_quarantined(upload, operation)
         result = self._memory_files.take()
         try:
-            done = await self._try(upload, result, recipe, self._deadline_us(admitted_us))
-        except ImageError:  # an engine has said its last word about the file, or died
+            done = await self._try(upload, result, operation, parameters, self._deadline_us(admitted_us))
+        except OperationRefused:  # no engine will touch the file again
             self._memory_files.give_back(result)
             raise
         except BaseException:  # an engine may still be writing, for a client that has left
@@ -122,40 +121,49 @@ class Dispatcher:
         self._row.count_task(done.spent.service_us, body_bytes)
         return done, result
 
-    async def _refuse_if_quarantined(self, upload: FileIO) -> None:
-        entry = await asyncio.to_thread(QuarantineEntry.of, upload)
-        if self._quarantine.deaths(entry.digest) >= CRASH_THRESHOLD:
+    async def _refuse_if_quarantined(self, upload: FileIO, operation: Operation) -> None:
+        entry = await asyncio.to_thread(QuarantineEntry.of, upload, operation)
+        if self._quarantine.crashes(entry) >= CRASH_THRESHOLD:
             log.info("quarantined_image_refused", **asdict(entry))
-            raise _killer()
+            raise _poison_image()
 
     def _deadline_us(self, admitted_us: int) -> int:
-        """The limit counts from admission; but an upload that took most of it still gets half of it."""
+        """Count the limit from admission; an upload that took most of it still gets half of it."""
         return max(admitted_us + self._max_wait_us, now_us() + self._max_wait_us // 2)
 
-    async def _try(self, upload: FileIO, result: FileIO, recipe: Recipe, deadline_us: int) -> Done:
-        """Ask an engine, and another one when the first dies: that costs the request nothing."""
+    async def _try(
+        self,
+        upload: FileIO,
+        result: FileIO,
+        operation: Operation,
+        parameters: Mapping[str, Any],
+        deadline_us: int,
+    ) -> Done:
+        """Ask an engine, and another one when the first crashes: the client does not notice."""
         losses = blamed = 0
         while True:
-            # Who has lost an engine has waited already.
+            # A retry has waited in the queue already.
             lane, until_us = (Lane.RETRY, 0) if losses else (Lane.INTERACTIVE, deadline_us)
-            task = Task(recipe, self._limits, next(self._numbers), now_us(), until_us)
-            outcome = await self._ask(task, lane, upload, result)
-            if not isinstance(outcome, Lost):
-                return _judge(outcome)
-            if outcome.took_too_long:
-                await self._quarantine_image(upload, outcome, deaths=1)
-                raise TooMuchWork("The image takes too long to process. Send a smaller or simpler one.")
-            log.warning("engine_lost_task", pid=outcome.pid)
+            task = Task(
+                operation.name, operation.version, parameters, next(self._numbers), now_us(), until_us
+            )
+            answer = await self._ask(task, operation, lane, upload, result)
+            if not isinstance(answer, Lost):
+                return _done_or_raise(answer)
+            if answer.took_too_long:
+                await self._quarantine_image(upload, operation, answer, crashes=1)
+                raise TooMuchWork(TooMuchWork.example)
+            log.warning("engine_lost_task", pid=answer.pid)
             losses += 1
-            blamed += not outcome.may_be_an_accident
-            if blamed == CRASH_THRESHOLD or losses == _PATIENCE:
-                await self._quarantine_image(upload, outcome, deaths=CRASH_THRESHOLD)
-                raise _killer()
+            blamed += not answer.may_be_an_accident
+            if blamed == CRASH_THRESHOLD or losses == _MOST_LOSSES:
+                await self._quarantine_image(upload, operation, answer, crashes=CRASH_THRESHOLD)
+                raise _poison_image()
 
-    async def _quarantine_image(self, upload: FileIO, lost: Lost, deaths: int) -> None:
-        """Remember a picture that engines died of, with the entry in the log."""
-        entry = await asyncio.to_thread(QuarantineEntry.of, upload)
-        total = self._quarantine.add(entry, deaths)
+    async def _quarantine_image(self, upload: FileIO, operation: Operation, lost: Lost, crashes: int) -> None:
+        """Remember an image that crashed engines, and log all that is known of it."""
+        entry = await asyncio.to_thread(QuarantineEntry.of, upload, operation)
+        total = self._quarantine.add(entry, crashes)
         is_kept = False
         try:
             is_kept = await asyncio.to_thread(self._quarantine.keep, upload, entry)
@@ -178,14 +186,16 @@ class Dispatcher:
         finally:
             self._row[Cell.IN_FLIGHT] -= 1
 
-    async def _ask(self, task: Task, lane: Lane, upload: FileIO, result: FileIO) -> Done | Refused | Lost:
-        """Send the task and wait for what comes back, be it the news that its engine died."""
+    async def _ask(
+        self, task: Task, operation: Operation, lane: Lane, upload: FileIO, result: FileIO
+    ) -> Done | Refused | Lost:
+        """Send the task and wait for the answer, or for the report that its engine died."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # Closed early, when the client leaves, it tells the engine to skip the task.
         with self._counted_in_flight(), ours:
             ours.setblocking(False)  # noqa: FBT003 the standard library has no other way
             with theirs:  # once sent, only the engine holds this end
-                await self._hand_over(task, lane, [upload.fileno(), result.fileno(), theirs.fileno()])
+                await self._send(task, lane, [upload.fileno(), result.fileno(), theirs.fileno()])
             loop = asyncio.get_running_loop()
             await _ready(ours.fileno(), loop.add_reader, loop.remove_reader)
             try:
@@ -195,22 +205,22 @@ class Dispatcher:
             if not message:
                 return await self._verdict(task)
         try:
-            outcome = decode_outcome(message)
-        except ValueError as error:  # our own bug, or an engine that a picture has taken over
+            answer = decode_answer(message, operation)
+        except ValueError as error:  # our own bug, or an engine that an image has taken over
             raise EngineBug(str(error)) from error
-        if isinstance(outcome, Done):
-            started_us = task.sent_us + outcome.spent.queue
+        if isinstance(answer, Done):
+            started_us = task.sent_us + answer.spent.queue_us
             log.debug(
                 "task_done",
-                engine=outcome.engine_pid,
+                engine=answer.engine_pid,
                 sent_us=task.sent_us,
                 started_us=started_us,
-                ended_us=started_us + outcome.spent.service_us,
+                ended_us=started_us + answer.spent.service_us,
             )
-        return outcome
+        return answer
 
     async def _verdict(self, task: Task) -> Lost:
-        """Find out how the engine ended: its own worker has reaped it, or will in a moment, and notes it."""
+        """Find out how the engine ended: its own worker reports it, once it has reaped it."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + _VERDICT_S
         while loop.time() < deadline_s:
@@ -219,37 +229,38 @@ class Dispatcher:
             await asyncio.sleep(_LOOK_EVERY_S)
         return Lost()
 
-    async def _hand_over(self, task: Task, lane: Lane, files: Sequence[int]) -> None:
+    async def _send(self, task: Task, lane: Lane, files: Sequence[int]) -> None:
+        """Put the task into a lane, once there is room in the kernel's queue."""
         message = task.encode()
         end = self._work.worker_ends[lane]
         async with self._queueing[lane]:
             while True:
                 try:
                     send(end, message, files)
-                except BlockingIOError:  # the queue in the kernel is full
+                except BlockingIOError:  # the queue is full
                     loop = asyncio.get_running_loop()
                     await _ready(end.fileno(), loop.add_writer, loop.remove_writer)
                 else:
                     return
 
 
-def _killer() -> PoisonImage:
-    return PoisonImage("The image makes our decoder crash. Convert it to another format and send that.")
+def _poison_image() -> PoisonImage:
+    return PoisonImage(PoisonImage.example)
 
 
-def _judge(outcome: Done | Refused) -> Done:
-    if isinstance(outcome, Done):
-        return outcome
-    if outcome.error is not None:
-        outcome.error.engine_pid = outcome.engine_pid
-        raise outcome.error
-    if outcome.is_late:
+def _done_or_raise(answer: Done | Refused) -> Done:
+    if isinstance(answer, Done):
+        return answer
+    if answer.error is not None:
+        answer.error.engine_pid = answer.engine_pid
+        raise answer.error
+    if answer.is_late:
         raise TooLate
-    raise EngineBug(outcome.traceback or "an engine refused a picture and gave no reason")
+    raise EngineBug(answer.traceback or "an engine refused an upload and gave no reason")
 
 
 async def _ready(descriptor: int, watch: Callable[..., None], unwatch: Callable[[int], object]) -> None:
-    """Wait until the event loop calls a descriptor readable or writable, whichever it is asked to watch."""
+    """Wait until the event loop reports a descriptor readable or writable, as `watch` asks for."""
     ready = asyncio.get_running_loop().create_future()
     watch(descriptor, _resolve, ready)
     try:

@@ -1,21 +1,13 @@
-"""Messages between workers and engines: a task, and what came of it."""
+"""Messages between workers and engines, as JSON: a task, and what came of it."""
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from server import errors
-from server.imaging.codecs import CODECS, Effort, Format
-from server.imaging.geometry import Turn
-from server.imaging.limits import Limits
-from server.imaging.recipe import PATHS, ImagePath, Recipe, Result
-
-_PICTURE_ERRORS = {cls.__name__: cls for cls in (errors.UnsupportedImage, errors.DamagedImage,
-                                                  errors.TooManyPixels, errors.TooManyFrames,
-                                                  errors.NotLossless)}  # fmt: skip
-
-_PATHS: dict[str, ImagePath] = {path: path for path in PATHS}
+from server.errors import OperationRefused
+from server.operations.registry import Operation, Outcome
 
 #: How much of a traceback is sent: in JSON one character may take twelve bytes.
 _TRACEBACK_CHARACTERS = 5000
@@ -23,160 +15,157 @@ _TRACEBACK_CHARACTERS = 5000
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What an engine is asked to do with the upload that rides along.
+    """One run of an operation, to be applied to the upload that comes with the message.
 
     Attributes:
+        operation, version: which one.
+        parameters: values that JSON can hold.
         number: unique in the cluster.
-        sent_us: when it was handed to the work socket, microseconds of the monotonic clock, which all
-            processes of a machine share.
-        deadline_us: no engine need start it after this moment of the same clock; 0 for never mind.
+        sent_us: when it was sent to the work socket, microseconds of the monotonic clock, which all processes
+            of a machine share.
+        deadline_us: no engine starts it after this moment of the same clock; 0 for no deadline.
     """
 
-    recipe: Recipe
-    limits: Limits
+    operation: str
+    version: int
+    parameters: Mapping[str, Any]
     number: int
     sent_us: int
     deadline_us: int = 0
 
     def encode(self) -> bytes:
         """Write the task as a message."""
-        task = _fields(self) | {"recipe": _fields(self.recipe), "limits": _fields(self.limits)}
-        return json.dumps(task).encode()
+        return _message(
+            operation=self.operation,
+            version=self.version,
+            parameters=self.parameters,
+            number=self.number,
+            sent_us=self.sent_us,
+            deadline_us=self.deadline_us,
+        )
 
     @classmethod
     def decode(cls, message: bytes) -> Self:
         """Read a message back."""
-        fields = json.loads(message)
-        recipe = fields["recipe"]
-        return cls(
-            recipe=Recipe(
-                turn=Turn(recipe["turn"]),
-                format=Format(recipe["format"]) if recipe["format"] else None,
-                quality=recipe["quality"],
-                strip=recipe["strip"],
-                path=recipe["path"],
-                effort=Effort(recipe["effort"]),
-            ),
-            limits=Limits(**fields["limits"]),
-            number=fields["number"],
-            sent_us=fields["sent_us"],
-            deadline_us=fields["deadline_us"],
-        )
+        return cls(**json.loads(message))
 
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Where a task's time went, in microseconds: waiting for an engine, then by stage."""
+    """Where a task's time went, in microseconds.
 
-    queue: int
-    decode: int
-    transform: int
-    encode: int
+    Attributes:
+        queue_us: waiting for an engine.
+        service_us: in the engine.
+        stages_us: the part of `service_us` that each stage of the operation took, in their order.
+    """
 
-    @property
-    def service_us(self) -> int:
-        """What the engine spent on it."""
-        return self.decode + self.transform + self.encode
+    queue_us: int
+    service_us: int
+    stages_us: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A picture came out; it is all that the file for the result now holds."""
+    """The operation was carried out; the file for the result holds it and nothing else."""
 
-    result: Result
+    outcome: Outcome
     spent: Spent
     engine_pid: int
 
     def encode(self) -> bytes:
-        """Write the outcome as a message."""
-        done = {
-            "result": _fields(self.result),
-            "spent": _fields(self.spent),
-            "engine_pid": self.engine_pid,
-        }
-        return json.dumps({"done": done}).encode()
+        """Write the answer as a message."""
+        return _message(
+            done=self.outcome.model_dump(),
+            queue_us=self.spent.queue_us,
+            service_us=self.spent.service_us,
+            stages_us=self.spent.stages_us,
+            engine_pid=self.engine_pid,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The picture was refused (`error`), came to its turn too late, or met a bug of ours (`traceback`)."""
+    """There is no result.
+
+    Attributes:
+        error: the operation refused the upload.
+        is_late: the deadline had passed.
+        traceback: of a bug of ours.
+    """
 
     engine_pid: int
-    error: errors.ImageError | None = None
+    error: OperationRefused | None = None
     is_late: bool = False
     traceback: str | None = None
 
     def encode(self) -> bytes:
-        """Write the outcome as a message; of a long traceback the end, which names the cause."""
-        traceback = self.traceback and self.traceback[-_TRACEBACK_CHARACTERS:]
-        fields: dict[str, Any] = {
-            "engine_pid": self.engine_pid,
-            "is_late": self.is_late,
-            "traceback": traceback,
-        }
-        if self.error is not None:
-            fields |= {"error": type(self.error).__name__, "detail": self.error.detail}
-        return json.dumps({"refused": fields}).encode()
+        """Write the answer as a message; of a long traceback the end, which names the cause."""
+        return _message(
+            engine_pid=self.engine_pid,
+            error=self.error and type(self.error).__name__,
+            detail=self.error and self.error.detail,
+            is_late=self.is_late,
+            traceback=self.traceback and self.traceback[-_TRACEBACK_CHARACTERS:],
+        )
 
 
-def decode_outcome(message: bytes) -> Done | Refused:
+def decode_answer(message: bytes, operation: Operation) -> Done | Refused:
     """Read what an engine answered.
 
-    JSON, a closed list of error names, and every value checked: an engine that a hostile picture has taken
-    over can lie about a picture, and do nothing more to its worker.
+    Every value is checked against the operation's row of the table: an engine that a hostile image has taken
+    over can lie about that image, and do nothing else to its worker.
 
     Raises:
         ValueError: the message makes no sense.
     """
     try:
-        return _read_outcome(json.loads(message))
+        fields = json.loads(message)
+        return _done(fields, operation) if "done" in fields else _refused(fields, operation)
     except (AttributeError, LookupError, RecursionError, TypeError) as error:
         raise ValueError(f"an engine's answer makes no sense: {error!r}") from None
 
 
-def _read_outcome(fields: dict[str, Any]) -> Done | Refused:
-    if done := fields.get("done"):
-        result, spent = done["result"], done["spent"]
-        form = Format(result["format"])
-        return Done(
-            Result(
-                format=form,
-                media_type=CODECS[form].media_type,  # it becomes a header: not for an engine to choose
-                width=_count(result["width"]),
-                height=_count(result["height"]),
-                frames=_count(result["frames"]),
-                path=_PATHS[result["path"]],
-            ),
-            Spent(**{stage: _count(spent[stage]) for stage in ("queue", "decode", "transform", "encode")}),
-            _count(done["engine_pid"]),
-        )
-    refused = fields["refused"]
-    error = _PICTURE_ERRORS.get(refused.get("error"))
-    return Refused(
-        engine_pid=_count(refused["engine_pid"]),
-        error=error(_text(refused["detail"])) if error else None,
-        is_late=refused["is_late"] is True,
-        traceback=None if refused["traceback"] is None else _text(refused["traceback"]),
+def now_us() -> int:
+    """Return the microseconds of the monotonic clock (clock_gettime(2): the same for every process)."""
+    return time.monotonic_ns() // 1000
+
+
+def _done(fields: Mapping[str, Any], operation: Operation) -> Done:
+    stages_us = fields["stages_us"]
+    return Done(
+        operation.outcome.model_validate(fields["done"]),
+        Spent(
+            _count(fields["queue_us"]),
+            _count(fields["service_us"]),
+            {stage: _count(stages_us[stage]) for stage in operation.stages},
+        ),
+        _count(fields["engine_pid"]),
     )
 
 
-def _fields(record: Task | Recipe | Limits | Result | Spent) -> dict[str, Any]:
-    # dataclasses.asdict copies deeply and takes ten times as long.
-    return {name: getattr(record, name) for name in record.__slots__}
+def _refused(fields: Mapping[str, Any], operation: Operation) -> Refused:
+    error, traceback = fields["error"], fields["traceback"]
+    refusals = {cls.__name__: cls for cls in operation.refusals}
+    return Refused(
+        engine_pid=_count(fields["engine_pid"]),
+        error=None if error is None else refusals[error](_text(fields["detail"])),
+        is_late=fields["is_late"] is True,
+        traceback=None if traceback is None else _text(traceback),
+    )
+
+
+def _message(**fields: object) -> bytes:
+    return json.dumps(fields).encode()
 
 
 def _count(value: object) -> int:
     if type(value) is not int or not 0 <= value < 1 << 63:  # what a cell of the scoreboard holds
-        raise ValueError(f"no count: {value!r}")
+        raise ValueError(f"not a count: {value!r}")
     return value
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"no text: {value!r}")  # noqa: TRY004 a message is wrong, not a call
+        raise ValueError(f"not a text: {value!r}")  # noqa: TRY004 a message is wrong, not a call
     return value
-
-
-def now_us() -> int:
-    """Microseconds of the monotonic clock (clock_gettime(2): the same for every process)."""
-    return time.monotonic_ns() // 1000

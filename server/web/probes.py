@@ -1,16 +1,16 @@
 """Probes: what operators and their tools ask for."""
 
+import json
 import os
+from collections.abc import Mapping
 from http import HTTPStatus
-from pathlib import Path
+from typing import Any
 
 from falcon.asgi import Request, Response
 
 from server.cluster.scoreboard import Cell, Row, Scoreboard, State
 from server.errors import ServiceUnavailable
 from server.web import metrics
-
-_OPENAPI = (Path(__file__).parent / "openapi.json").read_bytes()
 
 
 class Front:
@@ -98,10 +98,13 @@ class Metrics:
 class OpenApi:
     """`GET /openapi.json`: the API of this service (OpenAPI 3.1)."""
 
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self._data = json.dumps(document, indent=2, ensure_ascii=False).encode()
+
     async def on_get(self, _req: Request, resp: Response) -> None:
         """Answer with the document."""
         resp.status = HTTPStatus.OK
         resp.content_type = "application/json"
-        resp.data = _OPENAPI
+        resp.data = self._data
 
     on_head = on_get

@@ -101,7 +101,7 @@ def add_error_handlers(app: falcon.asgi.App[Request, Response]) -> None:
 async def _answer_service_error(
     req: Request, resp: Response | None, error: errors.ServiceError, _params: dict[str, Any], **_: object
 ) -> None:
-    if isinstance(error, errors.ImageError):
+    if isinstance(error, errors.OperationRefused):
         Exchange.of(req.scope).engine_pid = error.engine_pid
     headers = {}
     if isinstance(error, errors.ServiceUnavailable):

@@ -13,7 +13,7 @@ from falcon.media import MultipartFormHandler
 
 from server.admission import Ticket
 from server.cluster.memory_files import MemoryFilePool
-from server.errors import ImageError, MalformedMultipart, UploadTooLarge, UploadTooSlow
+from server.errors import MalformedMultipart, OperationRefused, UploadTooLarge, UploadTooSlow
 from server.web.exchange import Exchange
 from server.web.upload_sink import UploadSink, write_all
 
@@ -72,7 +72,7 @@ class Uploads:
             else:
                 with FileIO(self._sample) as sample:
                     yield sample
-        except ImageError:  # the engine has said its last word, so it is done with the file
+        except OperationRefused:  # the engine has said its last word, so it is done with the file
             self._memory_files.give_back(upload)
             raise
         except BaseException:  # an engine may still be reading, for a client that has left

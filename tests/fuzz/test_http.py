@@ -11,12 +11,14 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from schemathesis.specs.openapi.checks import positive_data_acceptance
-from support.live_server import DEADLINE_S, ROOT, LiveServer
+from support.live_server import DEADLINE_S, LiveServer
 from support.wire import answers
 
 from fuzz import malformed
 from fuzz.conftest import EXTENT
 from fuzz.images import sound_files
+from server.operations.images import OPERATIONS
+from server.web.openapi import document
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +102,7 @@ schemathesis.openapi.media_type(
     "application/octet-stream", st.sampled_from([file.data for file in sound_files().values()])
 )
 
-api = schemathesis.openapi.from_path(ROOT / "server" / "web" / "openapi.json")
+api = schemathesis.openapi.from_dict(document(OPERATIONS.values()))
 # A wrong request may be refused for its length before it is parsed.
 api.config.checks.negative_data_rejection.expected_statuses.append("414")
 

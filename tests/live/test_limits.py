@@ -88,9 +88,9 @@ def test_a_picture_that_takes_too_long_is_given_up_and_then_refused_unseen(
     died = [event for event in server.events[before:] if event["event"] == "engine_died"]
     assert len(died) == 2
     digest = hashlib.sha256(landscape.read_bytes()).hexdigest()
-    server.wait_for("poison_image_quarantined", digest=digest, format="jpeg", signal="SIGALRM", engines=2)
+    server.wait_for("poison_image_quarantined", digest=digest, operation="flip", signal="SIGALRM", engines=2)
     (file,) = entry.iterdir()
-    assert file.name == f"{digest}.jpeg"
+    assert file.name == f"{digest}.flip"
     assert file.read_bytes() == landscape.read_bytes()
 
 

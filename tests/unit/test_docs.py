@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from server.cluster.cpus import usable_cores
+from server.operations.images import OPERATIONS
 from server.settings import Settings
+from server.web.openapi import document
 from server.web.problems import STATUS_OF, Problem
 
 ROOT = Path(__file__).parents[2]
@@ -129,10 +131,10 @@ def test_every_section_says_when_and_what_to_do() -> None:
 
 
 def test_every_problem_of_the_openapi_document_has_its_section() -> None:
-    document = json.loads((ROOT / "server" / "web" / "openapi.json").read_text())
+    api = document(OPERATIONS.values())
     examples = [
         example["value"]
-        for response in document["components"]["responses"].values()
+        for response in api["components"]["responses"].values()
         for media in response.get("content", {}).values()
         for example in media.get("examples", {}).values()
     ]

@@ -1,4 +1,4 @@
-"""server/web/openapi.json promises what the service keeps: every route, every answer, and none besides."""
+"""The API document describes every route and every answer of the service, and no other."""
 
 import asyncio
 import json
@@ -6,6 +6,7 @@ import re
 import tomllib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,21 @@ import httpx
 import pytest
 from PIL import Image
 
-import server.web
-from server.app import OPERATIONS, create_app
+from server.app import create_app
 from server.cluster.membership import Membership
 from server.cluster.quarantine import Quarantine
+from server.errors import NotLossless
 from server.imaging.codecs import CODECS, OUTPUT_FORMATS
+from server.operations.images import OPERATIONS
 from server.settings import Settings
+from server.web import openapi
 from server.web.envelope import App
+from server.web.openapi import document
 from server.web.problems import STATUS_OF, Problem
 
 ROOT = Path(__file__).parents[3]
-DOCUMENT: dict[str, Any] = json.loads((Path(server.web.__path__[0]) / "openapi.json").read_text())
+DOCUMENT: dict[str, Any] = document(OPERATIONS.values())
+PATHS = [f"/{name}" for name in OPERATIONS]
 
 #: Methods of the document, in the words of the document.
 METHODS = {"get", "head", "post"}
@@ -49,6 +54,20 @@ def resolved(node: dict[str, Any]) -> dict[str, Any]:
             target = target[step]
         node = target
     return node
+
+
+def following(root: dict[str, Any], node: Any) -> Any:
+    """Replace every reference by what it leads to."""
+    if isinstance(node, list):
+        return [following(root, child) for child in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        target: Any = root
+        for step in node["$ref"].removeprefix("#/").split("/"):
+            target = target[step]
+        return following(root, target)
+    return {name: following(root, child) for name, child in node.items()}
 
 
 def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -95,7 +114,7 @@ CHECKS: dict[str, Callable[[Any, Any], bool]] = {
 OTHER_KEYWORDS = {"type", "properties", "additionalProperties", "items", "description", "default", "$ref"}
 
 
-def is_valid(value: Any, schema: dict[str, Any]) -> bool:  # noqa: ANN401 that is what JSON is
+def is_valid(value: Any, schema: dict[str, Any]) -> bool:
     """Hold a value against a schema; a keyword that is not known here is an error, not a pass."""
     schema = resolved(schema)
     assert set(schema) <= {*CHECKS, *OTHER_KEYWORDS, "contentMediaType"}
@@ -158,7 +177,7 @@ def ask(app: App) -> Iterator[Ask]:
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://localhost")
     life = living(app)
 
-    async def request(method: str, url: str, **content: Any) -> httpx.Response:  # noqa: ANN401 httpx's own
+    async def request(method: str, url: str, **content: Any) -> httpx.Response:
         return await client.request(method, url, **content)
 
     with asyncio.Runner() as runner:
@@ -265,9 +284,22 @@ def test_the_schemas_refuse_what_they_should() -> None:
     assert not is_valid({name: sound[name] for name in ("type", "title", "status")}, problem)
 
 
-def test_the_file_is_printed_for_people() -> None:
-    text = (Path(server.web.__path__[0]) / "openapi.json").read_text()
-    assert text == json.dumps(DOCUMENT, indent=2, ensure_ascii=False) + "\n"
+def test_the_static_part_is_printed_for_people() -> None:
+    text = Path(openapi.__file__).with_name("openapi_base.json").read_text()
+    assert text == json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n"
+
+
+def test_parts_that_differ_between_operations_are_not_mixed_up() -> None:
+    flip = OPERATIONS["flip"]
+    other = replace(flip, name="other", refusals=(NotLossless,), accepts=("text/plain",), stages=("only",))
+    mixed = document([flip, other])
+    by_path = {path: json.dumps(following(mixed, mixed["paths"][path])) for path in ("/flip", "/other")}
+    for text in ("too-many-pixels", "image/qoi", "decode;dur="):
+        assert text in by_path["/flip"]
+        assert text not in by_path["/other"].replace('"image/qoi": {}}}', "")
+    for text in ("text/plain", "only;dur="):
+        assert text not in by_path["/flip"]
+        assert text in by_path["/other"]
 
 
 # --- the document and the code ----------------------------------------------------------------------------
@@ -276,17 +308,17 @@ def test_the_file_is_printed_for_people() -> None:
 def test_the_document_has_every_route_with_its_methods_and_none_besides(app: App) -> None:
     routes = {
         route.path: {method.method for method in route.methods if not method.internal}
-        for route in falcon.inspect.inspect_routes(app._app)  # type: ignore[attr-defined]  # noqa: SLF001
+        for route in falcon.inspect.inspect_routes(app._app)  # type: ignore[attr-defined]
     }
     assert {path: {method.upper() for method in item} for path, item in DOCUMENT["paths"].items()} == routes
     assert {method for method, _, _ in operations()} <= METHODS
 
 
 def test_a_picture_can_be_posted_to_every_operation_and_nowhere_else() -> None:
-    assert {path for method, path, _ in operations() if method == "post"} == OPERATIONS.keys()
+    assert {path for method, path, _ in operations() if method == "post"} == set(PATHS)
 
 
-@pytest.mark.parametrize("path", OPERATIONS)
+@pytest.mark.parametrize("path", PATHS)
 def test_every_way_to_fail_is_documented_with_an_example(path: str) -> None:
     for cls, status in STATUS_OF.items():
         problem = Problem.of_error(cls("What to do next."))
@@ -296,7 +328,7 @@ def test_every_way_to_fail_is_documented_with_an_example(path: str) -> None:
         assert example["type"] == f"urn:flipcluster:problem:{problem.slug}"
 
 
-@pytest.mark.parametrize("path", OPERATIONS)
+@pytest.mark.parametrize("path", PATHS)
 def test_every_operation_takes_the_same_parameters_and_a_rotation_an_angle(path: str) -> None:
     extra = {"angle"} if path == "/rotate" else set()
     assert parameters_of(path).keys() == {"format", "quality", "strip", "path", "effort"} | extra
@@ -310,7 +342,7 @@ def test_the_formats_that_can_be_asked_for_are_those_that_we_write() -> None:
 
 def test_every_format_that_we_read_can_be_sent_and_can_come_back() -> None:
     media_types = {codec.media_type for codec in CODECS.values()}
-    body = DOCUMENT["components"]["requestBodies"]["Picture"]
+    body = DOCUMENT["components"]["requestBodies"]["Image"]
     assert set(body["content"]) == media_types | {"application/octet-stream", "multipart/form-data"}
     assert set(answer_of("post", "/flip", 200)["content"]) == media_types
     assert body["required"] is False
@@ -338,7 +370,7 @@ def test_the_document_that_is_served_is_this_one(ask: Ask) -> None:
     assert ask("GET", "/openapi.json").json() == DOCUMENT
 
 
-@pytest.mark.parametrize("path", OPERATIONS)
+@pytest.mark.parametrize("path", PATHS)
 def test_a_picture_comes_back_as_documented(ask: Ask, path: str) -> None:
     answer = ask("POST", path, params={"angle": "90"} if path == "/rotate" else {}, content=picture())
     assert answer.status_code == 200, answer.text

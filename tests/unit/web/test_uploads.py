@@ -21,7 +21,7 @@ from server.cluster.memory_files import MemoryFilePool
 from server.cluster.quarantine import Quarantine
 from server.cluster.scoreboard import Cell
 from server.errors import UnsupportedImage
-from server.imaging.geometry import Turn
+from server.operations.images import OPERATIONS
 from server.web.envelope import Envelope
 from server.web.exchange import EXTENSION, Exchange
 from server.web.problems import add_error_handlers
@@ -129,7 +129,9 @@ class Service:
         no_dispatcher = object()  # what is sent to /flip does not get as far as an engine
         self.app = falcon.asgi.App()
         self.app.add_route("/", self.route)
-        self.app.add_route("/flip", Transform(Turn.FLIP, self.admission, self.uploads, no_dispatcher, pool))
+        self.app.add_route(
+            "/flip", Transform(OPERATIONS["flip"], self.admission, self.uploads, no_dispatcher, pool)
+        )
         add_error_handlers(self.app)
         self._envelope = Envelope(self.app, row)
         self.next_request()
