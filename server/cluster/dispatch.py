@@ -18,7 +18,7 @@ from server.cluster.quarantine import CRASH_THRESHOLD, QuarantineEntry
 from server.cluster.scoreboard import Cell
 from server.cluster.supervisor import describe_exit
 from server.cluster.work_socket import Lane, receive, send
-from server.errors import OperationRefused, PoisonImage, TooMuchWork
+from server.errors import OperationRefused, PoisonImage, ServiceUnavailable, TooMuchWork
 from server.logs import get_logger
 from server.operations.registry import Operation
 
@@ -104,6 +104,7 @@ class Dispatcher:
         Raises:
             OperationRefused: the upload was refused, crashed engines, or took too long.
             TooLate: no engine was free for it within the limit.
+            ServiceUnavailable: the memory for the result has run out.
             EngineBug: our fault.
         """
         body_bytes = os.fstat(upload.fileno()).st_size
@@ -256,6 +257,8 @@ def _done_or_raise(answer: Done | Refused) -> Done:
         raise answer.error
     if answer.is_late:
         raise TooLate
+    if answer.is_out_of_room:
+        raise ServiceUnavailable("There is no room in memory for the result. Try again later.")
     raise EngineBug(answer.traceback or "an engine refused an upload and gave no reason")
 
 

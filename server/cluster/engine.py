@@ -4,6 +4,7 @@ Started by its worker as `python -m server.cluster.engine CONFIG`; it takes task
 and exits when the control socket closes, so it does not outlive its worker.
 """
 
+import errno
 import gc
 import json
 import os
@@ -19,6 +20,7 @@ from typing import Self
 
 from server.cluster import sandbox
 from server.cluster.flight_recorder import FlightRecorder
+from server.cluster.memory_files import NO_ROOM, has_room
 from server.cluster.messages import Done, Refused, Spent, Task, now_us
 from server.cluster.work_socket import receive, send
 from server.errors import OperationRefused
@@ -141,9 +143,11 @@ class Engine:
         except OperationRefused as refusal:
             self._is_retiring = isinstance(refusal.__cause__, MemoryError)
             return Refused(os.getpid(), error=refusal)
-        except Exception as error:  # noqa: BLE001 our own bug: it costs this request, not the engine
+        except Exception as error:  # noqa: BLE001 it costs this request, not the engine
+            if isinstance(error, OSError) and (error.errno in NO_ROOM or not has_room(sink)):
+                return Refused(os.getpid(), is_out_of_room=True)
             self._is_retiring = isinstance(error, MemoryError)
-            return Refused(os.getpid(), traceback=traceback.format_exc())
+            return Refused(os.getpid(), traceback=traceback.format_exc())  # our own bug
         finally:
             sandbox.limit_time(0)
 
@@ -156,6 +160,8 @@ class Engine:
         sink.seek(0)  # another engine may have died over this task
         clock = _StageClock(operation.stages)
         outcome = self._runs[task.operation](source, sink, parameters, self._config.limits, clock)
+        if not has_room(sink):
+            raise OSError(errno.ENOSPC, "the last write to the sink was short")
         spent = Spent(queue_us, now_us() - clock.started_us, clock.stages_us)
         return Done(outcome, spent, os.getpid())
 

@@ -3,8 +3,12 @@
 Source: memfd_create(2).
 """
 
+import errno
 import os
 from io import FileIO
+
+#: What a write says when the memory behind a file has run out, or a limit on it has been reached.
+NO_ROOM = frozenset({errno.ENOSPC, errno.ENOMEM, errno.EFBIG, errno.EDQUOT})
 
 
 def memory_file(name: str) -> FileIO:
@@ -16,6 +20,22 @@ def memory_file(name: str) -> FileIO:
         name: shown in `/proc/PID/fd` as `/memfd:NAME (deleted)`.
     """
     return FileIO(os.memfd_create(name), "r+b")
+
+
+def has_room(file: FileIO) -> bool:
+    """Say whether a file can grow at its end.
+
+    Encoders that write to the descriptor may lose the error of a write, and do not see that one was short.
+    """
+    size = os.fstat(file.fileno()).st_size
+    try:
+        is_written = os.pwrite(file.fileno(), b"\0", size) == 1
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        return False
+    os.ftruncate(file.fileno(), size)
+    return is_written
 
 
 class MemoryFilePool:

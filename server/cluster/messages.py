@@ -91,12 +91,14 @@ class Refused:
     Attributes:
         error: the operation refused the upload.
         is_late: the deadline had passed.
+        is_out_of_room: the memory for the result had run out.
         traceback: of a bug of ours.
     """
 
     engine_pid: int
     error: OperationRefused | None = None
     is_late: bool = False
+    is_out_of_room: bool = False
     traceback: str | None = None
 
     def encode(self) -> bytes:
@@ -106,6 +108,7 @@ class Refused:
             error=self.error and type(self.error).__name__,
             detail=self.error and self.error.detail,
             is_late=self.is_late,
+            is_out_of_room=self.is_out_of_room,
             traceback=self.traceback and self.traceback[-_TRACEBACK_CHARACTERS:],
         )
 
@@ -151,6 +154,7 @@ def _refused(fields: Mapping[str, Any], operation: Operation) -> Refused:
         engine_pid=_count(fields["engine_pid"]),
         error=None if error is None else refusals[error](_text(fields["detail"])),
         is_late=fields["is_late"] is True,
+        is_out_of_room=fields["is_out_of_room"] is True,
         traceback=None if traceback is None else _text(traceback),
     )
 

@@ -9,7 +9,7 @@ from falcon.asgi import Request, Response
 
 from server.admission import Admission
 from server.cluster.dispatch import Dispatcher, TooLate
-from server.cluster.memory_files import MemoryFilePool
+from server.cluster.memory_files import NO_ROOM, MemoryFilePool
 from server.cluster.messages import Spent
 from server.errors import ServiceUnavailable
 from server.operations.images import TurnedImage
@@ -18,14 +18,9 @@ from server.web.exchange import Exchange
 from server.web.parameters import Query
 from server.web.uploads import Uploads
 
-#: What the kernel says when there are no more descriptors, when too many of them are in the work socket, and
-#: when there is no memory for a file, or no more than a limit allows.
-_EXHAUSTED = frozenset(
-    {
-        *(errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS, errno.ENOBUFS),
-        *(errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG),
-    }
-)
+#: What the kernel says when there is no more memory or no descriptor, or too many of them are in the work
+#: socket.
+_EXHAUSTED = NO_ROOM | {errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS, errno.ENOBUFS}
 
 #: How much of a picture is read for one write to the client, in bytes.
 _PIECE_BYTES = 1 << 18

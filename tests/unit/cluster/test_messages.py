@@ -162,7 +162,14 @@ def test_an_engine_cannot_raise_an_error_that_the_operation_does_not_have(name: 
         decode_answer(json.dumps(fields).encode(), FLIP)
 
 
-NO_ANSWER = {"engine_pid": 70, "error": None, "detail": None, "is_late": False, "traceback": None}
+NO_ANSWER = {
+    "engine_pid": 70,
+    "error": None,
+    "detail": None,
+    "is_late": False,
+    "is_out_of_room": False,
+    "traceback": None,
+}
 
 
 @pytest.mark.parametrize(
