@@ -22,7 +22,7 @@ from server.cluster import sandbox
 from server.cluster.flight_recorder import FlightRecorder
 from server.cluster.memory_files import NO_ROOM, has_room
 from server.cluster.messages import Done, Refused, Spent, Task, now_us
-from server.cluster.work_socket import receive, send
+from server.cluster.work_socket import Inbox, send
 from server.errors import OperationRefused
 from server.operations.registry import Operation, Run
 
@@ -104,21 +104,13 @@ class Engine:
 
     def serve(self) -> None:
         """Work until there is a reason to stop."""
-        poll = select.poll()
-        for descriptor in (*self._work, self._control):
-            poll.register(descriptor, select.POLLIN)
+        inbox = Inbox(self._work, self._control)
         self._control.send(b"!")
-        while not self._is_retiring:
-            ready = {descriptor for descriptor, _ in poll.poll()}
-            if self._control.fileno() in ready:
-                return
-            self._serve_one(next(lane for lane in self._work if lane.fileno() in ready))
+        while not self._is_retiring and (taken := inbox.take(max_files=3)) is not None:
+            self._serve_one(*taken)
 
-    def _serve_one(self, lane: socket.socket) -> None:
-        try:
-            message, (upload, result, reply_fd) = receive(lane, 3)
-        except BlockingIOError:  # another engine was faster
-            return
+    def _serve_one(self, message: bytes, files: Sequence[int]) -> None:
+        upload, result, reply_fd = files
         with FileIO(upload) as source, FileIO(result, "r+b") as sink, socket.socket(fileno=reply_fd) as reply:
             if _is_abandoned(reply):
                 return

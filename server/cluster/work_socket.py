@@ -8,9 +8,11 @@ signal.
 Source: unix(7).
 """
 
+import select
 import socket
 from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import IntEnum
 from typing import Self
 
@@ -41,6 +43,61 @@ class WorkSocket:
     def __exit__(self, *_: object) -> None:
         for end in (*self.worker_ends, *self.engine_ends):
             end.close()
+
+
+class Inbox:
+    """What an engine takes messages from: the lanes, until its control socket closes.
+
+    A message wakes one of the engines that wait (EPOLLEXCLUSIVE of epoll_ctl(2)), and no other one hears of
+    it. So an engine that was woken looks into all lanes before it sleeps again, or stops (ADR 17).
+
+    Args:
+        lanes: the engines' ends of the work socket, the most urgent one first.
+        control: its end of file means that no more messages are wanted.
+        look_every_s: after how long to look into all lanes without being woken, in seconds; so long a message
+            waits if the engine that was woken for it dies.
+    """
+
+    def __init__(
+        self, lanes: Sequence[socket.socket], control: socket.socket, *, look_every_s: float = 1.0
+    ) -> None:
+        self._lanes = lanes
+        self._control = control
+        self._look_every_s = look_every_s
+        self._epoll = select.epoll()
+        self._epoll.register(control, select.EPOLLIN)
+        for lane in lanes:
+            _register_exclusively(self._epoll, lane)
+
+    def take(self, max_files: int) -> tuple[bytes, list[int]] | None:
+        """Wait for a message and take it with its descriptors; None when no more are wanted."""
+        # What came while this engine was busy has woken another one, or will be found by the first to ask.
+        ready = self.poll(0)
+        if self._control.fileno() in ready:
+            return None
+        was_woken = bool(ready)
+        while True:
+            if was_woken:
+                for lane in sorted(self._lanes, key=lambda lane: lane.fileno() not in ready):
+                    with suppress(BlockingIOError):  # another engine was faster
+                        message, files = receive(lane, max_files)
+                        return (message, files) if message else None
+                # Not before: the last message may have woken this engine alone.
+                if self._control.fileno() in ready:
+                    return None
+            ready = self.poll(self._look_every_s)
+            was_woken = True
+
+    def poll(self, timeout_s: float) -> set[int]:
+        """Wait until a descriptor is ready, and return those that are."""
+        return {descriptor for descriptor, _ in self._epoll.poll(timeout_s, len(self._lanes) + 1)}
+
+
+def _register_exclusively(epoll: select.epoll, lane: socket.socket) -> None:
+    try:
+        epoll.register(lane, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+    except (AttributeError, OSError):  # a kernel before Linux 4.5: a message wakes all engines
+        epoll.register(lane, select.EPOLLIN)
 
 
 def send(to: socket.socket, message: bytes, files: Sequence[int] = ()) -> None:
