@@ -1,0 +1,118 @@
+"""Operations for tests: each treats its source, and its engine, as its name says."""
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+from functools import partial
+from io import FileIO
+from typing import Literal
+
+from server.errors import DamagedImage, TooManyPixels
+from server.operations.registry import Operation, Outcome, Parameters, by_name
+
+
+class Copied(Outcome):
+    """What came out.
+
+    Attributes:
+        limit: of the engine, to be seen in the test.
+    """
+
+    media_type: Literal["text/plain"]
+    limit: int
+
+
+class Times(Parameters):
+    """How often the source is written."""
+
+    times: int = 1
+
+
+def copy(
+    source: FileIO,
+    sink: FileIO,
+    parameters: Times,
+    limits: Mapping[str, int],
+    progress: Callable[[str], None],
+) -> Copied:
+    progress("read")
+    for _ in range(parameters.times):
+        sink.write(os.pread(source.fileno(), 1 << 20, 0))
+    sink.truncate()
+    progress("write")
+    return Copied(media_type="text/plain", limit=limits.get("limit", 0))
+
+
+def refuse(*_: object) -> Outcome:
+    raise DamagedImage("Send another one.")
+
+
+def exhaust(*_: object) -> Outcome:
+    raise TooManyPixels("Send a smaller one.") from MemoryError()
+
+
+def fail(*_: object) -> Outcome:
+    raise ZeroDivisionError("a bug")
+
+
+def fail_to_read(*_: object) -> Outcome:
+    raise OSError("a bug as well")
+
+
+def crash(*_: object) -> Outcome:
+    os.kill(os.getpid(), signal.SIGSEGV)
+    raise AssertionError
+
+
+def crash_once(
+    source: FileIO,
+    sink: FileIO,
+    parameters: Times,
+    limits: Mapping[str, int],
+    progress: Callable[[str], None],
+) -> Outcome:
+    """Crash the first engine that comes, told by a file that the source names."""
+    mark = os.pread(source.fileno(), 4096, 0).decode()
+    try:
+        os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return copy(source, sink, parameters, limits, progress)
+    return crash()
+
+
+def hang(*_: object) -> Outcome:
+    signal.pause()
+    raise AssertionError
+
+
+def wait(
+    source: FileIO,
+    sink: FileIO,
+    parameters: Times,
+    limits: Mapping[str, int],
+    progress: Callable[[str], None],
+) -> Outcome:
+    """Wait until the pipe that the source names is written to."""
+    with open(os.pread(source.fileno(), 4096, 0).decode(), "rb") as pipe:  # noqa: PTH123 a name from a file
+        pipe.read()
+    return copy(source, sink, parameters, limits, progress)
+
+
+_for_tests = partial(
+    Operation,
+    version=1,
+    summary="For tests",
+    description="For tests.",
+    parameters=Times,
+    outcome=Copied,
+    accepts=("text/plain",),
+    refusals=(DamagedImage, TooManyPixels),
+    stages=("read", "write"),
+)
+
+OPERATIONS = by_name(
+    *(
+        _for_tests(name=function.__name__, run=f"{__name__}:{function.__name__}")
+        for function in (copy, refuse, exhaust, fail, fail_to_read, crash, crash_once, hang, wait)
+    )
+)

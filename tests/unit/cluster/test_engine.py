@@ -1,0 +1,196 @@
+"""An engine answers every task, whatever an operation does, and retires when it should."""
+
+import os
+import resource
+import socket
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from support.operations import OPERATIONS, Copied
+
+from server.cluster.engine import Engine, EngineConfig
+from server.cluster.flight_recorder import FlightRecorder
+from server.cluster.memory_files import memory_file
+from server.cluster.messages import Done, Refused, Task, decode_answer, now_us
+from server.cluster.work_socket import Lane, WorkSocket, receive, send
+from server.errors import DamagedImage, TooManyPixels
+
+DEADLINE_S = 60.0
+
+CONFIG = EngineConfig(
+    operations="support.operations:OPERATIONS",
+    nice=0,
+    timeout_s=0.0,  # no timer: the engine is a thread of the test
+    memory_bytes=1 << 40,
+    max_tasks=0,
+    limits={"limit": 77},
+)
+
+
+class Served:
+    """An engine that is a thread of this process."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.work = WorkSocket()
+        self.control, theirs = socket.socketpair()
+        with FlightRecorder.create() as file:
+            self.recorder = FlightRecorder(file)
+        engine = Engine(config, OPERATIONS, self.work.engine_ends, theirs, self.recorder)
+        self.thread = Thread(target=engine.serve)
+        self.thread.start()
+        self.control.settimeout(DEADLINE_S)
+        assert self.control.recv(1)
+        self._theirs = theirs
+
+    def send(self, task: Task, source: bytes, held: bytes = b"") -> tuple[socket.socket, int]:
+        """Send a task; returns the reply socket and a descriptor of the sink."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.settimeout(DEADLINE_S)
+        with theirs, memory_file("source") as upload, memory_file("sink") as sink:
+            upload.write(source)
+            sink.write(held)
+            files = [upload.fileno(), sink.fileno(), theirs.fileno()]
+            send(self.work.worker_ends[Lane.INTERACTIVE], task.encode(), files)
+            return ours, os.dup(sink.fileno())
+
+    def ask(
+        self, name: str, source: bytes = b"abc", held: bytes = b"", **fields: object
+    ) -> tuple[Done | Refused, bytes]:
+        """Send a task and wait for the answer and what the sink holds then."""
+        operation = OPERATIONS[name]
+        task = replace(Task(name, operation.version, {}, 7, now_us()), **fields)  # type: ignore[arg-type]
+        reply, sink = self.send(task, source, held)
+        with reply:
+            answer = decode_answer(receive(reply, 0)[0], operation)
+        try:
+            return answer, os.pread(sink, 1 << 20, 0)
+        finally:
+            os.close(sink)
+
+    def stop(self) -> None:
+        self.control.close()
+        self.join()
+
+    def join(self) -> None:
+        self.thread.join(DEADLINE_S)
+        assert not self.thread.is_alive()
+
+    def close(self) -> None:
+        self.stop()
+        self._theirs.close()
+        with self.work:
+            pass
+
+
+@contextmanager
+def serving(**changes: object) -> Iterator[Served]:
+    with closing(Served(replace(CONFIG, **changes))) as served:  # type: ignore[arg-type]
+        yield served
+
+
+@pytest.fixture
+def engine() -> Iterator[Served]:
+    with serving() as served:
+        yield served
+
+
+def test_a_task_is_done_and_reported(engine: Served) -> None:
+    sent_us = now_us()
+    answer, result = engine.ask("copy", b"abc", b"what was there before", parameters={"times": 2})
+    assert isinstance(answer, Done)
+    assert (answer.outcome, result) == (Copied(media_type="text/plain", limit=77), b"abcabc")
+    assert answer.engine_pid == os.getpid()
+    assert sum(answer.spent.stages_us.values()) <= answer.spent.service_us <= now_us() - sent_us
+    engine.stop()
+    assert (engine.recorder.task, engine.recorder.done) == (0, 1)
+
+
+def test_a_refusal_of_the_operation_is_answered(engine: Served) -> None:
+    answer, _ = engine.ask("refuse")
+    assert isinstance(answer, Refused)
+    assert isinstance(answer.error, DamagedImage)
+    assert answer.error.detail == "Send another one."
+    assert isinstance(engine.ask("copy")[0], Done)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "says"),
+    [
+        ("fail", {}, "ZeroDivisionError: a bug"),
+        ("fail_to_read", {}, "OSError: a bug as well"),
+        ("copy", {"operation": "none"}, "KeyError: 'none'"),
+        ("copy", {"version": 2}, "there is version 1 of copy, not 2"),
+        ("copy", {"parameters": {"size": 1}}, "ValidationError"),
+    ],
+)
+def test_a_bug_costs_one_request_and_not_the_engine(
+    engine: Served, name: str, fields: dict[str, object], says: str
+) -> None:
+    answer, _ = engine.ask(name, **fields)
+    assert isinstance(answer, Refused)
+    assert answer.traceback
+    assert says in answer.traceback
+    assert isinstance(engine.ask("copy")[0], Done)
+
+
+def test_a_task_whose_deadline_has_passed_is_not_started(engine: Served) -> None:
+    answer, result = engine.ask("copy", deadline_us=now_us() - 1)
+    assert isinstance(answer, Refused)
+    assert (answer.is_late, result) == (True, b"")
+
+
+def test_a_task_that_was_given_up_is_skipped(engine: Served, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    busy, sink = engine.send(Task("wait", 1, {}, 1, now_us()), bytes(tmp_path / "pipe"))
+    given_up, untouched = engine.send(Task("copy", 1, {}, 2, now_us()), b"abc")
+    given_up.close()
+    (tmp_path / "pipe").write_bytes(b"go on")
+    with busy:
+        assert receive(busy, 0)[0]
+    assert isinstance(engine.ask("copy")[0], Done)
+    assert os.pread(untouched, 100, 0) == b""
+    engine.stop()
+    assert engine.recorder.done == 2
+    os.close(sink)
+    os.close(untouched)
+
+
+def test_an_engine_retires_after_its_number_of_tasks() -> None:
+    with serving(max_tasks=2) as engine:
+        engine.ask("copy")
+        engine.ask("refuse")
+        engine.join()
+
+
+def test_an_engine_whose_memory_ran_out_retires() -> None:
+    with serving() as engine:
+        answer, _ = engine.ask("exhaust")
+        assert isinstance(answer, Refused)
+        assert isinstance(answer.error, TooManyPixels)
+        engine.join()
+
+
+@pytest.mark.parametrize("times", [2, 3], ids=["short write", "failed write"])
+def test_a_sink_without_room_is_no_fault_of_the_source(engine: Served, times: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, hard))
+    try:
+        answer, _ = engine.ask("copy", bytes(100_000), parameters={"times": times})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert isinstance(answer, Refused)
+    assert (answer.is_out_of_room, answer.error, answer.traceback) == (True, None, None)
+    assert isinstance(engine.ask("copy", bytes(100_000), parameters={"times": times})[0], Done)
+
+
+def test_an_engine_stops_when_its_worker_is_gone(engine: Served) -> None:
+    engine.stop()
+
+
+def test_a_configuration_survives_the_command_line() -> None:
+    config = replace(CONFIG, work=[3, 4], control=5, recorder=6)
+    assert EngineConfig.decode(config.encode()) == config
