@@ -116,3 +116,6 @@ OPERATIONS = by_name(
         for function in (copy, refuse, exhaust, fail, fail_to_read, crash, crash_once, hang, wait)
     )
 )
+
+#: An engine with this table never gets ready.
+HANGING = by_name(_for_tests(name="never ready", run=f"{__name__}:copy", prepare="signal:pause"))

@@ -1,0 +1,364 @@
+"""A dispatcher gets one answer for each upload, whatever becomes of the engines that try it."""
+
+import asyncio
+import os
+import resource
+import select
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from io import FileIO
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+from support.operations import OPERATIONS, Copied
+
+from server.cluster import dispatch
+from server.cluster.dispatch import Dispatcher, EngineBug, TooLate
+from server.cluster.membership import Membership
+from server.cluster.memory_files import MemoryFilePool, memory_file
+from server.cluster.messages import Done, Refused, Spent, Task, now_us
+from server.cluster.quarantine import Quarantine, QuarantineEntry
+from server.cluster.scoreboard import Cell
+from server.cluster.work_socket import Lane, receive, send
+from server.errors import DamagedImage, PoisonImage, ServiceUnavailable, TooMuchWork
+from server.operations.registry import Operation
+
+DEADLINE_S = 60.0
+
+COPY, FAIL = OPERATIONS["copy"], OPERATIONS["fail"]
+IMAGE = b"an image"
+ENGINE_PID = 70
+
+
+class Delivery:
+    """What an engine has taken from the work socket."""
+
+    def __init__(self, message: bytes, files: list[int]) -> None:
+        self.task = Task.decode(message)
+        self.source, self.sink = FileIO(files[0]), FileIO(files[1], "r+b")
+        self.reply = socket.socket(fileno=files[2])
+
+    def answer(self, message: bytes) -> None:
+        with self.source, self.sink, self.reply:
+            send(self.reply, message)
+
+    def done(self, result: bytes) -> None:
+        self.sink.seek(0)
+        self.sink.write(result)
+        self.sink.truncate()
+        outcome = Copied(media_type="text/plain", limit=1)
+        self.answer(Done(outcome, Spent(1, 9, {"read": 4, "write": 5}), ENGINE_PID).encode())
+
+    def lose(self) -> None:
+        """Let the worker see the end of file that a dead engine leaves."""
+        for held in (self.source, self.sink, self.reply):
+            held.close()
+
+
+class Cluster:
+    """A dispatcher and the engines' ends of its work socket."""
+
+    def __init__(self) -> None:
+        self.membership = Membership.alone(Quarantine(60))
+        self.pool = MemoryFilePool()
+        self.dispatcher = Dispatcher(self.membership, self.pool, max_wait_s=10)
+        self.row = self.membership.row
+
+    @property
+    def pooled(self) -> list[FileIO]:
+        """The files that wait in the pool to be used again."""
+        return self.pool._files  # noqa: SLF001 there is no other way to see
+
+    async def take(self, lane: Lane = Lane.INTERACTIVE) -> Delivery:
+        """Take the next task of a lane, as an engine does."""
+        end = self.membership.work.engine_ends[lane]
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                try:
+                    return Delivery(*receive(end, 3))
+                except BlockingIOError:
+                    await asyncio.sleep(0)
+
+    def crash(self, delivery: Delivery, returncode: int) -> None:
+        """Die over a task, and have it reported as a supervisor does."""
+        self.row[Cell.LOST_PID], self.row[Cell.LOST_STATUS] = ENGINE_PID, returncode
+        self.row[Cell.LOST_TASK] = delivery.task.number
+        delivery.lose()
+
+    @asynccontextmanager
+    async def running(
+        self, operation: Operation = COPY
+    ) -> AsyncIterator["asyncio.Task[tuple[Done, FileIO]]"]:
+        """Send an upload; whatever has not been awaited at the end is cancelled."""
+        with memory_file("upload") as upload:
+            upload.write(IMAGE)
+            run = asyncio.ensure_future(self.dispatcher.run(upload, operation, {"times": 1}, now_us()))
+            try:
+                yield run
+            finally:
+                run.cancel()
+                await asyncio.wait([run])
+        assert self.row[Cell.IN_FLIGHT] == 0
+
+    async def fails(self, run: "asyncio.Task[Any]", kind: type[Exception]) -> Exception:
+        with pytest.raises(kind) as raised:
+            async with asyncio.timeout(DEADLINE_S):
+                await run
+        return raised.value
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    cluster = Cluster()
+    with cluster.membership.work:
+        yield cluster
+    for file in cluster.pooled:
+        file.close()
+
+
+def until_done(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(test())
+
+
+def test_what_an_engine_made_comes_back_and_is_counted(cluster: Cluster) -> None:
+    async def test() -> None:
+        async with cluster.running() as run:
+            delivery = await cluster.take()
+            assert cluster.row[Cell.IN_FLIGHT] == 1
+            assert (delivery.task.operation, delivery.task.version) == ("copy", 1)
+            assert delivery.task.parameters == {"times": 1}
+            assert os.pread(delivery.source.fileno(), 100, 0) == IMAGE
+            assert 9e6 < delivery.task.deadline_us - now_us() <= 10e6
+            delivery.done(b"a result")
+            done, result = await run
+            with result:
+                assert os.pread(result.fileno(), 100, 0) == b"a result"
+            assert done.engine_pid == ENGINE_PID
+            assert (cluster.row[Cell.TASKS], cluster.row[Cell.TASK_US]) == (1, 9)
+            assert cluster.row[Cell.LATELY_BYTES] == len(IMAGE)
+
+    until_done(test)
+
+
+def test_each_task_has_a_number_of_its_own(cluster: Cluster) -> None:
+    async def test() -> None:
+        numbers = set()
+        for _ in range(3):
+            async with cluster.running():
+                delivery = await cluster.take()
+                numbers.add(delivery.task.number)
+                delivery.lose()
+        assert len(numbers) == 3
+
+    until_done(test)
+
+
+def test_a_refusal_is_raised_and_the_file_is_used_again(cluster: Cluster) -> None:
+    async def test() -> None:
+        async with cluster.running() as run:
+            error = DamagedImage("Send another one.")
+            (await cluster.take()).answer(Refused(ENGINE_PID, error=error).encode())
+            raised = await cluster.fails(run, DamagedImage)
+            assert isinstance(raised, DamagedImage)
+            assert (raised.detail, raised.engine_pid) == ("Send another one.", ENGINE_PID)
+        with cluster.pool.take() as again:
+            assert os.fstat(again.fileno()).st_size == 0
+            assert not cluster.pooled
+
+    until_done(test)
+
+
+@pytest.mark.parametrize(
+    ("message", "kind", "says"),
+    [
+        (Refused(ENGINE_PID, is_late=True).encode(), TooLate, ""),
+        (Refused(ENGINE_PID, is_out_of_room=True).encode(), ServiceUnavailable, "Try again later."),
+        (Refused(ENGINE_PID, traceback="KeyError: 'a bug'").encode(), EngineBug, "KeyError: 'a bug'"),
+        (Refused(ENGINE_PID).encode(), EngineBug, "no reason"),
+        (b"garbage", EngineBug, "Expecting value"),
+        (b'{"done": {"media_type": "text/html"}}', EngineBug, ""),
+    ],
+)
+def test_an_answer_without_a_result_is_raised(
+    cluster: Cluster, message: bytes, kind: type[Exception], says: str
+) -> None:
+    async def test() -> None:
+        async with cluster.running() as run:
+            (await cluster.take()).answer(message)
+            assert says in str(await cluster.fails(run, kind))
+        assert cluster.row[Cell.TASKS] == 0
+
+    until_done(test)
+
+
+def test_a_task_whose_engine_crashed_goes_to_another_before_all_others(cluster: Cluster) -> None:
+    async def test() -> None:
+        async with cluster.running() as run:
+            cluster.crash(await cluster.take(), -signal.SIGSEGV)
+            retry = await cluster.take(Lane.RETRY)
+            assert retry.task.deadline_us == 0
+            retry.done(b"a result")
+            _, result = await run
+            with result:
+                assert os.pread(result.fileno(), 100, 0) == b"a result"
+
+    until_done(test)
+
+
+def test_an_image_that_crashes_two_engines_is_refused_then_and_later(cluster: Cluster) -> None:
+    async def test() -> None:
+        with capture_logs() as events:
+            async with cluster.running() as run:
+                cluster.crash(await cluster.take(), -signal.SIGSEGV)
+                cluster.crash(await cluster.take(Lane.RETRY), -signal.SIGSEGV)
+                await cluster.fails(run, PoisonImage)
+            async with cluster.running() as run:
+                await cluster.fails(run, PoisonImage)  # no engine is asked
+        (event,) = [event for event in events if event["event"] == "poison_image_quarantined"]
+        assert (event["operation"], event["version"], event["engines"]) == ("copy", 1, 2)
+        assert (event["signal"], event["pid"]) == ("SIGSEGV", ENGINE_PID)
+        assert [event["event"] for event in events].count("quarantined_image_refused") == 1
+        # Another operation may have no trouble with it.
+        async with cluster.running(FAIL) as run:
+            (await cluster.take()).answer(Refused(ENGINE_PID, is_late=True).encode())
+            await cluster.fails(run, TooLate)
+
+    until_done(test)
+
+
+def test_an_image_that_takes_too_long_is_not_tried_again(cluster: Cluster) -> None:
+    async def test() -> None:
+        for kind in (TooMuchWork, TooMuchWork, PoisonImage):
+            async with cluster.running() as run:
+                if kind is TooMuchWork:
+                    cluster.crash(await cluster.take(), -signal.SIGALRM)
+                await cluster.fails(run, kind)
+
+    until_done(test)
+
+
+def test_engines_that_were_killed_from_outside_are_not_blamed_on_the_image_at_once(cluster: Cluster) -> None:
+    async def test() -> None:
+        async with cluster.running() as run:
+            cluster.crash(await cluster.take(), -signal.SIGKILL)
+            for _ in range(2):
+                cluster.crash(await cluster.take(Lane.RETRY), -signal.SIGKILL)
+            (await cluster.take(Lane.RETRY)).done(b"a result")
+            _, result = await run
+            result.close()
+        async with cluster.running() as run:
+            cluster.crash(await cluster.take(), -signal.SIGKILL)
+            for _ in range(3):
+                cluster.crash(await cluster.take(Lane.RETRY), -signal.SIGKILL)
+            await cluster.fails(run, PoisonImage)
+
+    until_done(test)
+
+
+def test_an_engine_that_died_with_its_worker_is_replaced_without_a_report(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "_VERDICT_S", 0.0)
+
+    async def test() -> None:
+        async with cluster.running() as run:
+            (await cluster.take()).lose()
+            (await cluster.take(Lane.RETRY)).done(b"a result")
+            _, result = await run
+            result.close()
+
+    until_done(test)
+
+
+def test_an_upload_that_cannot_be_kept_is_refused_all_the_same(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> bool:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Quarantine, "keep", full)
+
+    async def test() -> None:
+        with capture_logs() as events:
+            async with cluster.running() as run:
+                cluster.crash(await cluster.take(), 3)
+                cluster.crash(await cluster.take(Lane.RETRY), 3)
+                await cluster.fails(run, PoisonImage)
+        names = [event["event"] for event in events]
+        assert names[-2:] == ["quarantine_file_not_written", "poison_image_quarantined"]
+
+    until_done(test)
+
+
+def test_a_client_that_leaves_takes_its_task_with_it(cluster: Cluster) -> None:
+    async def test() -> None:
+        async with cluster.running() as run:
+            delivery = await cluster.take()
+            run.cancel()
+            await asyncio.wait([run])
+            poll = select.poll()
+            poll.register(delivery.reply, 0)
+            assert poll.poll(0)[0][1] & select.POLLHUP
+            delivery.lose()
+        assert not cluster.pooled  # an engine may still be writing to the file
+
+    until_done(test)
+
+
+def test_a_task_waits_until_there_is_room_in_the_queue(cluster: Cluster) -> None:
+    async def test() -> None:
+        work, filled = cluster.membership.work, 0
+        with pytest.raises(BlockingIOError):  # noqa: PT012 the kernel decides how many fit
+            while True:
+                send(work.worker_ends[Lane.INTERACTIVE], b"filling")
+                filled += 1
+        async with cluster.running() as run:
+            while not cluster.row[Cell.IN_FLIGHT]:  # noqa: ASYNC110 a count in shared memory
+                await asyncio.sleep(0)
+            for _ in range(filled):
+                assert receive(work.engine_ends[Lane.INTERACTIVE], 3) == (b"filling", [])
+            (await cluster.take()).done(b"a result")
+            _, result = await run
+            result.close()
+
+    until_done(test)
+
+
+def test_a_process_without_descriptors_says_so_and_leaves_nothing_behind(cluster: Cluster) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def test() -> None:
+        with memory_file("upload") as upload:
+            upload.write(IMAGE)
+            highest = max(map(int, os.listdir("/proc/self/fd")))  # noqa: PTH208 names are numbers
+            fillers = [memory_file("filler")]
+            while fillers[-1].fileno() < highest:
+                fillers.append(memory_file("filler"))
+            top = fillers[-1].fileno()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (top + 2, hard))  # one is left, for the result
+            try:
+                with pytest.raises(OSError, match="Too many open files"):
+                    await cluster.dispatcher.run(upload, COPY, {}, now_us())
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                for filler in fillers:
+                    filler.close()
+        assert cluster.row[Cell.IN_FLIGHT] == 0
+        assert not cluster.pooled
+
+    until_done(test)
+
+
+def test_the_digest_is_that_of_the_upload(cluster: Cluster) -> None:
+    async def test() -> None:
+        async with cluster.running() as run:
+            cluster.crash(await cluster.take(), -signal.SIGALRM)
+            await cluster.fails(run, TooMuchWork)
+        with memory_file("upload") as upload:
+            upload.write(IMAGE)
+            assert cluster.membership.quarantine.crashes(QuarantineEntry.of(upload, COPY)) == 1
+
+    until_done(test)

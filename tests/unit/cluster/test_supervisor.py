@@ -1,0 +1,234 @@
+"""A supervisor keeps one engine alive: real processes, and operations that end them."""
+
+import asyncio
+import os
+import resource
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+from support.operations import OPERATIONS
+
+from server.cluster import supervisor as supervisor_module
+from server.cluster.dispatch import Dispatcher
+from server.cluster.engine import EngineConfig
+from server.cluster.membership import Membership
+from server.cluster.memory_files import MemoryFilePool, memory_file
+from server.cluster.messages import now_us
+from server.cluster.quarantine import Quarantine
+from server.cluster.scoreboard import Cell
+from server.cluster.supervisor import Supervisor
+from server.errors import PoisonImage, TooMuchWork
+
+DEADLINE_S = 60.0
+
+ENVIRON = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+CONFIG = EngineConfig(
+    operations="support.operations:OPERATIONS",
+    nice=0,
+    timeout_s=DEADLINE_S,
+    memory_bytes=1 << 32,
+    max_tasks=0,
+)
+
+
+class Cluster:
+    """One worker's supervisor and dispatcher."""
+
+    def __init__(self, config: EngineConfig, events: list[dict[str, Any]]) -> None:
+        self.membership = Membership.alone(Quarantine(60))
+        self.row = self.membership.row
+        self.events = events
+        self.supervisor = Supervisor(self.membership.work, self.row, config, ENVIRON)
+        self.pool = MemoryFilePool()
+        self.dispatcher = Dispatcher(self.membership, self.pool, max_wait_s=DEADLINE_S)
+
+    @property
+    def engine(self) -> int:
+        return self.row[Cell.ENGINE_PID]
+
+    async def run(self, name: str, source: bytes = b"abc") -> bytes:
+        """Have the engine apply an operation, and return the result."""
+        with memory_file("upload") as upload:
+            upload.write(source)
+            async with asyncio.timeout(DEADLINE_S):
+                _, result = await self.dispatcher.run(upload, OPERATIONS[name], {}, now_us())
+        with result:
+            return os.pread(result.fileno(), 1 << 20, 0)
+
+    async def until(self, holds: Callable[[], object]) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while not holds():  # noqa: ASYNC110 it is a process that changes
+                await asyncio.sleep(0)
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        return [line for line in self.events if line["event"] == event]
+
+
+@asynccontextmanager
+async def supervised(**changes: object) -> AsyncIterator[Cluster]:
+    """Start the supervisor of an engine, and stop it."""
+    with capture_logs() as events:
+        cluster = Cluster(replace(CONFIG, **changes), events)  # type: ignore[arg-type]
+        with cluster.membership.work:
+            async with asyncio.timeout(DEADLINE_S):
+                await cluster.supervisor.start()
+            try:
+                yield cluster
+            finally:
+                async with asyncio.timeout(DEADLINE_S):
+                    await cluster.supervisor.stop()
+                assert cluster.engine == 0
+                for file in cluster.pool._files:  # noqa: SLF001
+                    file.close()
+
+
+def until_done(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(test())
+
+
+def exists(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def test_an_engine_is_there_after_the_start_and_gone_after_the_stop() -> None:
+    async def test() -> None:
+        async with supervised() as cluster:
+            pid = cluster.engine
+            assert exists(pid)
+            assert await cluster.run("copy") == b"abc"
+        assert not exists(pid)
+        assert (cluster.row[Cell.ENGINE_STARTS], cluster.row[Cell.ENGINE_DEATHS]) == (1, 0)
+
+    until_done(test)
+
+
+def test_the_next_engine_comes_at_once_after_a_crash_over_a_task(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with supervised() as cluster:
+            first = cluster.engine
+            mark = bytes(tmp_path / "crashed")
+            assert await cluster.run("crash_once", mark) == mark
+            assert cluster.engine not in {0, first}
+            (died,) = cluster.logged("engine_died")
+            assert (died["pid"], died["signal"], died["restart_in_s"]) == (first, "SIGSEGV", 0.0)
+
+    until_done(test)
+
+
+def test_a_stream_of_distinct_poison_images_does_not_delay_the_next_engine() -> None:
+    async def test() -> None:
+        async with supervised() as cluster:
+            for number in range(3):
+                with pytest.raises(PoisonImage):
+                    await cluster.run("crash", b"%d" % number)
+            await cluster.until(lambda: len(cluster.logged("engine_died")) == 6)
+            assert [died["restart_in_s"] for died in cluster.logged("engine_died")] == [0.0] * 6
+            assert cluster.row[Cell.ENGINE_DEATHS] == 6
+
+    until_done(test)
+
+
+def test_an_engine_that_takes_too_long_is_killed_and_replaced() -> None:
+    async def test() -> None:
+        async with supervised(timeout_s=0.2) as cluster:
+            with pytest.raises(TooMuchWork):
+                await cluster.run("hang")
+            assert await cluster.run("copy") == b"abc"
+            assert cluster.logged("engine_died")[0]["signal"] == "SIGALRM"
+
+    until_done(test)
+
+
+def test_an_engine_that_retires_is_no_death() -> None:
+    async def test() -> None:
+        async with supervised(max_tasks=1) as cluster:
+            for _ in range(3):
+                assert await cluster.run("copy") == b"abc"
+            await cluster.until(lambda: len(cluster.logged("engine_retired")) == 3)
+            assert cluster.row[Cell.ENGINE_DEATHS] == 0
+
+    until_done(test)
+
+
+def test_an_engine_that_dies_without_work_is_started_with_a_growing_delay() -> None:
+    async def test() -> None:
+        async with supervised(operations="support.operations:no_such_table") as cluster:
+            await cluster.until(lambda: len(cluster.logged("engine_died")) >= 3)
+            delays_s = [died["restart_in_s"] for died in cluster.logged("engine_died")]
+            assert delays_s[:3] == [0.0, 0.1, 0.2]
+        # Stopped while it waited, and so it stays.
+
+    until_done(test)
+
+
+def test_an_engine_that_hangs_before_it_is_ready_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "BOOT_S", 0.2)
+
+    async def test() -> None:
+        async with supervised(operations="support.operations:HANGING") as cluster:
+            assert cluster.logged("engine_died")[0]["signal"] == "SIGKILL"
+            assert not cluster.logged("engine_online")
+
+    until_done(test)
+
+
+def test_a_stop_waits_for_the_task_in_hand(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    async def test() -> None:
+        async with supervised() as cluster:
+            pid = cluster.engine
+            run = asyncio.ensure_future(cluster.run("wait", bytes(pipe)))
+            writers: list[int] = []
+            await cluster.until(lambda: writers or opened_for(pipe, writers))
+            stop = asyncio.ensure_future(cluster.supervisor.stop())
+            await cluster.until(lambda: cluster.engine == 0)
+            assert exists(pid)
+            os.close(writers[0])
+            assert await run == bytes(pipe)
+            await stop
+            assert not exists(pid)
+
+    until_done(test)
+
+
+def opened_for(pipe: Path, writers: list[int]) -> bool:
+    """Open a pipe for writing once a process reads from it."""
+    try:
+        writers.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
+
+
+def test_a_worker_without_descriptors_starts_its_engine_later() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def test() -> None:
+        with capture_logs() as events:
+            cluster = Cluster(CONFIG, events)
+            with cluster.membership.work:
+                highest = max(map(int, os.listdir("/proc/self/fd")))  # noqa: PTH208 names are numbers
+                resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
+                fillers = []
+                try:
+                    with pytest.raises(OSError, match="Too many"):  # noqa: PT012 as many as there are
+                        while True:
+                            fillers.append(memory_file("filler"))
+                    await cluster.supervisor.start()
+                    assert "Too many" in cluster.logged("engine_spawn_failed")[0]["error"]
+                finally:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                    for filler in fillers:
+                        filler.close()
+                await cluster.until(lambda: cluster.engine)
+                await cluster.supervisor.stop()
+
+    until_done(test)
