@@ -24,7 +24,7 @@ from typing import ClassVar
 
 
 class ServiceError(Exception):
-    """A failure with a sentence for the caller.
+    """A failure, with a sentence for the caller.
 
     Args:
         detail: what is wrong and what to do next, in words that may reach a client.

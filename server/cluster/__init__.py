@@ -1,1 +1,1 @@
-"""The cluster: which cores we have, who works on them, and how work reaches a free engine."""
+"""The cluster: workers, engines, and how a task of any operation reaches a free engine."""

@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Count the cores that are really ours, at least 1.
+    """Count the cores that this process may use, at least 1.
 
     CPU affinity is what `taskset`, cpusets and `docker --cpuset-cpus` set.
     The CPU bandwidth quota is what `docker --cpus`, Kubernetes limits and systemd's `CPUQuota=` set;
     a quota of 1.5 cores counts as 2, so that no granted time is left unused.
 
     Args:
-        root: where `/proc` and `/sys` are looked for; another directory in tests.
+        root: the directory that holds `/proc` and `/sys`; another one in tests.
 
     Source: cgroups(7), sched(7), the kernel's Documentation/admin-guide/cgroup-v2.rst ("cpu.max")
     and Documentation/scheduler/sched-bwc.rst ("cpu.cfs_quota_us").
@@ -24,7 +24,7 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """Every CPU quota above this process, in cores: a limit holds for all groups below it."""
+    """Iterate over the CPU quotas of all groups that this process is in, in cores."""
     mounts = root / "sys/fs/cgroup"
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
@@ -39,7 +39,7 @@ def _quotas(root: Path) -> Iterator[float]:
 
 def _upwards(mount: Path, path: str) -> Iterator[Path]:
     # Inside a container the path names a group of the host that is not mounted here: the mount
-    # itself is then our group, and it is the last one that this yields.
+    # itself is then our group, and it is the last one yielded here.
     group = mount / path.strip("/")
     while group != mount:
         yield group

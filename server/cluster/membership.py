@@ -10,7 +10,7 @@ from server.cluster.work_socket import WorkSocket
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """A worker's part in the cluster.
+    """What one worker needs to take part.
 
     Attributes:
         row: the worker's own row of the scoreboard.
@@ -23,6 +23,6 @@ class Membership:
 
     @classmethod
     def alone(cls, quarantine: Quarantine) -> Self:
-        """Make everything anew: for a process that no arbiter forked."""
+        """Make a cluster of one, for a process that no arbiter forked."""
         scoreboard = Scoreboard()
         return cls(WorkSocket(), scoreboard, quarantine, scoreboard.claim())

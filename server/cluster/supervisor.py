@@ -20,15 +20,14 @@ from server.logs import get_logger
 
 log = get_logger(__name__)
 
-#: glibc gives large blocks back to the kernel on every free and fetches them anew, zeroed, page by page,
-#: for the next picture. Keeping them saves two fifths of a 20-megapixel flip (mallopt(3); ADR 0002).
+#: glibc returns large blocks to the kernel on every free and fetches them again, zeroed, page by page, for
+#: the next image. Keeping them saves two fifths of a 20-megapixel flip (mallopt(3); ADR 0002).
 MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
 
 #: The directory that holds the `server` package, so that an engine finds it wherever gunicorn was started.
 _IMPORT_ROOT = str(Path(__file__).parents[2])
 
-
-#: How much sooner than others an engine may retire, as a part of its tasks, so that not all do at once.
+#: By which part of its tasks an engine may retire early, so that not all retire at once.
 _JITTER = 0.1
 
 #: How long an engine may take to become ready, in seconds: less than gunicorn gives its worker (`timeout`).
@@ -40,9 +39,9 @@ class Death:
     """How an engine ended.
 
     Attributes:
-        returncode: as `subprocess` says it.
+        returncode: as `subprocess` reports it.
         task: the number of the task that was lost with it; 0 for none.
-        done: how many tasks it had come to the end of.
+        done: how many tasks it had answered.
     """
 
     pid: int
@@ -57,7 +56,7 @@ class Death:
 
 
 def describe_exit(returncode: int) -> dict[str, int | str]:
-    """Say how a process ended, from what `subprocess` calls its return code."""
+    """Describe how a process ended, from what `subprocess` calls its return code."""
     if returncode >= 0:
         return {"exit_code": returncode}
     try:
@@ -67,13 +66,13 @@ def describe_exit(returncode: int) -> dict[str, int | str]:
 
 
 class Supervisor:
-    """Starts an engine, watches it, and starts the next one when it dies.
+    """Keeps one engine running: starts it, waits for its end, and starts the next one.
 
     Args:
         work: the work socket whose engines' ends are passed on.
         row: the worker's row of the scoreboard.
         config: the limits of the engines, without descriptors.
-        environ: the environment of the engine; it may overrule the malloc settings.
+        environ: the environment of the engine; it may override the malloc settings.
     """
 
     def __init__(self, work: WorkSocket, row: Row, config: EngineConfig, environ: Mapping[str, str]) -> None:
@@ -87,14 +86,14 @@ class Supervisor:
     async def start(self) -> None:
         """Start supervising; returns when the first engine is ready, or has failed to start.
 
-        A failure is not raised: a worker without an engine still serves through the others', and its
-        engine is tried again and again.
+        A failure is not raised: a worker without an engine still serves with the engines of others, and its
+        own is tried again and again.
         """
         self._task = asyncio.create_task(self._supervise())
         await self._first_attempt.wait()
 
     async def stop(self) -> None:
-        """End the engine after the task it is working on."""
+        """Stop the engine after its current task."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -112,10 +111,10 @@ class Supervisor:
                 if death.is_planned:
                     log.info("engine_retired", pid=death.pid, tasks=death.done)
                     continue
-                # One that died over a picture came as far as working: a crash loop does not.
+                # One that died over a task got as far as working, which a crash loop does not.
                 did_work = death.done > 0 or death.task != 0
                 event, facts = "engine_died", {"pid": death.pid, **describe_exit(death.returncode)}
-            except OSError as error:  # no process or descriptor to be had at the moment
+            except OSError as error:  # no process or descriptor is available at the moment
                 event, facts = "engine_spawn_failed", {"error": str(error)}
             self._row[Cell.ENGINE_DEATHS] += 1
             lived_s = clock() - started_s
@@ -125,7 +124,7 @@ class Supervisor:
             await asyncio.sleep(delay_s)
 
     async def _run_engine(self) -> Death:
-        """Run one engine to its end and say how it ended; cancelling this ends it after its task."""
+        """Run one engine to its end and report how it ended; cancelling this stops it after its task."""
         started_us = now_us()
         ours, theirs = socket.socketpair()
         with ours:
@@ -144,13 +143,13 @@ class Supervisor:
                 self._publish(death)
             finally:
                 self._row[Cell.ENGINE_PID] = 0
-                ours.close()  # the engine's sign to go, when it is not gone already
+                ours.close()  # stops the engine if it is still there
                 await process.wait()
         return death
 
     @staticmethod
     async def _is_ready(control: socket.socket, process: asyncio.subprocess.Process) -> bool:
-        """Wait for the engine's sign; one that gives none for too long, stopped or stuck, is killed."""
+        """Wait until the engine is ready; one that takes too long, stopped or hanging, is killed."""
         try:
             async with asyncio.timeout(BOOT_S):
                 return bool(await asyncio.get_running_loop().sock_recv(control, 1))
@@ -159,7 +158,7 @@ class Supervisor:
             return False
 
     def _publish(self, death: Death) -> None:
-        """Let the worker whose task was lost read what became of its engine; the number comes last."""
+        """Report how the engine ended to the worker whose task was lost; the number is written last."""
         self._row[Cell.LOST_PID] = death.pid
         self._row[Cell.LOST_STATUS] = death.returncode
         self._row[Cell.LOST_TASK] = death.task

@@ -1,4 +1,4 @@
-"""Problems: the one place where failures become HTTP answers (RFC 9457, application/problem+json)."""
+"""Problems: the one place where failures become HTTP responses (RFC 9457, application/problem+json)."""
 
 import json
 import re
@@ -35,14 +35,14 @@ STATUS_OF: dict[type[errors.ServiceError], HTTPStatus] = {
 
 OUR_FAULT = "This is our fault and has been logged. If it happens again, report the request_id."
 
-#: What to do next, for the failures that the framework finds before our code runs.
+#: What to do next, for failures that the framework detects before our code runs.
 _FRAMEWORK_DETAILS = {
     HTTPStatus.NOT_FOUND: "There is nothing here. GET /openapi.json lists what there is.",
     HTTPStatus.METHOD_NOT_ALLOWED: "This path does not answer to {method}. Use one of: {allow}.",
     HTTPStatus.INTERNAL_SERVER_ERROR: OUR_FAULT,
 }
 
-#: The words of RFC 9110 where Python before 3.13 has older ones; a type must not depend on the interpreter.
+#: The phrases of RFC 9110 where Python before 3.13 has older ones; a type must not depend on the interpreter.
 _PHRASES = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "Content Too Large",
     HTTPStatus.REQUEST_URI_TOO_LONG: "URI Too Long",
@@ -52,7 +52,7 @@ _PHRASES = {
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A failure as a client sees it (RFC 9457, section 3.1).
+    """A problem document (RFC 9457, section 3.1).
 
     Attributes:
         slug: the last word of the problem's type; docs/problems.md has a section for each.
@@ -74,7 +74,7 @@ class Problem:
 
     @classmethod
     def of_status(cls, status: HTTPStatus, detail: str) -> Self:
-        """Make a problem of a bare status, for failures that the framework or the server finds."""
+        """Make a problem of a bare status, for failures that the framework or the server detects."""
         phrase = _PHRASES.get(status, status.phrase)
         return cls(status, phrase.lower().replace(" ", "-"), phrase, detail)
 
@@ -92,7 +92,7 @@ class Problem:
 
 
 def add_error_handlers(app: falcon.asgi.App[Request, Response]) -> None:
-    """Make every failure of the app a problem, the framework's own too."""
+    """Turn every failure of the app into a problem, the framework's own too."""
     app.add_error_handler(Exception, _answer_our_fault)
     app.add_error_handler(falcon.HTTPError, _answer_framework_error)
     app.add_error_handler(errors.ServiceError, _answer_service_error)

@@ -1,4 +1,4 @@
-"""One crash is mended at once; a crash loop waits longer and longer, up to a cap."""
+"""A restart after one crash is immediate; in a crash loop the delay grows, up to a cap."""
 
 from server.cluster.backoff import FIRST_DELAY_S, HEALTHY_S, MAX_DELAY_S, Backoff
 
@@ -9,7 +9,7 @@ def delays(backoff: Backoff, *lives_s: float) -> list[float]:
     return [backoff.delay_s(lived_s, did_work=False) for lived_s in lives_s]
 
 
-def test_the_first_death_is_mended_at_once() -> None:
+def test_the_restart_after_the_first_death_is_immediate() -> None:
     assert Backoff().delay_s(QUICK_S, did_work=False) == 0
 
 
@@ -21,7 +21,7 @@ def test_a_crash_loop_that_never_ends_still_waits_no_longer_than_the_cap() -> No
     assert set(delays(Backoff(), *[QUICK_S] * 900)[500:]) == {MAX_DELAY_S}
 
 
-def test_a_healthy_life_starts_the_count_anew() -> None:
+def test_a_healthy_life_resets_the_count() -> None:
     backoff = Backoff()
     assert delays(backoff, QUICK_S, QUICK_S, QUICK_S)[-1] == 2 * FIRST_DELAY_S
     assert delays(backoff, HEALTHY_S, QUICK_S, QUICK_S) == [0, 0, FIRST_DELAY_S]
@@ -38,7 +38,7 @@ def test_one_process_dying_does_not_delay_another() -> None:
     assert calm.delay_s(QUICK_S, did_work=False) == 0
 
 
-def test_a_process_that_was_of_use_is_no_crash_loop() -> None:
+def test_a_process_that_did_work_is_in_no_crash_loop() -> None:
     backoff = Backoff()
     delays(backoff, *[QUICK_S] * 5)
     assert backoff.delay_s(QUICK_S, did_work=True) == 0

@@ -1,4 +1,4 @@
-"""The scoreboard tells the whole cluster's story: across processes, and past the death of a worker."""
+"""The scoreboard counts for the whole cluster: across processes, and past the death of a worker."""
 
 import multiprocessing
 import os
@@ -224,7 +224,7 @@ def test_there_is_a_bucket_for_each_bound_and_one_more(scoreboard: Scoreboard) -
     assert len(snapshot.durations) == len(DURATION_BOUNDS_S) + 1
 
 
-def test_the_first_job_sets_the_service_time_and_the_next_ones_move_it_by_an_eighth(
+def test_the_first_task_sets_the_service_time_and_the_next_ones_move_it_by_an_eighth(
     scoreboard: Scoreboard,
 ) -> None:
     row = scoreboard.claim()

@@ -20,12 +20,12 @@ def work() -> Iterator[WorkSocket]:
 
 def test_a_message_and_its_files_go_through_the_work_socket(work: WorkSocket) -> None:
     with memory_file("upload") as upload, memory_file("flipped") as reply:
-        upload.write(b"a picture")
+        upload.write(b"an image")
         send(work.worker_ends[0], b"a task", [upload.fileno(), reply.fileno()])
     message, files = receive(work.engine_ends[0], 2)
     with FileIO(files[0]) as upload, FileIO(files[1]):
         assert message == b"a task"
-        assert os.pread(upload.fileno(), 100, 0) == b"a picture"
+        assert os.pread(upload.fileno(), 100, 0) == b"an image"
 
 
 def test_a_file_that_was_received_is_not_passed_on_to_programs(work: WorkSocket) -> None:

@@ -187,7 +187,7 @@ def ask(app: App) -> Iterator[Ask]:
         runner.run(life.__aexit__(None, None, None))
 
 
-def picture(form: str = "PNG", frames: int = 1) -> bytes:
+def image(form: str = "PNG", frames: int = 1) -> bytes:
     file = BytesIO()
     first, *others = [Image.new("RGB", (16, 16), (number * 40, 90, 200)) for number in range(frames)]
     first.save(file, form, **({"save_all": True, "append_images": others} if others else {}))
@@ -305,7 +305,7 @@ def test_parts_that_differ_between_operations_are_not_mixed_up() -> None:
 # --- the document and the code ----------------------------------------------------------------------------
 
 
-def test_the_document_has_every_route_with_its_methods_and_none_besides(app: App) -> None:
+def test_the_document_has_every_route_with_its_methods_and_no_other(app: App) -> None:
     routes = {
         route.path: {method.method for method in route.methods if not method.internal}
         for route in falcon.inspect.inspect_routes(app._app)  # type: ignore[attr-defined]
@@ -314,7 +314,7 @@ def test_the_document_has_every_route_with_its_methods_and_none_besides(app: App
     assert {method for method, _, _ in operations()} <= METHODS
 
 
-def test_a_picture_can_be_posted_to_every_operation_and_nowhere_else() -> None:
+def test_an_image_can_be_posted_to_every_operation_and_nowhere_else() -> None:
     assert {path for method, path, _ in operations() if method == "post"} == set(PATHS)
 
 
@@ -348,7 +348,7 @@ def test_every_format_that_we_read_can_be_sent_and_can_come_back() -> None:
     assert body["required"] is False
 
 
-def test_retry_after_is_promised_nowhere_because_nothing_sends_it_yet() -> None:
+def test_retry_after_is_promised_if_and_only_if_it_is_sent() -> None:
     sources = "".join(file.read_text() for file in (ROOT / "server").rglob("*.py"))
     promised = {"Retry-After" in node for node in walk(DOCUMENT)}
     assert (True in promised) == ("retry-after" in sources.lower())
@@ -371,14 +371,14 @@ def test_the_document_that_is_served_is_this_one(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_picture_comes_back_as_documented(ask: Ask, path: str) -> None:
-    answer = ask("POST", path, params={"angle": "90"} if path == "/rotate" else {}, content=picture())
+def test_an_image_comes_back_as_documented(ask: Ask, path: str) -> None:
+    answer = ask("POST", path, params={"angle": "90"} if path == "/rotate" else {}, content=image())
     assert answer.status_code == 200, answer.text
     check_answer(answer, path)
 
 
 def test_a_form_with_one_file_and_no_body_at_all_are_taken_as_documented(ask: Ask) -> None:
-    for content in ({"files": {"image": picture()}}, {}):
+    for content in ({"files": {"image": image()}}, {}):
         answer = ask("POST", "/flip", **content)
         assert answer.status_code == 200, answer.text
         check_answer(answer, "/flip")
@@ -386,7 +386,7 @@ def test_a_form_with_one_file_and_no_body_at_all_are_taken_as_documented(ask: As
 
 @pytest.mark.parametrize("form", sorted(OUTPUT_FORMATS))
 def test_a_format_that_is_asked_for_comes_back(ask: Ask, form: str) -> None:
-    answer = ask("POST", "/flip", params={"format": form}, content=picture())
+    answer = ask("POST", "/flip", params={"format": form}, content=image())
     assert answer.status_code == 200, answer.text
     assert answer.headers["Content-Type"] == f"image/{form}"
     check_answer(answer, "/flip")
@@ -406,7 +406,7 @@ def test_a_format_that_is_asked_for_comes_back(ask: Ask, form: str) -> None:
     ],
 )
 def test_every_documented_value_of_a_parameter_is_taken(ask: Ask, query: dict[str, str]) -> None:
-    answer = ask("POST", "/rotate", params={"angle": "90"} | query, content=picture("JPEG"))
+    answer = ask("POST", "/rotate", params={"angle": "90"} | query, content=image("JPEG"))
     assert answer.status_code == 200, answer.text
 
 
@@ -421,11 +421,11 @@ def test_every_documented_value_of_a_parameter_is_taken(ask: Ask, query: dict[st
         (400, "/rotate", {}),
         (400, "/rotate?angle=45", {}),
         (400, "/flip?size=10", {}),
-        (400, "/flip", {"files": {"image": picture(), "more": picture()}}),
+        (400, "/flip", {"files": {"image": image(), "more": image()}}),
         (413, "/flip", {"content": bytes(100_001)}),
         (415, "/flip", {"content": b"a letter"}),
-        (422, "/flip", {"content": picture("JPEG")[:-20]}),
-        (422, "/flip", {"content": picture("GIF", frames=3)}),
+        (422, "/flip", {"content": image("JPEG")[:-20]}),
+        (422, "/flip", {"content": image("GIF", frames=3)}),
     ],
 )
 def test_a_refusal_is_answered_as_documented(
@@ -451,7 +451,7 @@ def test_a_refusal_is_answered_as_documented(
     ],
 )
 def test_any_other_content_type_is_taken_for_the_image_itself(ask: Ask, content_type: str) -> None:
-    answer = ask("POST", "/flip", content=picture(), headers={"Content-Type": content_type})
+    answer = ask("POST", "/flip", content=image(), headers={"Content-Type": content_type})
     assert answer.status_code == 200, answer.text
     check_answer(answer, "/flip")
 
@@ -467,7 +467,7 @@ def test_any_other_content_type_is_taken_for_the_image_itself(ask: Ask, content_
     ],
 )
 def test_a_form_is_a_form_however_it_is_written(ask: Ask, media_type: str, disposition: bytes) -> None:
-    body = b"--cut\r\nContent-Disposition: " + disposition + b"\r\n\r\n" + picture() + b"\r\n--cut--\r\n"
+    body = b"--cut\r\nContent-Disposition: " + disposition + b"\r\n\r\n" + image() + b"\r\n--cut--\r\n"
     headers = {"Content-Type": f"{media_type}; boundary=cut"}
     answer = ask("POST", "/flip", content=body, headers=headers)
     assert answer.status_code in ({200} if disposition.isascii() else {200, 400}), answer.text
