@@ -1,4 +1,4 @@
-"""The routes that transform a picture: an image comes in, the image turned comes out."""
+"""The routes of the operations: an image comes in, the turned image comes out."""
 
 import errno
 import os
@@ -22,19 +22,19 @@ from server.web.uploads import Uploads
 #: socket.
 _EXHAUSTED = NO_ROOM | {errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS, errno.ENOBUFS}
 
-#: How much of a picture is read for one write to the client, in bytes.
+#: How much of a result is read for one write to the client, in bytes.
 _PIECE_BYTES = 1 << 18
 
 
 class Transform:
-    """`POST` of a picture to one operation.
+    """`POST` of an image to one operation.
 
     Args:
         operation: what is done.
         admission: asked before the body is read.
-        uploads: takes the picture out of the request.
-        dispatcher: hands it to an engine.
-        memory_files: where the file with the new picture goes when it has been sent.
+        uploads: takes the image out of the request.
+        dispatcher: sends it to an engine.
+        memory_files: where the file with the result goes when it has been sent.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class Transform:
         self._memory_files = memory_files
 
     async def on_post(self, req: Request, resp: Response) -> None:
-        """Answer with the picture, transformed."""
+        """Answer with the result of the operation."""
         parameters = self._query.read(req.query_string)
         exchange = Exchange.of(req.scope)
         admitted = self._admission.admit(self._uploads.length_of(req))
         ticket = exchange.ticket = exchange.resources.enter_context(admitted)
         try:
             async with self._uploads.received(req, exchange, ticket) as upload:
-                done, picture = await self._dispatcher.run(
+                done, result = await self._dispatcher.run(
                     upload, self._operation, parameters, ticket.admitted_us
                 )
         except TooLate as error:
@@ -73,15 +73,15 @@ class Transform:
             raise ServiceUnavailable(
                 "There is no memory for it at the moment. Try again in a second."
             ) from error
-        exchange.resources.callback(self._memory_files.give_back, picture)
-        size = os.fstat(picture.fileno()).st_size
+        exchange.resources.callback(self._memory_files.give_back, result)
+        size = os.fstat(result.fileno()).st_size
         ticket.finish_work()
         ticket.hold(size)
         resp.content_type = done.outcome.media_type
         resp.content_length = size
         resp.set_header("X-Engine-PID", str(done.engine_pid))
         resp.set_header("Server-Timing", _server_timing(done.spent))
-        resp.stream = _pieces(picture, size)
+        resp.stream = _pieces(result, size)
         exchange.engine_pid = done.engine_pid
         if isinstance(done.outcome, TurnedImage):
             resp.set_header("X-Image-Path", done.outcome.path)
@@ -94,6 +94,6 @@ def _server_timing(spent: Spent) -> str:
     return ", ".join([f"{part};dur={us / 1e3:.1f}" for part, us in parts_us.items()])
 
 
-async def _pieces(picture: FileIO, size: int) -> AsyncIterator[bytes]:
+async def _pieces(result: FileIO, size: int) -> AsyncIterator[bytes]:
     for offset in range(0, size, _PIECE_BYTES):
-        yield os.pread(picture.fileno(), _PIECE_BYTES, offset)
+        yield os.pread(result.fileno(), _PIECE_BYTES, offset)
