@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import resource
 import signal
 import socket
 from collections.abc import Iterator
@@ -55,6 +56,33 @@ def test_an_engine_retires_and_nobody_notices() -> None:
         assert len({answer.headers["X-Engine-PID"] for answer in answers}) == 4
         server.wait_for("engine_retired", tasks=3, count=3)
         assert server.workers()[0]["engine_deaths"] == 0
+
+
+def test_what_does_not_fit_into_memory_is_answered_503_and_breaks_nothing(landscape: Path) -> None:
+    """A limit on the size of files stands for a kernel that has no memory left for them."""
+    image = landscape.read_bytes()
+
+    def ask(server: LiveServer, **query: str) -> tuple[int, str]:
+        answer = httpx.post(f"{server.url}/flip", params=query, content=image, timeout=DEADLINE_S)
+        return answer.status_code, "" if answer.status_code == 200 else kind(answer)
+
+    def limit(pid: int, most_bytes: int) -> None:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (most_bytes, resource.RLIM_INFINITY))
+
+    with LiveServer(environ={"WEB_CONCURRENCY": "1"}) as server:
+        (before,) = server.workers()
+        limit(before["pid"], len(image) // 2)  # reached in the middle of the upload
+        assert ask(server) == (503, "service-unavailable")
+        limit(before["pid"], resource.RLIM_INFINITY)
+        limit(before["engine_pid"], 10_000)  # reached in the middle of the result
+        for form in ("jpeg", "png", "webp", "gif", "tiff", "bmp", "avif"):
+            assert (form, *ask(server, format=form, path="pixels")) == (form, 503, "service-unavailable")
+        assert ask(server, path="lossless") == (503, "service-unavailable")
+        limit(before["engine_pid"], resource.RLIM_INFINITY)
+        assert ask(server) == (200, "")
+        (after,) = server.workers()
+        lasting = ("pid", "engine_pid", "engine_deaths")
+        assert [after[name] for name in lasting] == [before[name] for name in lasting]
 
 
 @pytest.fixture(scope="module")
