@@ -71,12 +71,12 @@ def endless_gif(frames: int) -> bytes:
     ],
     ids=["text", "one byte", "EPS", "PDF", "SVG", "bomb", "30000 frames"],
 )
-def test_a_bad_picture_is_refused(server: LiveServer, body: bytes, status: int, kind: str) -> None:
+def test_a_bad_image_is_refused(server: LiveServer, body: bytes, status: int, kind: str) -> None:
     is_problem(httpx.post(f"{server.url}/flip", content=body), status, kind)
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
-def test_half_a_jpeg_is_never_half_a_picture(server: LiveServer, landscape: Path, part: float) -> None:
+def test_half_a_jpeg_is_never_half_an_image(server: LiveServer, landscape: Path, part: float) -> None:
     whole = landscape.read_bytes()
     response = httpx.post(f"{server.url}/flip", content=whole[: int(len(whole) * part)])
     is_problem(response, 422, "damaged-image")
@@ -185,7 +185,7 @@ def test_an_upload_over_the_limit_is_refused_and_the_refusal_arrives() -> None:
     is_problem(over, 413, "upload-too-large")
 
 
-def test_what_lies_around_the_picture_counts_as_well() -> None:
+def test_multipart_framing_counts_towards_the_limit() -> None:
     with LiveServer(environ={"WEB_CONCURRENCY": "1", "FLIP_MAX_BODY_BYTES": "100000"}) as server:
         part = (
             b'\r\n--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nabc\r\n--x--\r\n'
@@ -315,7 +315,7 @@ def test_a_body_longer_than_its_length_is_no_second_request(server: LiveServer) 
     assert b"HTTP/1.1 400 " in answer
 
 
-def test_a_body_shorter_than_its_length_gets_no_picture(server: LiveServer, landscape: Path) -> None:
+def test_a_body_shorter_than_its_length_gets_no_image(server: LiveServer, landscape: Path) -> None:
     image = landscape.read_bytes()
     before = len(server.events)
     with closing(socket.create_connection(("127.0.0.1", server.port), DEADLINE_S)) as connection:

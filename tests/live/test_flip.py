@@ -80,7 +80,7 @@ def test_every_operation_turns_the_corners_as_its_name_says(
     ],
     ids=["raw", "multipart", "chunked", "multipart chunked", "upload", "http 1.0"],
 )
-def test_curl_gets_the_picture_upside_down(
+def test_curl_gets_the_image_upside_down(
     server: LiveServer, landscape: Path, tmp_path: Path, way: list[str]
 ) -> None:
     flipped = tmp_path / "flipped.jpg"

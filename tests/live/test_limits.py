@@ -49,7 +49,7 @@ def read_to_the_end(connection: socket.socket) -> None:
         pass
 
 
-def test_an_engine_retires_and_nobody_notices() -> None:
+def test_an_engine_retires_and_no_client_notices() -> None:
     with LiveServer(environ={"WEB_CONCURRENCY": "1", "FLIP_ENGINE_MAX_TASKS": "3"}) as server:
         answers = [flip(server) for _ in range(10)]
         assert {answer.status_code for answer in answers} == {200}
@@ -98,7 +98,7 @@ def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveSe
         yield server, entry
 
 
-def test_a_picture_that_takes_too_long_is_given_up_and_then_refused_unseen(
+def test_an_image_that_takes_too_long_is_given_up_and_then_quarantined(
     impatient: tuple[LiveServer, Path], landscape: Path
 ) -> None:
     server, entry = impatient
@@ -123,7 +123,7 @@ def test_a_picture_that_takes_too_long_is_given_up_and_then_refused_unseen(
 
 
 @pytest.mark.parametrize("side", [5000, 9000])  # decoded it is too large, as it comes it is
-def test_a_picture_that_needs_too_much_memory_is_refused_and_the_engine_makes_room(side: int) -> None:
+def test_an_image_that_needs_too_much_memory_is_refused_and_the_engine_retires(side: int) -> None:
     environ = {
         "WEB_CONCURRENCY": "1",
         "FLIP_ENGINE_MEMORY_BYTES": str(256 * 2**20),
@@ -155,7 +155,7 @@ def test_who_would_wait_too_long_is_told_when_to_come_back() -> None:
         assert min(int(answer.headers["Retry-After"]) for answer in refused) >= 1
 
 
-def test_pictures_of_unknown_length_are_bounded_together() -> None:
+def test_images_of_unknown_length_are_bounded_together() -> None:
     environ = {
         "WEB_CONCURRENCY": "1",
         "FLIP_MAX_BODY_BYTES": "300000",
@@ -349,7 +349,7 @@ def test_a_stopped_engine_is_no_reason_to_lose_a_request() -> None:
         assert answer.result().status_code == 200
 
 
-def test_many_pictures_that_kill_do_not_keep_engines_away() -> None:
+def test_a_stream_of_poison_images_triggers_no_restart_backoff() -> None:
     """Each of them is new, so that none is refused unseen, and kills an engine at its first task."""
     with LiveServer(environ={"WEB_CONCURRENCY": "1", "PYTHONPATH": SABOTAGE}) as server:
         for number in range(3):

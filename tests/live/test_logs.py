@@ -32,7 +32,7 @@ def test_a_request_leaves_one_line_with_all_that_matters(server: LiveServer) -> 
 
 
 @pytest.mark.parametrize("path", ["lossless", "pixels"])
-def test_a_request_says_how_its_picture_was_made(server: LiveServer, path: str) -> None:
+def test_a_request_says_how_its_image_was_made(server: LiveServer, path: str) -> None:
     response = httpx.post(f"{server.url}/flip", params={"path": path}, headers={"X-Request-ID": f"by-{path}"})
     assert response.status_code == 200, response.text
     assert server.wait_for("request", request_id=f"by-{path}")["image_path"] == path
@@ -61,7 +61,7 @@ def test_a_body_that_cannot_be_parsed_leaves_one_line_too(server: LiveServer) ->
     assert [event["request_id"] for event in lines if event["path"] == "/flip"] == ["line-2"]
 
 
-def test_every_line_has_the_same_form_whoever_writes_it() -> None:
+def test_every_line_has_the_same_form() -> None:
     with LiveServer(environ={"WEB_CONCURRENCY": "1"}) as server:
         httpx.get(f"{server.url}/healthz")
         os.kill(server.workers()[0]["engine_pid"], signal.SIGKILL)

@@ -35,7 +35,7 @@ def test_the_first_screen_has_the_two_commands_and_the_curl_line() -> None:
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("curl")])
-def test_a_curl_line_gives_a_picture(server: LiveServer, tmp_path: Path, command: str) -> None:
+def test_a_curl_line_gives_an_image(server: LiveServer, tmp_path: Path, command: str) -> None:
     (tmp_path / "images").symlink_to(ROOT / "images")
     arguments = shlex.split(command.replace("http://localhost:8000", server.url))
     result = subprocess.run(

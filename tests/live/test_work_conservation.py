@@ -64,7 +64,7 @@ def idle_time_us(engine: int, tasks: list[Event], start_us: int, end_us: int) ->
     return end_us - start_us - busy_us
 
 
-def test_a_small_picture_does_not_wait_for_a_big_one(tracing_server: LiveServer) -> None:
+def test_a_small_image_does_not_wait_for_a_big_one(tracing_server: LiveServer) -> None:
     """One engine is busy for long; the images of all other clients pass through the other one."""
     big = {"format": "avif"}  # the slowest encoder we have
     with ThreadPoolExecutor(1) as threads:

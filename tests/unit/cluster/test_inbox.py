@@ -135,7 +135,7 @@ def test_a_message_wakes_one_of_many(stack: ExitStack, work: WorkSocket, lane: L
         put(work, message, lane)
         assert waiters.next_report()[1] == message
         until(lambda: all(map(is_asleep, waiters.pids)))
-    assert waiters.wake_ups() - before == 20  # asked of the kernel: epoll_wait(2) does not return in vain
+    assert waiters.wake_ups() - before == 20  # asked of the kernel: epoll_wait(2) returns only for a message
 
 
 def test_as_many_messages_wake_as_many(stack: ExitStack, work: WorkSocket) -> None:

@@ -266,7 +266,7 @@ def test_garbage_behind_the_end_is_accepted(garbage: bytes) -> None:
         assert psnr(ours, expected(wanted, turn)) >= 40, turn
 
 
-def test_a_phone_s_multi_picture_file_is_a_jpeg() -> None:
+def test_a_phone_s_mpo_is_a_jpeg() -> None:
     first, second = natural(SIZE), natural((32, 24))
     data = encoded(first, "MPO", save_all=True, append_images=[second], quality=90)
     assert opened(data).format == "MPO"
