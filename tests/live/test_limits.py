@@ -196,7 +196,7 @@ def test_a_connection_stays_for_who_was_told_to_come_back() -> None:
                 assert connection.recv(4096) == b""
 
 
-def test_uploads_that_are_announced_and_do_not_come_keep_nobody_away(landscape: Path) -> None:
+def test_stalled_uploads_do_not_starve_admission(landscape: Path) -> None:
     image = landscape.read_bytes()
     environ = {"WEB_CONCURRENCY": "1", "FLIP_SLOW_AFTER_S": "600", "FLIP_MAX_BYTES_IN_FLIGHT": str(64 << 20)}
     with LiveServer(environ=environ) as server, ExitStack() as held:
@@ -314,7 +314,7 @@ def test_a_slow_download_is_cut_off(brisk: LiveServer, landscape: Path) -> None:
             read_to_the_end(connection)
 
 
-def test_an_engine_at_work_keeps_nobody_waiting_for_the_client(brisk: LiveServer) -> None:
+def test_a_client_that_waits_for_its_engine_is_no_slow_client(brisk: LiveServer) -> None:
     """A client whose image takes longer than the limits on transfers is no slow client."""
     assert flip(brisk, **SLOW).status_code == 200
 

@@ -121,7 +121,7 @@ def test_the_check_says_in_its_last_line_what_would_not_start(
     assert says in result.stderr.splitlines()[-1]
 
 
-def test_the_check_passes_what_starts_and_disturbs_nobody(server: LiveServer, tmp_path: Path) -> None:
+def test_the_check_passes_what_starts_and_disturbs_no_service(server: LiveServer, tmp_path: Path) -> None:
     before = server.processes()
     pidfile = tmp_path / "pid"
     result = check("-b", f"127.0.0.1:{server.port}", "--pid", str(pidfile))
@@ -195,7 +195,7 @@ def test_a_reload_of_what_would_not_start_is_refused(copy: Path) -> None:
         pytest.param(ask_until_told_to_close, id="a connection is told before it is closed"),
     ],
 )
-def test_reloads_harm_nobody(visit: Callable[[int], Iterator[None]]) -> None:
+def test_reloads_lose_no_request(visit: Callable[[int], Iterator[None]]) -> None:
     with (
         LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server,
         Load(partial(visit, server.port), clients=3) as load,
@@ -349,7 +349,7 @@ def test_a_connection_is_told_before_a_stop_closes_it() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
-def test_an_interrupt_waits_for_nobody(landscape: Path, number: signal.Signals) -> None:
+def test_an_interrupt_waits_for_no_client(landscape: Path, number: signal.Signals) -> None:
     body = landscape.read_bytes()
     with (
         LiveServer("--graceful-timeout", "600", environ={"WEB_CONCURRENCY": "2"}) as server,

@@ -86,7 +86,7 @@ def test_v2_the_tightest_group_on_the_way_up_counts(tmp_path: Path, tight: str) 
 
 
 @needs_cores
-def test_v2_a_group_beside_ours_does_not_count(tmp_path: Path) -> None:
+def test_v2_a_sibling_group_does_not_count(tmp_path: Path) -> None:
     in_group(tmp_path, "0::/pod/us")
     limit_v2(tmp_path, "pod/others", "100000 100000")
     assert usable_cores(tmp_path) == AFFINITY
