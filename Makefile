@@ -72,7 +72,7 @@ benchmark: $(BENCHMARK) $(COMPILED) ## compare cluster and single process, with 
 	$(BIN)/python -m benchmarks --profile $(PROFILE)
 
 ratios: install ## measure what the service costs over the bare function (about 5 minutes)
-	$(BIN)/python -m benchmarks.ratios
+	$(BIN)/python -m benchmarks.cost.ratios
 
 PYTHON_PEERS := .venv-peers/.installed
 $(PYTHON_PEERS): requirements/peers.txt
@@ -89,17 +89,17 @@ peers: $(PYTHON_PEERS) ## install what we are compared with into .venv-peers and
 	@if command -v npm >/dev/null; then $(MAKE) -s $(NODE_PEERS); else echo "no npm, so no peers with Koa, Jimp or sharp: install Node.js 20.9 or newer"; fi
 
 machines: $(BENCHMARK) $(COMPILED) ## play several machines on this one: two behind nginx, locust apart (2 minutes; needs root and nginx)
-	$(BIN)/python -m benchmarks.machines
+	$(BIN)/python -m benchmarks.comparison.machines
 
 methods: install peers ## compare ways to flip a JPEG on one core, with libvips and sharp (about 5 minutes)
-	$(BIN)/python -m benchmarks.methods
+	$(BIN)/python -m benchmarks.cost.methods
 
 chaos: install ## kill, overload and starve the cluster, and see what it does (about 20 minutes)
-	$(BIN)/python -m benchmarks.chaos
+	$(BIN)/python -m benchmarks.survival.chaos
 
 MINUTES ?= 30
 soak: install ## everything at once for MINUTES=30: does memory grow, does anything fail
-	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
+	$(BIN)/python -m benchmarks.survival.soak --minutes $(MINUTES)
 
 LOCK = uv pip compile -q --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 lock: ## write the pinned requirements anew, with hashes (needs uv)

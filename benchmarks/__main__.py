@@ -6,7 +6,7 @@ import signal
 for _number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(_number, signal.default_int_handler)
 
-from benchmarks.run import main  # noqa: E402
+from benchmarks.comparison.run import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

@@ -28,7 +28,7 @@ from locust import events, task
 from locust.contrib.fasthttp import FastHttpUser
 from locust.env import Environment
 
-from benchmarks.answers import Flipped
+from benchmarks.harness.answers import Flipped
 
 _SAMPLE = Path(__file__).parents[1] / "images" / "landscape.jpg"
 _BOUNDARY = "a-boundary-that-is-in-no-picture"

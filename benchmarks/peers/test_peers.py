@@ -19,10 +19,10 @@ import pytest
 from PIL import Image, JpegImagePlugin
 from support.live_server import DEADLINE_S, ROOT, LiveServer, clean_environ
 
-from benchmarks.bare import fidelity_db
-from benchmarks.findings import until
+from benchmarks.cost.bare import fidelity_db
+from benchmarks.harness.findings import until
+from benchmarks.harness.processes import command, tree
 from benchmarks.peers.catalogue import PEERS, Peer, missing
-from benchmarks.processes import command, tree
 
 CORES = 2
 QUALITY = 90

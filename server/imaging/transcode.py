@@ -24,7 +24,7 @@ from server.imaging.modes import fit, indexed
 #: The quality of the result when a format is asked for but no quality.
 _QUALITY = {Format.JPEG: 90, Format.WEBP: 90, Format.AVIF: 80}
 
-#: Of libavif, chosen with `python -m benchmarks.encoders` (ADR 14).
+#: Of libavif, chosen with `python -m benchmarks.cost.encoders` (ADR 14).
 _AVIF_SPEED = {Effort.LOW: 9, Effort.NORMAL: 7, Effort.HIGH: 6}
 
 #: Formats that can hold several frames. The others get the first one.

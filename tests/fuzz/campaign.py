@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 from PIL import Image, ImageSequence
 from support.live_server import DEADLINE_S, LiveServer
 
-from benchmarks import processes
+from benchmarks.harness import processes
 from fuzz.images import Specimen, specimen
 
 if TYPE_CHECKING:

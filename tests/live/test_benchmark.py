@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
-from benchmarks import processes
-from benchmarks.findings import until
-from benchmarks.profiles import BURST, Profile, Scenario
-from benchmarks.run import Bar, Benchmark, Recorder, WrongAnswer
-from benchmarks.topologies import ROOT, DidNotStart, Server, Topology, ours
+from benchmarks.comparison.profiles import BURST, Profile, Scenario
+from benchmarks.comparison.run import Bar, Benchmark, Recorder, WrongAnswer
+from benchmarks.comparison.topologies import ROOT, DidNotStart, Server, Topology, ours
+from benchmarks.harness import processes
+from benchmarks.harness.findings import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from support.live_server import ROOT, LiveServer, run
 
-from benchmarks.report import markdown, read, summarise
-from benchmarks.tables import have_ours_failed
+from benchmarks.comparison.report import markdown, read, summarise
+from benchmarks.comparison.tables import have_ours_failed
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.chaos import QUICK, SCENARIOS, play
+from benchmarks.survival.chaos import QUICK, SCENARIOS, play
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

@@ -3,7 +3,7 @@
 import subprocess
 from collections.abc import Sequence
 
-from benchmarks.live_server import DEADLINE_S, ROOT, Event, LiveServer, clean_environ
+from benchmarks.harness.server import DEADLINE_S, ROOT, Event, LiveServer, clean_environ
 
 __all__ = ["DEADLINE_S", "ROOT", "Event", "LiveServer", "clean_environ", "curl", "run"]
 

@@ -64,7 +64,7 @@ _UP = 2
 #: How much is filtered at once: about what fits into a core's cache.
 _BYTES_AT_ONCE = 1 << 18
 
-#: Levels of zlib-ng, chosen with `python -m benchmarks.encoders` (ADR 14).
+#: Levels of zlib-ng, chosen with `python -m benchmarks.cost.encoders` (ADR 14).
 _LEVELS = {Effort.LOW: 3, Effort.NORMAL: 6, Effort.HIGH: 7}
 
 #: Ancillary chunks that say how the samples look: they stay even when metadata is dropped.

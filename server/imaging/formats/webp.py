@@ -20,7 +20,7 @@ _CLEAR_AFTER = 0x01
 _LOSSY, _LOSSLESS = b"VP8 ", b"VP8L"
 
 #: Methods of libwebp, and for lossless also how deep each looks: 0 to 6 and 0 to 100. Chosen with
-#: `python -m benchmarks.encoders` (ADR 14).
+#: `python -m benchmarks.cost.encoders` (ADR 14).
 _METHODS = {Effort.LOW: 2, Effort.NORMAL: 2, Effort.HIGH: 6}
 _LOSSLESS_METHODS = {Effort.LOW: (2, 20), Effort.NORMAL: (2, 40), Effort.HIGH: (6, 90)}
 

@@ -1,6 +1,6 @@
 """The report is pure: recorded raw data gives exactly the recorded tables, and holes in it show as holes.
 
-After a change that is meant, `python -m benchmarks.report` on a copy of a recording makes the new tables.
+After an intended change, `python -m benchmarks.comparison.report` on a copy of a recording gives new tables.
 """
 
 import json
@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import plots
-from benchmarks.recordings import (
+from benchmarks.comparison import plots
+from benchmarks.comparison.recordings import (
     AS_SHIPPED,
     Generated,
     Picture,
@@ -29,9 +29,9 @@ from benchmarks.recordings import (
     raw_from,
     read,
 )
-from benchmarks.report import html, markdown, summarise, summary_json, verdict, write
-from benchmarks.summary import Summary
-from benchmarks.tables import NO_DATA, caveats, have_ours_failed
+from benchmarks.comparison.report import html, markdown, summarise, summary_json, verdict, write
+from benchmarks.comparison.summary import Summary
+from benchmarks.comparison.tables import NO_DATA, caveats, have_ours_failed
 
 RECORDED = Path(__file__).parent / "recorded"
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from benchmarks.scaling import Law, TooFewPoints, fit
+from benchmarks.comparison.scaling import Law, TooFewPoints, fit
 
 WORKERS = (1, 2, 3, 4, 6, 8, 12, 16)
 

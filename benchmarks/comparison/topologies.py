@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from benchmarks import processes
-from benchmarks.findings import until
-from benchmarks.live_server import clean_environ
+from benchmarks.harness import processes
+from benchmarks.harness.findings import until
+from benchmarks.harness.server import clean_environ
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 #: A server that does not answer by then does not start.
 _START_S = 40.0

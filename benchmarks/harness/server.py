@@ -13,9 +13,9 @@ from typing import Any, Self
 
 import httpx
 
-from benchmarks import processes
+from benchmarks.harness import processes
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 #: Long enough for a loaded machine; a test that waits this long fails.
 DEADLINE_S = 20.0

@@ -2,7 +2,7 @@
 
 All contenders alternate in one run, so that what else the machine does hits them alike; each ratio is
 taken within a round, and the median over the rounds is the result.
-Run it with `python -m benchmarks.ratios`, on a machine that does nothing else.
+Run it with `python -m benchmarks.cost.ratios`, on a machine that does nothing else.
 """
 
 import argparse
@@ -20,13 +20,14 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import IO
 
-from benchmarks import bare, load, processes
-from benchmarks.findings import probed
+from benchmarks.cost import bare
+from benchmarks.harness import load, processes
+from benchmarks.harness.findings import probed
 from images.render import benchmark_image, small_image
 from server.cluster.cpus import usable_cores
 from server.cluster.supervisor import MALLOC_SETTINGS
 
-_ROOT = Path(__file__).parents[1]
+_ROOT = Path(__file__).parents[2]
 _AT_ONCE = 10
 _DEADLINE_S = 30.0
 _FEWEST_PROBES = 20

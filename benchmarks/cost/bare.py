@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image, JpegImagePlugin
 
-from benchmarks.answers import psnr_db
+from benchmarks.harness.answers import psnr_db
 from server.imaging.geometry import Turn
 from server.imaging.limits import Limits
 from server.imaging.pipeline import process
@@ -75,7 +75,7 @@ class Bare:
 
 def command_of(method: str, picture: Path, pictures_each: int) -> list[str]:
     """The command line of a process that flips a picture so many times, by one of METHODS."""
-    return [sys.executable, "-m", "benchmarks.bare", method, str(picture), str(pictures_each)]
+    return [sys.executable, "-m", "benchmarks.cost.bare", method, str(picture), str(pictures_each)]
 
 
 def run(command: Sequence[str], *, processes: int, environ: Mapping[str, str]) -> Bare:

@@ -7,9 +7,19 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.recordings import AS_SHIPPED, BURST, CLUSTER, FAILED, OK, REFUSED, SINGLE, WRONG, Picture
-from benchmarks.scaling import FEWEST_POINTS
-from benchmarks.summary import BurstGain, Cell, Gain, Scaling, Spread, Summary
+from benchmarks.comparison.recordings import (
+    AS_SHIPPED,
+    BURST,
+    CLUSTER,
+    FAILED,
+    OK,
+    REFUSED,
+    SINGLE,
+    WRONG,
+    Picture,
+)
+from benchmarks.comparison.scaling import FEWEST_POINTS
+from benchmarks.comparison.summary import BurstGain, Cell, Gain, Scaling, Spread, Summary
 
 NO_DATA = "no data"
 _FEW_REPETITIONS = 5

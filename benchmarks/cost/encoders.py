@@ -2,7 +2,7 @@
 
 All alternate in one run, on one core, by the processor time of this process; each ratio is taken within a
 round, over what Pillow does when it is asked for nothing, and the median over the rounds is the result.
-Run it with `python -m benchmarks.encoders` on a machine that does nothing else (about 6 minutes).
+Run it with `python -m benchmarks.cost.encoders` on a machine that does nothing else (about 6 minutes).
 """
 
 import argparse

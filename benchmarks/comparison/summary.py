@@ -13,7 +13,7 @@ from itertools import product
 from statistics import median
 from typing import Any, Protocol, TypeVar
 
-from benchmarks.recordings import (
+from benchmarks.comparison.recordings import (
     AS_SHIPPED,
     BURST,
     CLUSTER,
@@ -29,7 +29,7 @@ from benchmarks.recordings import (
     Topology,
     Window,
 )
-from benchmarks.scaling import Law, TooFewPoints, fit
+from benchmarks.comparison.scaling import Law, TooFewPoints, fit
 
 _DIGITS = 5
 _USERS_PER_CORE = 2

@@ -1,8 +1,8 @@
 """Everything at once, for a long time: does memory grow, does anything fail that should not?
 
-Run it with `python -m benchmarks.soak --minutes 30`. The exit code is 1 when something failed that no kill
-explains, or when a slow client was never closed. The slope of memory is for reading: it says more the longer
-the run was, and it is that of the oldest processes, which are never killed.
+Run it with `make soak MINUTES=30`. The exit code is 1 when something failed that no kill explains, or when a
+slow client was never disconnected. The slope of memory is for reading: it says more the longer the run was,
+and it is that of the oldest processes, which are never killed.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from threading import Event, Thread
 
 from PIL import Image
 
-from benchmarks import processes
-from benchmarks.clients import Address, Exchange, drive, outcome, post
-from benchmarks.findings import address, cluster, listed, percentile, picture, sampled
-from benchmarks.live_server import LiveServer
-from benchmarks.slow import Crowd
+from benchmarks.harness import processes
+from benchmarks.harness.clients import Address, Exchange, drive, outcome, post
+from benchmarks.harness.findings import address, cluster, listed, percentile, picture, sampled
+from benchmarks.harness.server import LiveServer
+from benchmarks.survival.slow import Crowd
 
 _AT_ONCE = 8
 _PAUSE_S = 0.05

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 
-from benchmarks import load, processes
-from benchmarks.clients import Exchange, drive, outcome, post
-from benchmarks.findings import (
+from benchmarks.harness import load, processes
+from benchmarks.harness.clients import Exchange, drive, outcome, post
+from benchmarks.harness.findings import (
     Finding,
     address,
     cluster,
@@ -30,8 +30,8 @@ from benchmarks.findings import (
     until,
     visitors,
 )
-from benchmarks.live_server import LiveServer
-from benchmarks.slow import Crowd
+from benchmarks.harness.server import LiveServer
+from benchmarks.survival.slow import Crowd
 
 _IN_FLIGHT_BYTES = 1 << 30
 

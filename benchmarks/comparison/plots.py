@@ -11,11 +11,11 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from benchmarks.recordings import AS_SHIPPED, BURST, CLUSTER, SINGLE, Raw
-from benchmarks.scaling import FEWEST_POINTS
-from benchmarks.summary import Cell, PeerRatio, Scaling, Spread, Summary, percentile, right_ms
-from benchmarks.tables import is_cut
-from benchmarks.tables import number as written
+from benchmarks.comparison.recordings import AS_SHIPPED, BURST, CLUSTER, SINGLE, Raw
+from benchmarks.comparison.scaling import FEWEST_POINTS
+from benchmarks.comparison.summary import Cell, PeerRatio, Scaling, Spread, Summary, percentile, right_ms
+from benchmarks.comparison.tables import is_cut
+from benchmarks.comparison.tables import number as written
 
 #: What each picture shows, in the order of the report.
 TITLES: Mapping[str, str] = {

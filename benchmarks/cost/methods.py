@@ -20,14 +20,15 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
-from benchmarks import bare, load, processes
-from benchmarks.ratios import Service, service
+from benchmarks.cost import bare
+from benchmarks.cost.ratios import Service, service
+from benchmarks.harness import load, processes
 from images.render import BENCHMARK, LANDSCAPE, benchmark_image
 from images.render import HERE as IMAGES
 from server.cluster.supervisor import MALLOC_SETTINGS
 
-_ROOT = Path(__file__).parents[1]
-_PEERS = Path(__file__).parent / "peers"
+_ROOT = Path(__file__).parents[2]
+_PEERS = _ROOT / "benchmarks" / "peers"
 _VIPS = _ROOT / ".venv-peers" / "bin" / "python"
 _OURS = "ours"
 

@@ -1,6 +1,6 @@
 """The report of a run: raw data in, text out; the same data always gives the same report.
 
-Run it with `python -m benchmarks.report benchmarks/results/...` to write a report anew from its raw data.
+`python -m benchmarks.comparison.report benchmarks/results/...` writes a report again from its raw data.
 """
 
 import argparse
@@ -10,10 +10,10 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from benchmarks import plots as drawing
-from benchmarks.recordings import Raw, read
-from benchmarks.summary import Summary, summarise, summary_json
-from benchmarks.tables import NO_DATA, Table, about, alarms, caveats, overview, sections, verdict
+from benchmarks.comparison import plots as drawing
+from benchmarks.comparison.recordings import Raw, read
+from benchmarks.comparison.summary import Summary, summarise, summary_json
+from benchmarks.comparison.tables import NO_DATA, Table, about, alarms, caveats, overview, sections, verdict
 
 __all__ = ["Raw", "Summary", "html", "markdown", "read", "summarise", "summary_json", "verdict", "write"]
 

@@ -20,12 +20,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
-from benchmarks import processes
-from benchmarks.chaos import print_table
-from benchmarks.findings import Finding, until
-from benchmarks.live_server import clean_environ
-from benchmarks.profiles import PICTURES
-from benchmarks.topologies import ROOT, start
+from benchmarks.comparison.profiles import PICTURES
+from benchmarks.comparison.topologies import ROOT, start
+from benchmarks.harness import processes
+from benchmarks.harness.findings import Finding, until
+from benchmarks.harness.server import clean_environ
+from benchmarks.survival.chaos import print_table
 from server.cluster.cpus import usable_cores
 
 ADDRESSES = {
@@ -282,7 +282,7 @@ def _is_fine(outcome: Mapping[str, int]) -> bool:
 
 def main() -> None:
     """Play it; the exit code is 1 when a promise was not kept."""
-    options = argparse.ArgumentParser("python -m benchmarks.machines", description=__doc__)
+    options = argparse.ArgumentParser("python -m benchmarks.comparison.machines", description=__doc__)
     options.add_argument("--seconds", type=float, default=15.0, help="of each of three runs")
     given = options.parse_args()
     if lacking := [name for name in _NEEDED if not shutil.which(name)]:

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from benchmarks.clients import Address, post
-from benchmarks.findings import until
-from benchmarks.live_server import DEADLINE_S
-from benchmarks.processes import accepted_from
+from benchmarks.harness.clients import Address, post
+from benchmarks.harness.findings import until
+from benchmarks.harness.processes import accepted_from
+from benchmarks.harness.server import DEADLINE_S
 
 _TICK_S = 0.25
 

@@ -11,11 +11,11 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks.bare import fidelity_db
-from benchmarks.clients import Address, Visitors, ask, post
-from benchmarks.live_server import DEADLINE_S, LiveServer
-from benchmarks.load import ask_health
-from benchmarks.summary import percentile as nearest_rank
+from benchmarks.comparison.summary import percentile as nearest_rank
+from benchmarks.cost.bare import fidelity_db
+from benchmarks.harness.clients import Address, Visitors, ask, post
+from benchmarks.harness.load import ask_health
+from benchmarks.harness.server import DEADLINE_S, LiveServer
 from images.render import HERE, benchmark_image, small_image
 from server.cluster.cpus import usable_cores
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Self
 
-from benchmarks.live_server import DEADLINE_S
-from benchmarks.load import PIXELS
+from benchmarks.harness.load import PIXELS
+from benchmarks.harness.server import DEADLINE_S
 
 Address = tuple[str, int]
 

@@ -38,14 +38,15 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from benchmarks import load, processes, report
-from benchmarks.answers import Flipped
-from benchmarks.findings import until
+from benchmarks.comparison import report
+from benchmarks.comparison.profiles import BURST, PICTURES, PROFILES, Picture, Profile, Scenario
+from benchmarks.comparison.recordings import AS_SHIPPED, CLUSTER, SINGLE
+from benchmarks.comparison.tables import have_ours_failed
+from benchmarks.comparison.topologies import ROOT, DidNotStart, Server, Topology, ours, start
+from benchmarks.harness import load, processes
+from benchmarks.harness.answers import Flipped
+from benchmarks.harness.findings import until
 from benchmarks.peers.catalogue import PEERS, missing
-from benchmarks.profiles import BURST, PICTURES, PROFILES, Picture, Profile, Scenario
-from benchmarks.recordings import AS_SHIPPED, CLUSTER, SINGLE
-from benchmarks.tables import have_ours_failed
-from benchmarks.topologies import ROOT, DidNotStart, Server, Topology, ours, start
 from server.cluster.cpus import usable_cores
 from server.cluster.supervisor import MALLOC_SETTINGS
 

@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
-from benchmarks import processes
-from benchmarks.clients import Exchange, Visitors, ask, drive, outcome, post
-from benchmarks.findings import (
+from benchmarks.harness import processes
+from benchmarks.harness.clients import Exchange, Visitors, ask, drive, outcome, post
+from benchmarks.harness.findings import (
     Finding,
     address,
     cluster,
@@ -30,7 +30,7 @@ from benchmarks.findings import (
     until,
     visitors,
 )
-from benchmarks.live_server import ROOT, LiveServer
+from benchmarks.harness.server import ROOT, LiveServer
 
 #: What pictures do to an engine, and whether it ends it: only then there is something to remember.
 SABOTAGES = {"segfault": True, "abort": True, "exit": True, "hang": True, "memory": False}

@@ -1,6 +1,6 @@
 """Nothing takes the cluster down: one scenario after the other, and a table of what was promised and seen.
 
-Run it with `python -m benchmarks.chaos`, on a machine that does nothing else; it takes about 20 minutes.
+Run it with `make chaos`, on a machine that does nothing else; it takes about 20 minutes.
 """
 
 import argparse
@@ -8,8 +8,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from benchmarks import deaths, pressure
-from benchmarks.findings import Finding
+from benchmarks.harness.findings import Finding
+from benchmarks.survival import deaths, overload
 
 SCENARIOS: dict[str, Callable[..., list[Finding]]] = {
     scenario.__name__: scenario
@@ -17,10 +17,10 @@ SCENARIOS: dict[str, Callable[..., list[Finding]]] = {
         deaths.engine_kills,
         deaths.worker_kills,
         deaths.sabotage,
-        pressure.overload,
-        pressure.health,
-        pressure.slow_clients,
-        pressure.reloads,
+        overload.overload,
+        overload.health,
+        overload.slow_clients,
+        overload.reloads,
         deaths.client_gone,
         deaths.leaks,
     )

@@ -1,0 +1,1 @@
+"""What an image costs: the service over the bare function, other methods, encoders, wake-ups."""

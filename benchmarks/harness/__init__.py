@@ -1,0 +1,1 @@
+"""What tests and benchmarks both use: servers, clients, processes, and answers that can be checked."""
