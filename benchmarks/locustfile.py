@@ -1,4 +1,4 @@
-"""Users who have pictures flipped: raw, as a form, and the bundled sample (an empty body).
+"""Users who have images flipped: raw, as a form, and the bundled sample (an empty body).
 
 ::
 
@@ -6,10 +6,10 @@
     locust -f benchmarks/locustfile.py --host ... --headless -u 10 -t 30s RawUser
     locust -f benchmarks/locustfile.py --host ... --master                       and --worker elsewhere
 
-Every answer is verified. Services give the same bytes for the same picture, so an answer that nobody has seen
-yet is decoded and compared with the flipped picture, and others are compared with those byte by byte.
-A 503 with `Retry-After` is no failure but a service that knows its limit: it is counted apart, and the user
-comes back when told to.
+Every answer is verified. Services give the same bytes for the same image, so an answer that was not seen
+before is decoded and compared with the flipped image, and others are compared with those byte by byte.
+A 503 with `Retry-After` is load shedding and no failure: it is counted apart, and the user retries after that
+time.
 """
 
 import csv
@@ -31,29 +31,29 @@ from locust.env import Environment
 from benchmarks.harness.answers import Flipped
 
 _SAMPLE = Path(__file__).parents[1] / "images" / "landscape.jpg"
-_BOUNDARY = "a-boundary-that-is-in-no-picture"
+_BOUNDARY = "a-boundary-that-is-in-no-image"
 
-#: A service that says nothing sensible in `Retry-After` is asked again after so many seconds.
+#: The wait in seconds when `Retry-After` is no number.
 _RETRY_S = 1.0
 _LONGEST_RETRY_S = 60.0
 
 COLUMNS = ("kind", "started_s", "response_ms", "outcome", "status", "bytes", "fault")
 
-#: How much is read at once. The client's own 4 kB make most of its cost of a picture.
+#: How much is read at once: with its own 4 kB, reading is most of what an image costs the client.
 _BLOCK_BYTES = 1 << 16
 
-#: So much is kept of what was wrong with an answer, in characters.
+#: How many characters are kept of what was wrong with an answer.
 _FAULT_LENGTH = 200
 
 
 @events.init_command_line_parser.add_listener
 def _add_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--picture", default=str(_SAMPLE), help="the file to send")
+    parser.add_argument("--image", default=str(_SAMPLE), help="the file to send")
     parser.add_argument(
         "--sample", default=str(_SAMPLE), help="what the service flips for an empty body, to compare with"
     )
     parser.add_argument("--query", default="", help="parameters, such as path=pixels")
-    # For `python -m benchmarks`; whoever reaches the web page must not write files with it.
+    # For `python -m benchmarks`; the web page must not offer options that write files.
     ours = partial(parser.add_argument, include_in_web_ui=False)
     ours("--answer", default="", help="a file with an answer that is known to be right")
     ours("--burst", action="store_true", help="one request each, all at once, then stop")
@@ -62,21 +62,21 @@ def _add_options(parser: ArgumentParser) -> None:
 
 
 class _State:
-    """What all users of this process share.
+    """The state that all users of this process share.
 
     Attributes:
-        go: set when all users are ready, who in a burst wait for each other.
-        ready: how many are.
+        go: set when all users are ready; in a burst they wait for it.
+        ready: how many users are.
         has_begun: whether a request was sent.
-        asked: how many have had their answer in a burst.
-        flipped: knows right answers, by the path of the picture.
+        answered: how many users of a burst have their answer.
+        flipped: knows right answers, by the path of the image.
     """
 
     def __init__(self) -> None:
         self.go = Event()
         self.ready = 0
         self.has_begun = False
-        self.asked = 0
+        self.answered = 0
         self.flipped: dict[str, Flipped] = {}
         self.rows: list[tuple[object, ...]] = []
 
@@ -89,14 +89,14 @@ def _look_for_files(environment: Environment, **_: object) -> None:
     options = environment.parsed_options
     if options and options.master and (options.burst or options.window or options.record):
         sys.exit("--burst, --window and --record are for a locust without workers")
-    for path in (options.picture, options.sample) if options else ():
+    for path in (options.image, options.sample) if options else ():
         if not Path(path).is_file():
             sys.exit(f"{path}: no such file")
 
 
 @events.user_error.add_listener
 def _give_up(user_instance: FastHttpUser, **_: object) -> None:
-    """End the run: locust would log that our code is wrong, and go on. 70 is EX_SOFTWARE of sysexits.h."""
+    """End the run: locust would log the exception and go on. 70 is EX_SOFTWARE of sysexits.h."""
     environment = user_instance.environment
     environment.process_exit_code = 70
     gevent.spawn(environment.runner.quit)
@@ -112,8 +112,8 @@ def _write_record(environment: Environment, **_: object) -> None:
             writer.writerows(_state.rows)
 
 
-class _Visitor(FastHttpUser):
-    """Sends a picture, waits for the answer, and sends it again."""
+class _ImageUser(FastHttpUser):
+    """A user who sends an image, waits for the answer, and sends it again."""
 
     abstract = True
     kind: ClassVar[str]
@@ -124,26 +124,26 @@ class _Visitor(FastHttpUser):
         """Prepare the request, once."""
         self.client.client.clientpool.client_args["block_size"] = _BLOCK_BYTES
         self._options: Any = self.environment.parsed_options
-        path = self._picture()
+        path = self._image()
         if path not in _state.flipped:
             known = [Path(self._options.answer).read_bytes()] if self._options.answer else []
             _state.flipped[path] = Flipped(Path(path).read_bytes(), known)
         self._flipped = _state.flipped[path]
-        self._headers, self._body = self._request(self._flipped.picture)
+        self._headers, self._body = self._request(self._flipped.image)
         _state.ready += 1
         if _state.ready == getattr(self.environment.runner, "target_user_count", 0):
             _state.go.set()
         self._target = f"/flip?{self._options.query}" if self._options.query else "/flip"
 
-    def _picture(self) -> str:
-        return str(self._options.picture)
+    def _image(self) -> str:
+        return str(self._options.image)
 
-    def _request(self, picture: bytes) -> tuple[Mapping[str, str], bytes]:
+    def _request(self, image: bytes) -> tuple[Mapping[str, str], bytes]:
         raise NotImplementedError
 
     @task
     def flip(self) -> None:
-        """Have the picture flipped, and look at what comes back."""
+        """Have the image flipped, and check the answer."""
         if self._options.burst:
             _state.go.wait()
         if self._options.window and not _state.has_begun:
@@ -168,7 +168,7 @@ class _Visitor(FastHttpUser):
             elif response.status_code == 503 and "Retry-After" in (response.headers or {}):  # noqa: PLR2004
                 outcome, fault = "refused", ""
                 wait_s = _seconds(response.headers["Retry-After"])
-                response.request_meta["name"] = f"flip, {self.kind}: 503, come back later"
+                response.request_meta["name"] = f"flip, {self.kind}: 503, retry later"
                 response.success()
             else:
                 # Where there was no answer, locust's response has the exception instead.
@@ -182,16 +182,16 @@ class _Visitor(FastHttpUser):
         gevent.sleep(wait_s)
 
     def _leave(self) -> None:
-        """One request was all; the last user ends the run."""
-        _state.asked += 1
+        """Send no more; the last user ends the run."""
+        _state.answered += 1
         runner = self.environment.runner
-        if runner is not None and _state.asked >= runner.target_user_count:
+        if runner is not None and _state.answered >= runner.target_user_count:
             gevent.spawn(runner.quit)  # it ends all users, and this one must not end itself
         gevent.sleep(3600)  # until the run ends
 
 
 def _detail(content: bytes) -> str:
-    """What a problem says of itself (RFC 9457)."""
+    """Return the detail of a problem (RFC 9457)."""
     try:
         return f": {json.loads(content)['detail']}"
     except (ValueError, LookupError, TypeError):
@@ -205,40 +205,40 @@ def _seconds(retry_after: str) -> float:
         return _RETRY_S
 
 
-class RawUser(_Visitor):
-    """The picture is the body."""
+class RawUser(_ImageUser):
+    """The image is the body."""
 
     kind = "raw"
     weight = 8
 
-    def _request(self, picture: bytes) -> tuple[Mapping[str, str], bytes]:
-        return {"Content-Type": "application/octet-stream"}, picture
+    def _request(self, image: bytes) -> tuple[Mapping[str, str], bytes]:
+        return {"Content-Type": "application/octet-stream"}, image
 
 
-class MultipartUser(_Visitor):
-    """The picture is a file in a form, as a browser sends it (RFC 7578)."""
+class MultipartUser(_ImageUser):
+    """The image is a file in a form, as a browser sends it (RFC 7578)."""
 
     kind = "multipart"
     weight = 1
 
-    def _request(self, picture: bytes) -> tuple[Mapping[str, str], bytes]:
+    def _request(self, image: bytes) -> tuple[Mapping[str, str], bytes]:
         head = (
             f"--{_BOUNDARY}\r\n"
-            'Content-Disposition: form-data; name="image"; filename="picture"\r\n'
+            'Content-Disposition: form-data; name="image"; filename="image"\r\n'
             "Content-Type: application/octet-stream\r\n\r\n"
         )
-        body = head.encode() + picture + f"\r\n--{_BOUNDARY}--\r\n".encode()
+        body = head.encode() + image + f"\r\n--{_BOUNDARY}--\r\n".encode()
         return {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}, body
 
 
-class EmptyUser(_Visitor):
+class EmptyUser(_ImageUser):
     """No body: the service flips its sample."""
 
     kind = "empty"
     weight = 1
 
-    def _picture(self) -> str:
+    def _image(self) -> str:
         return str(self._options.sample)
 
-    def _request(self, _picture: bytes) -> tuple[Mapping[str, str], bytes]:
+    def _request(self, _image: bytes) -> tuple[Mapping[str, str], bytes]:
         return {}, b""

@@ -1,4 +1,4 @@
-"""Several machines, played on one: two instances behind nginx, locust's master and its workers apart.
+"""Several machines simulated on one: two instances behind nginx, locust's master and its workers apart.
 
 Each has a network of its own, with the addresses of the documented run (benchmarks/README.md), and nginx has
 the configuration that is shipped. It needs root, nginx, and the commands ip, unshare and nsenter. Nothing of
@@ -20,12 +20,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
-from benchmarks.comparison.profiles import PICTURES
-from benchmarks.comparison.topologies import ROOT, start
+from benchmarks.comparison.profiles import IMAGES
 from benchmarks.harness import processes
-from benchmarks.harness.findings import Finding, until
-from benchmarks.harness.server import clean_environ
-from benchmarks.survival.chaos import print_table
+from benchmarks.harness.findings import Finding, print_table
+from benchmarks.harness.server import ROOT, clean_environ
+from benchmarks.harness.waiting import until
 from server.cluster.cpus import usable_cores
 
 ADDRESSES = {
@@ -59,12 +58,12 @@ http {{
 
 
 class Machine:
-    """One network namespace, for as long as the process that holds it."""
+    """A network namespace, which exists as long as the process that holds it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.started: list[subprocess.Popen[str]] = []
-        self._holder = start(["unshare", "--net", "sleep", "infinity"])
+        self._holder = processes.start(["unshare", "--net", "sleep", "infinity"])
         self.started.append(self._holder)
         ours = Path("/proc/self/ns/net").readlink()
         if not until(lambda: self._network() not in {ours, None}, _DEADLINE_S):
@@ -75,9 +74,9 @@ class Machine:
         """Of the process that holds the network."""
         return self._holder.pid
 
-    def start(self, command: Sequence[str], **options: Any) -> "subprocess.Popen[str]":  # noqa: ANN401 of start()
+    def start(self, command: Sequence[str], **options: Any) -> "subprocess.Popen[str]":  # noqa: ANN401 those of Popen
         """Start a command on this machine."""
-        process = start([*self._enter, *command], cwd=ROOT, stdin=subprocess.DEVNULL, **options)
+        process = processes.start([*self._enter, *command], cwd=ROOT, stdin=subprocess.DEVNULL, **options)
         self.started.append(process)
         return process
 
@@ -165,7 +164,7 @@ class Deployment:
             rack[name].start(
                 [sys.executable, "-m", "gunicorn", "-b", "0.0.0.0:8000"],
                 cores=own,
-                last_signal=signal.SIGINT,  # nobody is left to finish for
+                last_signal=signal.SIGINT,  # no client is left to answer
                 env=clean_environ(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -179,7 +178,7 @@ class Deployment:
         self._wait_for(f"http://{ADDRESSES['front']}/readyz")
 
     def answers_of(self, name: str) -> int:
-        """How many pictures an instance has turned."""
+        """Return how many images an instance has turned."""
         said = self._rack["master"].run(
             "curl", "-sf", "--max-time", "20", f"http://{ADDRESSES[name]}:8000/status"
         )
@@ -202,11 +201,11 @@ class Drive:
     def __init__(self, rack: Rack, host: str, seconds: float) -> None:
         self._seconds = seconds
         locust = [sys.executable, "-m", "locust", "-f", "benchmarks/locustfile.py"]
-        picture = str(PICTURES["2mp"].make())
-        # Each machine that sends pictures needs this repository and the picture; the master tells the rest.
+        image = str(IMAGES["2mp"].make())
+        # Each machine that sends images needs this repository and the image; the master tells the rest.
         command = [*locust, "--master", "--headless", "--expect-workers", str(len(_LOADS)), "--json"]
         command += ["-u", str(_USERS), "-r", str(_USERS), "-t", f"{seconds:.0f}s", "--stop-timeout", "20"]
-        command += ["--exit-code-on-error", "0", "--host", host, "--picture", picture, "RawUser"]
+        command += ["--exit-code-on-error", "0", "--host", host, "--image", image, "RawUser"]
         self._master = rack["master"].start(
             command,
             last_signal=signal.SIGKILL,  # by another one it would wait for its workers

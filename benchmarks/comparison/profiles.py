@@ -1,4 +1,4 @@
-"""What a benchmark measures: pictures, how many users, how long, and how often."""
+"""What a benchmark measures: images, how many users, how long, and how often."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from images.render import (
     write_atomically,
 )
 
-#: Ten requests at one moment, one each, as in the article.
+#: Ten users send one request each at the same moment, as in the article.
 BURST = "burst"
 BURST_USERS = 10
 
@@ -28,7 +28,7 @@ _USERS_PER_CORE = 2
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """So many users at once, each of whom sends its next request when it has its answer.
+    """A number of users at once, who each send their next request when they have their answer.
 
     Attributes:
         name: how many users, or BURST.
@@ -47,13 +47,13 @@ class Scenario:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """What is sent.
+class SampleImage:
+    """An image to send.
 
     Attributes:
         name: for files.
         title: for people.
-        make: gives the file, and makes it where it is not there yet.
+        make: returns the file, and makes it if it is missing.
         quality: the one whose tables it has.
         is_progressive: how it is coded.
     """
@@ -70,7 +70,7 @@ class Profile:
     """One benchmark.
 
     Attributes:
-        scenarios: of each picture; the first picture is the headline.
+        scenarios: of each image; the first image is the headline.
         scaling: for each number of workers; None for none.
         with_peers: what is measured of the peers, and how often; there are many of them, and some are slow.
         shows_lossless: whether the cluster is measured as shipped too, which does not decode most JPEGs.
@@ -83,7 +83,7 @@ class Profile:
     shows_lossless: bool = False
 
     def on(self, cores: int) -> "Profile":
-        """The same for a machine of so many cores: ten users keep five of them busy."""
+        """Return the same for a machine with a number of cores, of which ten users keep five busy."""
         busy = str(max(int(USUAL), _USERS_PER_CORE * cores))
 
         def scaled(scenarios: Iterable[Scenario]) -> tuple[Scenario, ...]:
@@ -98,7 +98,7 @@ class Profile:
 
 
 def two_megapixels() -> Path:
-    """The landscape as web pages have it: progressive. Such a picture has to be decoded, whoever flips it."""
+    """Return the landscape as web pages have it: progressive, so that every service has to decode it."""
     path = HERE / "benchmark-2mp.jpg"
     if not path.exists():
         write_atomically(path, _shrink)
@@ -115,19 +115,19 @@ def _shrink() -> bytes:
 
 _WEB_QUALITY = 90
 
-PICTURES = {
-    picture.name: picture
-    for picture in (
-        Picture("small", "640 x 427", small_image, SMALL_QUALITY),
-        Picture("2mp", "2 megapixels, progressive", two_megapixels, _WEB_QUALITY, is_progressive=True),
-        Picture("6mp", "6 megapixels", lambda: HERE / "landscape.jpg", LANDSCAPE.quality),
-        Picture("20mp", "20 megapixels, 6.7 MB", benchmark_image, BENCHMARK.quality),
+IMAGES = {
+    image.name: image
+    for image in (
+        SampleImage("small", "640 x 427", small_image, SMALL_QUALITY),
+        SampleImage("2mp", "2 megapixels, progressive", two_megapixels, _WEB_QUALITY, is_progressive=True),
+        SampleImage("6mp", "6 megapixels", lambda: HERE / "landscape.jpg", LANDSCAPE.quality),
+        SampleImage("20mp", "20 megapixels, 6.7 MB", benchmark_image, BENCHMARK.quality),
     )
 }
 
 
 def _each(seconds: float, **repetitions: int) -> tuple[Scenario, ...]:
-    """Scenarios by the number of users, as in u10=3, and the burst."""
+    """Make scenarios: repetitions by the number of users, as in u10=3, or of the burst."""
     return tuple(Scenario(name.removeprefix("u"), seconds, count) for name, count in repetitions.items())
 
 

@@ -3,12 +3,12 @@
 ::
 
     python -m benchmarks                              quick: under 4 minutes on two cores
-    python -m benchmarks --profile article --peers    20 megapixels, and other designs beside ours
+    python -m benchmarks --profile article --peers    20 megapixels, ours and other designs
     python -m benchmarks --profile full               over an hour
 
 Everything runs on this machine, locust too: the servers share the cores with what measures them, and the
-report says how much that took. Topologies alternate, so that a machine that drifts drifts for all.
-Ctrl-C ends it and writes what there is.
+report says how much that took. Topologies alternate, so that a machine that gets slower does so for all.
+Ctrl-C ends the run and writes a report of what was measured.
 """
 
 import argparse
@@ -39,13 +39,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from benchmarks.comparison import report
-from benchmarks.comparison.profiles import BURST, PICTURES, PROFILES, Picture, Profile, Scenario
+from benchmarks.comparison.profiles import BURST, IMAGES, PROFILES, Profile, SampleImage, Scenario
 from benchmarks.comparison.recordings import AS_SHIPPED, CLUSTER, SINGLE
 from benchmarks.comparison.tables import have_ours_failed
-from benchmarks.comparison.topologies import ROOT, DidNotStart, Server, Topology, ours, start
+from benchmarks.comparison.topologies import Topology, TopologyServer, ours
 from benchmarks.harness import load, processes
-from benchmarks.harness.answers import Flipped
-from benchmarks.harness.findings import until
+from benchmarks.harness.answers import Flipped, fidelity_db
+from benchmarks.harness.server import ROOT, DidNotStart
+from benchmarks.harness.waiting import until
 from benchmarks.peers.catalogue import PEERS, missing
 from server.cluster.cpus import usable_cores
 from server.cluster.supervisor import MALLOC_SETTINGS
@@ -59,30 +60,30 @@ _DECODING_S = 60.0
 #: A burst is over by then, or never.
 _BURST_S = 300.0
 
-#: Every picture is decoded, turned and encoded.
+#: Every image is decoded, turned and encoded.
 BY_PIXELS = "path=pixels"
 
-#: How long a server may be busy with what nobody waits for any more, before it is started anew.
+#: How long a server may be busy with requests whose clients have left, before it is restarted.
 _SETTLE_S = 10.0
 _IDLE = 0.15
 _MOMENT_S = 0.1
 
-#: Each look takes from what it looks at: at this pace about a hundredth of a core. A burst is over soon.
+#: Sampling takes CPU from what is measured: at this rate about a hundredth of a core. A burst is over soon.
 _SAMPLE_S = 0.5
 _SAMPLE_OF_BURST_S = 0.1
 
-#: Memory takes ten times as long to look up as CPU does: one look in so many has it.
+#: Memory takes ten times as long to read as CPU does, so only one sample in so many has it.
 _MEMORY_EVERY = 4
 _WARM_UP_REQUESTS = 4
 _WARM_UP_S = 10.0
 
-#: So many answers a window has room for at least, unless it is one of ours: some peers are slow.
+#: How many answers a window has room for at least, unless it is one of ours: some peers are slow.
 _ANSWERS = 10
 
 #: The part of a window that is left out at its start: users arrive, connections are made.
 _RAMP = 0.1
 
-#: The same for so many users that their arrival takes long.
+#: The same for so many users that connecting takes long.
 _MANY = 100
 _RAMP_OF_MANY = 0.4
 
@@ -97,31 +98,31 @@ _CELL = ("picture", "topology", "scenario", "repetition")
 
 
 class WrongAnswer(Exception):
-    """An answer was not the flipped picture."""
+    """An answer was not the flipped image."""
 
 
 class LocustFailed(Exception):
-    """It did not do its part; the text has what it said."""
+    """locust failed; the text has what it printed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
     """One run of locust, of so many seconds."""
 
-    picture: Picture
-    server: Server
+    image: SampleImage
+    server: TopologyServer
     scenario: Scenario
     repetition: int
     seconds: float
 
     @property
     def key(self) -> tuple[str, str, str, int]:
-        """What its rows begin with."""
-        return self.picture.name, self.server.topology.name, self.scenario.name, self.repetition
+        """The first columns of its rows."""
+        return self.image.name, self.server.topology.name, self.scenario.name, self.repetition
 
 
 class Recorder:
-    """Writes raw data as it comes, so that a run that is cut off leaves what it had.
+    """The raw data, written as it comes, so that an interrupted run leaves what it had.
 
     Args:
         directory: of the result.
@@ -142,12 +143,12 @@ class Recorder:
         """Append rows of one cell."""
         self._append(table, [(*cell.key, *row) for row in rows])
 
-    def add_answer(self, picture: str, topology: str, size: int, psnr_db: float) -> None:
+    def add_answer(self, image: str, topology: str, size: int, psnr_db: float) -> None:
         """Append what is known of the answers of one topology."""
-        self._append("answers", [(picture, topology, size, f"{psnr_db:.2f}")])
+        self._append("answers", [(image, topology, size, f"{psnr_db:.2f}")])
 
     def at(self, moment_s: float) -> str:
-        """A moment of the wall clock, in seconds since the run began."""
+        """Convert a moment of the wall clock to seconds since the run began."""
         return f"{moment_s - self.began_s:.4f}"
 
     def finish(self, *, is_interrupted: bool) -> None:
@@ -158,7 +159,7 @@ class Recorder:
         }
         written = self._raw / "run.json.new"
         written.write_text(json.dumps(facts, indent=1) + "\n")
-        written.replace(self._raw / "run.json")  # whenever the run is killed, there is a whole one
+        written.replace(self._raw / "run.json")  # replaced at once, so that a killed run leaves a whole file
 
     def _append(self, table: str, rows: Sequence[Sequence[object]]) -> None:
         with (self._raw / f"{table}.csv").open("a", newline="") as file:
@@ -166,15 +167,15 @@ class Recorder:
 
 
 class Sampler:
-    """Looks at a server under load: memory and CPU of its processes, its health check, and the load's CPU.
+    """Samples of a server under load: memory and CPU of its processes, its health check, and the load's CPU.
 
     Args:
         server: that one.
         has_health: whether its health check is measured.
-        is_burst: the load is over soon, so that every look counts.
+        is_burst: the load is over soon, so that every sample counts.
     """
 
-    def __init__(self, server: Server, *, has_health: bool, is_burst: bool = False) -> None:
+    def __init__(self, server: TopologyServer, *, has_health: bool, is_burst: bool = False) -> None:
         self._server = server
         self._memory_every = 1 if is_burst else _MEMORY_EVERY
         self._pause_s = _SAMPLE_OF_BURST_S if is_burst else _SAMPLE_S
@@ -187,7 +188,7 @@ class Sampler:
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
-        """Sample meanwhile."""
+        """Sample while the block runs."""
         threads = [threading.Thread(target=self._sample)]
         if self._has_health:
             threads.append(threading.Thread(target=self._probe))
@@ -226,8 +227,8 @@ class Benchmark:
 
     Args:
         profile: what is measured.
-        recorder: takes the raw data.
-        scratch: for files that do not outlive the run.
+        recorder: writes the raw data.
+        scratch: a directory for temporary files.
     """
 
     def __init__(self, profile: Profile, recorder: Recorder, scratch: Path) -> None:
@@ -245,7 +246,7 @@ class Benchmark:
             topologies: ours.
             scaling: ours, with fewer cores.
             progress: shows where it is.
-            peers: whether other designs are measured beside them.
+            peers: whether other designs are measured too.
 
         Raises:
             WrongAnswer: of any topology.
@@ -253,55 +254,55 @@ class Benchmark:
         """
         self._others = set(processes.tree(os.getpid()))
         for name, scenarios in self._profile.scenarios.items():
-            picture = PICTURES[name]
+            image = IMAGES[name]
             with ExitStack() as stack:
-                stack.push(self._kill_on_error)  # amid a start, and again below, before servers are stopped
-                chosen = (*topologies, *(peers_for(picture) if peers else ()))
-                servers = [stack.enter_context(Server(topology)) for topology in chosen]
+                stack.push(self._kill_on_error)  # during a start, and again below, before servers are stopped
+                chosen = (*topologies, *(peers_for(image) if peers else ()))
+                servers = [stack.enter_context(TopologyServer(topology)) for topology in chosen]
                 stack.push(self._kill_on_error)
                 for server in servers:
-                    self._warm_up(picture, server)
+                    self._warm_up(image, server)
                 for scenario, repetition, server in self._cells(scenarios, servers):
-                    seconds = self._window_s(picture, server, scenario)
-                    self._measure(Cell(picture, server, scenario, repetition, seconds), progress)
+                    seconds = self._window_s(image, server, scenario)
+                    self._measure(Cell(image, server, scenario, repetition, seconds), progress)
         if self._profile.scaling is not None:
-            picture = PICTURES[next(iter(self._profile.scenarios))]
+            image = IMAGES[next(iter(self._profile.scenarios))]
             for topology in scaling:
-                with Server(topology) as server:
-                    self._warm_up(picture, server)
+                with TopologyServer(topology) as server:
+                    self._warm_up(image, server)
                     for repetition in range(self._profile.scaling.repetitions):
                         seconds = self._profile.scaling.seconds
-                        cell = Cell(picture, server, self._profile.scaling, repetition, seconds)
+                        cell = Cell(image, server, self._profile.scaling, repetition, seconds)
                         self._measure(cell, progress)
 
     def _kill_on_error(self, error: type[BaseException] | None, *_: object) -> None:
-        """Ctrl-C may come amid a start, when nobody holds the process yet; its measurement is void anyway."""
+        """Kill all processes started here: Ctrl-C may come during a start, before a server is known."""
         if error is not None:
             for pid in set(processes.tree(os.getpid())) - self._others:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
     def _cells(
-        self, scenarios: Sequence[Scenario], servers: Sequence[Server]
-    ) -> Iterator[tuple[Scenario, int, Server]]:
-        """What is measured of one picture, one after the other."""
+        self, scenarios: Sequence[Scenario], servers: Sequence[TopologyServer]
+    ) -> Iterator[tuple[Scenario, int, TopologyServer]]:
+        """Yield what is measured with one image, in order."""
         for scenario in scenarios:
             for repetition in range(scenario.repetitions):
-                # There and back again: what drifts, drifts for all.
+                # There and back again: a change of speed affects all.
                 for server in servers if repetition % 2 == 0 else reversed(servers):
                     if repetition < repetitions_of(self._profile, scenario, server.topology):
                         yield scenario, repetition, server
 
-    def _window_s(self, picture: Picture, server: Server, scenario: Scenario) -> float:
-        """How long a window is."""
+    def _window_s(self, image: SampleImage, server: TopologyServer, scenario: Scenario) -> float:
+        """Return how long a window is."""
         if not server.topology.is_peer:
             return scenario.seconds
-        each_s = self._answer_s[picture.name, server.topology.name] / server.topology.workers
+        each_s = self._answer_s[image.name, server.topology.name] / server.topology.workers
         return max(scenario.seconds, _ANSWERS * each_s / (1 - _RAMP))
 
-    def _warm_up(self, picture: Picture, server: Server) -> None:
-        """Send the picture a few times, and look closely at an answer."""
-        sent = picture.make().read_bytes()
+    def _warm_up(self, image: SampleImage, server: TopologyServer) -> None:
+        """Send the image a few times, and check an answer."""
+        sent = image.make().read_bytes()
         query = server.topology.query
         answer = b""
         warm_s = time.monotonic() + _WARM_UP_S
@@ -317,23 +318,23 @@ class Benchmark:
             except (OSError, HTTPException) as error:
                 name = server.topology.title
                 raise DidNotStart(
-                    f"{name} does not answer {picture.title}: {error}; its log:\n{server.log}"
+                    f"{name} does not answer {image.title}: {error}; its log:\n{server.log}"
                 ) from error
-            self._answer_s[picture.name, server.topology.name] = time.monotonic() - began_s
+            self._answer_s[image.name, server.topology.name] = time.monotonic() - began_s
         flipped = Flipped(sent)
         if fault := flipped.fault_of(answer):
-            raise WrongAnswer(f"{server.topology.title} answers wrongly to {picture.title}: {fault}")
-        known = self._known(picture, server)
-        if not known.exists():  # else it was started anew
-            psnr_db = flipped.fidelity_db(answer)
-            self._recorder.add_answer(picture.name, server.topology.name, len(answer), psnr_db)
+            raise WrongAnswer(f"{server.topology.title} answers wrongly to {image.title}: {fault}")
+        known = self._known(image, server)
+        if not known.exists():  # else it was restarted
+            psnr_db = fidelity_db(sent, answer)
+            self._recorder.add_answer(image.name, server.topology.name, len(answer), psnr_db)
         known.write_bytes(answer)
 
-    def _known(self, picture: Picture, server: Server) -> Path:
-        return self._scratch / f"{picture.name}-{server.topology.name}"
+    def _known(self, image: SampleImage, server: TopologyServer) -> Path:
+        return self._scratch / f"{image.name}-{server.topology.name}"
 
     def _measure(self, cell: Cell, progress: "Bar") -> None:
-        """Run locust once, and write down everything."""
+        """Run locust once, and record everything."""
         progress.begin(cell)
         record = self._scratch / "requests.csv"
         record.unlink(missing_ok=True)
@@ -350,16 +351,15 @@ class Benchmark:
         wrong = [request for request in requests if request["outcome"] == "wrong"]
         if wrong:
             raise WrongAnswer(
-                f"{cell.server.topology.title} gave {len(wrong)} wrong answers "
-                f"to {cell.picture.title}:\n{said}"
+                f"{cell.server.topology.title} gave {len(wrong)} wrong answers to {cell.image.title}:\n{said}"
             )
         if not _settles(cell.server):
             cell.server.restart()
-            self._warm_up(cell.picture, cell.server)
+            self._warm_up(cell.image, cell.server)
         progress.end(cell)
 
     def _locust(self, cell: Cell, record: Path, sampler: Sampler) -> str:
-        """Run it, and return what it said."""
+        """Run it, and return what it printed."""
         scenario = cell.scenario
         is_burst = scenario.name == BURST
         users = str(scenario.users)
@@ -367,20 +367,20 @@ class Benchmark:
         limit_s = _BURST_S if is_burst else cell.seconds + _DECODING_S  # of what answers are compared with
         command += ["-u", users, "-r", users, "-t", f"{limit_s:.0f}s"]
         command += ["--stop-timeout", "0", "--only-summary", "--exit-code-on-error", "0"]
-        command += ["--host", cell.server.url, "--picture", str(cell.picture.make())]
-        command += ["--answer", str(self._known(cell.picture, cell.server)), "--record", str(record)]
+        command += ["--host", cell.server.url, "--image", str(cell.image.make())]
+        command += ["--answer", str(self._known(cell.image, cell.server)), "--record", str(record)]
         if cell.server.topology.query:
             command += ["--query", cell.server.topology.query]
         command += ["--burst"] if is_burst else ["--window", f"{cell.seconds:.2f}"]
         environ = MALLOC_SETTINGS | os.environ | {"PYTHONPATH": str(ROOT)}
-        pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
-        with start(
+        with processes.start(
             [*command, "RawUser"],
             last_signal=signal.SIGKILL,
             cwd=ROOT,
             env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            **pipes,
         ) as process:
             sampler.generator_pid = process.pid
             try:
@@ -430,13 +430,13 @@ class Benchmark:
         )
 
 
-def _settles(server: Server) -> bool:
-    """Wait until a server has done with requests whose clients have gone; False when that would take long."""
+def _settles(server: TopologyServer) -> bool:
+    """Wait until a server has finished requests whose clients have left; return False if that takes long."""
     return until(lambda: _is_idle(server), _SETTLE_S)
 
 
-def _is_idle(server: Server) -> bool:
-    """Whether it spends next to no CPU for a moment, which is how long this takes."""
+def _is_idle(server: TopologyServer) -> bool:
+    """Return whether it spends next to no CPU during a moment."""
     before_s = processes.sum_cpu_s(list(processes.tree(server.pid)))
     began = time.monotonic()
     time.sleep(_MOMENT_S)
@@ -445,7 +445,7 @@ def _is_idle(server: Server) -> bool:
 
 
 class Bar:
-    """A progress bar with the time left; nothing where nobody watches."""
+    """A progress bar with the time left; nothing without a terminal."""
 
     def __init__(self, total_s: float) -> None:
         self._progress = Progress(
@@ -472,19 +472,19 @@ class Bar:
         """Show what is measured now."""
         users = "10 at once" if cell.scenario.name == BURST else f"{cell.scenario.name} users"
         self._progress.update(
-            self._task, description=f"{cell.picture.title}, {cell.server.topology.title}, {users}"
+            self._task, description=f"{cell.image.title}, {cell.server.topology.title}, {users}"
         )
 
     def end(self, cell: Cell) -> None:
-        """It is done."""
+        """Advance past it."""
         self._progress.advance(self._task, cell.scenario.seconds + _LOCUST_S)
 
 
 def topologies_of(profile: Profile, cores: int) -> list[Topology]:
-    """Ours: the single process and the cluster; both decode every picture, as everybody else does.
+    """Return ours: the single process and the cluster; both decode every image, as the peers do.
 
     The single process has one core, as the cluster with N workers has N. Left to itself its worker would
-    receive and send on another one beside its engine, which no single process can.
+    receive and send on a core of its own while the engine computes, which no single process can.
     """
     one = sorted(os.sched_getaffinity(0))[:1]
     found = [
@@ -496,24 +496,24 @@ def topologies_of(profile: Profile, cores: int) -> list[Topology]:
     return found
 
 
-def peers_for(picture: Picture) -> list[Topology]:
-    """All peers that can run here, at the picture's quality and at their own."""
-    if why_not(picture):
+def peers_for(image: SampleImage) -> list[Topology]:
+    """Return all peers that can run here, at the image's quality and at their own."""
+    if why_not(image):
         return []
     cores = usable_cores()
     found = []
     for peer in PEERS:
         if missing(peer):
             continue
-        for quality, value in (("matched", picture.quality), ("default", None)):
-            environ = peer.environ(port=0, cores=cores, quality=value, sample=picture.make())
+        for quality, value in (("matched", image.quality), ("default", None)):
+            environ = peer.environ(cores=cores, quality=value, sample=image.make())
             found.append(
                 Topology(
                     peer.name if quality == "matched" else f"{peer.name}-default",
                     peer.title,
                     cores if peer.is_cluster else 1,
                     peer.command(),
-                    environ | {"PORT": "{port}"},
+                    environ,
                     quality=quality,
                     is_peer=True,
                     design=peer.title.partition(",")[0],
@@ -522,15 +522,15 @@ def peers_for(picture: Picture) -> list[Topology]:
     return found
 
 
-def why_not(picture: Picture) -> str | None:
-    """Why peers are not measured with a picture."""
-    if picture.is_progressive:
-        return f"{picture.title}: peers would answer with one that is not, which is less work"
+def why_not(image: SampleImage) -> str | None:
+    """Return why peers are not measured with an image, or None if they are."""
+    if image.is_progressive:
+        return f"{image.title}: peers would answer with one that is not, which is less work"
     return None
 
 
 def scaling_of(profile: Profile, cores: int) -> list[Topology]:
-    """Ours with fewer workers, each number on so many cores of its own.
+    """Return ours with fewer workers, each on as many cores.
 
     The single process is the first point, and the cluster the last: they are measured in turn.
     """
@@ -548,23 +548,21 @@ def scaling_of(profile: Profile, cores: int) -> list[Topology]:
 
 
 def _facts(profile: Profile, topologies: Sequence[Topology], cores: int, *, peers: bool) -> dict[str, Any]:
-    pictures = {}
-    chosen = [PICTURES[name] for name in profile.scenarios]
-    others = [peer for picture in chosen for peer in peers_for(picture)] if peers else []
-    reasons = {peer.name: missing(peer) for peer in PEERS} | {
-        picture.name: why_not(picture) for picture in chosen
-    }
+    images = {}
+    chosen = [IMAGES[name] for name in profile.scenarios]
+    others = [peer for image in chosen for peer in peers_for(image)] if peers else []
+    reasons = {peer.name: missing(peer) for peer in PEERS} | {image.name: why_not(image) for image in chosen}
     for name in profile.scenarios:
-        picture = PICTURES[name]
-        path = picture.make()
-        with Image.open(path) as image:
-            width, height = image.size
-        pictures[name] = {
-            "title": picture.title,
+        image = IMAGES[name]
+        path = image.make()
+        with Image.open(path) as opened:
+            width, height = opened.size
+        images[name] = {
+            "title": image.title,
             "width": width,
             "height": height,
             "bytes": path.stat().st_size,
-            "quality": picture.quality,
+            "quality": image.quality,
             "format": "jpeg",
         }
     return {
@@ -584,7 +582,7 @@ def _facts(profile: Profile, topologies: Sequence[Topology], cores: int, *, peer
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in ("gunicorn", "falcon", "pillow", "locust")},
         },
-        "pictures": pictures,
+        "pictures": images,
         "topologies": {
             topology.name: {
                 "title": topology.title,
@@ -616,7 +614,7 @@ def _cpu() -> str:
 
 
 def _physical_cores() -> int:
-    """How many cores the usable ones are: threads of one core (SMT) name each other as siblings."""
+    """Count the cores behind the usable ones: threads of one core (SMT) name each other as siblings."""
     usable = os.sched_getaffinity(0)
     try:
         siblings = {
@@ -675,16 +673,16 @@ def main() -> None:
 
 
 def _seconds(profile: Profile, ours: Sequence[Topology], scaling: int, *, peers: bool) -> float:
-    """About how long everything takes, where peers are not too slow."""
+    """Estimate how long everything takes if no peer is too slow."""
     runs = [(profile.scaling, profile.scaling.repetitions * scaling)] if profile.scaling else []
     for name, scenarios in profile.scenarios.items():
-        chosen = [*ours, *(peers_for(PICTURES[name]) if peers else ())]
+        chosen = [*ours, *(peers_for(IMAGES[name]) if peers else ())]
         runs += [(each, sum(repetitions_of(profile, each, one) for one in chosen)) for each in scenarios]
     return sum((scenario.seconds + _LOCUST_S) * count for scenario, count in runs)
 
 
 def repetitions_of(profile: Profile, scenario: Scenario, topology: Topology) -> int:
-    """How often a scenario is measured; of peers as they come by themselves only the throughput, once."""
+    """Return how often a scenario is measured; peers at their default quality once, without the burst."""
     if not topology.is_peer:
         return scenario.repetitions
     of_peers = {each.name: each.repetitions for each in profile.with_peers}

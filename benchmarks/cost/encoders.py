@@ -1,4 +1,4 @@
-"""What each effort costs and gains: time and size of PNG, WebP and AVIF, beside Pillow's own settings.
+"""What each effort costs and gains: time and size of PNG, WebP and AVIF, next to Pillow's own settings.
 
 All alternate in one run, on one core, by the processor time of this process; each ratio is taken within a
 round, over what Pillow does when it is asked for nothing, and the median over the rounds is the result.
@@ -29,19 +29,19 @@ _WORDS = "A flip is top to bottom, a flop is left to right"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One picture, one format: how Pillow writes it, and what ours is asked for."""
+    """One image in one format: Pillow's settings, and what ours is asked for."""
 
     title: str
-    picture: Image.Image
+    image: Image.Image
     form: Format
     quality: int | None = None
     pillow: dict[str, Any] = field(default_factory=dict)
 
 
 def cases() -> Iterator[Case]:
-    """A photo, the same with transparency, in gray and with a palette, and a picture of a screen."""
-    with Image.open(IMAGES / "landscape.jpg") as image:
-        photo = image.convert("RGB").resize((1632, 1020))
+    """Yield a photo, the same with transparency, in gray and with a palette, and a screenshot."""
+    with Image.open(IMAGES / "landscape.jpg") as landscape:
+        photo = landscape.convert("RGB").resize((1632, 1020))
     transparent = photo.copy()
     transparent.putalpha(Image.linear_gradient("L").resize(photo.size))
     screen = _screen((1920, 1080))
@@ -50,14 +50,14 @@ def cases() -> Iterator[Case]:
     yield Case("PNG, photo, gray", photo.convert("L"), Format.PNG)
     yield Case("PNG, photo, palette", photo.quantize(_PALETTE), Format.PNG)
     yield Case("PNG, screen", screen, Format.PNG)
-    for title, picture in (("photo", photo), ("screen", screen)):
-        yield Case(f"WebP, lossy, {title}", picture, Format.WEBP, 90, {"quality": 90})
-        yield Case(f"WebP, lossless, {title}", picture, Format.WEBP, None, {"lossless": True, "exact": True})
-        yield Case(f"AVIF, {title}", picture, Format.AVIF, 80, {"quality": 80})
+    for title, image in (("photo", photo), ("screen", screen)):
+        yield Case(f"WebP, lossy, {title}", image, Format.WEBP, 90, {"quality": 90})
+        yield Case(f"WebP, lossless, {title}", image, Format.WEBP, None, {"lossless": True, "exact": True})
+        yield Case(f"AVIF, {title}", image, Format.AVIF, 80, {"quality": 80})
 
 
 def _screen(size: tuple[int, int]) -> Image.Image:
-    """Text and boxes on white, smooth edges and all."""
+    """Draw text and boxes on white, with smooth edges."""
     screen = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(screen)
     font = ImageFont.load_default(15)
@@ -72,19 +72,19 @@ def _screen(size: tuple[int, int]) -> Image.Image:
 
 
 def contenders(case: Case) -> dict[str, Callable[[], bytes]]:
-    """Each takes the picture and gives the file; ours has to decode another one before, which is quick."""
+    """Return functions that encode the image; ours decodes an uncompressed file first, which is quick."""
 
     def by_pillow() -> bytes:
         file = BytesIO()
-        case.picture.save(file, case.form.value, **case.pillow)
+        case.image.save(file, case.form.value, **case.pillow)
         return file.getvalue()
 
-    # What comes in must make our code choose the encoder that is meant.
+    # The input must make our code choose the intended encoder.
     stored = BytesIO()
     if case.form is Format.WEBP and case.quality is None:
-        case.picture.save(stored, "WEBP", lossless=True, exact=True, method=0, quality=0)
+        case.image.save(stored, "WEBP", lossless=True, exact=True, method=0, quality=0)
     else:
-        case.picture.save(stored, "PNG", compress_level=0)
+        case.image.save(stored, "PNG", compress_level=0)
 
     def ours(effort: Effort) -> bytes:
         recipe = Recipe(Turn.ORIENT, format=case.form, quality=case.quality, effort=effort)

@@ -3,8 +3,8 @@
 All alternate in one run; each ratio is taken within a round, and the median over the rounds is the result.
 Pillow has the malloc settings that our engines have; it keeps the source's tables and optimises no codes.
 libvips and sharp write with the source's tables, sampling and kind of coding, so that quality and size match;
-by itself sharp optimises codes, which has a row of its own.
-"Served" is ours through the whole service, with a core for its worker; the others pay for no HTTP.
+sharp's default is to optimise codes, which has a row of its own.
+"Served" is ours through the whole service, with a core for its worker; the others do no HTTP.
 Run it with `make methods`, which installs the peers, on a machine that does nothing else.
 """
 
@@ -21,19 +21,20 @@ from tempfile import TemporaryDirectory
 from PIL import Image
 
 from benchmarks.cost import bare
-from benchmarks.cost.ratios import Service, service
+from benchmarks.cost.ratios import service
 from benchmarks.harness import load, processes
+from benchmarks.harness.messages import PIXELS
+from benchmarks.harness.server import ROOT, LiveServer
 from images.render import BENCHMARK, LANDSCAPE, benchmark_image
 from images.render import HERE as IMAGES
 from server.cluster.supervisor import MALLOC_SETTINGS
 
-_ROOT = Path(__file__).parents[2]
-_PEERS = _ROOT / "benchmarks" / "peers"
-_VIPS = _ROOT / ".venv-peers" / "bin" / "python"
+_PEERS = ROOT / "benchmarks" / "peers"
+_VIPS = ROOT / ".venv-peers" / "bin" / "python"
 _OURS = "ours"
 
-#: Ours as clients have it: one worker with one engine, over the loopback device.
-_TARGETS = {"ours, served": "/flip", "ours, served, pixels": load.PIXELS}
+#: The whole service: one worker with one engine, over the loopback device.
+_TARGETS = {"ours, served": "/flip", "ours, served, pixels": PIXELS}
 
 #: So that the engine never waits for a client.
 _AT_ONCE = 2
@@ -41,7 +42,7 @@ _AT_ONCE = 2
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One picture.
+    """One image.
 
     Attributes:
         quality: the one whose tables it has.
@@ -55,7 +56,7 @@ class Case:
 
 
 def cases(directory: Path) -> Iterator[Case]:
-    """Pictures of every kind of path, made in a directory where they are not there already."""
+    """Yield an image for every kind of path; those that do not exist yet are made in a directory."""
     big = benchmark_image()
     yield Case("20 megapixels, 4:2:0", big, BENCHMARK.quality)
     with Image.open(big) as image:
@@ -81,14 +82,14 @@ def cases(directory: Path) -> Iterator[Case]:
         yield Case("1920x1080: within a block of colours", file, LANDSCAPE.quality)
 
 
-def contenders(case: Case, pictures: int) -> dict[str, list[str]]:
-    """The command line of each; peers that are not installed are left out, and said so."""
+def contenders(case: Case, images: int) -> dict[str, list[str]]:
+    """Return the command line of each; peers that are not installed are left out."""
     commands = {
-        _OURS: bare.command_of("lossless", case.file, pictures),
-        "ours, pixels": bare.command_of("engine by pixels", case.file, pictures),
-        "Pillow": bare.command_of("pixels", case.file, pictures),
+        _OURS: bare.command_of("lossless", case.file, images),
+        "ours, pixels": bare.command_of("engine by pixels", case.file, images),
+        "Pillow": bare.command_of("pixels", case.file, images),
     }
-    arguments = [str(case.file), str(pictures), str(case.quality), case.kind]
+    arguments = [str(case.file), str(images), str(case.quality), case.kind]
     if _VIPS.exists():
         commands["pyvips"] = [str(_VIPS), str(_PEERS / "vips_flip.py"), *arguments]
     if (_PEERS / "node_modules" / "sharp").exists() and (node := shutil.which("node")):
@@ -99,36 +100,36 @@ def contenders(case: Case, pictures: int) -> dict[str, list[str]]:
     return commands
 
 
-def measure(case: Case, rounds: int, pictures: int) -> dict[str, list[bare.Bare]]:
+def measure(case: Case, rounds: int, images: int) -> dict[str, list[bare.Bare]]:
     """Alternate all contenders."""
     environ = MALLOC_SETTINGS | os.environ | {"VIPS_CONCURRENCY": "1"}
     results: dict[str, list[bare.Bare]] = {}
     with service(1) as ours:
         for target in _TARGETS.values():
-            _through(ours, case, target, pictures)  # warm-up
+            _through(ours, case, target, images)  # warm-up
         for _ in range(rounds):
-            for name, command in contenders(case, pictures).items():
+            for name, command in contenders(case, images).items():
                 results.setdefault(name, []).append(bare.run(command, processes=1, environ=environ))
             for name, target in _TARGETS.items():
-                results.setdefault(name, []).append(_through(ours, case, target, pictures))
+                results.setdefault(name, []).append(_through(ours, case, target, images))
     return results
 
 
-def _through(ours: Service, case: Case, target: str, pictures: int) -> bare.Bare:
-    """Send the picture through the service, and charge it for all of its processes."""
+def _through(ours: LiveServer, case: Case, target: str, images: int) -> bare.Bare:
+    """Send the image through the service, and charge it for all of its processes."""
     pids = list(processes.tree(ours.pid))
     before_s = processes.sum_cpu_s(pids)
-    done = load.run(ours.address, case.file.read_bytes(), requests=pictures, at_once=_AT_ONCE, target=target)
+    done = load.run(ours.address, case.file.read_bytes(), requests=images, at_once=_AT_ONCE, target=target)
     return bare.Bare(done.wall_s, processes.sum_cpu_s(pids) - before_s, done.bodies[0])
 
 
-def report(case: Case, results: dict[str, list[bare.Bare]], pictures: int) -> None:
-    """Print milliseconds, and how many times faster ours is, alone and served."""
+def report(case: Case, results: dict[str, list[bare.Bare]], images: int) -> None:
+    """Print milliseconds, and how many times as fast ours is, alone and served."""
     print(f"\n{case.title}, {case.file.stat().st_size / 1e6:.1f} MB")
     ours, served = results[_OURS], results["ours, served"]
     for name, rounds in results.items():
-        wall_ms = median(one.wall_s for one in rounds) / pictures * 1e3
-        cpu_ms = median(one.cpu_s for one in rounds) / pictures * 1e3
+        wall_ms = median(one.wall_s for one in rounds) / images * 1e3
+        cpu_ms = median(one.cpu_s for one in rounds) / images * 1e3
         size = rounds[0].answer_bytes / case.file.stat().st_size
         print(
             f"  {name:<20} {wall_ms:7.1f} ms  {cpu_ms:7.1f} ms CPU  {100 * (size - 1):+6.2f} % size"
@@ -143,17 +144,17 @@ def spread(theirs: Sequence[bare.Bare], ours: Sequence[bare.Bare]) -> str:
 
 
 def main() -> None:
-    """Measure all pictures and print what came out."""
+    """Measure all images and print the results."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--pictures", type=int, default=8, help="a round and contender")
+    options.add_argument("--images", type=int, default=8, help="a round and contender")
     given = options.parse_args()
     with TemporaryDirectory() as directory:
         for case in cases(Path(directory)):
             missing = {"pyvips", "sharp"} - contenders(case, 1).keys()
             if missing:
                 print(f"not installed: {', '.join(sorted(missing))}", file=sys.stderr)
-            report(case, measure(case, given.rounds, given.pictures), given.pictures)
+            report(case, measure(case, given.rounds, given.images), given.images)
 
 
 if __name__ == "__main__":

@@ -1,65 +1,53 @@
 """What the service costs over the bare function, and what the cluster gains over one process.
 
-All contenders alternate in one run, so that what else the machine does hits them alike; each ratio is
-taken within a round, and the median over the rounds is the result.
-Run it with `python -m benchmarks.cost.ratios`, on a machine that does nothing else.
+All contenders alternate in one run, so that other load on the machine affects them alike; each ratio is taken
+within a round, and the median over the rounds is the result.
+Run it with `make ratios`, on a machine that does nothing else.
 """
 
 import argparse
 import os
-import signal
-import subprocess
 import sys
-import threading
-import urllib.request
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
-from typing import IO
 
 from benchmarks.cost import bare
 from benchmarks.harness import load, processes
-from benchmarks.harness.findings import probed
+from benchmarks.harness.answers import fidelity_db
+from benchmarks.harness.exchanges import ask
+from benchmarks.harness.load import probed
+from benchmarks.harness.messages import post
+from benchmarks.harness.server import ENGINE, WORKER, LiveServer
 from images.render import benchmark_image, small_image
 from server.cluster.cpus import usable_cores
 from server.cluster.supervisor import MALLOC_SETTINGS
 
-_ROOT = Path(__file__).parents[2]
 _AT_ONCE = 10
-_DEADLINE_S = 30.0
 _FEWEST_PROBES = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One picture on one path.
+    """One image on one path.
 
     Attributes:
         method: the path, and what the bare function does: see `bare.METHODS`.
-        pictures: how many a round.
-        most_cpu: CPU of the service over that of the bare function; 0 for nothing promised.
+        images: how many a round.
+        most_cpu: CPU of the service over that of the bare function; 0 for no target, as for the others.
         least_throughput: of the cluster over the bare function.
         least_gain: of the cluster over one process, for each core.
     """
 
     title: str
     method: str
-    picture: Path
-    pictures: int
+    image: Path
+    images: int
     most_cpu: float = 0.0
     least_throughput: float = 0.0
     least_gain: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """A gunicorn under test."""
-
-    pid: int
-    address: tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,82 +55,49 @@ class Measured:
     """One contender in one round.
 
     Attributes:
-        pictures_per_s: throughput.
-        cpu_ms: CPU time of all its processes per picture, in milliseconds.
+        images_per_s: throughput.
+        cpu_ms: CPU time of all its processes per image, in milliseconds.
         workers_ms: the part of `cpu_ms` that the arbiter and the workers spent.
     """
 
-    pictures_per_s: float
+    images_per_s: float
     cpu_ms: float
     workers_ms: float = 0.0
 
 
-@contextmanager
-def service(workers: int, arguments: Sequence[str] = ()) -> Iterator[Service]:
-    """Run the service with a number of workers on a free port of the loopback address."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0", "-w", str(workers), *arguments],
-        cwd=_ROOT,
-        env=os.environ | {"FLIP_LOG_FORMAT": "json"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield Service(process.pid, _address(process, workers))
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(_DEADLINE_S)
+def service(workers: int, arguments: Sequence[str] = ()) -> LiveServer:
+    """Return the service with a number of workers; enter it to start it."""
+    return LiveServer(*arguments, environ={"WEB_CONCURRENCY": str(workers)}, ignore={"request"})
 
 
-def _address(process: subprocess.Popen[str], workers: int) -> tuple[str, int]:
-    assert process.stderr is not None
-    log = process.stderr
-    port = 0
-    online = 0
-    for line in log:
-        if '"arbiter_listening"' in line:
-            port = int(line.partition("http://127.0.0.1:")[2].partition('"')[0])
-        online += '"worker_online"' in line
-        if online == workers:
-            # Somebody has to go on reading, or the service would wait for room in the pipe.
-            threading.Thread(target=_discard, args=(log,), daemon=True).start()
-            return "127.0.0.1", port
-    sys.exit("the service did not start; run `gunicorn` to see why")
-
-
-def _discard(log: IO[str]) -> None:
-    with log:
-        deque(log, maxlen=0)
-
-
-def measure_service(under_test: Service, section: Section, requests: int) -> Measured:
+def measure_service(under_test: LiveServer, section: Section, requests: int) -> Measured:
     """Load the service and charge it for every process it consists of."""
-    pids = list(processes.tree(under_test.pid))
-    engines = {pid for pid in pids if "server.cluster.engine" in processes.command(pid)}
-    before = {pid: processes.cpu_s(pid) for pid in pids}
+    roles = under_test.roles()
+    engines = set(roles[ENGINE])
+    before = {pid: processes.cpu_s(pid) for pids in roles.values() for pid in pids}
     done = put_to_work(under_test, section, requests)
-    spent = {pid: processes.cpu_s(pid) - before[pid] for pid in pids}
+    spent = {pid: processes.cpu_s(pid) - before_s for pid, before_s in before.items()}
     return Measured(
-        pictures_per_s=requests / done.wall_s,
+        images_per_s=requests / done.wall_s,
         cpu_ms=sum(spent.values()) / requests * 1e3,
         workers_ms=sum(cpu for pid, cpu in spent.items() if pid not in engines) / requests * 1e3,
     )
 
 
-def put_to_work(under_test: Service, section: Section, requests: int) -> load.Load:
-    """Have so many pictures flipped."""
-    picture = section.picture.read_bytes()
+def put_to_work(under_test: LiveServer, section: Section, requests: int) -> load.Load:
+    """Have a number of images flipped."""
+    image = section.image.read_bytes()
     target = f"/flip?path={section.method}"
-    return load.run(under_test.address, picture, requests=requests, at_once=_AT_ONCE, target=target)
+    return load.run(under_test.address, image, requests=requests, at_once=_AT_ONCE, target=target)
 
 
-def measure_bare(section: Section, cores: int, pictures_each: int) -> Measured:
+def measure_bare(section: Section, cores: int, images_each: int) -> Measured:
     """Run the bare function in as many processes as there are cores."""
     environ = MALLOC_SETTINGS | os.environ
-    command = bare.command_of(section.method, section.picture, pictures_each)
+    command = bare.command_of(section.method, section.image, images_each)
     done = bare.run(command, processes=cores, environ=environ)
-    pictures = cores * pictures_each
-    return Measured(pictures / done.wall_s, done.cpu_s / pictures * 1e3)
+    images = cores * images_each
+    return Measured(images / done.wall_s, done.cpu_s / images * 1e3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +110,8 @@ class Round:
 
 
 def run_rounds(section: Section, *, rounds: int, cores: int, arguments: Sequence[str]) -> list[Round]:
-    """Alternate the contenders; each gets the section's pictures a round, a single process its share."""
-    share = section.pictures // cores
+    """Alternate the contenders; each gets the section's images a round, a single process its share."""
+    share = section.images // cores
     results = []
     health_ms: list[float] = []
     with ExitStack() as stack:
@@ -166,9 +121,9 @@ def run_rounds(section: Section, *, rounds: int, cores: int, arguments: Sequence
         put_to_work(single, section, 2 * _AT_ONCE)
         for number in range(rounds):
             bare_one = measure_bare(section, cores, share)
-            cluster_one = measure_service(cluster, section, section.pictures)
+            cluster_one = measure_service(cluster, section, section.images)
             single_one = measure_service(single, section, share)
-            # Apart: on a free core of the single process it would be free.
+            # In a round of its own, because the probes take time from what is measured.
             with probed(cluster.address) as taken_ms:
                 put_to_work(cluster, section, share)
             health_ms += taken_ms
@@ -181,42 +136,36 @@ def run_rounds(section: Section, *, rounds: int, cores: int, arguments: Sequence
 
 
 def print_health(taken_ms: Sequence[float]) -> None:
-    """Print how long the health check took beside the load."""
+    """Print how long the health check took under load."""
     if len(taken_ms) < _FEWEST_PROBES:
-        print("  health check beside the load: the load was too short to tell")
+        print("  health check under load: the load was too short to tell")
         return
     p50, p99 = (quantiles(taken_ms, n=100)[n - 1] for n in (50, 99))
     print(
-        f"  health check beside the load: median {p50:.1f} ms, p99 {p99:.1f} ms,"
+        f"  health check under load: median {p50:.1f} ms, p99 {p99:.1f} ms,"
         f" maximum {max(taken_ms):.1f} ms, {len(taken_ms)} asked"
     )
 
 
-def print_fidelity(under_test: Service, section: Section) -> None:
-    """Print what one trip through the service did to the picture."""
-    host, port = under_test.address
-    picture = section.picture
-    url = f"http://{host}:{port}/flip?path={section.method}"
-    request = urllib.request.Request(url, picture.read_bytes(), method="POST")
-    with urllib.request.urlopen(request, timeout=_DEADLINE_S) as answer:  # noqa: S310 our own
-        body = answer.read()
-    size = len(body) / picture.stat().st_size
-    psnr_db = bare.fidelity_db(picture.read_bytes(), body)
-    print(f"  the picture: {psnr_db:.2f} dB PSNR, {(size - 1) * 100:+.2f} % of its size")
+def print_fidelity(under_test: LiveServer, section: Section) -> None:
+    """Print what one trip through the service did to the image."""
+    image = section.image.read_bytes()
+    answer = ask(under_test.address, post(image, target=f"/flip?path={section.method}"))
+    size = len(answer.body) / len(image)
+    print(
+        f"  the image: {fidelity_db(image, answer.body):.2f} dB PSNR, {(size - 1) * 100:+.2f} % of its size"
+    )
 
 
-def print_memory(under_test: Service) -> None:
+def print_memory(under_test: LiveServer) -> None:
     """Print the peak memory of the largest worker and the largest engine."""
-    peaks = {"worker": 0.0, "engine": 0.0}
-    for pid in processes.tree(under_test.pid):
-        if pid != under_test.pid:
-            kind = "engine" if "server.cluster.engine" in processes.command(pid) else "worker"
-            peaks[kind] = max(peaks[kind], processes.peak_memory_mb(pid))
-    print(f"  peak memory: worker {peaks['worker']:.0f} MB, engine {peaks['engine']:.0f} MB")
+    roles = under_test.roles()
+    worker_mb, engine_mb = (max(map(processes.peak_memory_mb, roles[role])) for role in (WORKER, ENGINE))
+    print(f"  peak memory: worker {worker_mb:.0f} MB, engine {engine_mb:.0f} MB")
 
 
 def print_ratio(name: str, values: Sequence[float], target: str) -> None:
-    """Print the median over the rounds, the spread, and what it should be."""
+    """Print the median over the rounds, the spread, and the target."""
     print(f"  {name:<58} {median(values):6.2f}  ({min(values):.2f} to {max(values):.2f})  {target}")
 
 
@@ -231,40 +180,40 @@ def report(section: Section, rounds: Sequence[Round], cores: int) -> None:
     )
     print_ratio(
         "throughput of the cluster / bare function in as many processes",
-        [r.cluster.pictures_per_s / r.bare.pictures_per_s for r in rounds],
+        [r.cluster.images_per_s / r.bare.images_per_s for r in rounds],
         f"at least {section.least_throughput:.2f}" if section.least_throughput else "",
     )
     print_ratio(
         "throughput of the cluster / single process",
-        [r.cluster.pictures_per_s / r.single.pictures_per_s for r in rounds],
+        [r.cluster.images_per_s / r.single.images_per_s for r in rounds],
         f"at least {section.least_gain * cores:.1f}" if section.least_gain else "",
     )
     for name in ("bare", "cluster", "single"):
         measured = [getattr(r, name) for r in rounds]
         print(
-            f"  {name:<8} {median(m.pictures_per_s for m in measured):8.1f} pictures/s"
-            f"  {median(m.cpu_ms for m in measured):8.2f} ms CPU per picture"
+            f"  {name:<8} {median(m.images_per_s for m in measured):8.1f} images/s"
+            f"  {median(m.cpu_ms for m in measured):8.2f} ms CPU per image"
             f"  of which arbiter and workers {median(m.workers_ms for m in measured):5.2f}"
         )
 
 
 def main() -> None:
-    """Measure both pictures and print what came out."""
+    """Measure all sections and print the results."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--big", type=int, default=100, help="20-megapixel pictures a round")
-    options.add_argument("--moved", type=int, default=200, help="the same without loss, pictures a round")
-    options.add_argument("--small", type=int, default=3000, help="640x427 pictures a round")
+    options.add_argument("--big", type=int, default=100, help="20-megapixel images a round")
+    options.add_argument("--lossless", type=int, default=200, help="the same without loss, images a round")
+    options.add_argument("--small", type=int, default=3000, help="640x427 images a round")
     options.add_argument("gunicorn", nargs="*", help="arguments for gunicorn, after --")
     given = options.parse_args()
     cores = usable_cores()
     big, small = benchmark_image(), small_image()
     for section in (
         Section("20 megapixels", "pixels", big, given.big, 1.15, 0.80, 0.9),
-        Section("20 megapixels without loss", "lossless", big, given.moved, most_cpu=1.40),
+        Section("20 megapixels without loss", "lossless", big, given.lossless, most_cpu=1.40),
         Section("640x427", "pixels", small, given.small, least_throughput=0.50),
     ):
-        if section.pictures:
+        if section.images:
             rounds = run_rounds(section, rounds=given.rounds, cores=cores, arguments=given.gunicorn)
             report(section, rounds, cores)
 

@@ -1,4 +1,4 @@
-"""Is an answer the flipped picture? Decoded once, and told by its bytes from then on."""
+"""Whether an answer is the flipped image: decoded the first time, and compared byte by byte from then on."""
 
 from collections.abc import Iterable
 from functools import cached_property
@@ -7,60 +7,61 @@ from math import inf, log10
 
 from PIL import Image, ImageChops, ImageOps, ImageStat
 
-#: What a picture that is encoded again at a common quality keeps, and one that is not flipped does not.
+#: What an image that is encoded again at a common quality keeps, and one that is not flipped does not.
 LEAST_DB = 28.0
 
-#: A service that gives ever new bytes would fill the memory.
+#: A service whose answers differ every time must not fill the memory.
 _MOST_KNOWN = 16
 
 
 class Flipped:
-    """Knows right answers to one picture.
+    """The right answers to one image.
 
     Args:
-        picture: the file that is sent.
-        known: answers that were found right before; with them the picture is not decoded before it must be.
+        image: the file that is sent.
+        known: answers that were found right before; with them the image is decoded only when it has to be.
 
     Raises:
-        ValueError: it is nearly the same upside down, so that no answer could be told from no answer; not
-            looked at where there are known ones.
+        ValueError: it looks nearly the same upside down, so that a wrong answer could not be noticed; not
+            checked where there are known ones.
     """
 
-    def __init__(self, picture: bytes, known: Iterable[bytes] = ()) -> None:
-        self.picture = picture
+    def __init__(self, image: bytes, known: Iterable[bytes] = ()) -> None:
+        self.image = image
         self._known = list(known)
         if not self._known and psnr_db(_upside_down(self._expected), self._expected) >= LEAST_DB:
-            raise ValueError("this picture looks the same upside down; choose another one")
+            raise ValueError("this image looks the same upside down; choose another one")
 
     @cached_property
     def _expected(self) -> Image.Image:
-        return _upside_down(_opened(self.picture))
+        return _upside_down(_opened(self.image))
 
     def fault_of(self, answer: bytes) -> str | None:
-        """What is wrong with an answer; None if it is the flipped picture."""
+        """Return what is wrong with an answer, or None if it is the flipped image."""
         if answer in self._known:
             return None
         try:
             image = _opened(answer)
-        except Exception as error:  # noqa: BLE001 whatever the decoder says of it, it is no picture
-            return f"it is no picture ({error})"
+        except Exception as error:  # noqa: BLE001 whatever the decoder raises, it is no image
+            return f"it is no image ({error})"
         if image.size != self._expected.size:
             return (
                 f"it is {image.width} x {image.height}, not {self._expected.width} x {self._expected.height}"
             )
-        if (fidelity_db := psnr_db(image, self._expected)) < LEAST_DB:
-            return f"it is not the flipped picture ({fidelity_db:.1f} dB)"
+        if (fidelity := psnr_db(image, self._expected)) < LEAST_DB:
+            return f"it is not the flipped image ({fidelity:.1f} dB)"
         if len(self._known) < _MOST_KNOWN:
             self._known.append(answer)
         return None
 
-    def fidelity_db(self, answer: bytes) -> float:
-        """How near an answer comes to the flipped picture: peak signal-to-noise ratio in decibels."""
-        return psnr_db(_opened(answer), self._expected)
+
+def fidelity_db(image: bytes, answer: bytes) -> float:
+    """Compare an answer with Pillow's flip: the peak signal-to-noise ratio in decibels."""
+    return psnr_db(_opened(answer), _upside_down(_opened(image)))
 
 
 def psnr_db(one: Image.Image, other: Image.Image) -> float:
-    """The peak signal-to-noise ratio of two pictures of one size, in decibels; infinite for equal ones."""
+    """Return the peak signal-to-noise ratio of two images of one size, in decibels; infinite if equal."""
     errors = ImageStat.Stat(ImageChops.difference(one, other))
     mean_squared_error = sum(errors.sum2) / sum(errors.count)
     return 10 * log10(255**2 / mean_squared_error) if mean_squared_error else inf

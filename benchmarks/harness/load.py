@@ -1,7 +1,7 @@
-"""A load generator that costs next to nothing: it shares the cores with what it measures.
+"""A load generator that costs almost nothing: it shares the cores with what it measures.
 
-Threads over blocking sockets: nearly all of their time is spent in the kernel. locust is what people use
-and drives the other benchmarks; beside a picture service on two cores it would measure itself.
+Threads over blocking sockets: nearly all of their time is spent in the kernel. locust is what people use and
+drives the comparison; next to an image service on two cores it would measure itself.
 """
 
 import os
@@ -9,13 +9,17 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import FileIO
 
-#: Work for a core, whatever the picture: decoded and encoded again.
-PIXELS = "/flip?path=pixels"
+from benchmarks.harness.messages import PIXELS, get, post
+from benchmarks.harness.server import Address
+from benchmarks.harness.waiting import sampled
 
 _BUFFER_BYTES = 1 << 20
+_TIMEOUT_S = 60.0
+_LAST_HEALTH = get("/healthz", "Connection: close\r\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +41,12 @@ class WrongAnswer(Exception):
     """The service did not answer 200."""
 
 
-def run(
-    address: tuple[str, int], picture: bytes, *, requests: int, at_once: int, target: str = PIXELS
-) -> Load:
-    """Post one picture again and again.
+def run(address: Address, image: bytes, *, requests: int, at_once: int, target: str = PIXELS) -> Load:
+    """Post one image again and again.
 
     Args:
         address: host and port, on this machine.
-        picture: the body of every request.
+        image: the body of every request.
         requests: how many in all.
         at_once: how many connections, each with one request at a time.
         target: path and query.
@@ -52,9 +54,8 @@ def run(
     Raises:
         WrongAnswer: on any answer but 200.
     """
-    head = f"POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(picture)}\r\n\r\n"
     message = FileIO(os.memfd_create("request"), "r+b")
-    message.write(head.encode() + picture)
+    message.write(post(image, target=target))
     tickets = iter(range(requests))
     lock = threading.Lock()
     response_s: list[float] = []
@@ -64,7 +65,7 @@ def run(
     def client() -> None:
         buffer = bytearray(_BUFFER_BYTES)
         try:
-            with socket.create_connection(address, timeout=60) as connection:
+            with socket.create_connection(address, timeout=_TIMEOUT_S) as connection:
                 while True:
                     with lock:
                         if next(tickets, None) is None:
@@ -89,21 +90,26 @@ def run(
     return Load(time.perf_counter() - started, response_s, bodies)
 
 
-def ask_health(address: tuple[str, int]) -> float:
+def ask_health(address: Address) -> float:
     """Ask for `/healthz` once, on a new connection, and return how long that took, in milliseconds.
 
     Raises:
-        WrongAnswer: it is not well.
+        WrongAnswer: on any answer but 200.
     """
     started = time.perf_counter()
-    with socket.create_connection(address, timeout=60) as connection:
-        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    with socket.create_connection(address, timeout=_TIMEOUT_S) as connection:
+        connection.sendall(_LAST_HEALTH)
         _read_answer(connection, bytearray(_BUFFER_BYTES))
     return (time.perf_counter() - started) * 1e3
 
 
+def probed(address: Address) -> AbstractContextManager[list[float]]:
+    """Ask for a service's health while the block runs; each value is a response time in milliseconds."""
+    return sampled(lambda: ask_health(address), every_s=0.05)
+
+
 def _read_answer(connection: socket.socket, buffer: bytearray) -> int:
-    """Read one answer and return the size of its body."""
+    """Read one answer and return the size of its body; looks at status and length only, which is cheap."""
     view = memoryview(buffer)
     received = 0
     while (end := buffer.find(b"\r\n\r\n", 0, received)) < 0:
@@ -117,7 +123,7 @@ def _read_answer(connection: socket.socket, buffer: bytearray) -> int:
     body_bytes = int(head.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0])
     missing = body_bytes - (received - end - 4)
     while missing:
-        # Counted and thrown away in the kernel (tcp(7), MSG_TRUNC): we are here to cost nothing.
+        # Counted and thrown away in the kernel (tcp(7), MSG_TRUNC), to cost as little as possible.
         count = connection.recv_into(view, min(missing, _BUFFER_BYTES), socket.MSG_TRUNC)
         if count == 0:
             raise WrongAnswer("the connection was closed within an answer")

@@ -1,19 +1,56 @@
-"""What processes cost: CPU seconds and peak memory, as the kernel counts them (proc(5))."""
+"""Processes: how to start and end them, and what they cost as the kernel counts it (proc(5))."""
 
 import contextlib
 import os
+import select
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 #: The kernel's numbers for ESTABLISHED and CLOSE_WAIT (include/net/tcp_states.h).
 NOT_CLOSED_HERE = frozenset({"01", "08"})
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
+# When this process is killed, the kernel signals the child (prctl(2)). A small program sets that up, because
+# nothing may run between fork and exec in a process with threads.
+_DIE_WITH_PARENT = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, int(sys.argv[3]))
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("its parent has ended")
+if sys.argv[2]:
+    os.sched_setaffinity(0, map(int, sys.argv[2].split(",")))
+os.execvp(sys.argv[4], sys.argv[4:])
+"""
+
+
+def start(
+    command: Sequence[str],
+    *,
+    cores: Sequence[int] = (),
+    last_signal: signal.Signals = signal.SIGTERM,
+    **options: Any,  # noqa: ANN401 those of Popen
+) -> "subprocess.Popen[str]":
+    """Start a process in a session of its own that ends with this process; call it from the main thread.
+
+    Args:
+        command: what it runs.
+        cores: the cores that it may use; empty for all.
+        last_signal: the one it gets when this process has ended; one with children must be able to stop them.
+        options: further ones of `subprocess.Popen`.
+    """
+    own = [str(os.getpid()), ",".join(map(str, cores)), str(last_signal.value)]
+    wrapped = [sys.executable, "-ISc", _DIE_WITH_PARENT, *own, *command]
+    process: subprocess.Popen[str] = subprocess.Popen(wrapped, text=True, start_new_session=True, **options)
+    return process
+
 
 def tree(pid: int) -> Iterator[int]:
-    """A process and everything below it."""
+    """Yield a process and all its descendants."""
     yield pid
     for thread in _children_files(pid):
         for child in thread.split():
@@ -29,7 +66,7 @@ def _children_files(pid: int) -> Iterator[str]:
 
 
 def cpu_s(pid: int) -> float:
-    """User and system seconds that a process and its reaped children have spent."""
+    """Return the user and system seconds that a process and its reaped children have spent."""
     # The second field is a name in parentheses that may hold anything, so count from behind it.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     utime, stime, cutime, cstime = map(int, fields[11:15])
@@ -37,7 +74,7 @@ def cpu_s(pid: int) -> float:
 
 
 def sum_cpu_s(pids: Sequence[int]) -> float:
-    """The same of several processes; those that have ended count nothing."""
+    """Sum the same over several processes; those that have ended count nothing."""
     total_s = 0.0
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -46,7 +83,7 @@ def sum_cpu_s(pids: Sequence[int]) -> float:
 
 
 def peak_memory_mb(pid: int) -> float:
-    """The largest resident set so far (VmHWM), in megabytes of 10**6 bytes."""
+    """Return the largest resident set so far (VmHWM), in megabytes of 10**6 bytes."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024 / 1e6
@@ -54,21 +91,21 @@ def peak_memory_mb(pid: int) -> float:
 
 
 def command(pid: int) -> str:
-    """The command line, for telling a worker from an engine."""
+    """Return the command line."""
     return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
 
 
 def memory_mb(pids: Sequence[int]) -> float:
-    """What processes hold in memory now, each page counted once, in megabytes of 10**6 bytes.
+    """Return what processes hold in memory now, each page counted once, in megabytes of 10**6 bytes.
 
-    That is their proportional sets, and the files in memory that they have open, mapped or not.
+    That is their proportional sets, and the memory files that they have open, mapped or not.
     """
     files = {inode: size for each in pids for inode, size in memory_files(each).items()}
     return (sum(_own_bytes(each) for each in pids) + sum(files.values())) / 1e6
 
 
 def memory_files(pid: int) -> dict[int, int]:
-    """The files in memory that a process has open: their inodes, and what they occupy in bytes."""
+    """Return the memory files that a process has open: their inodes, and what they occupy in bytes."""
     files = {}
     for number, target in descriptors(pid).items():
         if target.startswith("/memfd:"):
@@ -79,7 +116,7 @@ def memory_files(pid: int) -> dict[int, int]:
 
 
 def descriptors(pid: int) -> dict[str, str]:
-    """What a process has open, by number, as the kernel names it."""
+    """Return what a process has open, by number, as the kernel names it."""
     found = {}
     with contextlib.suppress(OSError):
         for link in Path(f"/proc/{pid}/fd").iterdir():
@@ -89,14 +126,14 @@ def descriptors(pid: int) -> dict[str, str]:
 
 
 def shared_mappings_bytes(pid: int) -> int:
-    """How much address space a process shares, writable, with others."""
+    """Return how much address space a process shares, writable, with others."""
     lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
     ranges = [line.split()[0].split("-") for line in lines if " rw-s " in line]
     return sum(int(end, 16) - int(start, 16) for start, end in ranges)
 
 
 def accepted_from(port: int, states: frozenset[str] = NOT_CLOSED_HERE) -> set[int]:
-    """The clients' ports of all connections to a port of ours; those that we have not closed, if not told."""
+    """Return the clients' ports of the connections to a server's port; by default those it has not closed."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return {
         int(peer.rpartition(":")[2], 16)
@@ -111,18 +148,18 @@ def _own_bytes(pid: int) -> int:
     except OSError:  # it has ended
         return 0
     parts = [line.split() for line in lines]
-    # Not Pss_Shmem: files in memory are counted whole, for most are not mapped.
+    # Not Pss_Shmem: memory files are counted whole, because most are not mapped.
     return 1024 * sum(int(part[1]) for part in parts if part[0] in {"Pss_Anon:", "Pss_File:"})
 
 
 def of_session(leader: int) -> list[int]:
-    """Every process of a session that has not ended, the oldest first."""
+    """Return every process of a session that has not ended, the oldest first."""
     found = filter(None, map(_origin, Path("/proc").glob("[0-9]*")))
     return [pid for _, pid, session in sorted(found) if session == leader]
 
 
 def kill_session(leader: int) -> None:
-    """Kill what is left of a session, and what its processes start meanwhile."""
+    """Kill all processes of a session, and those that they start meanwhile."""
     while left := of_session(leader):
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
@@ -130,7 +167,7 @@ def kill_session(leader: int) -> None:
 
 
 def _origin(entry: Path) -> tuple[int, int, int] | None:
-    """When a process started (not in the order of pids: those begin anew), its pid, and its session."""
+    """Return when a process started (pids wrap around, so they do not tell), its pid and its session."""
     try:
         fields = (entry / "stat").read_text().rpartition(")")[2].split()
     except OSError:  # it has ended
@@ -139,5 +176,16 @@ def _origin(entry: Path) -> tuple[int, int, int] | None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process has not ended, be it waited for or not."""
+    """Return whether a process has not ended, reaped or not."""
     return _origin(Path("/proc") / str(pid)) is not None
+
+
+def wait_until_gone(pid: int, deadline_s: float) -> None:
+    """Wait until a process has ended that need not be our child."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    with open(descriptor, "rb") as process:  # noqa: PTH123 a descriptor has no path
+        ended, _, _ = select.select([process], [], [], deadline_s)
+    assert ended, f"process {pid} did not end"

@@ -1,75 +1,93 @@
-"""A real gunicorn on a free port, its log as events, and a deadline on everything."""
+"""Servers as an operator starts them: a free port, a session of their own, a deadline on everything."""
 
 import json
 import os
-import select
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Collection, Mapping
+import urllib.request
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import httpx
 
 from benchmarks.harness import processes
+from benchmarks.harness.waiting import DEADLINE_S, until
+from server.cluster.cpus import usable_cores
 
 ROOT = Path(__file__).parents[2]
 
-#: Long enough for a loaded machine; a test that waits this long fails.
-DEADLINE_S = 20.0
+#: Host and port.
+Address = tuple[str, int]
 
+#: What the service logs, as one JSON object for each line.
 Event = dict[str, Any]
 
-#: With Python's own it would speak of asyncio's inner life, and of what its processes hold when they end.
+ARBITER, WORKER, ENGINE = "arbiter", "worker", "engine"
+
+_HOST = "127.0.0.1"
+
+#: How many lines of a log go into an error message.
+_LAST_LINES = 25
+
+#: Python's own variables would add warnings of asyncio and about resources at exit to the log.
 _CHANGES_THE_SERVICE = frozenset(
     {"WEB_CONCURRENCY", "PORT", "PYTHONDEVMODE", "PYTHONASYNCIODEBUG", "PYTHONWARNINGS"}
 )
 
 
-class LiveServer:
-    """gunicorn as a user starts it: alone, in the repository's root.
+class DidNotStart(Exception):
+    """A server did not answer in time; the text has the end of its log."""
+
+
+class Server:
+    """A command that listens on 127.0.0.1 and answers `GET /healthz`, with its log in a temporary file.
+
+    It runs in the repository's root. What does not stop in time when asked to is killed, with all of its
+    session, and so it is when this process ends in any way. Enter it in the main thread.
 
     Args:
-        arguments: gunicorn's, after the address.
+        command: what to run; `{port}` in it, and in the values of `environ`, becomes a free port.
         environ: added to a clean environment.
-        ignore: events that are not kept; a long run has very many requests.
-        root: where it is started; a copy of the repository, for tests that break it.
+        title: for error messages.
+        root: the directory that it starts in.
+        cores: the cores that it may use; empty for all.
+        fewest_processes: how many it consists of once it is ready.
+        start_s: how long it may take to start.
+
+    Raises:
+        DidNotStart: on entry.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 all but one have a default
         self,
-        *arguments: str,
+        command: Sequence[str],
+        *,
         environ: Mapping[str, str] | None = None,
-        ignore: Collection[str] = (),
+        title: str = "the server",
         root: Path = ROOT,
+        cores: Sequence[int] = (),
+        fewest_processes: int = 1,
+        start_s: float = DEADLINE_S,
     ) -> None:
+        self._command = command
+        self._environ = dict(environ or {})
+        self._title = title
         self._root = root
-        self._command = [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0", *arguments]
-        self._environ = clean_environ() | dict(environ or {})
-        self.events: list[Event] = []
-        self._ignore = frozenset(ignore)
-        self._news = threading.Condition()
+        self._cores = cores
+        self._fewest_processes = fewest_processes
+        self._start_s = start_s
 
     def __enter__(self) -> Self:
-        # A session of its own, by which everything it starts can be found again.
-        self._process = subprocess.Popen(
-            self._command,
-            cwd=self._root,
-            env=self._environ,
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        self._reader = threading.Thread(target=self._read_log)
-        self._reader.start()
+        self._launch()
         try:
-            self.url: str = self.wait_for("arbiter_listening")["address"]
-            self.wait_for("worker_online", count=self._number_of_workers())
+            self._wait_until_ready()
         except BaseException:
-            self._kill()
+            self.kill()
             raise
         return self
 
@@ -78,32 +96,157 @@ class LiveServer:
             if self._process.poll() is None:
                 self.stop()
         finally:
-            self._kill()
+            self.kill()
 
     @property
     def pid(self) -> int:
-        """The arbiter's."""
+        """The process that started all others: of the service, the arbiter."""
         return self._process.pid
 
     @property
     def port(self) -> int:
-        """Where it listens on 127.0.0.1."""
-        return int(self.url.rpartition(":")[2])
+        """The port that it listens on."""
+        return self._port
+
+    @property
+    def address(self) -> Address:
+        """Host and port."""
+        return _HOST, self.port
+
+    @property
+    def url(self) -> str:
+        """Scheme, host and port."""
+        return f"http://{_HOST}:{self.port}"
+
+    @property
+    def log(self) -> str:
+        """The last lines that it has written, for error messages."""
+        self._file.seek(0)
+        return "".join(self._file.readlines()[-_LAST_LINES:])
+
+    def processes(self) -> list[int]:
+        """Return every process of its session that has not ended, the oldest first."""
+        return processes.of_session(self.pid)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to its first process."""
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait until its first process has ended, and return the exit code."""
+        return self._process.wait(DEADLINE_S)
 
     def stop(self) -> int:
-        """Ask it to end as an operator does, and return its exit code; having to kill it is a failure."""
-        self._process.send_signal(signal.SIGTERM)
-        code = self._process.wait(DEADLINE_S)
+        """Stop it as an operator does, and return its exit code; one that has to be killed is a failure."""
+        self.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def kill(self) -> None:
+        """Kill what is left of it."""
+        processes.kill_session(self.pid)
+        self.wait()
+        self._close_log()
+
+    def _launch(self) -> None:
+        self._port = free_port()
+        self._file = tempfile.TemporaryFile("w+")  # noqa: SIM115 closed by kill()
+        self._process = processes.start(
+            [self._filled(word) for word in self._command],
+            cores=self._cores,
+            cwd=self._root,
+            env=clean_environ() | {name: self._filled(value) for name, value in self._environ.items()},
+            stdin=subprocess.DEVNULL,
+            stdout=self._file,
+            stderr=subprocess.STDOUT,
+        )
+
+    def _close_log(self) -> None:
+        self._file.close()
+
+    def _filled(self, text: str) -> str:
+        return text.replace("{port}", str(self._port))
+
+    def _wait_until_ready(self) -> None:
+        if not until(self._is_ready, self._start_s):
+            raise DidNotStart(
+                f"{self._title} did not answer within {self._start_s:.0f} s; its log:\n{self.log}"
+            )
+
+    def _is_ready(self) -> bool:
+        if (code := self._process.poll()) is not None:
+            raise DidNotStart(f"{self._title} ended with exit code {code}; its log:\n{self.log}")
+        try:
+            with urllib.request.urlopen(f"{self.url}/healthz", timeout=1) as answer:  # noqa: S310 our own
+                return self._is_own(answer.headers.get("X-Worker-Pid")) and self._has_all_processes()
+        except OSError:  # urllib's errors too
+            return False
+
+    def _is_own(self, worker: str | None) -> bool:
+        # Another program may have taken the port meanwhile. Peers do not say which process answers.
+        return worker is None or int(worker) in processes.tree(self.pid)
+
+    def _has_all_processes(self) -> bool:
+        # The first worker of a cluster answers when others may not have started.
+        return len(list(processes.tree(self.pid))) >= self._fewest_processes
+
+
+class LiveServer(Server):
+    """The service: gunicorn as a user starts it, with its log as events.
+
+    Args:
+        arguments: gunicorn's, after the address.
+        environ: added to a clean environment.
+        ignore: events that are not kept; a long run has very many requests.
+        root: the directory that it starts in; a copy of the repository, for tests that break it.
+        start_s: how long it may take to start.
+    """
+
+    def __init__(
+        self,
+        *arguments: str,
+        environ: Mapping[str, str] | None = None,
+        ignore: Collection[str] = (),
+        root: Path = ROOT,
+        start_s: float = DEADLINE_S,
+    ) -> None:
+        # Port 0: gunicorn says in its log which port the kernel has given it.
+        command = [sys.executable, "-m", "gunicorn", "-b", f"{_HOST}:0", *arguments]
+        super().__init__(command, environ=environ, root=root, start_s=start_s)
+        self.events: list[Event] = []
+        self._ignored = tuple(f'"event": "{event}"' for event in ignore)
+        self._news = threading.Condition()
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return int(self.url.rpartition(":")[2])
+
+    @property
+    def url(self) -> str:
+        """Scheme, host and port, as it logs them."""
+        return self._url
+
+    @property
+    def log(self) -> str:
+        """What it has logged so far, for messages of failed tests."""
+        return "\n".join(map(str, self.events))
+
+    def wait(self) -> int:
+        """Wait until its first process has ended and its log is complete, and return the exit code."""
+        code = super().wait()
         self._reader.join(DEADLINE_S)
         return code
 
-    def wait_for(self, event: str, *, after: int = 0, count: int = 1, **facts: object) -> Event:
+    def wait_for(
+        self, event: str, *, after: int = 0, count: int = 1, deadline_s: float = DEADLINE_S, **facts: object
+    ) -> Event:
         """Wait until the log has an event with these facts, and return it.
 
         Args:
             event: its name.
             after: how many events of the log to leave out; `len(server.events)` taken before an act.
             count: how many such events there must be; the last one is returned.
+            deadline_s: how long to wait.
             facts: fields that it must have.
         """
 
@@ -115,63 +258,64 @@ class LiveServer:
             ]
 
         with self._news:
-            if (
-                not self._news.wait_for(
-                    lambda: len(found()) >= count or not self._reader.is_alive(), DEADLINE_S
-                )
-                or len(found()) < count
-            ):
+            self._news.wait_for(lambda: len(found()) >= count or not self._reader.is_alive(), deadline_s)
+            if len(found()) < count:
                 raise AssertionError(f"no {event} {facts} in the log:\n{self.log}")
             return found()[count - 1]
 
-    @property
-    def log(self) -> str:
-        """What it has logged so far, for messages of failed tests."""
-        return "\n".join(map(str, self.events))
-
     def workers(self) -> list[dict[str, Any]]:
-        """What `/status` says of every worker."""
+        """Return what `/status` has about every worker."""
         workers: list[dict[str, Any]] = httpx.get(f"{self.url}/status", timeout=DEADLINE_S).json()["workers"]
         return workers
 
-    def processes(self) -> list[int]:
-        """Every process of its session that has not ended, the oldest first: the arbiter."""
-        return processes.of_session(self.pid)
+    def roles(self) -> dict[str, list[int]]:
+        """Return its processes by role, the oldest first."""
+        first, *others = self.processes()
+        roles: dict[str, list[int]] = {ARBITER: [first], WORKER: [], ENGINE: []}
+        for pid, command in _commands(others):
+            roles[ENGINE if "server.cluster.engine" in command else WORKER].append(pid)
+        return roles
 
     @staticmethod
     def wait_until_gone(pid: int) -> None:
-        """Wait for the end of a process that is not our child."""
-        try:
-            descriptor = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return
-        with open(descriptor, "rb") as process:  # noqa: PTH123 a descriptor has no path
-            ended, _, _ = select.select([process], [], [], DEADLINE_S)
-        assert ended, f"process {pid} did not end"
+        """Wait until a process has ended that is not our child."""
+        processes.wait_until_gone(pid, DEADLINE_S)
+
+    def _launch(self) -> None:
+        self._process = processes.start(
+            self._command,
+            cwd=self._root,
+            env=clean_environ() | self._environ,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        assert self._process.stderr is not None
+        self._reader = threading.Thread(target=self._read_log, args=(self._process.stderr,))
+        self._reader.start()
+
+    def _close_log(self) -> None:
+        """Do nothing: the reader closes its pipe."""
+
+    def _wait_until_ready(self) -> None:
+        self._url: str = self.wait_for("arbiter_listening", deadline_s=self._start_s)["address"]
+        self.wait_for("worker_online", count=self._number_of_workers(), deadline_s=self._start_s)
 
     def _number_of_workers(self) -> int:
-        return int(self._environ.get("WEB_CONCURRENCY", 0)) or len(os.sched_getaffinity(0))
+        return int(self._environ.get("WEB_CONCURRENCY", 0)) or usable_cores()
 
-    def _read_log(self) -> None:
-        assert self._process.stderr is not None
-        with self._process.stderr as lines:
+    def _read_log(self, log: IO[str]) -> None:
+        with log as lines:
             for line in lines:
-                event = _parse(line)
-                if event["event"] not in self._ignore:
+                if not any(ignored in line for ignored in self._ignored):
                     with self._news:
-                        self.events.append(event)
+                        self.events.append(_parsed(line))
                         self._news.notify_all()
         with self._news:
             self._news.notify_all()
 
-    def _kill(self) -> None:
-        processes.kill_session(self.pid)
-        self._process.wait(DEADLINE_S)
-        self._reader.join(DEADLINE_S)
-
 
 def clean_environ() -> dict[str, str]:
-    """The environment without what would change the service under test."""
+    """Return the environment without what would change the service under test."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -179,7 +323,22 @@ def clean_environ() -> dict[str, str]:
     }
 
 
-def _parse(line: str) -> Event:
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that no server listens on."""
+    with socket.create_server((_HOST, 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def _commands(pids: Collection[int]) -> Iterator[tuple[int, str]]:
+    for pid in pids:
+        try:
+            yield pid, processes.command(pid)
+        except OSError:  # it has ended
+            continue
+
+
+def _parsed(line: str) -> Event:
     try:
         event = json.loads(line)
     except ValueError:

@@ -1,7 +1,7 @@
 """The peers, and how each is started: `make peers` installs what they need.
 
 All have one contract. They listen on 127.0.0.1, answer `GET /healthz`, and turn by `POST /flip` what is sent:
-a picture, a form with a part `image`, or nothing, for the sample. SIGTERM ends them with all their processes.
+an image, a form with a part `image`, or nothing, for the sample. SIGTERM ends them with all their processes.
 """
 
 import re
@@ -24,7 +24,7 @@ class Peer:
     """One of the services.
 
     Attributes:
-        program: a file beside this one for Node.js, else the application for gunicorn.
+        program: a file next to this one for Node.js, else the application for gunicorn.
         is_cluster: one process for each core instead of one alone.
         needs_node: runs in Node.js; the others run in a virtual environment of their own.
         has_4_2_0: writes 4:2:0 when the quality is matched, so that size and work are comparable.
@@ -38,23 +38,22 @@ class Peer:
     has_4_2_0: bool = True
 
     def command(self) -> list[str]:
-        """The command line; it holds for every working directory."""
+        """Return the command line; it works in every directory."""
         if self.needs_node:
             return [shutil.which("node") or "node", str(_HERE / self.program)]
         return [str(_VENV / "bin" / "gunicorn"), "-c", str(_HERE / "sync_workers.py"), self.program]
 
-    def environ(self, *, port: int, cores: int, quality: int | None, sample: Path) -> dict[str, str]:
-        """What to add to a clean environment.
+    def environ(self, *, cores: int, quality: int | None, sample: Path) -> dict[str, str]:
+        """Return what to add to a clean environment, with {port} for a free port.
 
         Args:
-            port: a free one on 127.0.0.1.
             cores: how many processes a cluster has.
             quality: of JPEGs, with the tables and the plain codes of libjpeg and 4:2:0; without one the
-                library does what it does by itself.
-            sample: the picture for an empty body.
+                library uses its defaults.
+            sample: the image for an empty body.
         """
         return {
-            "PORT": str(port),
+            "PORT": "{port}",
             "WORKERS": str(cores if self.is_cluster else 1),
             "QUALITY": "default" if quality is None else str(quality),
             "SAMPLE": str(sample.resolve()),
@@ -84,7 +83,7 @@ PEERS = (
 
 
 def missing(peer: Peer, *, root: Path = _ROOT, path: str | None = None) -> str | None:
-    """Why a peer cannot run here, in a line that says what to do; nothing when it can.
+    """Return why a peer cannot run here, in a line that says what to do, or None if it can.
 
     Args:
         peer: one of PEERS.

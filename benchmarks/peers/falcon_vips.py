@@ -20,27 +20,27 @@ class Health:
 
 
 class Flip:
-    """Turns pictures upside down."""
+    """Turns images upside down."""
 
     def __init__(self, sample: bytes) -> None:
         self._sample = sample
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Turn the picture of a request; without one, the sample."""
-        image = pyvips.Image.new_from_buffer(_picture_of(req) or self._sample, "")
+        """Turn the image of a request; without one, the sample."""
+        image = pyvips.Image.new_from_buffer(_body_of(req) or self._sample, "")
         resp.data = image.flip("vertical").jpegsave_buffer(**SETTINGS)
         resp.content_type = falcon.MEDIA_JPEG
 
 
-def _picture_of(req: falcon.Request) -> bytes:
+def _body_of(req: falcon.Request) -> bytes:
     if (req.content_length or 0) > LIMIT_BYTES:
         raise falcon.HTTPContentTooLarge
     if (req.content_type or "").startswith(falcon.MEDIA_MULTIPART):
         return next((part.get_data() for part in req.get_media() if part.name == "image"), b"")
-    picture: bytes = req.stream.read(LIMIT_BYTES + 1)  # gunicorn ends it where the body ends, chunked or not
-    if len(picture) > LIMIT_BYTES:
+    body: bytes = req.stream.read(LIMIT_BYTES + 1)  # gunicorn ends it where the body ends, chunked or not
+    if len(body) > LIMIT_BYTES:
         raise falcon.HTTPContentTooLarge
-    return picture
+    return body
 
 
 pyvips.cache_set_max(0)  # no request finds the operations of another

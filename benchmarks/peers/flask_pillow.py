@@ -22,7 +22,7 @@ def healthz() -> str:
 
 @app.post("/flip")
 def flip() -> Response:
-    """Turn the picture upside down."""
+    """Turn the image upside down."""
     file = request.files.get("image")
     image = Image.open(BytesIO((file.read() if file else request.get_data(cache=False)) or SAMPLE))
     settings = {}

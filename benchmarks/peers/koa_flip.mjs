@@ -20,20 +20,20 @@ function listen(flip) {
     if (ctx.method === "GET" && ctx.path === "/healthz") {
       ctx.body = `ok ${process.pid}\n`;
     } else if (ctx.method === "POST" && ctx.path === "/flip") {
-      const picture = await pictureOf(ctx);
-      ctx.body = await flip(picture.length ? picture : sample);
+      const body = await bodyOf(ctx);
+      ctx.body = await flip(body.length ? body : sample);
       ctx.type = "image/jpeg";
     }
   });
   app.listen({ port: PORT, host: "127.0.0.1", backlog: 2048 }); // as gunicorn
 }
 
-async function pictureOf(ctx) {
+async function bodyOf(ctx) {
   const body = await rawBody(ctx.req, { length: ctx.request.length, limit: LIMIT_BYTES });
   if (!ctx.is("multipart/form-data")) return body;
   const form = await new Response(body, { headers: { "content-type": ctx.get("content-type") } }).formData();
   const file = form.get("image");
-  ctx.assert(file instanceof Blob, 400, "Send the picture as the part `image`.");
+  ctx.assert(file instanceof Blob, 400, "Send the image as the part `image`.");
   return Buffer.from(await file.arrayBuffer());
 }
 
@@ -47,6 +47,6 @@ function supervise() {
 }
 
 function stop(code) {
-  for (const worker of Object.values(cluster.workers)) worker.process.kill("SIGTERM"); // amid a picture too
+  for (const worker of Object.values(cluster.workers)) worker.process.kill("SIGTERM"); // in the middle of an image too
   process.exit(code);
 }

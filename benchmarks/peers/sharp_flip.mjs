@@ -1,15 +1,15 @@
-// sharp, on one core: flips a picture again and again. The protocol is that of benchmarks/bare.py.
+// sharp, on one core: flips an image again and again. The protocol is that of benchmarks/cost/bare.py.
 import { readFileSync } from "node:fs";
 import sharp from "sharp";
 
 const [path, count, quality, kind] = process.argv.slice(2);
-const picture = readFileSync(path);
+const source = readFileSync(path);
 sharp.concurrency(1);
 sharp.cache(false);
 
-// The tables of this quality and 4:2:0 are those of the picture; metadata stays, as with the others.
+// The tables of this quality and 4:2:0 are those of the source; metadata stays, as with the others.
 const flip = () =>
-  sharp(picture)
+  sharp(source)
     .flip()
     .keepMetadata()
     .jpeg({

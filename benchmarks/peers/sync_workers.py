@@ -8,11 +8,11 @@ from pathlib import Path
 bind = f"127.0.0.1:{os.environ['PORT']}"
 workers = int(os.environ["WORKERS"])
 worker_class = "sync"
-# A process for each core needs no more threads for a picture; a single one keeps libvips' default.
+# A process for each core needs no more threads for an image; a single one keeps libvips' default.
 raw_env = ["VIPS_CONCURRENCY=1"] if workers > 1 else []
 chdir = str(Path(__file__).parent)
 control_socket_disable = True
-graceful_timeout = 5  # seconds; nobody waits longer for the end of a benchmark
+graceful_timeout = 5  # seconds
 
 _PR_SET_PDEATHSIG = 1
 

@@ -1,4 +1,4 @@
-"""Nothing takes the cluster down: one scenario after the other, and a table of what was promised and seen.
+"""The promises under kills, overload and slow clients: one scenario after the other, with a table.
 
 Run it with `make chaos`, on a machine that does nothing else; it takes about 20 minutes.
 """
@@ -6,27 +6,27 @@ Run it with `make chaos`, on a machine that does nothing else; it takes about 20
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from benchmarks.harness.findings import Finding
-from benchmarks.survival import deaths, overload
+from benchmarks.harness.findings import Finding, print_table
+from benchmarks.survival import crashes, overload
 
 SCENARIOS: dict[str, Callable[..., list[Finding]]] = {
     scenario.__name__: scenario
     for scenario in (
-        deaths.engine_kills,
-        deaths.worker_kills,
-        deaths.sabotage,
+        crashes.engine_kills,
+        crashes.worker_kills,
+        crashes.sabotage,
         overload.overload,
         overload.health,
         overload.slow_clients,
         overload.reloads,
-        deaths.client_gone,
-        deaths.leaks,
+        crashes.client_gone,
+        crashes.leaks,
     )
 }
 
-#: What to change for a look that takes two minutes; the tests do the same.
+#: Small counts that take two minutes in all; the tests use them too.
 QUICK: dict[str, dict[str, object]] = {
     "engine_kills": {"kills": 6, "every_s": 0.5, "at_once": 6, "body": "medium"},
     "worker_kills": {"kills": 3, "every_s": 1.0, "at_once": 6, "body": "medium"},
@@ -47,7 +47,7 @@ QUICK: dict[str, dict[str, object]] = {
 
 
 def play(name: str, *, is_quick: bool = False) -> list[Finding]:
-    """Run one scenario, in full or in small."""
+    """Run one scenario, in full or with small counts."""
     return SCENARIOS[name](**(QUICK[name] if is_quick else {}))
 
 
@@ -65,18 +65,10 @@ def main() -> None:
         try:
             findings = play(name, is_quick=given.quick)
         except Exception as error:  # noqa: BLE001 the other scenarios still have something to say
-            findings = [Finding("the scenario comes to its end", str(error)[-2000:], is_kept=False)]
+            findings = [Finding("the scenario runs to its end", str(error)[-2000:], is_kept=False)]
         print_table(name, findings, time.monotonic() - started_s)
         are_kept = are_kept and all(finding.is_kept for finding in findings)
     sys.exit(not are_kept)
-
-
-def print_table(name: str, findings: Sequence[Finding], took_s: float) -> None:
-    """Print what one scenario has found."""
-    print(f"\n{name} ({took_s:.0f} s)", flush=True)
-    for finding in findings:
-        verdict = "ok " if finding.is_kept else "NOT"
-        print(f"  {verdict}  {finding.promise:<66}  {finding.seen}", flush=True)
 
 
 if __name__ == "__main__":

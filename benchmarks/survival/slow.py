@@ -1,4 +1,4 @@
-"""Slow clients, hundreds in one thread: each holds a connection and gives, or takes, next to nothing."""
+"""Slow clients, hundreds in one thread: each holds a connection and sends, or reads, next to nothing."""
 
 import resource
 import socket
@@ -9,17 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from benchmarks.harness.clients import Address, post
-from benchmarks.harness.findings import until
+from benchmarks.harness.messages import post
 from benchmarks.harness.processes import accepted_from
-from benchmarks.harness.server import DEADLINE_S
+from benchmarks.harness.server import Address
+from benchmarks.harness.waiting import DEADLINE_S, until
 
 _TICK_S = 0.25
 
-#: The kernel's number for FIN_WAIT1: closed here, and not all delivered (include/net/tcp_states.h).
+#: The kernel's number for FIN_WAIT1: closed by the server, and not all delivered (include/net/tcp_states.h).
 _CLOSED_UNDELIVERED = frozenset({"04"})
 
-#: The kernel must not take the picture in the client's place: it sees little room here, and 4 MB to deliver.
+#: So small that the kernel cannot receive the answer of 4 MB in the client's place.
 _NARROW_BYTES = 4096
 _LARGE_ANSWER = "/flip?quality=100"
 
@@ -31,14 +31,15 @@ class _Slow:
     """One slow client.
 
     Attributes:
-        paid_out: what it sends, `sends_per_s` bytes a second after the first `at_first` bytes.
+        message: what it sends: `at_first` bytes at once, the rest at `sends_per_s` bytes a second.
         reads_per_s: how fast it reads.
-        closed_s: when the service had closed the connection, seconds after its start.
+        closed_s: when the service had closed the connection, in seconds after the start.
+        answer: the first bytes of the answer.
     """
 
     kind: str
     connection: socket.socket
-    paid_out: bytes
+    message: bytes
     at_first: int
     sends_per_s: int
     reads_per_s: int
@@ -46,32 +47,32 @@ class _Slow:
     sent: int = 0
     received: int = 0
     closed_s: float = 0.0
-    said: bytes = b""
+    answer: bytes = b""
 
     def tick(self) -> None:
         """Send and read what is due."""
         age_s = time.monotonic() - self.started_s
-        due = min(len(self.paid_out), self.at_first + int(age_s * self.sends_per_s))
+        due = min(len(self.message), self.at_first + int(age_s * self.sends_per_s))
         try:
             if self.sent < due:
-                self.sent += self.connection.send(memoryview(self.paid_out)[self.sent : due])
-        except OSError:  # its buffer is full, or it was closed: the service's side tells
+                self.sent += self.connection.send(memoryview(self.message)[self.sent : due])
+        except OSError:  # its buffer is full, or the connection is closed, which `accepted_from` shows
             pass
         try:
             if self.received < age_s * self.reads_per_s:
                 piece = self.connection.recv(int(self.reads_per_s * _TICK_S))
-                self.said = self.said or piece[:12]
+                self.answer = self.answer or piece[:12]
                 self.received += len(piece)
         except OSError:
             pass
 
 
 class Crowd:
-    """Slow clients that come together, and stay until the service has had enough of them.
+    """Slow clients that connect together, and stay until the service disconnects them.
 
     Args:
         address: of the service.
-        body: a picture.
+        body: an image.
         sizes: how many `heads` never finish their headers, how many `uploads` send one kilobyte a second,
             how many `downloads` read ten kilobytes a second.
     """
@@ -83,19 +84,19 @@ class Crowd:
         request = post(body)
         head_bytes = len(request) - len(body)
         # What they send, how much of it at once, then how fast; how fast they read.
-        manners = {
+        behaviours = {
             "downloads": (large := post(body, target=_LARGE_ANSWER), len(large), 0, 10_000),
             "uploads": (request, head_bytes, 1_000, 1_000),
             "heads": (_ENDLESS_HEAD + b"x" * 8000, len(_ENDLESS_HEAD), 10, 1_000),
         }
         self._slow = [
-            _Slow(kind, self._connect(), *how, started_s=time.monotonic())
-            for kind, how in manners.items()
+            _Slow(kind, self._connect(), *behaviour, started_s=time.monotonic())
+            for kind, behaviour in behaviours.items()
             for _ in range(sizes[kind])
         ]
         self._ports = {slow.connection.getsockname()[1]: slow for slow in self._slow}
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._dawdle)
+        self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -108,32 +109,32 @@ class Crowd:
             slow.connection.close()
 
     def wait_until_all_are_served(self) -> None:
-        """Wait until each download has begun: from there on the crowd costs no engine anything."""
+        """Wait until each download has begun: from then on the crowd takes no time of an engine."""
         downloads = [slow for slow in self._slow if slow.kind == "downloads"]
         until(lambda: all(slow.received or slow.closed_s for slow in downloads), 3 * DEADLINE_S)
 
     def wait_until_closed(self, deadline_s: float) -> None:
-        """Wait until the service has closed them all."""
+        """Wait until the service has disconnected them all."""
         until(lambda: not self.held(), deadline_s)
 
     def held(self) -> int:
-        """How many connections the service still has open."""
+        """Count the connections that the service has not closed."""
         return sum(not slow.closed_s for slow in self._slow)
 
     def closed(self) -> dict[str, list[float]]:
-        """When those that were closed were, in seconds after their start, by kind."""
+        """Return when each was disconnected, in seconds after its start, by kind."""
         return {
             kind: sorted(slow.closed_s for slow in self._slow if slow.kind == kind and slow.closed_s)
             for kind in ("heads", "uploads", "downloads")
         }
 
     def lingering(self) -> int:
-        """How many answers the kernel still tries to deliver, though the service has closed."""
+        """Count the answers that the kernel still tries to deliver although the service has closed."""
         return len(accepted_from(self._address[1], _CLOSED_UNDELIVERED) & self._ports.keys())
 
-    def said(self) -> Counter[str]:
-        """What they were told, by the first bytes of each answer."""
-        return Counter(f"{slow.kind} {slow.said[9:].decode('latin-1') or 'nothing'}" for slow in self._slow)
+    def answers(self) -> Counter[str]:
+        """Count the answers by kind and status."""
+        return Counter(f"{slow.kind} {slow.answer[9:].decode('latin-1') or 'nothing'}" for slow in self._slow)
 
     def _connect(self) -> socket.socket:
         connection = socket.socket()
@@ -143,9 +144,9 @@ class Crowd:
         connection.setblocking(False)  # noqa: FBT003 the standard library has no other way
         return connection
 
-    def _dawdle(self) -> None:
+    def _run(self) -> None:
         while not self._stop.wait(_TICK_S):
-            # From its side: a client that hardly reads learns last that it has been hung up on.
+            # As the server sees it: a client that hardly reads notices late that it was disconnected.
             held = accepted_from(self._address[1])
             for port, slow in self._ports.items():
                 if not slow.closed_s and port not in held:

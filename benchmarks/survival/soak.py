@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from statistics import linear_regression, median
@@ -22,13 +22,15 @@ from threading import Event, Thread
 from PIL import Image
 
 from benchmarks.harness import processes
-from benchmarks.harness.clients import Address, Exchange, drive, outcome, post
-from benchmarks.harness.findings import address, cluster, listed, percentile, picture, sampled
-from benchmarks.harness.server import LiveServer
+from benchmarks.harness.clients import PAUSE_S
+from benchmarks.harness.exchanges import Exchange, drive, outcome
+from benchmarks.harness.messages import post
+from benchmarks.harness.server import ENGINE, WORKER, Address, LiveServer
+from benchmarks.harness.waiting import sampled
+from benchmarks.survival.cluster import cluster, image, listed, percentile
 from benchmarks.survival.slow import Crowd
 
 _AT_ONCE = 8
-_PAUSE_S = 0.05
 _CROWD = {"heads": 20, "uploads": 10, "downloads": 10}
 _CROWD_DEADLINE_S = 50.0
 
@@ -46,19 +48,19 @@ class Kind:
 
 
 def kinds() -> dict[str, Kind]:
-    """All kinds of requests."""
-    medium, small = picture("medium"), picture("small")
-    with Image.open(BytesIO(small)) as image:
-        files = {name: _encoded(image, name) for name in ("png", "gif", "tiff", "bmp", "webp")}
+    """Return all kinds of requests."""
+    medium, small = image("medium"), image("small")
+    with Image.open(BytesIO(small)) as decoded:
+        files = {name: _encoded(decoded, name) for name in ("png", "gif", "tiff", "bmp", "webp")}
     return {
         "small jpeg": Kind(post(small), "200", 40),
         "medium jpeg": Kind(post(medium, target="/flip"), "200", 10),
         "turned jpeg": Kind(post(medium, target="/rotate?angle=90"), "200", 5),
-        "big jpeg": Kind(post(picture("big")), "200", 2),
+        "big jpeg": Kind(post(image("big")), "200", 2),
         "sample": Kind(post(b""), "200", 5),
         "to webp": Kind(post(small, target="/rotate?angle=90&format=webp"), "200", 5),
         **{name: Kind(post(file), "200", 5) for name, file in files.items()},
-        "no picture": Kind(post(b"not a picture at all"), "415", 5),
+        "no image": Kind(post(b"not an image at all"), "415", 5),
         "truncated": Kind(post(small[: len(small) // 2]), "422", 5),
         "bad parameter": Kind(post(small, target="/flip?quality=101"), "400", 5),
         "not found": Kind(post(small, target="/nowhere"), "404", 2),
@@ -73,24 +75,24 @@ def _encoded(image: Image.Image, name: str) -> bytes:
 
 @dataclass(slots=True)
 class Record:
-    """What happened."""
+    """What was asked, answered and done."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     took_s: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     unexpected: Counter[str] = field(default_factory=Counter)
-    deeds: Counter[str] = field(default_factory=Counter)
+    disturbances: Counter[str] = field(default_factory=Counter)
     died_s: list[float] = field(default_factory=list)
 
     def add(self, name: str, kind: Kind, exchange: Exchange) -> None:
-        """Take note of one request."""
+        """Record one request."""
         seen = outcome(exchange)
         self.statuses[seen] += 1
-        self.took_s[name].append(exchange.ended_s - exchange.started_s)
+        self.took_s[name].append(exchange.took_s)
         if seen != kind.status and not self._is_explained(exchange):
             self.unexpected[f"{name}: {seen} instead of {kind.status}"] += 1
 
     def _is_explained(self, exchange: Exchange) -> bool:
-        """Whether a worker was killed while it had this request; then there is no answer at all."""
+        """Return whether a worker was killed while it had this request; then there is no answer at all."""
         return bool(exchange.failure) and any(
             exchange.started_s - 1 <= died_s <= exchange.ended_s + 1 for died_s in self.died_s
         )
@@ -98,16 +100,16 @@ class Record:
 
 @contextmanager
 def everything(server: LiveServer, record: Record, until_s: float) -> Iterator[None]:
-    """Requests of all kinds, kills, and slow clients, in threads of their own."""
+    """Send requests of all kinds, kill processes and bring slow clients, in threads, while the block runs."""
     stop = Event()
 
-    def again_and_again(every_s: float, deed: Callable[[LiveServer, Record], None]) -> None:
+    def again_and_again(every_s: float, disturb: Callable[[LiveServer, Record], None]) -> None:
         while not stop.wait(every_s):
-            deed(server, record)
+            disturb(server, record)
 
     threads = [
-        Thread(target=_visit, args=(address(server), record, until_s)),
-        *(Thread(target=again_and_again, args=each) for each in _DEEDS),
+        Thread(target=_send, args=(server.address, record, until_s)),
+        *(Thread(target=again_and_again, args=each) for each in _DISTURBANCES),
     ]
     for thread in threads:
         thread.start()
@@ -119,7 +121,7 @@ def everything(server: LiveServer, record: Record, until_s: float) -> Iterator[N
             thread.join()
 
 
-def _visit(where: Address, record: Record, until_s: float) -> None:
+def _send(where: Address, record: Record, until_s: float) -> None:
     choice = random.Random(1816)  # noqa: S311 no secret
     mix = kinds()
     names, weights = list(mix), [kind.weight for kind in mix.values()]
@@ -138,55 +140,44 @@ def _visit(where: Address, record: Record, until_s: float) -> None:
         if time.monotonic() >= until_s:
             return None
         successor = begin()
-        if exchange.failure:  # a service that is down is not asked a thousand times a second
-            successor.not_before_s = time.monotonic() + _PAUSE_S
+        if exchange.failure:
+            successor.not_before_s = time.monotonic() + PAUSE_S
         return successor
 
     drive([begin() for _ in range(_AT_ONCE)], then, deadline_s=until_s - time.monotonic() + 60)
 
 
 def _kill_engine(server: LiveServer, record: Record) -> None:
-    _kill_youngest(server, record, _ENGINE)
+    _kill_youngest(server, record, ENGINE)
 
 
 def _kill_worker(server: LiveServer, record: Record) -> None:
     record.died_s.append(time.monotonic())
-    _kill_youngest(server, record, _WORKER)
+    _kill_youngest(server, record, WORKER)
 
 
 def _kill_youngest(server: LiveServer, record: Record, role: str) -> None:
-    # Never the oldest: what has lived through all of it shows whether memory grows.
-    if victims := _roles(server)[role][1:]:
+    # Never the oldest: it runs all the time, and so shows whether memory grows.
+    if victims := server.roles()[role][1:]:
         os.kill(victims[-1], signal.SIGKILL)
-        record.deeds[f"{role} killed"] += 1
+        record.disturbances[f"{role} killed"] += 1
 
 
 def _bring_crowd(server: LiveServer, record: Record) -> None:
-    with Crowd(address(server), picture("medium"), _CROWD) as crowd:
+    with Crowd(server.address, image("medium"), _CROWD) as crowd:
         crowd.wait_until_closed(_CROWD_DEADLINE_S)
-        record.deeds["slow client closed"] += sum(map(len, crowd.closed().values()))
-        record.deeds[_NEVER_CLOSED] += crowd.held()
+        record.disturbances["slow client disconnected"] += sum(map(len, crowd.closed().values()))
+        record.disturbances[_NEVER_CLOSED] += crowd.held()
 
 
-_NEVER_CLOSED = "slow client never closed"
-_ARBITER, _WORKER, _ENGINE = "arbiter", "worker", "engine"
+_NEVER_CLOSED = "slow client never disconnected"
 
-#: What is done to the service, and every how many seconds.
-_DEEDS = ((7.0, _kill_engine), (47.0, _kill_worker), (61.0, _bring_crowd))
-
-
-def _roles(server: LiveServer) -> dict[str, list[int]]:
-    """The processes by what they are, the oldest first."""
-    roles: dict[str, list[int]] = {_ARBITER: [server.pid], _WORKER: [], _ENGINE: []}
-    for pid in server.processes()[1:]:
-        with suppress(OSError):  # it has ended
-            is_engine = "server.cluster.engine" in processes.command(pid)
-            roles[_ENGINE if is_engine else _WORKER].append(pid)
-    return roles
+#: Intervals in seconds, and what happens at each.
+_DISTURBANCES = ((7.0, _kill_engine), (47.0, _kill_worker), (61.0, _bring_crowd))
 
 
 def _memory_mb(server: LiveServer) -> dict[str, float]:
-    roles = _roles(server)
+    roles = server.roles()
     return {
         "at": time.monotonic(),
         **{f"oldest {role}": processes.memory_mb(pids[:1]) for role, pids in roles.items()},
@@ -208,7 +199,7 @@ def main() -> None:
                 time.sleep(min(left_s, 60.0))
     report_memory(samples[int(len(samples) * _WARM_UP) :])
     report_requests(record)
-    sys.exit(bool(record.unexpected or record.deeds[_NEVER_CLOSED]))
+    sys.exit(bool(record.unexpected or record.disturbances[_NEVER_CLOSED]))
 
 
 def report_memory(samples: Sequence[Mapping[str, float]]) -> None:
@@ -224,7 +215,7 @@ def report_memory(samples: Sequence[Mapping[str, float]]) -> None:
 def report_requests(record: Record) -> None:
     """Print what was asked and answered, and what else was done."""
     print(f"\n{record.statuses.total()} requests: {listed(record.statuses)}")
-    print(f"done to the service: {listed(record.deeds)}")
+    print(f"done to the service: {listed(record.disturbances)}")
     print(f"not as expected, and no kill explains it: {listed(record.unexpected)}")
     print(f"\n  {'':<16} requests   p50 ms   p99 ms   max ms")
     for name, took_s in record.took_s.items():

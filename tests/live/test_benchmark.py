@@ -17,9 +17,10 @@ from PIL import Image
 
 from benchmarks.comparison.profiles import BURST, Profile, Scenario
 from benchmarks.comparison.run import Bar, Benchmark, Recorder, WrongAnswer
-from benchmarks.comparison.topologies import ROOT, DidNotStart, Server, Topology, ours
+from benchmarks.comparison.topologies import Topology, TopologyServer, ours
 from benchmarks.harness import processes
-from benchmarks.harness.findings import until
+from benchmarks.harness.server import ROOT, DidNotStart
+from benchmarks.harness.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -72,14 +73,14 @@ def test_a_run_records_every_request_of_every_cell(tmp_path: Path) -> None:
     assert json.loads((raw / "run.json").read_text())["interrupted"] is False
 
 
-@pytest.mark.parametrize(("way", "fault"), [("echo", "not the flipped picture"), ("garbage", "no picture")])
+@pytest.mark.parametrize(("way", "fault"), [("echo", "not the flipped image"), ("garbage", "no image")])
 def test_a_wrong_answer_ends_the_run(way: str, fault: str, tmp_path: Path) -> None:
     with pytest.raises(WrongAnswer, match=fault):
         measured(tmp_path, [impostor(way)])
 
 
 def test_a_wrong_answer_among_right_ones_ends_the_run(tmp_path: Path) -> None:
-    with pytest.raises(WrongAnswer, match=r"(?s)wrong answers.*not the flipped picture"):
+    with pytest.raises(WrongAnswer, match=r"(?s)wrong answers.*not the flipped image"):
         measured(tmp_path, [impostor("late")])
 
 
@@ -87,7 +88,10 @@ def test_a_server_that_does_not_start_shows_its_log() -> None:
     broken = Topology(
         "broken", "a broken server", 1, [sys.executable, "-c", "raise SystemExit('no such cable')"]
     )
-    with pytest.raises(DidNotStart, match=r"(?s)a broken server ended.*no such cable"), Server(broken):
+    with (
+        pytest.raises(DidNotStart, match=r"(?s)a broken server ended.*no such cable"),
+        TopologyServer(broken),
+    ):
         pass
 
 
@@ -95,7 +99,7 @@ def test_locust_ends_with_an_error_when_no_answer_could_be_told_from_a_wrong_one
     plain = tmp_path / "plain.png"
     Image.new("RGB", (64, 48), "white").save(plain)
     command = [sys.executable, "-m", "locust", "-f", "benchmarks/locustfile.py", "--headless", "-t", "50s"]
-    command += ["--host", "http://127.0.0.1:1", "--picture", str(plain), "RawUser"]
+    command += ["--host", "http://127.0.0.1:1", "--image", str(plain), "RawUser"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     assert ended.returncode == 70
     assert "looks the same upside down; choose another one" in ended.stderr

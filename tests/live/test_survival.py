@@ -1,4 +1,4 @@
-"""Nothing takes the cluster down: the scenarios of `make chaos`, in small, with no seconds asserted."""
+"""The scenarios of `make chaos` with small counts; nothing that depends on speed is asserted."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A server that answers any picture in its own way: `python impostor.py PORT echo|garbage|late`."""
+"""A server that gives wrong answers to any image: `python impostor.py PORT echo|garbage|late`."""
 
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,7 +10,7 @@ PORT, WAY = int(sys.argv[1]), sys.argv[2]
 
 
 class Impostor(BaseHTTPRequestHandler):
-    """Is healthy, and wrong; `late` is right at first."""
+    """A healthy server with wrong answers; `late` is right at first."""
 
     protocol_version = "HTTP/1.1"
     answered = 0

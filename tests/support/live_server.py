@@ -3,7 +3,8 @@
 import subprocess
 from collections.abc import Sequence
 
-from benchmarks.harness.server import DEADLINE_S, ROOT, Event, LiveServer, clean_environ
+from benchmarks.harness.server import ROOT, Event, LiveServer, clean_environ
+from benchmarks.harness.waiting import DEADLINE_S
 
 __all__ = ["DEADLINE_S", "ROOT", "Event", "LiveServer", "clean_environ", "curl", "run"]
 

@@ -1,4 +1,4 @@
-"""Who is compared with us, and why one of them cannot run here."""
+"""The table of peers, and why one of them cannot run here."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ ALONE = {peer.name: peer for peer in PEERS if not peer.is_cluster}
 
 
 def node_that_says(directory: Path, version: str) -> str:
-    """A directory to look for programs in, with a Node.js of a version."""
+    """Return a directory to look for programs in, with a Node.js of a version."""
     program = directory / "node"
     program.write_text(f"#!/bin/sh\necho {version}\n")
     program.chmod(0o755)
@@ -29,7 +29,7 @@ def test_each_peer_is_there_alone_and_as_a_cluster() -> None:
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
 def test_only_a_cluster_has_a_process_for_each_core(peer: Peer, tmp_path: Path) -> None:
-    environ = peer.environ(port=1, cores=5, quality=None, sample=tmp_path)
+    environ = peer.environ(cores=5, quality=None, sample=tmp_path)
     assert environ["WORKERS"] == ("5" if peer.is_cluster else "1")
     assert environ["QUALITY"] == "default"
 
