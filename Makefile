@@ -19,7 +19,7 @@ help: ## show this list
 
 install: $(DEV) $(COMPILED) ## install everything into .venv
 
-# What `make serve` needs, what `make benchmark` needs besides, and everything.
+# What `make serve` needs, what `make benchmark` needs in addition, and everything.
 $(SERVE): requirements/serve.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "flipcluster needs Python 3.11 or newer; $(PYTHON) is $(or $(VERSION),not there). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv --clear .venv
@@ -39,7 +39,7 @@ $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --
 endef
 
 # Without a C compiler, or with one that fails, the service still runs; its log says what is missing.
-# What is not there, or could not be compiled, is tried again.
+# A missing module is compiled again.
 $(COMPILED): $(SERVE) setup.py server/imaging/jpeg/entropy.py $(if $(wildcard server/imaging/jpeg/entropy.*.so),,again)
 	@rm -f server/imaging/jpeg/entropy.*.so
 	@$(BIN)/python setup.py -q build_ext --inplace --force >.venv/compile.log 2>&1; ls server/imaging/jpeg/entropy.*.so >/dev/null 2>&1 && touch $@ || echo "not compiled, see .venv/compile.log: JPEGs are decoded instead of turned without loss"
@@ -85,24 +85,24 @@ $(NODE_PEERS): benchmarks/peers/package-lock.json
 	npm ci --prefix benchmarks/peers --no-audit --no-fund --loglevel=error
 	@touch $@
 
-peers: $(PYTHON_PEERS) ## install what we are compared with into .venv-peers and, with Node.js, node_modules
+peers: $(PYTHON_PEERS) ## install the peers of the comparison into .venv-peers and, with Node.js, node_modules
 	@if command -v npm >/dev/null; then $(MAKE) -s $(NODE_PEERS); else echo "no npm, so no peers with Koa, Jimp or sharp: install Node.js 20.9 or newer"; fi
 
-machines: $(BENCHMARK) $(COMPILED) ## play several machines on this one: two behind nginx, locust apart (2 minutes; needs root and nginx)
+machines: $(BENCHMARK) $(COMPILED) ## simulate several machines on this one: two behind nginx, locust apart (2 minutes; needs root and nginx)
 	$(BIN)/python -m benchmarks.comparison.machines
 
 methods: install peers ## compare ways to flip a JPEG on one core, with libvips and sharp (about 5 minutes)
 	$(BIN)/python -m benchmarks.cost.methods
 
-chaos: install ## kill, overload and starve the cluster, and see what it does (about 20 minutes)
+chaos: install ## check the promises under kills, overload and slow clients (about 20 minutes)
 	$(BIN)/python -m benchmarks.survival.chaos
 
 MINUTES ?= 30
-soak: install ## everything at once for MINUTES=30: does memory grow, does anything fail
+soak: install ## run everything at once for MINUTES=30: does memory grow, does anything fail
 	$(BIN)/python -m benchmarks.survival.soak --minutes $(MINUTES)
 
 LOCK = uv pip compile -q --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
-lock: ## write the pinned requirements anew, with hashes (needs uv)
+lock: ## pin the requirements again, with hashes (needs uv)
 	$(LOCK) requirements/dev.in -o requirements/dev.txt
 	$(LOCK) requirements/serve.in -c requirements/dev.txt -o requirements/serve.txt
 	$(LOCK) requirements/benchmark.in -c requirements/dev.txt -o requirements/benchmark.txt

@@ -1,4 +1,4 @@
-"""The pictures of a report, as PNG: drawn with Agg, without any state that outlives a call."""
+"""The plots of a report, as PNG: drawn with Agg, without any state that outlives a call."""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,11 +13,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from benchmarks.comparison.recordings import AS_SHIPPED, BURST, CLUSTER, SINGLE, Raw
 from benchmarks.comparison.scaling import FEWEST_POINTS
-from benchmarks.comparison.summary import Cell, PeerRatio, Scaling, Spread, Summary, percentile, right_ms
+from benchmarks.comparison.summary import Cell, PeerRatio, Scaling, Spread, Summary, right_ms
 from benchmarks.comparison.tables import is_cut
 from benchmarks.comparison.tables import number as written
+from benchmarks.harness.ranks import percentile
 
-#: What each picture shows, in the order of the report.
+#: What each plot shows, in the order of the report.
 TITLES: Mapping[str, str] = {
     "throughput": "Throughput over users",
     "peers": "Ours over each peer",
@@ -39,41 +40,41 @@ _FARTHEST = 4
 
 
 def draw(raw: Raw, summary: Summary) -> dict[str, bytes]:
-    """Draw what there is data for: PNG by kind and picture, such as "throughput-2mp"."""
-    pictures = {}
-    for key in summary.run.pictures:
+    """Draw what there is data for: PNG by kind and image, such as "throughput-2mp"."""
+    plots = {}
+    for key in summary.run.images:
         for kind, figure in _figures(raw, summary, key):
-            pictures[f"{kind}-{key}"] = _png(figure)
-    return pictures
+            plots[f"{kind}-{key}"] = _png(figure)
+    return plots
 
 
-def _figures(raw: Raw, summary: Summary, picture: str) -> Iterator[tuple[str, Figure]]:
+def _figures(raw: Raw, summary: Summary, image: str) -> Iterator[tuple[str, Figure]]:
     ours = {
-        key: [c for c in summary.cells if (c.picture, c.topology) == (picture, key) and c.repetitions]
+        key: [c for c in summary.cells if (c.image, c.topology) == (image, key) and c.repetitions]
         for key in (SINGLE, CLUSTER)
     }
     if any(cell.requests_per_s for cells in ours.values() for cell in cells):
-        yield "throughput", _throughput(summary, picture, ours)
-    scenario = summary.headline[picture]
-    wanted = (picture, scenario, "matched")
-    ratios = [r for r in summary.peers if (r.picture, r.scenario, r.quality) == wanted and r.times]
+        yield "throughput", _throughput(summary, image, ours)
+    scenario = summary.headline[image]
+    wanted = (image, scenario, "matched")
+    ratios = [r for r in summary.peers if (r.image, r.scenario, r.quality) == wanted and r.times]
     if ratios:
-        yield "peers", _peers(summary, picture, ratios)
-    scaling = next(scaling for scaling in summary.scaling if scaling.picture == picture)
+        yield "peers", _peers(summary, image, ratios)
+    scaling = next(scaling for scaling in summary.scaling if scaling.image == image)
     if any(point.times for point in scaling.points):
         yield "scaling", _scaling(summary, scaling)
     if any(cell.p50_ms and cell.scenario != BURST for cells in ours.values() for cell in cells):
-        yield "response", _response(summary, picture, ours)
-    taken_ms = {key: right_ms(raw, picture, key, scenario) for key in (SINGLE, CLUSTER)}
+        yield "response", _response(summary, image, ours)
+    taken_ms = {key: right_ms(raw, image, key, scenario) for key in (SINGLE, CLUSTER)}
     if any(taken_ms.values()):
-        yield "latency", _latency(summary, picture, taken_ms)
+        yield "latency", _latency(summary, image, taken_ms)
     if any(cell.peak_memory_mb for cells in ours.values() for cell in cells):
-        yield "memory", _memory(summary, picture, ours)
+        yield "memory", _memory(summary, image, ours)
 
 
-def _throughput(summary: Summary, picture: str, ours: Mapping[str, Sequence[Cell]]) -> Figure:
+def _throughput(summary: Summary, image: str, ours: Mapping[str, Sequence[Cell]]) -> Figure:
     scenarios = _closed(ours)
-    figure, axes = _axes(f"Throughput, {_titled(summary, picture)}")
+    figure, axes = _axes(f"Throughput, {_titled(summary, image)}")
     for key, cells in ours.items():
         found = [
             (scenarios.index(c.scenario), c.requests_per_s)
@@ -83,7 +84,7 @@ def _throughput(summary: Summary, picture: str, ours: Mapping[str, Sequence[Cell
         spreads = [rates for _, rates in found]
         middles = _bars(axes, summary, key, [(place, each.median, each.most) for place, each in found])
         _whiskers(axes, middles, spreads)
-    gains = {gain.scenario: gain.times for gain in summary.gains if gain.picture == picture}
+    gains = {gain.scenario: gain.times for gain in summary.gains if gain.image == image}
     names = [f"{int(s):,}" + (f"\n{gain.median:.2f} times" if (gain := gains[s]) else "") for s in scenarios]
     axes.set_xticks(range(len(scenarios)), names)
     axes.set_xlabel("users at once, and the cluster over the single process")
@@ -93,8 +94,8 @@ def _throughput(summary: Summary, picture: str, ours: Mapping[str, Sequence[Cell
     return figure
 
 
-def _response(summary: Summary, picture: str, ours: Mapping[str, Sequence[Cell]]) -> Figure:
-    figure, axes = _axes(f"Response time of right answers, {_titled(summary, picture)}")
+def _response(summary: Summary, image: str, ours: Mapping[str, Sequence[Cell]]) -> Figure:
+    figure, axes = _axes(f"Response time of right answers, {_titled(summary, image)}")
     for key, cells in ours.items():
         closed = [c for c in cells if c.scenario != BURST and c.p50_ms is not None and c.p95_ms is not None]
         users = [int(cell.scenario) for cell in closed]
@@ -122,10 +123,10 @@ def _response(summary: Summary, picture: str, ours: Mapping[str, Sequence[Cell]]
     return figure
 
 
-def _latency(summary: Summary, picture: str, taken_ms: Mapping[str, Sequence[float]]) -> Figure:
-    scenario = int(summary.headline[picture])
+def _latency(summary: Summary, image: str, taken_ms: Mapping[str, Sequence[float]]) -> Figure:
+    scenario = int(summary.headline[image])
     figure, axes = _axes(
-        f"Response times at {scenario:,} user{'s' * (scenario > 1)}, {_titled(summary, picture)}"
+        f"Response times at {scenario:,} user{'s' * (scenario > 1)}, {_titled(summary, image)}"
     )
     for place, (key, values) in enumerate(taken_ms.items()):
         if values:
@@ -142,7 +143,7 @@ def _latency(summary: Summary, picture: str, taken_ms: Mapping[str, Sequence[flo
             label.set_path_effects([withStroke(linewidth=4, foreground="white")])  # where it meets a curve
     for part in (0.5, 0.95):
         axes.axhline(part, color=_GREY, lw=0.7, ls=(0, (2, 3)), zorder=0)
-    # Room on the right for what is written beside the slower line.
+    # Room on the right for the label of the slower line.
     axes.set_xlim(0, 1.12 * max(max(values) for values in taken_ms.values() if values))
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.0f} %"))
@@ -153,10 +154,10 @@ def _latency(summary: Summary, picture: str, taken_ms: Mapping[str, Sequence[flo
     return figure
 
 
-def _memory(summary: Summary, picture: str, ours: Mapping[str, Sequence[Cell]]) -> Figure:
+def _memory(summary: Summary, image: str, ours: Mapping[str, Sequence[Cell]]) -> Figure:
     cells = [cell for each in ours.values() for cell in each if cell.peak_memory_mb is not None]
     scenarios = list(dict.fromkeys(cell.scenario for cell in cells))
-    figure, axes = _axes(f"Peak memory of all processes, {_titled(summary, picture)}")
+    figure, axes = _axes(f"Peak memory of all processes, {_titled(summary, image)}")
     for key in ours:
         mine = [cell for cell in cells if cell.topology == key]
         heights = [(scenarios.index(cell.scenario), cell.peak_memory_mb or 0.0) for cell in mine]
@@ -171,7 +172,7 @@ def _memory(summary: Summary, picture: str, ours: Mapping[str, Sequence[Cell]]) 
 
 
 def _scaling(summary: Summary, scaling: Scaling) -> Figure:
-    figure, axes = _axes(f"Speed-up over workers, {_titled(summary, scaling.picture)}")
+    figure, axes = _axes(f"Speed-up over workers, {_titled(summary, scaling.image)}")
     measured = [(point.workers, point.times) for point in scaling.points if point.times]
     workers = [number for number, _ in measured]
     speedups = [speedup for _, speedup in measured]
@@ -205,7 +206,7 @@ def _scaling(summary: Summary, scaling: Scaling) -> Figure:
 
 
 def _apart(points: Sequence[tuple[int, Spread]], least: float) -> Iterator[tuple[int, Spread]]:
-    """The points that have room for a label, the last before all others."""
+    """Return the points that have room for a label, the last before all others."""
     free_until = float("inf")
     for number, speedup in reversed(points):
         if free_until - number >= least:
@@ -245,13 +246,13 @@ def _knee(axes: Axes, scaling: Scaling, end: float) -> None:
     )
 
 
-def _peers(summary: Summary, picture: str, ratios: Sequence[PeerRatio]) -> Figure:
-    scenario = int(summary.headline[picture])
+def _peers(summary: Summary, image: str, ratios: Sequence[PeerRatio]) -> Figure:
+    scenario = int(summary.headline[image])
     peers = list(dict.fromkeys(ratio.peer for ratio in reversed(ratios)))
     has_two = any(ratio.ours == AS_SHIPPED for ratio in ratios)
     figure, axes = _axes(
         f"Ours over each peer at matched quality, requests per second,\n{scenario:,} users,"
-        f" {_titled(summary, picture)}",
+        f" {_titled(summary, image)}",
         height=1.6 + (0.56 if has_two else 0.42) * len(peers),
     )
     axes.set_xscale("log")
@@ -302,7 +303,7 @@ def _axes(title: str, height: float = 4.0) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6.8, height), dpi=_DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    # Above the whole picture, so that the legend has the line between.
+    # Above the whole figure, so that the legend has the line between.
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", color=_INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_GREY)
@@ -317,7 +318,7 @@ def _legend_above(axes: Axes, columns: int = 2) -> None:
 
 
 def _bars(axes: Axes, summary: Summary, key: str, bars: Sequence[tuple[int, float, float]]) -> list[float]:
-    """One of two bars at each place: place, height, and where that is written; returns the bars' middles."""
+    """Draw one of two bars at each place: place, height and label height; return the bars' middles."""
     shift = _WIDTH / 2 if key == CLUSTER else -_WIDTH / 2
     middles = [place + shift for place, _, _ in bars]
     heights = [height for _, height, _ in bars]
@@ -342,9 +343,9 @@ def _closed(ours: Mapping[str, Sequence[Cell]]) -> list[str]:
     return sorted({c.scenario for cells in ours.values() for c in cells if c.scenario != BURST}, key=int)
 
 
-def _titled(summary: Summary, picture: str) -> str:
+def _titled(summary: Summary, image: str) -> str:
     cores = summary.run.cores
-    return f"{summary.run.pictures[picture].title}, {cores} core{'s' * (cores != 1)}"
+    return f"{summary.run.images[image].title}, {cores} core{'s' * (cores != 1)}"
 
 
 def _title(summary: Summary, topology: str) -> str:
@@ -360,8 +361,8 @@ def _name(summary: Summary, topology: str) -> str:
 
 
 def _name_with_cores(summary: Summary, peer: str, ratio: PeerRatio) -> str:
-    """Some have one process and more threads."""
-    cell = summary.cell(ratio.picture, peer, ratio.scenario)
+    """Name a peer with the cores that it used: some have one process with several threads."""
+    cell = summary.cell(ratio.image, peer, ratio.scenario)
     used = f"\n({cell.cores_used.median:.1f} cores)" if cell and cell.cores_used else ""
     return _name(summary, peer) + used
 

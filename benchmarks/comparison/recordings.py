@@ -11,13 +11,13 @@ OK, REFUSED, FAILED, WRONG = "ok", "refused", "failed", "wrong"
 BURST = "burst"
 SINGLE, CLUSTER = "single", "cluster"
 
-#: The cluster without a wish of its users, which need not decode every picture.
+#: The cluster with its default path, which need not decode every image.
 AS_SHIPPED = "cluster-lossless"
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """What was sent."""
+class SentImage:
+    """An image that was sent."""
 
     title: str
     width: int
@@ -29,7 +29,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """What answered.
+    """A service that answered.
 
     Attributes:
         workers: the processes that compute.
@@ -63,15 +63,15 @@ class Run:
     commit: str
     machine: Mapping[str, str | int | float]
     versions: Mapping[str, str]
-    pictures: Mapping[str, Picture]
+    images: Mapping[str, SentImage]
     topologies: Mapping[str, Topology]
     skipped: tuple[Skipped, ...]
 
 
 class Key(NamedTuple):
-    """What every measurement belongs to."""
+    """The repetition that a measurement belongs to."""
 
-    picture: str
+    image: str
     topology: str
     scenario: str
     repetition: int
@@ -79,20 +79,20 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Keyed:
-    picture: str
+    image: str
     topology: str
     scenario: str
     repetition: int
 
     @property
     def key(self) -> Key:
-        """Which repetition of what this belongs to."""
-        return Key(self.picture, self.topology, self.scenario, self.repetition)
+        """The repetition that this belongs to."""
+        return Key(self.image, self.topology, self.scenario, self.repetition)
 
 
 @dataclass(frozen=True, slots=True)
 class Window(_Keyed):
-    """The time in which one repetition was measured."""
+    """The interval in which one repetition was measured."""
 
     began_s: float
     ended_s: float
@@ -100,7 +100,7 @@ class Window(_Keyed):
 
 @dataclass(frozen=True, slots=True)
 class Request(_Keyed):
-    """One request, and what came of it; its fault is empty for what is ok or refused."""
+    """One request with its outcome; the fault is empty if that is ok or refused."""
 
     kind: str
     started_s: float
@@ -118,7 +118,7 @@ class Request(_Keyed):
 
 @dataclass(frozen=True, slots=True)
 class Sample(_Keyed):
-    """What all processes of the server had spent and held at one moment."""
+    """CPU and memory of all processes of the server at one moment."""
 
     at_s: float
     cpu_s: float
@@ -127,7 +127,7 @@ class Sample(_Keyed):
 
 @dataclass(frozen=True, slots=True)
 class Generated(_Keyed):
-    """What the load generator itself had spent at one moment."""
+    """CPU that the load generator had spent at one moment."""
 
     at_s: float
     cpu_s: float
@@ -135,7 +135,7 @@ class Generated(_Keyed):
 
 @dataclass(frozen=True, slots=True)
 class Probe(_Keyed):
-    """One health check beside the load."""
+    """One health check under load."""
 
     at_s: float
     response_ms: float
@@ -146,7 +146,7 @@ class Probe(_Keyed):
 class Answer:
     """One checked answer; its PSNR is infinite where nothing was lost."""
 
-    picture: str
+    image: str
     topology: str
     answer_bytes: int
     psnr_db: float
@@ -154,10 +154,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """Everything that a run left.
+    """The raw data of a run.
 
     Attributes:
-        unreadable: how many rows were cut off or are no such rows.
+        unreadable: how many rows are cut off or malformed.
     """
 
     run: Run
@@ -183,7 +183,7 @@ T = TypeVar("T")
 
 
 def read(directory: Path) -> Raw:
-    """Read `raw/` of a result's directory; what an interrupted run has not written is empty."""
+    """Read `raw/` of a result's directory; tables that an interrupted run has not written are empty."""
     raw = directory / "raw"
     run = run_from(json.loads((raw / "run.json").read_text()))
     files = {name: raw / f"{name}.csv" for name in _KINDS}
@@ -192,7 +192,7 @@ def read(directory: Path) -> Raw:
 
 
 def raw_from(run: Run, texts: Mapping[str, str]) -> Raw:
-    """Make sense of CSV, each text by the name of its table."""
+    """Parse CSV, each text by the name of its table."""
     tables: dict[str, Any] = {}
     unreadable = 0
     for name, text in texts.items():
@@ -204,15 +204,15 @@ def raw_from(run: Run, texts: Mapping[str, str]) -> Raw:
 
 
 def run_from(said: Mapping[str, Any]) -> Run:
-    """Make sense of `run.json`."""
+    """Parse `run.json`."""
     return Run(
-        pictures={key: _picked(Picture, value) for key, value in said["pictures"].items()},
+        images={key: _picked(SentImage, value) for key, value in said["images"].items()},
         topologies={key: _picked(Topology, value) for key, value in said["topologies"].items()},
         skipped=tuple(_picked(Skipped, value) for value in said.get("skipped", ())),
         **{
             field.name: said[field.name]
             for field in fields(Run)
-            if field.name not in {"pictures", "topologies", "skipped"}
+            if field.name not in {"images", "topologies", "skipped"}
         },
     )
 
@@ -222,7 +222,7 @@ def _picked(kind: Callable[..., T], said: Mapping[str, Any]) -> T:
 
 
 def _row(kind: Callable[..., T], cells: Mapping[str, str | None]) -> T | None:
-    """One row, or None for what is none: its writer was killed in the middle."""
+    """Parse one row; return None for one that is cut off."""
     values = [cells.get(field.name) for field in fields(kind)]  # type: ignore[arg-type]
     if None in values:
         return None

@@ -55,7 +55,7 @@ img { display: block; width: 100%; height: auto; }
 
 
 def markdown(summary: Summary) -> str:
-    """The report without pictures."""
+    """Write the report without plots."""
     return "\n".join(_markdown(summary)) + "\n"
 
 
@@ -101,7 +101,7 @@ def _results(summary: Summary) -> list[str]:
 
 
 def html(summary: Summary, plots: Mapping[str, bytes]) -> str:
-    """The report as one page that needs nothing else; `plots` are PNG by kind and picture."""
+    """Write the report as one page that needs no other file; `plots` are PNG by kind and image."""
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -116,7 +116,7 @@ def html(summary: Summary, plots: Mapping[str, bytes]) -> str:
         parts += [
             f"<h2>{htmllib.escape(section.title)}</h2>",
             '<div class="plots">',
-            *_figures(section.picture, plots, section.title),
+            *_figures(section.image, plots, section.title),
             "</div>",
             *map(_html_table, section.tables),
         ]
@@ -125,9 +125,9 @@ def html(summary: Summary, plots: Mapping[str, bytes]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _figures(picture: str, plots: Mapping[str, bytes], title: str) -> Iterator[str]:
+def _figures(image: str, plots: Mapping[str, bytes], title: str) -> Iterator[str]:
     for kind, named in drawing.TITLES.items():
-        if png := plots.get(f"{kind}-{picture}"):
+        if png := plots.get(f"{kind}-{image}"):
             alternative = htmllib.escape(f"{named}, {title}")
             data = b64encode(png).decode()
             yield f'<figure><img alt="{alternative}" src="data:image/png;base64,{data}"></figure>'
@@ -158,18 +158,18 @@ def write(directory: Path) -> Summary:
     """Make `report.html`, `summary.md`, `summary.json` and `plots/` from `raw/`."""
     raw = read(directory)
     summary = summarise(raw)
-    pictures = drawing.draw(raw, summary)
+    plots = drawing.draw(raw, summary)
     (directory / "plots").mkdir(exist_ok=True)
-    for name, png in pictures.items():
+    for name, png in plots.items():
         (directory / "plots" / f"{name}.png").write_bytes(png)
     (directory / "summary.json").write_text(summary_json(summary))
     (directory / "summary.md").write_text(markdown(summary))
-    (directory / "report.html").write_text(html(summary, pictures))
+    (directory / "report.html").write_text(html(summary, plots))
     return summary
 
 
 def main() -> None:
-    """Write the report of a result anew."""
+    """Write the report of a result again."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("directory", type=Path, help="the one that holds raw/")
     directory = options.parse_args().directory

@@ -94,7 +94,7 @@ _TABLES = {
     "generator": ("at_s", "cpu_s"),
     "health": ("at_s", "response_ms", "status"),
 }
-_CELL = ("picture", "topology", "scenario", "repetition")
+_CELL = ("image", "topology", "scenario", "repetition")
 
 
 class WrongAnswer(Exception):
@@ -136,7 +136,7 @@ class Recorder:
         self.began_s = time.time()
         for table, columns in _TABLES.items():
             self._append(table, [(*_CELL, *columns)])
-        self._append("answers", [("picture", "topology", "answer_bytes", "psnr_db")])
+        self._append("answers", [("image", "topology", "answer_bytes", "psnr_db")])
         self.finish(is_interrupted=True)
 
     def add(self, table: str, cell: Cell, rows: Sequence[Sequence[object]]) -> None:
@@ -582,7 +582,7 @@ def _facts(profile: Profile, topologies: Sequence[Topology], cores: int, *, peer
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in ("gunicorn", "falcon", "pillow", "locust")},
         },
-        "pictures": images,
+        "images": images,
         "topologies": {
             topology.name: {
                 "title": topology.title,

@@ -1,4 +1,4 @@
-"""The Universal Scalability Law: what throughput over workers says about waiting and about talking.
+"""The Universal Scalability Law: what throughput over workers says about contention and coherency.
 
 X(n) = lambda n / (1 + sigma (n - 1) + kappa n (n - 1)), N. J. Gunther, "Guerrilla Capacity Planning", 2007.
 """
@@ -38,12 +38,12 @@ class Law:
     error: float = 0.0
 
     def throughput(self, workers: float) -> float:
-        """What so many workers do in a second."""
+        """Return the throughput of a number of workers."""
         return self.rate * workers / self._slowdown(workers)
 
     @property
     def knee(self) -> float | None:
-        """How many workers do the most, or None where more workers always do more."""
+        """The number of workers with the highest throughput, or None if more workers always do more."""
         if self.coherency == 0:
             return None
         return max(1.0, sqrt(max(0.0, 1 - self.contention) / self.coherency))

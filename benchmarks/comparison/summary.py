@@ -1,7 +1,7 @@
 """Raw data in, figures out: the same rows always give the same summary.
 
-Ratios are taken within a repetition, where what else the machine did has hit both sides; the median over the
-repetitions is the result, least and most are its spread.
+Ratios are taken within a repetition, where other load on the machine has affected both sides; the median over
+the repetitions is the result, least and most are its spread.
 """
 
 import json
@@ -30,6 +30,7 @@ from benchmarks.comparison.recordings import (
     Window,
 )
 from benchmarks.comparison.scaling import Law, TooFewPoints, fit
+from benchmarks.harness.ranks import percentile
 
 _DIGITS = 5
 _USERS_PER_CORE = 2
@@ -48,7 +49,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """The health checks beside the load, in milliseconds."""
+    """The health checks under load, in milliseconds."""
 
     asked: int
     unwell: int
@@ -59,7 +60,7 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One picture, one topology, one scenario; None is what was not measured.
+    """One image, one topology, one scenario; None is what was not measured.
 
     Attributes:
         window_s: how long it was measured each time.
@@ -72,7 +73,7 @@ class Cell:
         generator_share: of the CPU of all cores, what the load generator took.
     """
 
-    picture: str
+    image: str
     topology: str
     scenario: str
     repetitions: int
@@ -103,7 +104,7 @@ class Gain:
         efficiency: the median over the ideal.
     """
 
-    picture: str
+    image: str
     scenario: str
     times: Spread | None
     ideal: int
@@ -112,9 +113,9 @@ class Gain:
 
 @dataclass(frozen=True, slots=True)
 class BurstGain:
-    """How many times sooner a cluster gave its first and its last answer than its single process."""
+    """How many times as soon the cluster gave the first and the last answer as its single process."""
 
-    picture: str
+    image: str
     single: str
     cluster: str
     first: Spread | None
@@ -126,10 +127,10 @@ class PeerRatio:
     """Requests per second of ours over those of a peer with as many processes.
 
     Attributes:
-        ours: decodes every picture as the peer does, or is the cluster as shipped.
+        ours: decodes every image as the peer does, or is the cluster as shipped.
     """
 
-    picture: str
+    image: str
     scenario: str
     peer: str
     ours: str
@@ -139,7 +140,7 @@ class PeerRatio:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Throughput of so many workers, and how many times that of one."""
+    """Throughput of a number of workers, and how many times that of one."""
 
     workers: int
     requests_per_s: Spread
@@ -150,7 +151,7 @@ class Point:
 class Scaling:
     """Throughput over workers; the law is None with too few points to fit one."""
 
-    picture: str
+    image: str
     scenario: str
     points: tuple[Point, ...]
     law: Law | None
@@ -159,9 +160,9 @@ class Scaling:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """One answer beside what was sent; its PSNR is infinite where nothing was lost."""
+    """One answer compared with what was sent; its PSNR is infinite where nothing was lost."""
 
-    picture: str
+    image: str
     topology: str
     answer_bytes: int
     over_sent: float
@@ -177,7 +178,7 @@ class Summary:
         wrong_by: wrong answers by topology, within the windows and outside.
         faults: why requests failed, and how many, by topology.
         kinds: all requests by kind.
-        headline: the scenario that the verdict speaks of, by picture.
+        headline: the scenario that the verdict speaks of, by image.
     """
 
     run: Run
@@ -194,21 +195,21 @@ class Summary:
     scaling: tuple[Scaling, ...]
     answers: tuple[Checked, ...]
 
-    def cell(self, picture: str, topology: str, scenario: str) -> Cell | None:
-        """The cell, if it was to be measured."""
-        wanted = (picture, topology, scenario)
-        return next((c for c in self.cells if (c.picture, c.topology, c.scenario) == wanted), None)
+    def cell(self, image: str, topology: str, scenario: str) -> Cell | None:
+        """Return the cell, if it was to be measured."""
+        wanted = (image, topology, scenario)
+        return next((c for c in self.cells if (c.image, c.topology, c.scenario) == wanted), None)
 
 
 def summarise(raw: Raw) -> Summary:
-    """Take all figures from the raw data."""
+    """Compute all figures from the raw data."""
     run = raw.run
     windows = {window.key: window for window in raw.windows}
     rows = _Rows(raw)
     cells = tuple(_cell(key, run, windows, rows) for key in _measured(run, windows))
     rates = _rates(windows, rows)
     scenarios = _closed(windows)
-    headline = {picture: _headline(picture, scenarios, run, rates) for picture in run.pictures}
+    headline = {image: _headline(image, scenarios, run, rates) for image in run.images}
     outcomes = _counted(request.outcome for request in raw.requests)
     return Summary(
         run=run,
@@ -222,32 +223,32 @@ def summarise(raw: Raw) -> Summary:
         unreadable=raw.unreadable,
         headline=headline,
         cells=cells,
-        gains=tuple(_gain(p, s, run.cores, rates) for p in run.pictures for s in _closed(windows, p)),
+        gains=tuple(_gain(p, s, run.cores, rates) for p in run.images for s in _closed(windows, p)),
         bursts=tuple(
             _burst_gain(p, single, cluster, windows, rows)
-            for p in run.pictures
+            for p in run.images
             if _has(windows, p, BURST)
             for single, cluster in _pairs(run)
         ),
         peers=tuple(_peers(run, [*scenarios, BURST], rates | _burst_rates(windows, rows))),
-        scaling=tuple(_scaling(p, headline[p], run, rates) for p in run.pictures),
+        scaling=tuple(_scaling(p, headline[p], run, rates) for p in run.images),
         answers=tuple(
-            Checked(p, a.topology, a.answer_bytes, a.answer_bytes / picture.bytes, a.psnr_db)
-            for p, picture in run.pictures.items()
+            Checked(p, a.topology, a.answer_bytes, a.answer_bytes / image.bytes, a.psnr_db)
+            for p, image in run.images.items()
             for t in topologies_in_order(run)
             for a in raw.answers
-            if (a.picture, a.topology) == (p, t)
+            if (a.image, a.topology) == (p, t)
         ),
     )
 
 
 def summary_json(summary: Summary) -> str:
-    """The summary for other programs; numbers have five digits, so that every machine writes the same."""
+    """Write the summary for other programs, with five digits, so that every machine writes the same."""
     return json.dumps(_plain(asdict(summary)), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def topologies_in_order(run: Run) -> list[str]:
-    """Single and cluster first, then ours by workers, then the peers, matched quality before defaults."""
+    """Order: single process, cluster, ours by workers, peers at matched quality, peers at their defaults."""
 
     def rank(key: str) -> tuple[bool, bool, int, int, str, str]:
         topology = run.topologies[key]
@@ -258,27 +259,21 @@ def topologies_in_order(run: Run) -> list[str]:
     return sorted(run.topologies, key=rank)
 
 
-def percentile(values: Iterable[float], percent: float) -> float | None:
-    """The nearest rank, or None when there is nothing to rank."""
-    ranked = sorted(values)
-    return ranked[max(0, math.ceil(len(ranked) * percent / 100) - 1)] if ranked else None
-
-
 def spread(values: Sequence[float]) -> Spread | None:
-    """Median, least and most, or None of nothing."""
+    """Return median, least and most, or None for no values."""
     return Spread(median(values), min(values), max(values), len(values)) if values else None
 
 
 def answered(requests: Sequence[Request], window: Window) -> list[Request]:
-    """The requests that ended within the window; those of a burst do wherever it was cut."""
+    """Return the requests that ended within the window; those of a burst always count."""
     if window.scenario == BURST:
         return list(requests)
     return [r for r in requests if window.began_s <= r.ended_s < window.ended_s]
 
 
-def right_ms(raw: Raw, picture: str, topology: str, scenario: str) -> list[float]:
-    """The response times of all right answers of one cell."""
-    cell = (picture, topology, scenario)
+def right_ms(raw: Raw, image: str, topology: str, scenario: str) -> list[float]:
+    """Return the response times of all right answers of one cell."""
+    cell = (image, topology, scenario)
     windows = {window.key: window for window in raw.windows if window.key[:3] == cell}
     mine = _grouped(request for request in raw.requests if request.key in windows)
     return [r.response_ms for key, rs in mine.items() for r in answered(rs, windows[key]) if r.outcome == OK]
@@ -319,7 +314,7 @@ _Rates = dict[Key, float]
 
 
 def _rates(windows: Mapping[Key, Window], rows: _Rows) -> _Rates:
-    """Right answers per second of each repetition."""
+    """Count right answers per second of each repetition."""
     return {
         key: len(rows.right(window)) / (window.ended_s - window.began_s)
         for key, window in windows.items()
@@ -327,29 +322,29 @@ def _rates(windows: Mapping[Key, Window], rows: _Rows) -> _Rates:
     }
 
 
-def _closed(windows: Iterable[Key], picture: str = "") -> list[str]:
-    """The scenarios with so many users at once, few first: those of one picture, if any is measured yet."""
+def _closed(windows: Iterable[Key], image: str = "") -> list[str]:
+    """Return the scenarios with users, few first: those of one image, if any has been measured."""
     closed = [key for key in windows if key.scenario != BURST]
-    mine = [key for key in closed if key.picture == picture]
+    mine = [key for key in closed if key.image == image]
     return sorted({key.scenario for key in mine or closed}, key=int)
 
 
-def _has(windows: Iterable[Key], picture: str, scenario: str) -> bool:
-    return any((key.picture, key.scenario) == (picture, scenario) for key in windows)
+def _has(windows: Iterable[Key], image: str, scenario: str) -> bool:
+    return any((key.image, key.scenario) == (image, scenario) for key in windows)
 
 
 def _measured(run: Run, windows: Iterable[Key]) -> Iterable[Key]:
-    """Which topology has a cell for which picture and scenario, with data or without."""
+    """Yield which topology has a cell for which image and scenario, with or without data."""
     seen = {key[:3] for key in windows}
     bursts = [BURST] if any(scenario == BURST for *_, scenario in seen) else []
     elsewhere = {topology for _, topology, _ in seen}
-    for picture, topology in product(run.pictures, topologies_in_order(run)):
-        scenarios = [*_closed(windows, picture), *bursts] or [_USUAL]
+    for image, topology in product(run.images, topologies_in_order(run)):
+        scenarios = [*_closed(windows, image), *bursts] or [_USUAL]
         usual = _USUAL if _USUAL in scenarios else scenarios[0]
-        own = [s for s in scenarios if topology in {SINGLE, CLUSTER} or (picture, topology, s) in seen]
+        own = [s for s in scenarios if topology in {SINGLE, CLUSTER} or (image, topology, s) in seen]
         if not own and topology not in elsewhere:
             own = [usual]
-        yield from (Key(picture, topology, scenario, 0) for scenario in own)
+        yield from (Key(image, topology, scenario, 0) for scenario in own)
 
 
 def _cell(of: Key, run: Run, windows: Mapping[Key, Window], rows: _Rows) -> Cell:
@@ -389,7 +384,7 @@ def _cell(of: Key, run: Run, windows: Mapping[Key, Window], rows: _Rows) -> Cell
 
 
 def _since_burst_ms(rows: _Rows, window: Window) -> list[float]:
-    """When each answer to the burst was there; nothing where one was not right."""
+    """Return when each answer to the burst had come; nothing if one was not right."""
     answers = rows.answered(window)
     if any(request.outcome != OK for request in answers):
         return []  # the last of fewer answers is there sooner
@@ -428,33 +423,33 @@ def _health(rows: _Rows, windows: Iterable[Window]) -> Health | None:
     return Health(len(probes), sum(p.status != "200" for p in probes), p50_ms, p99_ms, max(taken_ms))
 
 
-def _over(rates: _Rates, picture: str, scenario: str, ours: str, theirs: str) -> Spread | None:
-    """Ours over theirs, within each repetition that has both."""
+def _over(rates: _Rates, image: str, scenario: str, ours: str, theirs: str) -> Spread | None:
+    """Divide ours by theirs, within each repetition that has both."""
     repetitions = sorted({key.repetition for key in rates})
     pairs = [
-        (rates.get(Key(picture, ours, scenario, n)), rates.get(Key(picture, theirs, scenario, n)))
+        (rates.get(Key(image, ours, scenario, n)), rates.get(Key(image, theirs, scenario, n)))
         for n in repetitions
     ]
     return spread([mine / other for mine, other in pairs if mine is not None and other])
 
 
-def _headline(picture: str, scenarios: Sequence[str], run: Run, rates: _Rates) -> str:
-    """The article's ten users, or more where ten do not keep all cores busy; what there is otherwise."""
+def _headline(image: str, scenarios: Sequence[str], run: Run, rates: _Rates) -> str:
+    """Choose the article's ten users, more if ten do not keep all cores busy, or else what was measured."""
     busy = [s for s in scenarios if int(s) >= max(int(_USUAL), _USERS_PER_CORE * run.cores)]
     idle = [s for s in reversed(scenarios) if s not in busy]
     candidates = [*busy, *idle]
-    paired = (s for s in candidates if _over(rates, picture, s, CLUSTER, SINGLE))
+    paired = (s for s in candidates if _over(rates, image, s, CLUSTER, SINGLE))
     return next(paired, candidates[0] if candidates else _USUAL)
 
 
-def _gain(picture: str, scenario: str, cores: int, rates: _Rates) -> Gain:
-    times = _over(rates, picture, scenario, CLUSTER, SINGLE)
+def _gain(image: str, scenario: str, cores: int, rates: _Rates) -> Gain:
+    times = _over(rates, image, scenario, CLUSTER, SINGLE)
     ideal = min(cores, int(scenario))
-    return Gain(picture, scenario, times, ideal, times.median / ideal if times else None)
+    return Gain(image, scenario, times, ideal, times.median / ideal if times else None)
 
 
 def _pairs(run: Run) -> Iterable[tuple[str, str]]:
-    """Each single process and the cluster of the same design."""
+    """Yield each single process with the cluster of the same design."""
     yield SINGLE, CLUSTER
     for key in topologies_in_order(run):
         if run.topologies[key].is_peer and f"{key}-{CLUSTER}" in run.topologies:
@@ -462,7 +457,7 @@ def _pairs(run: Run) -> Iterable[tuple[str, str]]:
 
 
 def _burst_rates(windows: Mapping[Key, Window], rows: _Rows) -> dict[Key, float]:
-    """Right answers per second until the last of each burst."""
+    """Count right answers per second until the last of each burst."""
     return {
         key: len(ended_ms) / max(ended_ms) * 1e3
         for key, window in windows.items()
@@ -471,59 +466,59 @@ def _burst_rates(windows: Mapping[Key, Window], rows: _Rows) -> dict[Key, float]
 
 
 def _burst_gain(
-    picture: str, single: str, cluster: str, windows: Mapping[Key, Window], rows: _Rows
+    image: str, single: str, cluster: str, windows: Mapping[Key, Window], rows: _Rows
 ) -> BurstGain:
     def times(pick: Callable[[list[float]], float]) -> Spread | None:
         taken = {
             key: pick(ended)
             for key, window in windows.items()
-            if (key.picture, key.scenario) == (picture, BURST) and (ended := _since_burst_ms(rows, window))
+            if (key.image, key.scenario) == (image, BURST) and (ended := _since_burst_ms(rows, window))
         }
-        return _over(taken, picture, BURST, single, cluster)
+        return _over(taken, image, BURST, single, cluster)
 
-    return BurstGain(picture, single, cluster, first=times(min), last=times(max))
+    return BurstGain(image, single, cluster, first=times(min), last=times(max))
 
 
 def _peers(run: Run, scenarios: Iterable[str], rates: _Rates) -> Iterable[PeerRatio]:
     measured = {key[:3] for key in rates}
     order = topologies_in_order(run)
-    for picture, scenario, key in product(run.pictures, scenarios, order):
+    for image, scenario, key in product(run.images, scenarios, order):
         peer = run.topologies[key]
-        if peer.is_peer and (picture, key, scenario) in measured:
+        if peer.is_peer and (image, key, scenario) in measured:
             for ours in _ours_like(peer, run):
-                times = _over(rates, picture, scenario, ours, key)
-                yield PeerRatio(picture, scenario, key, ours, peer.quality, times)
+                times = _over(rates, image, scenario, ours, key)
+                yield PeerRatio(image, scenario, key, ours, peer.quality, times)
 
 
 def _ours_like(peer: Topology, run: Run) -> list[str]:
-    """Like is compared with like: a peer of one process with our single process."""
+    """Return what to compare a peer with: our single process if the peer is one process."""
     cluster = run.topologies.get(CLUSTER)
     if cluster and peer.workers < cluster.workers:
         return [SINGLE]
     return [CLUSTER, *([AS_SHIPPED] if AS_SHIPPED in run.topologies else [])]
 
 
-def _scaling(picture: str, headline: str, run: Run, rates: _Rates) -> Scaling:
+def _scaling(image: str, headline: str, run: Run, rates: _Rates) -> Scaling:
     ours: dict[int, str] = {}
     for key in topologies_in_order(run):
         topology = run.topologies[key]
-        if not topology.is_peer and any(k[:3] == (picture, key, headline) for k in rates):
+        if not topology.is_peer and any(k[:3] == (image, key, headline) for k in rates):
             ours.setdefault(topology.workers, key)
     points = tuple(
         Point(
             workers,
             requests_per_s,
-            _over(rates, picture, headline, key, ours[1]) if 1 in ours else None,
+            _over(rates, image, headline, key, ours[1]) if 1 in ours else None,
         )
         for workers, key in sorted(ours.items())
-        if (requests_per_s := spread([v for k, v in rates.items() if k[:3] == (picture, key, headline)]))
+        if (requests_per_s := spread([v for k, v in rates.items() if k[:3] == (image, key, headline)]))
     )
     working = [point for point in points if point.requests_per_s.median > 0]
     try:
         law = fit([p.workers for p in working], [p.requests_per_s.median for p in working])
     except TooFewPoints:
-        return Scaling(picture, headline, points, None, None)
-    return Scaling(picture, headline, points, law, law.knee)
+        return Scaling(image, headline, points, None, None)
+    return Scaling(image, headline, points, law, law.knee)
 
 
 def _counted(values: Iterable[str]) -> dict[str, int]:

@@ -16,7 +16,7 @@ from benchmarks.comparison.recordings import (
     REFUSED,
     SINGLE,
     WRONG,
-    Picture,
+    SentImage,
 )
 from benchmarks.comparison.scaling import FEWEST_POINTS
 from benchmarks.comparison.summary import BurstGain, Cell, Gain, Scaling, Spread, Summary
@@ -51,7 +51,7 @@ class Table:
     """A table whose first column names the row.
 
     Attributes:
-        note: what a reader has to know to read it.
+        note: an explanation.
     """
 
     title: str
@@ -62,26 +62,26 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """All tables of one picture."""
+    """All tables of one image."""
 
-    picture: str
+    image: str
     title: str
     tables: tuple[Table, ...]
 
 
 def verdict(summary: Summary) -> str:
-    """The result for the terminal: one line, two with several pictures, one more for what went wrong."""
+    """Return the result for the terminal: one line, two with several images, one more for what went wrong."""
     return "\n".join([*alarms(summary), *_results(summary)])
 
 
 def alarms(summary: Summary) -> list[str]:
-    """What nobody may overlook."""
+    """Return what must not be overlooked."""
     said = []
     if wrong := summary.totals[WRONG]:
         by = ", ".join(f"{_title(summary, key)} {number}" for key, number in summary.wrong_by.items())
         said.append(
             f"WRONG ANSWERS: {wrong:,} of {sum(summary.totals.values()):,} answers were 200 and not the"
-            f" flipped picture ({by}). Believe no figure of this run."
+            f" flipped image ({by}). Believe no figure of this run."
         )
     said += [f"FAILED: {failed}" for failed in _failed(summary, of_peers=False)]
     if summary.run.interrupted:
@@ -90,7 +90,7 @@ def alarms(summary: Summary) -> list[str]:
 
 
 def _failed(summary: Summary, *, of_peers: bool) -> Iterator[str]:
-    """Whose requests failed, and why."""
+    """Yield whose requests failed, and why."""
     for key, faults in summary.faults.items():
         topology = summary.run.topologies.get(key)
         if of_peers == bool(topology and topology.is_peer):
@@ -100,19 +100,19 @@ def _failed(summary: Summary, *, of_peers: bool) -> Iterator[str]:
 
 
 def have_ours_failed(summary: Summary) -> bool:
-    """Whether a request to ours failed, or anybody's answer was wrong."""
+    """Return whether a request to ours failed, or any answer was wrong."""
     return bool(summary.totals[WRONG]) or any(_failed(summary, of_peers=False))
 
 
 def _results(summary: Summary) -> list[str]:
-    headlines = [(picture, headline_gain(summary, key)) for key, picture in summary.run.pictures.items()]
-    # The picture with the most pixels has the most to compute, and the least to carry.
+    headlines = [(image, headline_gain(summary, key)) for key, image in summary.run.images.items()]
+    # The image with the most pixels has the most to compute, and the least to carry.
     ranked = sorted(headlines, key=lambda pair: -pair[0].width * pair[0].height)
-    found = [(picture, gain) for picture, gain in ranked if gain and gain.times]
+    found = [(image, gain) for image, gain in ranked if gain and gain.times]
     if not found:
         return ["No verdict: no repetition has measured both the single process and the cluster."]
-    (picture, gain), *others = found
-    said = [f"The cluster is {_as_fast(gain, summary)} ({picture.title}, {_users(gain.scenario)})."]
+    (image, gain), *others = found
+    said = [f"The cluster is {_as_fast(gain, summary)} ({image.title}, {_users(gain.scenario)})."]
     if others:
         said.append(
             "; ".join(f"{each.title}, {_users(g.scenario)}: {_briefly(g)}" for each, g in others) + "."
@@ -121,24 +121,24 @@ def _results(summary: Summary) -> list[str]:
 
 
 def _over_peers(summary: Summary) -> Iterator[str]:
-    """How many times as fast as other clusters ours is, in a line for each picture."""
-    for key, picture in summary.run.pictures.items():
+    """Yield a line for each image: how many times as fast as other clusters ours is."""
+    for key, image in summary.run.images.items():
         wanted = (key, summary.headline[key], "matched")
         ratios = [
             ratio
             for ratio in summary.peers
-            if (ratio.picture, ratio.scenario, ratio.quality) == wanted and ratio.ours != SINGLE
+            if (ratio.image, ratio.scenario, ratio.quality) == wanted and ratio.ours != SINGLE
         ]
         for ours in dict.fromkeys(ratio.ours for ratio in ratios):
             over = (f"{_title(summary, r.peer)} {times(r.times)}" for r in ratios if r.ours == ours)
-            name = f"{_title(summary, ours)} ({picture.title}, {_users(summary.headline[key])})"
+            name = f"{_title(summary, ours)} ({image.title}, {_users(summary.headline[key])})"
             yield f"Answers per second of the {name} over those of {'; '.join(over)}."
 
 
-def headline_gain(summary: Summary, picture: str) -> Gain | None:
-    """The gain that the verdict speaks of."""
-    wanted = (picture, summary.headline[picture])
-    return next((gain for gain in summary.gains if (gain.picture, gain.scenario) == wanted), None)
+def headline_gain(summary: Summary, image: str) -> Gain | None:
+    """Return the gain that the verdict reports."""
+    wanted = (image, summary.headline[image])
+    return next((gain for gain in summary.gains if (gain.image, gain.scenario) == wanted), None)
 
 
 def _as_fast(gain: Gain, summary: Summary) -> str:
@@ -156,14 +156,14 @@ def _briefly(gain: Gain) -> str:
 
 
 def overview(summary: Summary) -> Table:
-    """One row for each picture, for the reader in a hurry."""
+    """Return the table for a reader in a hurry, with a row for each image."""
     rows = []
-    for key, picture in summary.run.pictures.items():
+    for key, image in summary.run.images.items():
         gain = headline_gain(summary, key)
         burst = _our_burst(summary, key)
         rows.append(
             (
-                picture.title,
+                image.title,
                 _users(summary.headline[key]),
                 times(gain.times if gain else None),
                 share(gain.efficiency if gain else None),
@@ -173,7 +173,7 @@ def overview(summary: Summary) -> Table:
     return Table(
         f"How many times faster {summary.run.cores} cores are",
         (
-            "picture",
+            "image",
             "load",
             "throughput, cluster over single",
             "of the ideal",
@@ -184,17 +184,17 @@ def overview(summary: Summary) -> Table:
     )
 
 
-def _our_burst(summary: Summary, picture: str) -> BurstGain | None:
-    wanted = (picture, SINGLE, CLUSTER)
-    return next((b for b in summary.bursts if (b.picture, b.single, b.cluster) == wanted), None)
+def _our_burst(summary: Summary, image: str) -> BurstGain | None:
+    wanted = (image, SINGLE, CLUSTER)
+    return next((b for b in summary.bursts if (b.image, b.single, b.cluster) == wanted), None)
 
 
 def about(summary: Summary) -> Table:
-    """Where, when and with what it was measured."""
+    """Return where, when and with what it was measured."""
     run = summary.run
     machine = ", ".join(f"{name} {value}" for name, value in run.machine.items())
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
-    pictures = "; ".join(map(_described, run.pictures.values()))
+    images = "; ".join(map(_described, run.images.values()))
     totals = ", ".join(f"{number:,} {outcome}" for outcome, number in summary.totals.items())
     ended = ", interrupted" if run.interrupted else ""
     rows = [
@@ -204,7 +204,7 @@ def about(summary: Summary) -> Table:
         ("machine", machine),
         ("cores used", str(run.cores)),
         ("versions", versions),
-        ("pictures", pictures),
+        ("images", images),
         ("all requests", totals),
         *((f"skipped: {skipped.topology}", skipped.why) for skipped in run.skipped),
     ]
@@ -212,30 +212,30 @@ def about(summary: Summary) -> Table:
 
 
 def sections(summary: Summary) -> list[Section]:
-    """The tables of each picture, ratios before absolute figures."""
+    """Return the tables of each image, ratios before absolute figures."""
     return [
-        Section(key, picture.title, tuple(table for table in _tables(summary, key) if table.rows))
-        for key, picture in summary.run.pictures.items()
+        Section(key, image.title, tuple(table for table in _tables(summary, key) if table.rows))
+        for key, image in summary.run.images.items()
     ]
 
 
-def _tables(summary: Summary, picture: str) -> Iterator[Table]:
-    yield _gains(summary, picture)
+def _tables(summary: Summary, image: str) -> Iterator[Table]:
+    yield _gains(summary, image)
     if summary.run.profile == "article":
-        yield _article(summary, picture)
-    yield _peer_ratios(summary, picture)
-    yield _side_by_side(summary, picture)
-    yield _scaling(summary, picture)
-    yield _throughput(summary, picture)
-    yield _burst(summary, picture)
-    yield _cost(summary, picture)
-    yield _health(summary, picture)
-    yield _answers(summary, picture)
+        yield _article(summary, image)
+    yield _peer_ratios(summary, image)
+    yield _side_by_side(summary, image)
+    yield _scaling(summary, image)
+    yield _throughput(summary, image)
+    yield _burst(summary, image)
+    yield _cost(summary, image)
+    yield _health(summary, image)
+    yield _answers(summary, image)
 
 
-def _gains(summary: Summary, picture: str) -> Table:
+def _gains(summary: Summary, image: str) -> Table:
     def rate(topology: str, scenario: str) -> str:
-        cell = summary.cell(picture, topology, scenario)
+        cell = summary.cell(image, topology, scenario)
         return each_s(cell.requests_per_s if cell else None)
 
     return Table(
@@ -251,13 +251,13 @@ def _gains(summary: Summary, picture: str) -> Table:
                 rate(CLUSTER, gain.scenario),
             )
             for gain in summary.gains
-            if gain.picture == picture
+            if gain.image == image
         ),
         "Right answers per second; the ideal is the number of cores, or of users where they are fewer.",
     )
 
 
-def _article(summary: Summary, picture: str) -> Table:
+def _article(summary: Summary, image: str) -> Table:
     # Kept in this order: the article, its design on this machine, ours.
     pairs = [("the design of the article here", *_ARTICLE_PEERS), ("ours", SINGLE, CLUSTER)]
     rows = [
@@ -269,10 +269,10 @@ def _article(summary: Summary, picture: str) -> Table:
         )
         for name, one, many in pairs
         for burst in summary.bursts
-        for single, cluster in [[summary.cell(picture, key, BURST) for key in (one, many)]]
-        if (burst.picture, burst.single, burst.cluster) == (picture, one, many) and single and cluster
+        for single, cluster in [[summary.cell(image, key, BURST) for key in (one, many)]]
+        if (burst.image, burst.single, burst.cluster) == (image, one, many) and single and cluster
     ]
-    if shipped := summary.cell(picture, AS_SHIPPED, BURST):  # one process of it is not measured
+    if shipped := summary.cell(image, AS_SHIPPED, BURST):  # one process of it is not measured
         workers = str(summary.run.topologies[AS_SHIPPED].workers)
         ended = duration(shipped.first_ms), duration(shipped.last_ms)
         rows.append(("ours, as shipped", workers, "-", "-", *ended, "-", "-"))
@@ -302,14 +302,14 @@ def _article(summary: Summary, picture: str) -> Table:
     )
 
 
-def _peer_ratios(summary: Summary, picture: str) -> Table:
-    mine = [ratio for ratio in summary.peers if ratio.picture == picture]
+def _peer_ratios(summary: Summary, image: str) -> Table:
+    mine = [ratio for ratio in summary.peers if ratio.image == image]
     scenarios = list(dict.fromkeys(ratio.scenario for ratio in mine))
     found = {(ratio.peer, ratio.ours, ratio.scenario): ratio.times for ratio in mine}
     compared = {(ratio.peer, ratio.ours): ratio for ratio in mine}
     return Table(
         "Ours over each peer, requests per second",
-        ("peer", "JPEG quality", "beside our", *map(_users, scenarios)),
+        ("peer", "JPEG quality", "compared with our", *map(_users, scenarios)),
         tuple(
             (
                 _title(summary, peer),
@@ -319,16 +319,16 @@ def _peer_ratios(summary: Summary, picture: str) -> Table:
             )
             for (peer, ours), ratio in compared.items()
         ),
-        "Above 1, ours is faster. A peer of one process stands beside our single process."
+        "Above 1, ours is faster. A peer of one process is compared with our single process."
         " Only rows at matched quality compare like with like."
         + (" As shipped, ours need not decode most JPEGs." if AS_SHIPPED in summary.run.topologies else ""),
     )
 
 
-def _side_by_side(summary: Summary, picture: str) -> Table:
-    scenario = summary.headline[picture]
-    cells = [cell for cell in summary.cells if (cell.picture, cell.scenario) == (picture, scenario)]
-    checked = {answer.topology: answer for answer in summary.answers if answer.picture == picture}
+def _side_by_side(summary: Summary, image: str) -> Table:
+    scenario = summary.headline[image]
+    cells = [cell for cell in summary.cells if (cell.image, cell.scenario) == (image, scenario)]
+    checked = {answer.topology: answer for answer in summary.answers if answer.image == image}
     peers = [cell for cell in cells if summary.run.topologies[cell.topology].is_peer]
     ours = [cell for cell in cells if cell.topology in {SINGLE, CLUSTER, AS_SHIPPED}]
 
@@ -368,8 +368,8 @@ def _side_by_side(summary: Summary, picture: str) -> Table:
     )
 
 
-def _scaling(summary: Summary, picture: str) -> Table:
-    scaling = next(scaling for scaling in summary.scaling if scaling.picture == picture)
+def _scaling(summary: Summary, image: str) -> Table:
+    scaling = next(scaling for scaling in summary.scaling if scaling.image == image)
     return Table(
         f"Throughput over workers, {_users(scaling.scenario)}",
         ("workers", "over one worker", "efficiency", "answers per s", "the law says"),
@@ -388,7 +388,7 @@ def _scaling(summary: Summary, picture: str) -> Table:
 
 
 def law_in_words(scaling: Scaling) -> str:
-    """What the Universal Scalability Law makes of the points, or why it makes nothing of them."""
+    """Describe the fit of the Universal Scalability Law, or why there is none."""
     if scaling.law is None:
         number = len(scaling.points)
         points = "1 measured point predicts" if number == 1 else f"{number} measured points predict"
@@ -405,7 +405,7 @@ def law_in_words(scaling: Scaling) -> str:
     )
 
 
-def _throughput(summary: Summary, picture: str) -> Table:
+def _throughput(summary: Summary, image: str) -> Table:
     return Table(
         "Throughput and response times",
         ("load", "answers per s", "p50", "p95", "p99", "ok", "refused", "failed", "wrong"),
@@ -417,15 +417,15 @@ def _throughput(summary: Summary, picture: str) -> Table:
                 *(_count(cell, number) for number in (cell.ok, cell.refused, cell.failed, cell.wrong)),
             )
             for cell in summary.cells
-            if cell.picture == picture and cell.scenario != BURST
+            if cell.image == image and cell.scenario != BURST
         ),
         "Response times are of the right answers of all repetitions."
-        " Refused is a 503 with Retry-After; wrong is a 200 that is not the flipped picture.",
+        " Refused is a 503 with Retry-After; wrong is a 200 that is not the flipped image.",
     )
 
 
-def _burst(summary: Summary, picture: str) -> Table:
-    gain = _our_burst(summary, picture)
+def _burst(summary: Summary, image: str) -> Table:
+    gain = _our_burst(summary, image)
     rows = [
         (
             _title(summary, cell.topology),
@@ -434,7 +434,7 @@ def _burst(summary: Summary, picture: str) -> Table:
             *(_count(cell, number) for number in (cell.ok, cell.refused, cell.failed, cell.wrong)),
         )
         for cell in summary.cells
-        if (cell.picture, cell.scenario) == (picture, BURST)
+        if (cell.image, cell.scenario) == (image, BURST)
     ]
     if gain:
         rows.append(("cluster sooner by (times)", times(gain.first), times(gain.last), "", "", "", ""))
@@ -446,7 +446,7 @@ def _burst(summary: Summary, picture: str) -> Table:
     )
 
 
-def _cost(summary: Summary, picture: str) -> Table:
+def _cost(summary: Summary, image: str) -> Table:
     return Table(
         "Memory and CPU",
         ("load", "peak memory", "cores used", "CPU each answer", "locust's share of all cores"),
@@ -459,15 +459,15 @@ def _cost(summary: Summary, picture: str) -> Table:
                 share(cell.generator_share),
             )
             for cell in summary.cells
-            if cell.picture == picture
+            if cell.image == image
         ),
         "Of the whole tree of the server's processes; each page of memory is counted once.",
     )
 
 
-def _health(summary: Summary, picture: str) -> Table:
+def _health(summary: Summary, image: str) -> Table:
     return Table(
-        "Health check beside the load",
+        "Health check under load",
         ("load", "p50", "p99", "slowest", "asked", "not 200"),
         tuple(
             (
@@ -477,12 +477,12 @@ def _health(summary: Summary, picture: str) -> Table:
                 f"{health.unwell:,}",
             )
             for cell in summary.cells
-            if cell.picture == picture and (health := cell.health)
+            if cell.image == image and (health := cell.health)
         ),
     )
 
 
-def _answers(summary: Summary, picture: str) -> Table:
+def _answers(summary: Summary, image: str) -> Table:
     return Table(
         "What came back",
         ("topology", "JPEG quality", "bytes", "over what was sent", "PSNR"),
@@ -495,15 +495,15 @@ def _answers(summary: Summary, picture: str) -> Table:
                 decibels(answer.psnr_db),
             )
             for answer in summary.answers
-            if answer.picture == picture
+            if answer.image == image
             for topology in [summary.run.topologies[answer.topology]]
         ),
-        "One checked answer each, beside a flip of the decoded original.",
+        "One checked answer each, compared with a flip of the decoded original.",
     )
 
 
 def caveats(summary: Summary) -> list[str]:
-    """What speaks against believing the figures too much, as far as the data shows it."""
+    """Return reasons to doubt the figures, as far as the data shows them."""
     rules: Sequence[Callable[[Summary], Iterable[str]]] = (
         alarms,
         _about_cores,
@@ -537,7 +537,7 @@ def _about_cores(summary: Summary) -> Iterator[str]:
         yield (
             "The single process, which is a worker and its engine, had one core, and the ideal is the number"
             " of cores. Left to itself its worker receives and sends on another one, so that it gives some"
-            " hundredths more, and with small pictures half as much again; `make ratios` compares with that."
+            " hundredths more, and with small images half as much again; `make ratios` compares with that."
         )
 
 
@@ -563,14 +563,14 @@ def _about_generator(summary: Summary) -> Iterator[str]:
 
 
 def _about_room(summary: Summary) -> Iterator[str]:
-    for key, picture in summary.run.pictures.items():
+    for key, image in summary.run.images.items():
         cell = summary.cell(key, SINGLE, summary.headline[key])
         if cell and cell.cores_used and cell.generator_share is not None:
             cores = summary.run.cores
             busy = cell.cores_used.median + cell.generator_share * cores
             if cores > 1 and busy > _MUCH_BUSY:
                 yield (
-                    f"{picture.title}: the single process and locust together keep {busy:.1f} cores busy, so"
+                    f"{image.title}: the single process and locust together keep {busy:.1f} cores busy, so"
                     f" that {cores} cores have room for {cores / busy:.1f} times as much at most."
                 )
 
@@ -589,7 +589,7 @@ def _about_more_than_ideal(summary: Summary) -> Iterator[str]:
     for gain in summary.gains:
         if gain.efficiency is not None and gain.efficiency > 1:
             yield (
-                f"{summary.run.pictures[gain.picture].title}, {_users(gain.scenario)}: more than the ideal is"
+                f"{summary.run.images[gain.image].title}, {_users(gain.scenario)}: more than the ideal is"
                 " mostly chance, a machine that was slower when it was the single process's turn; a little of"
                 " it may be what worker and engine lose when they take turns on one core."
             )
@@ -622,7 +622,7 @@ def _about_tails(summary: Summary) -> Iterator[str]:
 
 
 def is_cut(cell: Cell) -> bool:
-    """Whether its window was too short for its slow answers."""
+    """Return whether its window was too short for its slow answers."""
     if cell.scenario == BURST or cell.p95_ms is None or cell.window_s is None:
         return False
     return cell.p95_ms > _MUCH_OF_WINDOW * cell.window_s * 1e3
@@ -630,25 +630,25 @@ def is_cut(cell: Cell) -> bool:
 
 def _about_peers(summary: Summary) -> Iterator[str]:
     if any(topology.is_peer for topology in summary.run.topologies.values()):
-        yield "The peers are our own small programs, as their users would write them; nobody has tuned them."
+        yield "The peers are our own small programs, as their users would write them, and not tuned."
     yield from _failed(summary, of_peers=True)
     for cell in summary.cells:
         topology = summary.run.topologies[cell.topology]
-        is_headline = cell.scenario == summary.headline[cell.picture]
+        is_headline = cell.scenario == summary.headline[cell.image]
         is_alone = topology.is_peer and topology.workers == 1 and topology.quality == "matched"
         used = cell.cores_used.median if cell.cores_used else 0.0
         if is_alone and is_headline and used > _MORE_THAN_ONE:
             yield f"{topology.title} is one process with threads: it used {used:.1f} cores, unlike ours."
-    bytes_of = {(answer.picture, answer.topology): answer.answer_bytes for answer in summary.answers}
+    bytes_of = {(answer.image, answer.topology): answer.answer_bytes for answer in summary.answers}
     for answer in summary.answers:
         topology = summary.run.topologies[answer.topology]
-        ours = bytes_of.get((answer.picture, CLUSTER))
+        ours = bytes_of.get((answer.image, CLUSTER))
         if topology.is_peer and topology.quality == "matched" and ours:
             over = answer.answer_bytes / ours
-            picture = summary.run.pictures[answer.picture].title
+            image = summary.run.images[answer.image].title
             if abs(over - 1) > _SIZES_DIFFER:
                 yield (
-                    f"{topology.title} answers {picture} with {share(over)} of our bytes although its"
+                    f"{topology.title} answers {image} with {share(over)} of our bytes although its"
                     " quality is matched: the same number is not the same quality to every encoder."
                 )
 
@@ -676,11 +676,11 @@ def _about_law(summary: Summary) -> Iterator[str]:
         yield ("Numbers of workers between one and all were measured after those two, each on as many cores.")
     for scaling in summary.scaling:
         if scaling.points:
-            yield f"{summary.run.pictures[scaling.picture].title}: {law_in_words(scaling)}"
+            yield f"{summary.run.images[scaling.image].title}: {law_in_words(scaling)}"
 
 
 def number(value: float | None) -> str:
-    """Three digits, or all before the point."""
+    """Write three digits, or all before the point."""
     if value is None:
         return NO_DATA
     if abs(value) >= 99.95:  # noqa: PLR2004 shown as 100
@@ -689,24 +689,24 @@ def number(value: float | None) -> str:
 
 
 def times(value: Spread | None) -> str:
-    """A ratio with its range."""
+    """Write a ratio with its range."""
     return _ranged(value, number)
 
 
 def each_s(value: Spread | None) -> str:
-    """A rate with its range."""
+    """Write a rate with its range."""
     return _ranged(value, number)
 
 
 def milliseconds(value: float | None) -> str:
-    """A time, in the unit that reads best."""
+    """Write a time in milliseconds, or in seconds if it is long."""
     if value is None:
         return NO_DATA
     return f"{number(value)} ms" if value < 1e4 else f"{number(value / 1e3)} s"  # noqa: PLR2004
 
 
 def duration(value: Spread | None) -> str:
-    """A time with its range, in seconds or milliseconds."""
+    """Write a time with its range, in seconds or milliseconds."""
     if value is None:
         return NO_DATA
     unit, factor = ("s", 1e-3) if value.median >= 1e3 else ("ms", 1.0)  # noqa: PLR2004
@@ -715,19 +715,19 @@ def duration(value: Spread | None) -> str:
 
 
 def share(value: float | None) -> str:
-    """A part of a whole, in percent."""
+    """Write a part of a whole in percent."""
     if value is None:
         return NO_DATA
     return f"{value * 100:.0f} %" if value >= 0.1 else f"{value * 100:.1f} %"  # noqa: PLR2004
 
 
 def megabytes(value: float | None) -> str:
-    """Memory."""
+    """Write memory."""
     return NO_DATA if value is None else f"{value:,.0f} MB"
 
 
 def decibels(value: float | None) -> str:
-    """How near a picture is to another; without end where it is the same."""
+    """Write a peak signal-to-noise ratio; infinite is no loss."""
     if value is None:
         return NO_DATA
     return "no loss" if math.isinf(value) else f"{value:.1f} dB"
@@ -764,7 +764,7 @@ def _row_name(summary: Summary, cell: Cell) -> str:
 
 
 def _named(summary: Summary, cell: Cell) -> str:
-    return f"{summary.run.pictures[cell.picture].title}, {_row_name(summary, cell)}"
+    return f"{summary.run.images[cell.image].title}, {_row_name(summary, cell)}"
 
 
 def _listed(summary: Summary, cells: Sequence[Cell]) -> str:
@@ -789,8 +789,8 @@ def _outcomes(cell: Cell) -> str:
     return said or ("none" if cell.ok else f"nothing {OK}")
 
 
-def _described(picture: Picture) -> str:
+def _described(image: SentImage) -> str:
     return (
-        f"{picture.title} ({picture.width}x{picture.height} {picture.format}, {picture.bytes / 1e6:.2g} MB,"
-        f" quality {picture.quality})"
+        f"{image.title} ({image.width}x{image.height} {image.format}, {image.bytes / 1e6:.2g} MB,"
+        f" quality {image.quality})"
     )

@@ -1,7 +1,7 @@
 """Makes the recorded raw data, always the same: `python tests/unit/benchmarks/record.py`.
 
 A small model of a closed loop stands in for the service: users ask, workers take the next request in turn,
-and who would wait too long is refused.
+and requests that would wait too long are refused.
 """
 
 import csv
@@ -75,9 +75,9 @@ class Recorder:
                 heapq.heappush(asked, (started_s + took_s + pause_s, user))
         self.now_s = ended_s
         self.tables["windows"].append([*key, f"{began_s:.3f}", f"{ended_s:.3f}"])
-        self._beside(key, model, began_s, length_s, busy_s)
+        self._sample(key, model, began_s, length_s, busy_s)
 
-    def _beside(self, key: list[Any], model: Model, began_s: float, length_s: float, busy_s: float) -> None:
+    def _sample(self, key: list[Any], model: Model, began_s: float, length_s: float, busy_s: float) -> None:
         used = min(model.workers, busy_s / length_s)
         for n in range(5):
             at_s = began_s + length_s * n / 4
@@ -104,9 +104,9 @@ class Recorder:
         said["machine"] = MACHINE | {"cores": run["cores"]}
         (raw / "run.json").write_text(json.dumps(said, indent=1) + "\n")
         for name, columns in COLUMNS.items():
-            head = f"picture,topology,scenario,repetition,{columns}".split(",")
+            head = f"image,topology,scenario,repetition,{columns}".split(",")
             write_csv(raw / f"{name}.csv", [head, *self.tables[name]])
-        write_csv(raw / "answers.csv", [["picture", "topology", "answer_bytes", "psnr_db"], *answers])
+        write_csv(raw / "answers.csv", [["image", "topology", "answer_bytes", "psnr_db"], *answers])
 
 
 def write_csv(file: Path, rows: list[list[Any]]) -> None:
@@ -133,10 +133,10 @@ def rounds(recorder: Recorder, repetitions: int) -> Iterator[tuple[int, float]]:
 
 
 def record_quick() -> None:
-    """Two cores, two pictures, no peers."""
-    pictures = {
-        "small": picture("640x427", 640, 427, 67_000),
-        "2mp": picture("2 megapixels", 1632, 1224, 612_345),
+    """Two cores, two images, no peers."""
+    images = {
+        "small": image("640x427", 640, 427, 67_000),
+        "2mp": image("2 megapixels", 1632, 1224, 612_345),
     }
     models = {
         "small": {"single": Model(1, 0.006, 90), "cluster": Model(2, 0.0066, 170)},
@@ -149,25 +149,25 @@ def record_quick() -> None:
             for scenario in scenarios[name]:
                 for key, model in by_topology.items():
                     jitter = slowness * recorder.random.uniform(0.99, 1.01)
-                    size = pictures[name]["bytes"] + 120
+                    size = images[name]["bytes"] + 120
                     recorder.measure([name, key, scenario, repetition], model, jitter, size)
     run = {
         "profile": "quick",
         "started": "2026-11-25T21:00:00Z",
         "cores": 2,
-        "pictures": pictures,
+        "images": images,
         "topologies": {
             "single": topology("single process", models["2mp"]["single"]),
             "cluster": topology("cluster", models["2mp"]["cluster"]),
         },
         "skipped": [],
     }
-    answers = [[name, key, p["bytes"] + 120, "inf"] for name, p in pictures.items() for key in models[name]]
+    answers = [[name, key, p["bytes"] + 120, "inf"] for name, p in images.items() for key in models[name]]
     recorder.write(RECORDED / "quick", run, answers)
 
 
 def record_article() -> None:
-    """Four cores, the article's picture, workers from one to four, and peers."""
+    """Four cores, the article's image, workers from one to four, and peers."""
     law = {n: 0.068 * (1 + 0.04 * (n - 1) + 0.004 * n * (n - 1)) for n in range(1, 5)}
     ours = {
         "single": Model(1, law[1], 260),
@@ -211,7 +211,7 @@ def record_article() -> None:
         "profile": "article",
         "started": "2026-11-25T22:00:00Z",
         "cores": 4,
-        "pictures": {"20mp": picture("20 megapixels", 5472, 3648, 6_700_000)},
+        "images": {"20mp": image("20 megapixels", 5472, 3648, 6_700_000)},
         "topologies": {key: topology(names.get(key, key.replace("-", " ")), m) for key, m in ours.items()}
         | {key: topology(titles[key][0], peers[key], *titles[key][1:]) for key in peers},
         "skipped": [{"topology": "thumbor", "why": "it is not installed"}],
@@ -229,7 +229,7 @@ def record_article() -> None:
     recorder.write(RECORDED / "article", run, answers)
 
 
-def picture(title: str, width: int, height: int, size: int) -> dict[str, Any]:
+def image(title: str, width: int, height: int, size: int) -> dict[str, Any]:
     return {
         "title": title,
         "width": width,

@@ -18,11 +18,11 @@ from benchmarks.comparison import plots
 from benchmarks.comparison.recordings import (
     AS_SHIPPED,
     Generated,
-    Picture,
     Raw,
     Request,
     Run,
     Sample,
+    SentImage,
     Skipped,
     Topology,
     Window,
@@ -35,7 +35,7 @@ from benchmarks.comparison.tables import NO_DATA, caveats, have_ours_failed
 
 RECORDED = Path(__file__).parent / "recorded"
 PNG = b"\x89PNG\r\n\x1a\n"
-PICTURE = Picture("2 megapixels", 1632, 1224, 600_000, 90, "jpeg")
+IMAGE = SentImage("2 megapixels", 1632, 1224, 600_000, 90, "jpeg")
 SINGLE = Topology("single process", 1, is_peer=False, quality="matched", design="flipcluster")
 CLUSTER = replace(SINGLE, title="cluster", workers=2)
 PEER = Topology("Peer", 2, is_peer=True, quality="matched", design="other")
@@ -48,7 +48,7 @@ RUN = Run(
     commit="0123abc",
     machine={"cpu": "Example"},
     versions={"python": "3.11.7"},
-    pictures={"2mp": PICTURE},
+    images={"2mp": IMAGE},
     topologies={"single": SINGLE, "cluster": CLUSTER},
     skipped=(),
 )
@@ -76,9 +76,9 @@ def raw_of(*cells: tuple[Window, list[Request]], run: Run = RUN) -> Raw:
 def everything(raw: Raw) -> tuple[Summary, str]:
     """All that a report says, which must not fail whatever is missing."""
     summary = summarise(raw)
-    pictures = plots.draw(raw, summary)
+    drawn = plots.draw(raw, summary)
     json.loads(summary_json(summary))
-    html(summary, pictures)
+    html(summary, drawn)
     return summary, markdown(summary)
 
 
@@ -139,7 +139,7 @@ def test_a_wrong_answer_makes_the_verdict_shout(started_s: float) -> None:
     window, requests = measured("cluster", 40)
     wrong = replace(requests[0], outcome="wrong", started_s=started_s)
     summary, said = everything(raw_of(measured("single", 20), (window, [*requests, wrong])))
-    shout = "WRONG ANSWERS: 1 of 61 answers were 200 and not the flipped picture (cluster 1)."
+    shout = "WRONG ANSWERS: 1 of 61 answers were 200 and not the flipped image (cluster 1)."
     assert verdict(summary).startswith(shout)
     assert said.splitlines()[2].startswith(f"**{shout}")
     assert f'<p class="alarm">{shout}' in html(summary, {})
@@ -227,7 +227,7 @@ def test_threads_of_one_core_are_said_to_be_some() -> None:
     assert "SMT" not in caveats_with(2)
 
 
-def test_the_cluster_as_shipped_stands_beside_each_peer_too() -> None:
+def test_the_cluster_as_shipped_is_compared_with_each_peer_too() -> None:
     run = replace(
         RUN,
         topologies={
@@ -243,8 +243,8 @@ def test_the_cluster_as_shipped_stands_beside_each_peer_too() -> None:
     assert "| Peer | matched | as shipped | 5.00 (once) |" in said
 
 
-def test_what_was_measured_with_one_picture_only_is_no_hole_of_another() -> None:
-    run = replace(RUN, pictures={"2mp": PICTURE, "small": replace(PICTURE, title="small")})
+def test_what_was_measured_with_one_image_only_is_no_hole_of_another() -> None:
+    run = replace(RUN, images={"2mp": IMAGE, "small": replace(IMAGE, title="small")})
     run = replace(run, topologies={"single": SINGLE, "workers-1": replace(SINGLE, title="1 core")})
     said = everything(raw_of(measured("single", 10), measured("workers-1", 10), run=run))[1]
     assert "small, 1 core" not in said
@@ -287,7 +287,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def test_rows_that_are_cut_off_are_left_out_and_said() -> None:
-    head = "picture,topology,scenario,repetition,began_s,ended_s\n"
+    head = "image,topology,scenario,repetition,began_s,ended_s\n"
     row = "2mp,single,10,0,1.0,2.5\n"
     raw = raw_from(RUN, {"windows": head + row + "2mp,single,10\n2mp,single,10,x,1,2\n2mp,single,10,1,3.0,4"})
     assert raw.windows == (Window("2mp", "single", "10", 0, 1.0, 2.5),)
@@ -302,7 +302,7 @@ def test_no_window_and_no_right_answer_divide_nothing_by_zero() -> None:
     assert summary.gains[0].times is None
 
 
-def test_a_peer_stands_beside_ours_of_as_many_processes() -> None:
+def test_a_peer_is_compared_with_ours_of_as_many_processes() -> None:
     topologies = RUN.topologies | {"many": PEER, "one": replace(PEER, title="Peer alone", workers=1)}
     run = replace(RUN, topologies=topologies)
     rates = {"single": 50, "cluster": 96, "many": 24, "one": 20}
@@ -333,7 +333,7 @@ def test_a_peer_that_was_never_measured_crashes_nothing() -> None:
     assert "| Peer, 10 users | no data |" in said
 
 
-def test_the_article_stands_beside_ours_only_in_its_profile() -> None:
+def test_the_article_is_compared_with_ours_only_in_its_profile() -> None:
     article, quick = (markdown(summarise(read(RECORDED / name))) for name in ("article", "quick"))
     assert "| the article | 8 | 16 s | 40 s | 10 s | 14 s | 1.60 | 2.86 |" in article
     assert "| ours | 4 |" in article
@@ -348,14 +348,14 @@ def test_two_points_predict_nothing_and_four_say_that_they_predict() -> None:
 
 
 @each_recording
-def test_the_page_holds_all_pictures_and_refers_to_nothing_outside(name: str) -> None:
+def test_the_page_holds_all_plots_and_refers_to_nothing_outside(name: str) -> None:
     raw = read(RECORDED / name)
     summary = summarise(raw)
-    pictures = plots.draw(raw, summary)
-    page = html(summary, pictures)
+    drawn = plots.draw(raw, summary)
+    page = html(summary, drawn)
     sources = re.findall(r'src="([^"]*)"', page)
     held = [b64decode(source.removeprefix("data:image/png;base64,")) for source in sources]
-    assert sorted(held) == sorted(pictures.values())
+    assert sorted(held) == sorted(drawn.values())
     assert all(png.startswith(PNG) for png in held)
     assert not re.search(
         r"https?:|//|href|<link|<script|@import|url\(", re.sub(r'src="data:[^"]*"', "", page)
@@ -371,7 +371,7 @@ def test_the_page_says_whatever_the_text_says(name: str) -> None:
 
 
 def test_names_from_the_data_are_text_and_no_markup() -> None:
-    run = replace(RUN, pictures={"2mp": replace(PICTURE, title="<b>|2")}, versions={"<i>": "&"})
+    run = replace(RUN, images={"2mp": replace(IMAGE, title="<b>|2")}, versions={"<i>": "&"})
     summary, said = everything(raw_of(measured("single", 10), run=run))
     page = html(summary, {})
     assert "&lt;b&gt;|2" in page
@@ -386,10 +386,10 @@ def test_names_from_the_data_are_text_and_no_markup() -> None:
         ("article", {"throughput", "scaling", "response", "latency", "memory", "peers"}),
     ],
 )
-def test_every_kind_of_picture_is_drawn(name: str, kinds: set[str]) -> None:
+def test_every_kind_of_plot_is_drawn(name: str, kinds: set[str]) -> None:
     raw = read(RECORDED / name)
     drawn = plots.draw(raw, summarise(raw))
-    assert drawn.keys() == {f"{kind}-{picture}" for kind in kinds for picture in raw.run.pictures}
+    assert drawn.keys() == {f"{kind}-{image}" for kind in kinds for image in raw.run.images}
 
 
 def test_writing_makes_all_files(tmp_path: Path) -> None:
@@ -397,8 +397,8 @@ def test_writing_makes_all_files(tmp_path: Path) -> None:
     summary = write(tmp_path)
     assert (tmp_path / "summary.json").read_text() == summary_json(summary)
     assert (tmp_path / "summary.md").read_text() == markdown(summary)
-    pictures = {file.stem: file.read_bytes() for file in (tmp_path / "plots").glob("*.png")}
-    assert (tmp_path / "report.html").read_text() == html(summary, pictures)
+    drawn = {file.stem: file.read_bytes() for file in (tmp_path / "plots").glob("*.png")}
+    assert (tmp_path / "report.html").read_text() == html(summary, drawn)
 
 
 def test_the_order_of_rows_changes_nothing() -> None:
