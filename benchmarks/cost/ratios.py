@@ -21,6 +21,7 @@ from benchmarks.harness.exchanges import ask
 from benchmarks.harness.load import probed
 from benchmarks.harness.messages import post
 from benchmarks.harness.server import ENGINE, WORKER, LiveServer
+from benchmarks.harness.waiting import DEADLINE_S
 from images.render import benchmark_image, small_image
 from server.cluster.cpus import usable_cores
 from server.cluster.supervisor import MALLOC_SETTINGS
@@ -65,9 +66,10 @@ class Measured:
     workers_ms: float = 0.0
 
 
-def service(workers: int, arguments: Sequence[str] = ()) -> LiveServer:
+def service(workers: int, arguments: Sequence[str] = (), start_s: float = DEADLINE_S) -> LiveServer:
     """Return the service with a number of workers; enter it to start it."""
-    return LiveServer(*arguments, environ={"WEB_CONCURRENCY": str(workers)}, ignore={"request"})
+    environ = {"WEB_CONCURRENCY": str(workers)}
+    return LiveServer(*arguments, environ=environ, ignore={"request"}, start_s=start_s)
 
 
 def measure_service(under_test: LiveServer, section: Section, requests: int) -> Measured:
