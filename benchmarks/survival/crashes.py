@@ -117,7 +117,7 @@ def sabotage(
     at_once: int = 8, body: str = "big", timeout_s: float = 5.0, memory_bytes: int = 1 << 30
 ) -> list[Finding]:
     """Send poison images along with others: they are refused, and refused without a try the next time."""
-    path = f"{ROOT / 'tests' / 'support' / 'sabotage'}:{ROOT}"
+    path = f"{ROOT / 'benchmarks' / 'harness' / 'sabotage'}:{ROOT}"
     findings = []
     limits = {"FLIP_ENGINE_TIMEOUT_S": str(timeout_s), "FLIP_ENGINE_MEMORY_BYTES": str(memory_bytes)}
     with cluster(PYTHONPATH=path, **limits) as server:

@@ -19,7 +19,7 @@ from server.errors import ServiceUnavailable
 
 SLOW = {"format": "avif"}  # takes seconds for the sample image
 
-SABOTAGE = f"{ROOT / 'tests' / 'support' / 'sabotage'}:{ROOT}"
+SABOTAGE = f"{ROOT / 'benchmarks' / 'harness' / 'sabotage'}:{ROOT}"
 
 
 def flip(server: LiveServer, **query: str) -> httpx.Response:

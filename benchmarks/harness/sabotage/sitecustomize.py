@@ -1,7 +1,7 @@
-"""Pictures that kill: an engine that finds a mark in an upload does what the mark says.
+"""Poison images: an engine that finds a mark in an upload crashes in the way that the mark names.
 
-Python imports this module at its start when its directory is in PYTHONPATH. No code of the service knows of
-it, and nobody but an engine is changed by it.
+Python imports this module at its start when its directory is in PYTHONPATH. The service does not know it, and
+it changes engines only.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ def _hang() -> None:
 
 def _eat() -> None:
     blocks = [bytearray(b"\1") * _BLOCK_BYTES for _ in range(_ENOUGH_BLOCKS)]
-    raise AssertionError(f"nobody refused {len(blocks)} blocks of memory")
+    raise AssertionError(f"{len(blocks)} blocks of memory were not refused")
 
 
 def _exit() -> None:
@@ -45,7 +45,7 @@ SABOTAGES: dict[str, Callable[[], None]] = {
 }
 
 
-def _infiltrate() -> None:
+def _install() -> None:
     from server.imaging import pipeline  # noqa: PLC0415 only an engine may pay for it
 
     process = pipeline.process
@@ -55,8 +55,8 @@ def _infiltrate() -> None:
             SABOTAGES[mark[1].decode()]()
         return process(source, *arguments)
 
-    pipeline.process = sabotaged
+    pipeline.process = sabotaged  # type: ignore[assignment]
 
 
 if "server.cluster.engine" in sys.orig_argv:
-    _infiltrate()
+    _install()
