@@ -28,8 +28,8 @@ log = get_logger(__name__)
 _MOST_LOSSES = 4
 
 #: How long to wait for the report on how an engine ended, and how often to look for it, in seconds.
-_VERDICT_S = 1.0
-_LOOK_EVERY_S = 0.002
+_EXIT_REPORT_S = 1.0
+_POLL_S = 0.002
 
 
 class TooLate(Exception):
@@ -59,7 +59,7 @@ class Lost:
 
     @property
     def may_be_an_accident(self) -> bool:
-        """Whether the cause may be outside: an operator, an OOM kill."""
+        """Whether something other than the image may have ended it: an operator, an OOM kill."""
         return self.pid == 0 or self.returncode == -signal.SIGKILL
 
 
@@ -165,6 +165,9 @@ class Dispatcher:
         """Remember an image that crashed engines, and log all that is known of it."""
         entry = await asyncio.to_thread(QuarantineEntry.of, upload, operation)
         total = self._quarantine.add(entry, crashes)
+        if total < CRASH_THRESHOLD:  # it took too long for the first time
+            log.warning("image_timed_out", **asdict(entry), pid=lost.pid)
+            return
         is_kept = False
         try:
             is_kept = await asyncio.to_thread(self._quarantine.keep, upload, entry)
@@ -204,7 +207,7 @@ class Dispatcher:
             except ConnectionResetError:  # it died with our task unread
                 message = b""
             if not message:
-                return await self._verdict(task)
+                return await self._exit_report(task)
         try:
             answer = decode_answer(message, operation)
         except ValueError as error:  # our own bug, or an engine that an image has taken over
@@ -220,14 +223,14 @@ class Dispatcher:
             )
         return answer
 
-    async def _verdict(self, task: Task) -> Lost:
+    async def _exit_report(self, task: Task) -> Lost:
         """Find out how the engine ended: its own worker reports it, once it has reaped it."""
         loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + _VERDICT_S
+        deadline_s = loop.time() + _EXIT_REPORT_S
         while loop.time() < deadline_s:
             if row := self._scoreboard.row_with(Cell.LOST_TASK, task.number):
                 return Lost(row[Cell.LOST_PID], row[Cell.LOST_STATUS])
-            await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.sleep(_POLL_S)
         return Lost()
 
     async def _send(self, task: Task, lane: Lane, files: Sequence[int]) -> None:

@@ -177,7 +177,7 @@ def main() -> None:
         engine = Engine(config, operations, lanes, control, recorder)
         for prepare in {operation.prepare for operation in operations.values() if operation.prepare}:
             resolve_name(prepare)()
-        gc.freeze()  # what is loaded now stays for good; no collection has to look at it again
+        gc.freeze()  # keeps the garbage collector from scanning what is loaded now
         engine.serve()
 
 

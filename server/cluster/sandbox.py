@@ -16,7 +16,7 @@ _OOM_SCORE = 500
 
 
 def enter(*, nice: int, memory_bytes: int) -> None:
-    """Confine this process for good.
+    """Confine this process irrevocably.
 
     Args:
         nice: how far it stands behind workers, or a health check waits for an image (nice(2)).

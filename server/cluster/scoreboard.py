@@ -128,6 +128,10 @@ class Snapshot:
         return sum(worker.engine_pid != 0 for worker in self.workers)
 
 
+class NoFreeRow(Exception):
+    """There is no row left for another worker."""
+
+
 class Row:
     """One worker's cells; `row[Cell.IN_FLIGHT] += 1`."""
 
@@ -198,10 +202,10 @@ class Scoreboard:
         """Take a free row for a worker about to be forked.
 
         Raises:
-            RuntimeError: more workers than rows.
+            NoFreeRow: there are as many workers as rows.
         """
         if not self._free:
-            raise RuntimeError("the scoreboard has no row left for another worker")
+            raise NoFreeRow("the scoreboard has no row left for another worker")
         row = self._row(self._free.pop())
         row[Cell.STATE] = State.STARTING
         return row

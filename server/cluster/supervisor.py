@@ -90,7 +90,11 @@ class Supervisor:
         own is tried again and again.
         """
         self._task = asyncio.create_task(self._supervise())
-        await self._first_attempt.wait()
+        first_attempt = asyncio.create_task(self._first_attempt.wait())
+        await asyncio.wait({first_attempt, self._task}, return_when=asyncio.FIRST_COMPLETED)
+        if self._task.done():  # a bug: the worker must not wait for it
+            first_attempt.cancel()
+            await self._task
 
     async def stop(self) -> None:
         """Stop the engine after its current task."""

@@ -48,8 +48,8 @@ class WorkSocket:
 class Inbox:
     """What an engine takes messages from: the lanes, until its control socket closes.
 
-    A message wakes one of the engines that wait (EPOLLEXCLUSIVE of epoll_ctl(2)), and no other one hears of
-    it. So an engine that was woken looks into all lanes before it sleeps again, or stops (ADR 17).
+    A message wakes one of the engines that wait (EPOLLEXCLUSIVE of epoll_ctl(2)), and no
+    other one. So an engine that was woken looks into all lanes before it sleeps again, or stops (ADR 17).
 
     Args:
         lanes: the engines' ends of the work socket, the most urgent one first.

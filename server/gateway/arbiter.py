@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from server.cluster.backoff import Backoff
 from server.cluster.membership import Membership
 from server.cluster.quarantine import Quarantine
-from server.cluster.scoreboard import Cell, Scoreboard, State
+from server.cluster.scoreboard import ROWS, Cell, NoFreeRow, Scoreboard, State
 from server.cluster.work_socket import WorkSocket
 from server.gateway import preflight
 from server.gateway.worker import Worker
@@ -47,16 +47,15 @@ class Hooks:
         self._quarantine = Quarantine(settings.quarantine_s, settings.quarantine_dir)
         self._backoff = Backoff()
         self._delays_s: list[float] = []  # one for each crash after which no worker has been forked yet
-        self._unborn: list[Worker] = []  # the one about to be forked
+        self._being_forked: list[Worker] = []  # at most one
 
     def on_starting(self, server: "Arbiter") -> None:
         """Refuse what gunicorn would start and the cluster could not keep running."""
         if reason := why_not(server.cfg, server.worker_class, server.num_workers):
             sys.exit(f"flipcluster: {reason}")
         self._take_over(server)
-        # Until a worker has its own handlers, those of the arbiter would only take note of a signal, and
-        # Python forgets what comes just after the fork; the arbiter sends it once. So it is blocked until
-        # Worker.init_signals.
+        # A stop signal between fork() and Worker.init_signals would be lost: the inherited handlers only
+        # queue it. So stop signals are blocked across the fork.
         os.register_at_fork(before=_block_stops, after_in_parent=_unblock_stops)
 
     def pre_exec(self, _server: "Arbiter") -> None:
@@ -66,8 +65,8 @@ class Hooks:
     def on_reload(self, server: "Arbiter") -> None:
         """Release the work socket and the scoreboard that only the old configuration knew."""
         self._take_over(server)  # with the new code
-        # The old workers have their own ends. Ours, and those that new workers would inherit, would keep the
-        # images that wait in there when all old workers die before they came to them.
+        # Close the arbiter's ends of the old work socket before new workers inherit them: if all old workers
+        # died, open ends would keep queued uploads in memory.
         for worker in server.WORKERS.values():
             with worker.membership.work:
                 pass
@@ -91,7 +90,7 @@ class Hooks:
         worker.forked_s = time.monotonic()
         worker.tasks_before = worker.membership.row[Cell.TASKS]
         worker.boot_delay_s = self._delays_s.pop() if self._delays_s else 0.0
-        self._unborn.append(worker)
+        self._being_forked.append(worker)
 
     def post_fork(self, _server: "Arbiter", worker: Worker) -> None:
         """In the worker: apply the restart backoff, and raise RLIMIT_NOFILE to the hard limit."""
@@ -120,31 +119,37 @@ class Hooks:
 
     def _spawn_worker(self, server: "Arbiter") -> None:
         # gunicorn stops the service when the kernel has no process or descriptor to give at the moment. So
-        # this turn is left out: the arbiter counts its workers every second.
+        # this attempt is skipped: the arbiter tries again within a second.
         try:
             type(server).spawn_worker(server)
-        except OSError as error:
+        except (OSError, NoFreeRow) as error:
             log.error("worker_spawn_failed", error=str(error))  # noqa: TRY400 it says all
-            for worker in self._unborn:
+            for worker in self._being_forked:
                 worker.tmp.close()
                 worker.membership.scoreboard.release(worker.membership.row)
+                if worker.boot_delay_s:  # the next one waits in its place
+                    self._delays_s.append(worker.boot_delay_s)
         finally:
-            self._unborn.clear()
+            self._being_forked.clear()
 
 
 def why_not(cfg: "Config", worker_class: type, num_workers: int) -> str | None:
     """Say why the cluster cannot run with gunicorn's settings as they are; None when it can."""
-    if not issubclass(worker_class, Worker):
-        return "the cluster needs its own worker class; leave out -k (--worker-class)"
-    if num_workers < 1:
-        return "no workers, nothing served; set -w or WEB_CONCURRENCY to 1 or more"
-    if cfg.reload:
-        return "--reload would restart workers with old code; send HUP after an edit"
-    if cfg.protocol != "http":
-        return f"its workers speak HTTP, not {cfg.protocol!r}; leave out --protocol"
-    if "h2" in cfg.http_protocols or cfg.http2_cleartext != "off":
-        return "its workers speak HTTP/1.1, not HTTP/2; leave out --http-protocols and --http2-cleartext"
-    return None
+    faults = (
+        (
+            not issubclass(worker_class, Worker),
+            "the cluster needs its own worker class; leave out -k (--worker-class)",
+        ),
+        (num_workers < 1, "no workers, nothing served; set -w or WEB_CONCURRENCY to 1 or more"),
+        (num_workers > ROWS, f"at most {ROWS} workers; set -w or WEB_CONCURRENCY to fewer"),
+        (cfg.reload, "--reload would restart workers with old code; send HUP after an edit"),
+        (cfg.protocol != "http", f"its workers speak HTTP, not {cfg.protocol!r}; leave out --protocol"),
+        (
+            "h2" in cfg.http_protocols or cfg.http2_cleartext != "off",
+            "its workers speak HTTP/1.1, not HTTP/2; leave out --http-protocols and --http2-cleartext",
+        ),
+    )
+    return next((reason for is_so, reason in faults if is_so), None)
 
 
 def sleep_or_exit(delay_s: float) -> None:

@@ -34,8 +34,8 @@ _TCP_NOTSENT_LOWAT = 25
 #: process: it stays in the processor's cache.
 _ARRIVED = memoryview(bytearray(1 << 18))
 
-#: How much is read at once before the app has seen the request. When a thousand clients connect at once, so
-#: much of each is held before the first of them is looked at.
+#: How much is read at once before the app has seen the request: with a thousand simultaneous clients, one
+#: read of this size is buffered for each.
 _UNSEEN_BYTES = 1 << 16
 
 
@@ -93,7 +93,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
     # --- the connection ----------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the connection on, or refuse it when there are too many."""
+        """Accept the connection, or refuse it when there are too many."""
         super().connection_made(transport)
         sock = self._socket = transport.get_extra_info("socket")
         self._wire = _below_tls(transport)
@@ -134,7 +134,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         unsent_bytes = self._unsent_bytes()
         if unsent_bytes:
             return Stage.DOWNLOAD, self._written_bytes - unsent_bytes
-        if self._closed:  # it ends by itself, over TLS when the client has agreed
+        if self._closed:  # over TLS it ends once the client has answered close_notify
             return Stage.NOTHING, 0
         if self._current_request is None:
             # Between requests gunicorn's keep-alive timer runs, over half a head too.
@@ -218,7 +218,8 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 asyncio's name
         """Return where the next bytes are to be put (asyncio.BufferedProtocol)."""
-        return _ARRIVED if self._is_served else _ARRIVED[:_UNSEEN_BYTES]
+        is_seen = self._is_served and self._current_request is not None
+        return _ARRIVED if is_seen else _ARRIVED[:_UNSEEN_BYTES]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what has arrived: into the upload sink, or through the parser."""
@@ -278,7 +279,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         return scope
 
     def _is_websocket_upgrade(self, _request: object) -> bool:
-        """Ignore the wish to upgrade, as RFC 9110, section 7.8 allows: we speak HTTP and answer in it."""
+        """Ignore requests to upgrade (RFC 9110, section 7.8): the service speaks HTTP/1.1 only."""
         return False
 
     # --- the response ------------------------------------------------------------------------------------
@@ -297,16 +298,21 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
             self.worker.count_answer()
             self._is_last_response = (
                 self.worker.is_draining
+                or self._is_refused
                 or self._is_receiving()  # the rest of a refused body is not waited for
                 or super()._will_close(request, response_requires_close)
             )
         return self._is_last_response is not False
 
     def _handle_h1c_exception(self, exc: Exception) -> bool:
-        """Answer 400 to what the parser chokes on, such as a length of thousands of digits."""
+        """Answer 400 to values that the parser cannot read, such as a length of thousands of digits."""
         if not super()._handle_h1c_exception(exc):
-            log.debug("parser_failed", error=repr(exc)[:200])
-            self._send_error_response(HTTPStatus.BAD_REQUEST, "it cannot be parsed")
+            if isinstance(exc, ValueError):
+                log.debug("parser_failed", error=repr(exc)[:200])
+                self._send_error_response(HTTPStatus.BAD_REQUEST, "it cannot be parsed")
+            else:  # a bug, which parsing has only called
+                log.error("request_failed", exc_info=exc, request_id=self._exchange.request_id)
+                self._send_error_response(HTTPStatus.INTERNAL_SERVER_ERROR, "")
             self._close_transport()
         return True
 
@@ -320,9 +326,13 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         if self._current_request is None:  # not even a head could be parsed
             exchange = self._begin_request()
             exchange.client = self._peer[0] if self._peer else None
+        elif self._is_last_response is not None:  # the response has begun, and the connection closes after it
+            return
         self._is_refused = True
         self._safe_write(refuse(exchange, refusal(status, message), *extra_headers))
         exchange.conclude(self.worker.membership.row)
+        if self._body_receiver is not None:  # the app must not wait for a body that will not be read
+            self._body_receiver.signal_disconnect()
 
 
 def _check_head(request: CallbackRequest) -> None:

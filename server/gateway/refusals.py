@@ -39,7 +39,7 @@ def refuse(exchange: Exchange, problem: Problem, *more_headers: tuple[str, str])
     body = problem.render(exchange.request_id)
     exchange.status = problem.status
     exchange.problem = problem.slug
-    exchange.sent_bytes += len(body)
+    exchange.count_sent(len(body))
     headers = [
         (b"content-type", MEDIA_TYPE.encode()),
         (b"content-length", b"%d" % len(body)),

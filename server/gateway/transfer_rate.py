@@ -21,7 +21,7 @@ class Reading:
 
     Attributes:
         is_too_slow: whether its client is below the limits.
-        bytes_per_s: how fast it has been lately; None when that is unknown or means nothing.
+        bytes_per_s: its rate since the window began; None when nothing was measured.
     """
 
     is_too_slow: bool = False

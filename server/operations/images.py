@@ -81,7 +81,7 @@ class RotationParameters(ImageParameters):
 
 
 class TurnedImage(Outcome):
-    """What came out.
+    """The image, turned.
 
     Attributes:
         width, height: of the canvas, in pixels.
@@ -89,11 +89,20 @@ class TurnedImage(Outcome):
         path: how it was made.
     """
 
+    headers = {"X-Image-Path": "path"}  # noqa: RUF012 a class variable of the base class
+
     media_type: MediaType
     width: _Count
     height: _Count
     frames: _Count
-    path: ImagePath
+    path: Annotated[
+        ImagePath,
+        Field(
+            description="How the image was made. `lossless`: the coefficients of a JPEG changed places. "
+            "`coefficients`: so they did, but some were mixed and quantized again, because the edge of the "
+            "image lies within a block. `pixels`: decoded and encoded again."
+        ),
+    ]
 
 
 _on_images = partial(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import FileIO
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -30,10 +30,13 @@ class Outcome(BaseModel):
     values it can have, and no text is free, least of all the media type, which becomes a header.
 
     Attributes:
+        headers: which fields the response tells in headers of its own, by the name of the header.
         media_type: of the sink.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    headers: ClassVar[Mapping[str, str]] = {}
 
     media_type: str
 

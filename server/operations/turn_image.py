@@ -28,7 +28,7 @@ _QUARTERS = {90: Turn.ROTATE_90, 180: Turn.ROTATE_180, 270: Turn.ROTATE_270}
 
 def prepare() -> None:
     """Load the compiled module for JPEGs before the first image needs it."""
-    with suppress(Impossible):  # the arbiter has said so
+    with suppress(Impossible):  # already logged: lossless_unavailable
         kernel()
 
 

@@ -60,7 +60,7 @@ class Envelope:
                 exchange.status = message["status"]
                 message["headers"] = [*message["headers"], *exchange.common_headers()]
             await send(message)
-            exchange.sent_bytes += len(message.get("body", b""))
+            exchange.count_sent(len(message.get("body", b"")))
 
         try:
             await self._app(scope, counted_receive, marked_send)
@@ -70,10 +70,13 @@ class Envelope:
         except Exception:
             if not is_answered:  # the server answers 500
                 exchange.status = HTTPStatus.INTERNAL_SERVER_ERROR
+                exchange.problem = "internal-server-error"
             raise
         finally:
-            exchange.resources.close()
-            exchange.conclude(self._row)
+            try:
+                exchange.resources.close()
+            finally:
+                exchange.conclude(self._row)
 
 
 def _exchange_of(scope: Scope) -> Exchange:

@@ -40,7 +40,7 @@ class Exchange:
         status: of the response.
         taken_bytes: of the request's body, as the app received them; written by the envelope.
         sink: where the body can go without passing through the app; it counts the bytes it was given.
-        sent_bytes: of the response's body; written by the envelope, or by the server when it answers itself.
+        sent_bytes: of the response's body; written by `count_sent`.
         image_path: how the image was made, as in `X-Image-Path`.
         problem: the slug of the problem that the request was answered with.
         retry_after_s: the `Retry-After` of the response, in seconds; 0 for none.
@@ -90,9 +90,8 @@ class Exchange:
             headers: names in lower case; a valid `X-Request-ID` becomes the id.
         """
         self.method = method
-        self.path = (
-            path if path.isprintable() else path.encode("unicode_escape").decode()
-        )  # no escape sequences
+        # A control character could begin an escape sequence of a terminal.
+        self.path = path if path.isprintable() else path.encode("unicode_escape").decode()
         self.client = client[0] if client else None
         for name, value in headers:
             if name == b"x-request-id" and _VALID_ID.fullmatch(value):
@@ -118,6 +117,10 @@ class Exchange:
         """Tell admission how fast the body arrives."""
         if self.ticket is not None:
             self.ticket.expect(self.body_bytes, bytes_per_s)
+
+    def count_sent(self, nbytes: int) -> None:
+        """Count bytes of the response's body."""
+        self.sent_bytes += nbytes
 
     def common_headers(self) -> list[tuple[bytes, bytes]]:
         """Return the headers that every response carries."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from server.errors import OperationRefused, PoisonImage, TooMuchWork
-from server.operations.images import TurnedImage
 from server.operations.registry import Operation
 from server.web import problems
 from server.web.parameters import schemas
@@ -114,17 +113,14 @@ def _success(operation: Operation, components: _Components) -> _Node:
     properties = operation.outcome.model_json_schema()["properties"]
     headers = {name: _reference("headers", name) for name in (*_COMMON_HEADERS, "X-Engine-PID")}
     headers["Server-Timing"] = components.share("headers", "Server-Timing", _timing(operation.stages))
-    if issubclass(operation.outcome, TurnedImage):
-        path = {
-            "description": "How the image was made. `lossless`: the coefficients of a JPEG changed places. "
-            "`coefficients`: so they did, but some were mixed and quantized again, because the edge of the "
-            "image lies within a block. `pixels`: decoded and encoded again.",
-            "required": True,
-            "schema": {"type": "string", "enum": properties["path"]["enum"]},
+    for name, field in operation.outcome.headers.items():
+        schema = {
+            key: value for key, value in properties[field].items() if key not in {"title", "description"}
         }
-        headers["X-Image-Path"] = components.share("headers", "X-Image-Path", path)
+        header = {"description": properties[field]["description"], "required": True, "schema": schema}
+        headers[name] = components.share("headers", name, header)
     return {
-        "description": "The image, turned.",
+        "description": (operation.outcome.__doc__ or "").partition("\n")[0],
         "headers": headers,
         "content": {media_type: {} for media_type in properties["media_type"]["enum"]},
     }

@@ -12,7 +12,6 @@ from server.cluster.dispatch import Dispatcher, TooLate
 from server.cluster.memory_files import NO_ROOM, MemoryFilePool
 from server.cluster.messages import Spent
 from server.errors import ServiceUnavailable
-from server.operations.images import TurnedImage
 from server.operations.registry import Operation
 from server.web.exchange import Exchange
 from server.web.parameters import Query
@@ -83,9 +82,9 @@ class Transform:
         resp.set_header("Server-Timing", _server_timing(done.spent))
         resp.stream = _pieces(result, size)
         exchange.engine_pid = done.engine_pid
-        if isinstance(done.outcome, TurnedImage):
-            resp.set_header("X-Image-Path", done.outcome.path)
-            exchange.image_path = done.outcome.path
+        reported = {name: str(getattr(done.outcome, field)) for name, field in done.outcome.headers.items()}
+        resp.set_headers(reported)
+        exchange.image_path = reported.get("X-Image-Path")
 
 
 def _server_timing(spent: Spent) -> str:

@@ -29,7 +29,7 @@ class UploadSink:
         self._file = file
 
     def close(self) -> None:
-        """Take the offer back."""
+        """Stop accepting bytes."""
         self._file = None
 
     def write(self, data: memoryview) -> None:

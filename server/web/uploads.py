@@ -72,7 +72,7 @@ class Uploads:
             else:
                 with FileIO(self._sample) as sample:
                     yield sample
-        except OperationRefused:  # the engine has said its last word, so it is done with the file
+        except OperationRefused:  # the engine has answered or is gone, so it no longer uses the file
             self._memory_files.give_back(upload)
             raise
         except BaseException:  # an engine may still be reading, for a client that has left

@@ -35,6 +35,12 @@ TABLE: dict[str, dict[str, str]] = {
         "gunicorn.asgi.parser:PythonProtocol.remaining": "c753fd279b796fbd",
         "gunicorn.asgi.parser:PythonProtocol.reset": "172bebb016487e83",
         "asyncio.selector_events:_SelectorSocketTransport._read_ready__get_buffer": "3835f81bb0fd4cc1",
+        "gunicorn.asgi.parser:PythonProtocol._finalize_headers": "492d46d5aded54bd",
+        "gunicorn.asgi.protocol:ASGIProtocol._on_message_complete": "39abba7ea4446bf1",
+        "gunicorn.asgi.protocol:ASGIProtocol._pause_reading": "70b516b674226e18",
+        "gunicorn.asgi.protocol:BodyReceiver.feed": "34b33383345dfb21",
+        "gunicorn.asgi.protocol:BodyReceiver._pop_chunk": "51bccfea6c1fd5bd",
+        "gunicorn.asgi.protocol:BodyReceiver._build_receive_result": "4f2f9c8e9347926c",
     },
     "0004": {
         "gunicorn.workers.base:Worker.__init__": "19b2faea6af3d644",

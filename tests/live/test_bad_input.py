@@ -218,7 +218,7 @@ def test_a_client_that_resets_its_connection_over_a_refusal_is_no_fault_of_ours(
     assert [event for event in server.events[before:] if event["level"] == "error"] == []
 
 
-def test_an_upload_over_the_time_limit_is_told_so() -> None:
+def test_a_body_over_the_time_limit_is_answered_408() -> None:
     with LiveServer(environ={"WEB_CONCURRENCY": "1", "FLIP_UPLOAD_TIMEOUT_S": "0.2"}) as server:
         answer = exchange(server, b"POST /flip HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc")
         assert answer.startswith(b"HTTP/1.1 408 ")
@@ -257,7 +257,7 @@ def test_the_absolute_form_of_a_target_is_understood(server: LiveServer) -> None
     assert answer.startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_path_cannot_write_to_the_terminal_of_who_reads_the_log(server: LiveServer) -> None:
+def test_a_path_cannot_put_escape_sequences_into_the_log(server: LiveServer) -> None:
     before = len(server.events)
     httpx.get(f"{server.url}/%1b%5b31mRED%0a%c2%9b")
     path = server.wait_for("request", after=before, status=404)["path"]
@@ -292,7 +292,7 @@ def test_what_a_decoder_prints_stays_out_of_the_log(server: LiveServer, make: Ca
     assert {event["event"] for event in server.events[before:]} == {"request"}
 
 
-def test_a_wish_for_a_websocket_is_answered_in_http(server: LiveServer) -> None:
+def test_a_websocket_upgrade_is_answered_in_http(server: LiveServer) -> None:
     headers = {
         "Connection": "Upgrade",
         "Upgrade": "websocket",

@@ -140,7 +140,7 @@ def test_an_empty_body_flips_the_sample_image(server: LiveServer, landscape: Pat
     assert looks_upside_down(opened(response.content), Image.open(landscape))
 
 
-def test_the_answer_says_who_did_it_and_where_the_time_went(server: LiveServer) -> None:
+def test_the_answer_names_worker_and_engine_and_how_long_each_stage_took(server: LiveServer) -> None:
     response = httpx.post(f"{server.url}/flip", content=corners_png(), headers={"X-Request-ID": "mine-1"})
     headers = response.headers
     by_worker = {worker["pid"]: worker for worker in server.workers()}

@@ -88,27 +88,27 @@ def test_what_does_not_fit_into_memory_is_answered_503_and_breaks_nothing(landsc
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveServer, Path]]:
     """Two engines that are ended after half a second, and a place for what they died of."""
-    entry = tmp_path_factory.mktemp("quarantine")
+    quarantine_dir = tmp_path_factory.mktemp("quarantine")
     environ = {
         "WEB_CONCURRENCY": "2",
         "FLIP_ENGINE_TIMEOUT_S": "0.5",
-        "FLIP_QUARANTINE_DIR": str(entry),
+        "FLIP_QUARANTINE_DIR": str(quarantine_dir),
     }
     with LiveServer(environ=environ) as server:
-        yield server, entry
+        yield server, quarantine_dir
 
 
 def test_an_image_that_takes_too_long_is_given_up_and_then_quarantined(
     impatient: tuple[LiveServer, Path], landscape: Path
 ) -> None:
-    server, entry = impatient
+    server, quarantine_dir = impatient
     before = len(server.events)
     for deaths in (1, 2):
         answer = flip(server, **SLOW)
         assert (answer.status_code, kind(answer)) == (422, "too-much-work")
         server.wait_for("engine_died", after=before, signal="SIGALRM", count=deaths)
         server.wait_for("engine_online", after=before, count=deaths)
-    # By now it is known, to the other worker too, whatever is asked for.
+    # By now the other worker refuses it, too.
     pids = [worker["pid"] for worker in server.workers()]
     answers = [flip_by_another(server, than=pid) for pid in pids]
     assert [(answer.status_code, kind(answer)) for answer in answers] == [(422, "poison-image")] * 2
@@ -117,12 +117,12 @@ def test_an_image_that_takes_too_long_is_given_up_and_then_quarantined(
     assert len(died) == 2
     digest = hashlib.sha256(landscape.read_bytes()).hexdigest()
     server.wait_for("poison_image_quarantined", digest=digest, operation="flip", signal="SIGALRM", engines=2)
-    (file,) = entry.iterdir()
+    (file,) = quarantine_dir.iterdir()
     assert file.name == f"{digest}.flip"
     assert file.read_bytes() == landscape.read_bytes()
 
 
-@pytest.mark.parametrize("side", [5000, 9000])  # decoded it is too large, as it comes it is
+@pytest.mark.parametrize("side", [5000, 9000])  # too large once decoded; too large as sent
 def test_an_image_that_needs_too_much_memory_is_refused_and_the_engine_retires(side: int) -> None:
     environ = {
         "WEB_CONCURRENCY": "1",
@@ -145,7 +145,7 @@ def test_an_engine_is_the_first_to_go_when_memory_runs_out(server: LiveServer) -
         assert score(worker["engine_pid"]) > score(worker["pid"])
 
 
-def test_who_would_wait_too_long_is_told_when_to_come_back() -> None:
+def test_a_request_that_would_wait_too_long_is_shed_with_retry_after() -> None:
     environ = {"WEB_CONCURRENCY": "1", "FLIP_MAX_WAIT_S": "0.5"}
     with LiveServer(environ=environ) as server, ThreadPoolExecutor(12) as threads:
         answers = [asked.result() for asked in [threads.submit(flip, server, **SLOW) for _ in range(12)]]
@@ -173,7 +173,7 @@ def test_images_of_unknown_length_are_bounded_together() -> None:
         assert (answer.status_code, kind(answer)) == (503, "service-unavailable")
 
 
-def test_a_connection_stays_for_who_was_told_to_come_back() -> None:
+def test_a_shed_keep_alive_connection_stays_open_past_retry_after() -> None:
     environ = {
         "WEB_CONCURRENCY": "1",
         "FLIP_MAX_BODY_BYTES": "300000",
@@ -212,7 +212,7 @@ def test_stalled_uploads_do_not_starve_admission(landscape: Path) -> None:
             assert answer.readline().startswith(b"HTTP/1.1 200 ")
 
 
-def test_one_connection_too_many_is_told_so() -> None:
+def test_one_connection_too_many_is_answered_503() -> None:
     with LiveServer("--worker-connections", "3", environ={"WEB_CONCURRENCY": "1"}) as server:
         with ExitStack() as held:
             for _ in range(3):
@@ -268,7 +268,7 @@ def brisk() -> Iterator[LiveServer]:
         yield server
 
 
-def test_a_slow_upload_is_told_so(brisk: LiveServer, landscape: Path) -> None:
+def test_a_slow_upload_is_answered_408(brisk: LiveServer, landscape: Path) -> None:
     with connect(brisk) as connection, connection.makefile("rb") as answer:
         connection.sendall(b"POST /flip HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n")
         connection.sendall(landscape.read_bytes()[:400_000])

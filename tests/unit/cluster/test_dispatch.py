@@ -261,7 +261,7 @@ def test_engines_that_were_killed_from_outside_are_not_blamed_on_the_image_at_on
 def test_an_engine_that_died_with_its_worker_is_replaced_without_a_report(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "_VERDICT_S", 0.0)
+    monkeypatch.setattr(dispatch, "_EXIT_REPORT_S", 0.0)
 
     async def test() -> None:
         async with cluster.running() as run:

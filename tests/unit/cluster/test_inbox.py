@@ -135,7 +135,8 @@ def test_a_message_wakes_one_of_many(stack: ExitStack, work: WorkSocket, lane: L
         put(work, message, lane)
         assert waiters.next_report()[1] == message
         until(lambda: all(map(is_asleep, waiters.pids)))
-    assert waiters.wake_ups() - before == 20  # asked of the kernel: epoll_wait(2) returns only for a message
+    # Asked of the kernel, which counts a page fault too; a herd would make it 160.
+    assert 20 <= waiters.wake_ups() - before < 40
 
 
 def test_as_many_messages_wake_as_many(stack: ExitStack, work: WorkSocket) -> None:
@@ -151,7 +152,7 @@ def test_a_message_wakes_another_while_one_is_busy(stack: ExitStack, work: WorkS
     put(work, 1)
     first, _ = waiters.next_report()
     until(lambda: all(map(is_asleep, waiters.pids)))
-    stop(waiters.pids[first])  # the one whose turn it would be
+    stop(waiters.pids[first])  # the one that would be woken next
     put(work, 2)
     second, message = waiters.next_report()
     assert (message, second != first) == (2, True)
@@ -181,10 +182,9 @@ def test_an_engine_takes_what_it_was_woken_for_before_it_stops(stack: ExitStack,
     put(work, 7)
     os.kill(waiters.pids[0], signal.SIGCONT)
     assert waiters.next_report()[1] == 7
-    assert (
-        os.waitstatus_to_exitcode(os.waitpid(waiters.pids[0], os.WNOWAIT | os.WEXITED)[1] if False else 0)
-        == 0
-    )
+    done = os.waitid(os.P_PID, waiters.pids[0], os.WEXITED | os.WNOWAIT)  # close() reaps it
+    assert done is not None
+    assert (done.si_code, done.si_status) == (os.CLD_EXITED, 0)
 
 
 def test_an_engine_that_is_stopped_leaves_what_came_while_it_was_busy(work: WorkSocket) -> None:

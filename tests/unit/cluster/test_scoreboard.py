@@ -12,6 +12,7 @@ from server.cluster.scoreboard import (
     DURATION_BOUNDS_S,
     STATUSES,
     Cell,
+    NoFreeRow,
     Row,
     Scoreboard,
     State,
@@ -147,7 +148,7 @@ def test_a_reader_never_sees_a_counter_fall(scoreboard: Scoreboard) -> None:
 
 def test_more_workers_than_rows_is_an_error(scoreboard: Scoreboard) -> None:
     rows = [scoreboard.claim() for _ in range(3)]
-    with pytest.raises(RuntimeError, match="no row left"):
+    with pytest.raises(NoFreeRow, match="no row left"):
         scoreboard.claim()
     scoreboard.release(rows[1])
     assert scoreboard.claim().index == rows[1].index

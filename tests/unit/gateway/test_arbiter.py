@@ -72,6 +72,7 @@ def config(**settings: object) -> Config:
     [
         ({}, ThreadWorker, 2, "-k"),
         ({}, Worker, 0, "WEB_CONCURRENCY"),
+        ({}, Worker, 513, "at most 512"),
         ({"reload": True}, Worker, 2, "--reload"),
         ({"protocol": "uwsgi"}, Worker, 2, "--protocol"),
         ({"protocol": "fastcgi"}, Worker, 2, "'fastcgi'"),
@@ -147,6 +148,10 @@ def test_a_planned_end_is_no_crash(arbiter: Any) -> None:
 
 
 def test_a_failed_fork_leaves_a_turn_out_and_gives_the_row_back(arbiter: Any) -> None:
+    for _ in range(2):
+        arbiter.end(arbiter.fork())
+    arbiter.made.clear()
+    arbiter.hooks._delays_s = [7.0]
     arbiter.failure = OSError(11, "Resource temporarily unavailable")
     with capture_logs() as events:
         arbiter.hooks._spawn_worker(arbiter)
@@ -156,6 +161,7 @@ def test_a_failed_fork_leaves_a_turn_out_and_gives_the_row_back(arbiter: Any) ->
     arbiter.failure = None
     arbiter.hooks._spawn_worker(arbiter)
     assert arbiter.spawns == 1
+    assert arbiter.made[-1].boot_delay_s == 7.0  # the failed one did not use it up
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])

@@ -517,6 +517,62 @@ def test_a_refused_head_can_be_read_by_a_client_that_goes_on_sending_it() -> Non
     run(test())
 
 
+def test_little_is_read_before_the_app_has_seen_a_request_on_a_kept_connection_too() -> None:
+    async def test() -> None:
+        app = Held()
+        async with gateway(app) as (served, _):
+            client = await served.connect()
+            (protocol,) = served.protocols
+            unseen = len(protocol.get_buffer(-1))
+            await client.send(GET)
+            await app.is_asked.wait()
+            assert len(protocol.get_buffer(-1)) > unseen
+            app.may_answer.set()
+            await client.read()
+            await client.read_nothing()
+            assert len(protocol.get_buffer(-1)) == unseen
+
+    run(test())
+
+
+def test_a_refused_body_frees_what_its_request_held() -> None:
+    async def test() -> None:
+        ended = asyncio.Event()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await whole_body(receive)
+            finally:
+                ended.set()
+
+        async with gateway(app) as (served, events):
+            client = await served.connect()
+            await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+            await served.protocols[0].has_received(64)
+            await client.read_nothing()  # the app waits for more
+            await client.send(b"zz\r\n")
+            assert (await client.read()).status == 400
+            async with asyncio.timeout(20):
+                await ended.wait()  # and not only when the connection is lost
+            assert not served.protocols[0].lost.is_set()
+            assert [status for _, _, status, _ in lines(events)] == [400]
+
+    run(test())
+
+
+def test_a_fault_of_ours_while_parsing_is_no_fault_of_the_client_s() -> None:
+    async def test() -> None:
+        async with gateway(say_length) as (served, events):
+            client = await served.connect()
+            served.protocols[0].cfg = None  # nothing can be done without it
+            await client.send(GET)
+            answer = await client.read()
+            assert answer.status == 500
+            assert "request_failed" in {event["event"] for event in events}
+
+    run(test())
+
+
 def test_an_idle_connection_stays_until_after_retry_after() -> None:
     async def shed(scope: Scope, receive: Receive, send: Send) -> None:
         Exchange.of(scope).retry_after_s = 60
@@ -600,7 +656,7 @@ def test_a_stop_in_the_middle_of_an_answer_keeps_what_its_head_promised(accesslo
     run(test())
 
 
-def test_what_the_parser_chokes_on_is_answered() -> None:
+def test_a_value_that_the_parser_cannot_read_is_answered() -> None:
     async def test() -> None:
         async with gateway(say_length) as (served, events):
             client = await served.connect()

@@ -110,7 +110,7 @@ def test_gunicorn_serves_our_protocol() -> None:
 
 @pytest.mark.parametrize("backlog", [77, 300])
 def test_as_many_connections_may_wait_as_configured(backlog: int) -> None:
-    """asyncio listens again by itself, with 100, and would so overrule gunicorn."""
+    """asyncio calls listen() again with 100, which would override gunicorn's backlog."""
 
     async def test() -> None:
         async with serving(backlog=backlog) as (_, listener, _, _):
