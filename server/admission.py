@@ -177,6 +177,6 @@ class Admission:
 
     def _us_per_byte(self) -> float:
         """Engine time per byte of upload, over the whole cluster and its last tasks."""
-        lately_bytes = self._scoreboard.total(Cell.LATELY_BYTES)
-        lately_us = self._scoreboard.total(Cell.LATELY_US)
-        return _HEADROOM * lately_us / lately_bytes if lately_bytes else _FIRST_GUESS_US
+        recent_bytes = self._scoreboard.total(Cell.RECENT_BYTES)
+        recent_us = self._scoreboard.total(Cell.RECENT_US)
+        return _HEADROOM * recent_us / recent_bytes if recent_bytes else _FIRST_GUESS_US

@@ -40,11 +40,11 @@ class Cell(IntEnum):
     ENGINE_PID = auto()  # 0 while there is none
     IN_FLIGHT = auto()  # tasks sent to the work socket and not answered yet
     SERVICE_US = auto()  # moving average of what one task takes an engine, in microseconds
-    LATELY_US = auto()  # engine time of the last tasks, with older ones weighing less ...
-    LATELY_BYTES = auto()  # ... and the bytes of their uploads
+    RECENT_US = auto()  # engine time of the last tasks, with older ones weighing less ...
+    RECENT_BYTES = auto()  # ... and the bytes of their uploads
     PREDICTED_US = auto()  # predicted engine time that the admitted requests still need
     HELD_BYTES = auto()  # of images being received, worked on or sent
-    PROMISED_US = auto()  # until when places were promised to refused callers, monotonic clock
+    PROMISED_US = auto()  # the latest moment that a Retry-After has promised, of the monotonic clock
     LOST_TASK = auto()  # the task that the last engine died over ...
     LOST_PID = auto()  # ... which engine that was ...
     LOST_STATUS = auto()  # ... and how it ended, as `subprocess` says it
@@ -166,8 +166,8 @@ class Row:
         self[Cell.TASK_US] += service_us
         average = self[Cell.SERVICE_US]
         self[Cell.SERVICE_US] = average + (service_us - average) // 8 if average else service_us
-        self[Cell.LATELY_US] += service_us - self[Cell.LATELY_US] // 8
-        self[Cell.LATELY_BYTES] += body_bytes - self[Cell.LATELY_BYTES] // 8
+        self[Cell.RECENT_US] += service_us - self[Cell.RECENT_US] // 8
+        self[Cell.RECENT_BYTES] += body_bytes - self[Cell.RECENT_BYTES] // 8
 
     def snapshot(self) -> WorkerSnapshot:
         """Read the cells that say how this worker is doing."""

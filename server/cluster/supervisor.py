@@ -35,7 +35,7 @@ BOOT_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
-class Death:
+class EngineExit:
     """How an engine ended.
 
     Attributes:
@@ -111,13 +111,13 @@ class Supervisor:
             did_work = False
             facts: dict[str, int | str]
             try:
-                death = await self._run_engine()
-                if death.is_planned:
-                    log.info("engine_retired", pid=death.pid, tasks=death.done)
+                exited = await self._run_engine()
+                if exited.is_planned:
+                    log.info("engine_retired", pid=exited.pid, tasks=exited.done)
                     continue
-                # One that died over a task got as far as working, which a crash loop does not.
-                did_work = death.done > 0 or death.task != 0
-                event, facts = "engine_died", {"pid": death.pid, **describe_exit(death.returncode)}
+                # An engine that crashed on a task had started: that is no crash loop.
+                did_work = exited.done > 0 or exited.task != 0
+                event, facts = "engine_died", {"pid": exited.pid, **describe_exit(exited.returncode)}
             except OSError as error:  # no process or descriptor is available at the moment
                 event, facts = "engine_spawn_failed", {"error": str(error)}
             self._row[Cell.ENGINE_DEATHS] += 1
@@ -127,7 +127,7 @@ class Supervisor:
             self._first_attempt.set()
             await asyncio.sleep(delay_s)
 
-    async def _run_engine(self) -> Death:
+    async def _run_engine(self) -> EngineExit:
         """Run one engine to its end and report how it ended; cancelling this stops it after its task."""
         started_us = now_us()
         ours, theirs = socket.socketpair()
@@ -143,13 +143,13 @@ class Supervisor:
                     log.info("engine_online", pid=process.pid, boot_ms=(now_us() - started_us) // 1000)
                     self._first_attempt.set()
                 returncode = await process.wait()
-                death = Death(process.pid, returncode, recorder.task, recorder.done)
-                self._publish(death)
+                exited = EngineExit(process.pid, returncode, recorder.task, recorder.done)
+                self._publish(exited)
             finally:
                 self._row[Cell.ENGINE_PID] = 0
                 ours.close()  # stops the engine if it is still there
                 await process.wait()
-        return death
+        return exited
 
     @staticmethod
     async def _is_ready(control: socket.socket, process: asyncio.subprocess.Process) -> bool:
@@ -161,11 +161,11 @@ class Supervisor:
             process.kill()
             return False
 
-    def _publish(self, death: Death) -> None:
+    def _publish(self, exited: EngineExit) -> None:
         """Report how the engine ended to the worker whose task was lost; the number is written last."""
-        self._row[Cell.LOST_PID] = death.pid
-        self._row[Cell.LOST_STATUS] = death.returncode
-        self._row[Cell.LOST_TASK] = death.task
+        self._row[Cell.LOST_PID] = exited.pid
+        self._row[Cell.LOST_STATUS] = exited.returncode
+        self._row[Cell.LOST_TASK] = exited.task
 
     async def _spawn(self, control: int, recorder: int) -> asyncio.subprocess.Process:
         work = [end.fileno() for end in self._work.engine_ends]

@@ -21,7 +21,7 @@ MESSAGE_BYTES = 65536
 
 
 class Lane(IntEnum):
-    """The priority of a task: an engine empties a lane before it looks at the next one."""
+    """The priority of a task: an engine prefers a lane over the next one."""
 
     RETRY = 0  # has waited in the queue once and lost its engine
     INTERACTIVE = 1

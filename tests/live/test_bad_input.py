@@ -199,7 +199,7 @@ def test_multipart_framing_counts_towards_the_limit() -> None:
 
 
 def test_a_refusal_says_that_the_rest_of_the_body_is_not_waited_for(server: LiveServer) -> None:
-    """Who is not told would send the next request on a connection that is being closed."""
+    """Without `Connection: close` a client would send its next request on a connection that closes."""
     answer = exchange(server, b"POST /nothing HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nabc")
     head, _, _ = answer.lower().partition(b"\r\n\r\n")
     assert head.startswith(b"http/1.1 404 ")

@@ -206,7 +206,7 @@ def test_stalled_uploads_do_not_starve_admission(landscape: Path) -> None:
         second.sendall(head % ((64 << 20) - len(image)))  # there is no room left
         while httpx.post(f"{server.url}/flip", content=image).status_code != 200:
             pass  # bounded by the test's own time limit
-        # Who comes to life again is taken as before, and so is everything that it sends.
+        # A stalled client that resumes is served, with everything that it sends.
         first.sendall(image[1:])
         with first.makefile("rb") as answer:
             assert answer.readline().startswith(b"HTTP/1.1 200 ")
@@ -232,21 +232,21 @@ def test_one_connection_too_many_is_answered_503() -> None:
 
 def test_connections_that_were_refused_take_no_place() -> None:
     request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-    stubborn = ExitStack()  # clients that are refused and do not hang up
-    with LiveServer("--worker-connections", "3", environ={"WEB_CONCURRENCY": "1"}) as server, stubborn:
+    refused_clients = ExitStack()  # clients that are refused and do not hang up
+    with LiveServer("--worker-connections", "3", environ={"WEB_CONCURRENCY": "1"}) as server, refused_clients:
         with ExitStack() as held:
             for _ in range(3):
                 connection = held.enter_context(connect(server))
                 connection.sendall(request)
                 assert connection.recv(13) == b"HTTP/1.1 200 "
             for _ in range(3):
-                assert stubborn.enter_context(connect(server)).recv(13) == b"HTTP/1.1 503 "
+                assert refused_clients.enter_context(connect(server)).recv(13) == b"HTTP/1.1 503 "
         answer = b""
         tries = 0
         while answer != b"HTTP/1.1 200 ":
             tries += 1
             assert tries < 1000
-            connection = stubborn.enter_context(connect(server))
+            connection = refused_clients.enter_context(connect(server))
             connection.sendall(request)
             answer = connection.recv(13)
 
@@ -262,26 +262,26 @@ def test_headers_that_do_not_come_are_not_waited_for() -> None:
 
 
 @pytest.fixture(scope="module")
-def brisk() -> Iterator[LiveServer]:
+def strict() -> Iterator[LiveServer]:
     environ = {"WEB_CONCURRENCY": "1", "FLIP_SLOW_AFTER_S": "1", "FLIP_MIN_BYTES_PER_S": "1000000"}
     with LiveServer(environ=environ) as server:
         yield server
 
 
-def test_a_slow_upload_is_answered_408(brisk: LiveServer, landscape: Path) -> None:
-    with connect(brisk) as connection, connection.makefile("rb") as answer:
+def test_a_slow_upload_is_answered_408(strict: LiveServer, landscape: Path) -> None:
+    with connect(strict) as connection, connection.makefile("rb") as answer:
         connection.sendall(b"POST /flip HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n")
         connection.sendall(landscape.read_bytes()[:400_000])
         head, _, problem = answer.read().partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 408 ")
     assert b"upload-too-slow" in problem
-    assert brisk.workers()[0]["in_flight"] == 0
+    assert strict.workers()[0]["in_flight"] == 0
 
 
-def test_a_slow_upload_that_goes_on_after_its_answer_is_no_fault_of_ours(brisk: LiveServer) -> None:
-    before = len(brisk.events)
+def test_a_slow_upload_that_goes_on_after_its_answer_is_no_fault_of_ours(strict: LiveServer) -> None:
+    before = len(strict.events)
     answer = b""
-    with connect(brisk) as connection:
+    with connect(strict) as connection:
         connection.sendall(b"POST /flip HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n")
         connection.sendall(bytes(300_000))
         connection.settimeout(0.01)
@@ -291,32 +291,32 @@ def test_a_slow_upload_that_goes_on_after_its_answer_is_no_fault_of_ours(brisk: 
                 answer = connection.recv(65536)
         connection.settimeout(DEADLINE_S)
         connection.sendall(bytes(1000))
-        assert brisk.workers()[0]["in_flight"] == 0  # by now it has been read
+        assert strict.workers()[0]["in_flight"] == 0  # by now it has been read
         connection.sendall(bytes(1000))
         read_to_the_end(connection)
     assert answer.startswith(b"HTTP/1.1 408 ")
-    brisk.wait_for("request", after=before, status=408)
-    assert [event for event in brisk.events[before:] if event["level"] == "error"] == []
+    strict.wait_for("request", after=before, status=408)
+    assert [event for event in strict.events[before:] if event["level"] == "error"] == []
 
 
-def test_a_slow_download_is_cut_off(brisk: LiveServer, landscape: Path) -> None:
+def test_a_slow_download_is_cut_off(strict: LiveServer, landscape: Path) -> None:
     image = landscape.read_bytes()
-    before = len(brisk.events)
+    before = len(strict.events)
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
         connection.settimeout(DEADLINE_S)
-        connection.connect(("127.0.0.1", brisk.port))
+        connection.connect(("127.0.0.1", strict.port))
         request = b"POST /flip?format=png HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
         connection.sendall(request % len(image) + image)
         assert connection.recv(15) == b"HTTP/1.1 200 OK"
-        brisk.wait_for("slow_client_disconnected", after=before, stage="download")
+        strict.wait_for("slow_client_disconnected", after=before, stage="download")
         with pytest.raises(ConnectionResetError):
             read_to_the_end(connection)
 
 
-def test_a_client_that_waits_for_its_engine_is_no_slow_client(brisk: LiveServer) -> None:
+def test_a_client_that_waits_for_its_engine_is_no_slow_client(strict: LiveServer) -> None:
     """A client whose image takes longer than the limits on transfers is no slow client."""
-    assert flip(brisk, **SLOW).status_code == 200
+    assert flip(strict, **SLOW).status_code == 200
 
 
 def test_what_a_client_left_behind_is_not_worked_on() -> None:
@@ -338,7 +338,7 @@ def test_what_a_client_left_behind_is_not_worked_on() -> None:
 
 
 def test_a_stopped_engine_is_no_reason_to_lose_a_request() -> None:
-    """Two engines crash over an image that is innocent: the second one was killed on purpose."""
+    """Two engines crash over a harmless image: the second one was killed on purpose."""
     with LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server, ThreadPoolExecutor(1) as threads:
         answer = threads.submit(flip, server, **SLOW)
         while not any(worker["in_flight"] for worker in server.workers()):

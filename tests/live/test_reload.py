@@ -40,7 +40,7 @@ def copy(tmp_path: Path) -> Path:
 
 @contextmanager
 def broken(file: Path, was: str, becomes: str) -> Iterator[None]:
-    """Break one place of a file, and mend it again."""
+    """Break one place of a file, and restore it."""
     whole, written_ns = file.read_text(), file.stat().st_mtime_ns
     assert whole.count(was) == 1
     file.write_text(whole.replace(was, becomes))
@@ -340,7 +340,7 @@ def test_a_connection_is_told_before_a_stop_closes_it() -> None:
             except ConnectionError:
                 if not is_new:
                     raise
-                server.wait_until_gone(server.pid)  # refused, as what is new shall be
+                server.wait_until_gone(server.pid)  # new connections are refused
 
         with Load(ask, clients=3) as load:
             load.wait_for_more()

@@ -45,7 +45,7 @@ def run_round(server: LiveServer, threads: ThreadPoolExecutor, at_once: int) -> 
         with httpx.Client(base_url=server.url, timeout=DEADLINE_S) as client:
             client.get("/healthz")
             line_up.wait(DEADLINE_S)
-            # By pixels it takes long enough for a moment to be told from a wait.
+            # The pixel path takes long enough to tell scheduling delay from queueing.
             return client.post("/flip", params={"path": "pixels"}).status_code
 
     answers = [threads.submit(post) for _ in range(at_once)]

@@ -71,7 +71,7 @@ def test_an_engine_that_is_not_running_does_not_count(held: ExitStack) -> None:
 
 def test_before_the_first_measurement_the_size_predicts(held: ExitStack) -> None:
     cluster = Cluster()
-    for cell in (Cell.LATELY_US, Cell.LATELY_BYTES):
+    for cell in (Cell.RECENT_US, Cell.RECENT_BYTES):
         cluster.rows[0][cell] = 0
     assert fill(cluster, held) == 67  # 30 ms each
 

@@ -161,7 +161,7 @@ def test_a_message_wakes_another_while_one_is_busy(stack: ExitStack, work: WorkS
 def test_a_message_whose_engine_died_before_it_took_it_is_taken_by_another(
     stack: ExitStack, work: WorkSocket
 ) -> None:
-    # A stand-in is the first in the queue of those who wait: it is woken and dies.
+    # A stand-in is the first in the queue of waiting processes: it is woken and exits.
     pid = os.fork()
     if pid == 0:
         epoll = select.epoll()

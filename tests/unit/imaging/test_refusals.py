@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SIZE = (24, 18)
-#: Hypothesis finds the same examples in every run: a red test stays red until it is mended.
+#: Hypothesis finds the same examples in every run: a red test stays red until it is fixed.
 THOROUGH = settings(
     max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
