@@ -23,22 +23,22 @@ class Drain:
 
     Args:
         timeout_s: the longest it may take, in seconds (gunicorn's `graceful_timeout`).
-        max_answers: after how many answers the worker drains by itself (gunicorn's `max_requests`).
+        max_responses: after how many responses the worker drains by itself (gunicorn's `max_requests`).
 
     Attributes:
         is_begun: whether each response is the last one of its connection.
     """
 
-    def __init__(self, *, timeout_s: float, max_answers: int) -> None:
+    def __init__(self, *, timeout_s: float, max_responses: int) -> None:
         self._timeout_s = timeout_s
-        self._max_answers = max_answers
+        self._max_responses = max_responses
         self._deadline_s = 0.0
         self._is_listening = True
         self.is_begun = False
 
-    def is_due(self, answers: int) -> bool:
-        """Whether the answer after so many is the last one that the worker may begin."""
-        return answers + 1 >= self._max_answers
+    def is_due(self, responses: int) -> bool:
+        """Whether the response after so many is the last one that the worker may begin."""
+        return responses + 1 >= self._max_responses
 
     def begin(self, now_s: float) -> None:
         """Begin, at a time in seconds of any monotonic clock."""

@@ -295,7 +295,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         to stay open if a stop comes in between.
         """
         if self._is_last_response is None and request is self._current_request:
-            self.worker.count_answer()
+            self.worker.count_response()
             self._is_last_response = (
                 self.worker.is_draining
                 or self._is_refused

@@ -1,7 +1,7 @@
 """Minimum transfer rate: tells a slow client from one that moves on."""
 
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from server.settings import Settings
 
@@ -15,8 +15,7 @@ class Stage(StrEnum):
     NOTHING = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """One look at a connection.
 
     Attributes:
@@ -26,6 +25,9 @@ class Reading:
 
     is_too_slow: bool = False
     bytes_per_s: float | None = None
+
+
+_NOTHING = Reading()
 
 
 class TransferRate:
@@ -52,10 +54,10 @@ class TransferRate:
         """
         if stage is not self._stage:
             self._begin(stage, moved_bytes, now_s)
-            return Reading()
+            return _NOTHING
         elapsed_s = now_s - self._since_s
         if stage is Stage.NOTHING or elapsed_s <= 0:
-            return Reading()
+            return _NOTHING
         if stage is Stage.HEADERS:
             return Reading(is_too_slow=elapsed_s > self._settings.headers_timeout_s)
         bytes_per_s = (moved_bytes - self._had_bytes) / elapsed_s

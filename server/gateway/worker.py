@@ -45,7 +45,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def __init__(self, *args: object) -> None:
         super().__init__(*args)
-        self._drain = Drain(timeout_s=self.cfg.graceful_timeout, max_answers=self.max_requests)
+        self._drain = Drain(timeout_s=self.cfg.graceful_timeout, max_responses=self.max_requests)
         # gunicorn would close connections at once, told or not, when it sees the limit reached.
         self.max_requests = sys.maxsize
 
@@ -117,8 +117,8 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
             row[Cell.STATE] = State.STOPPING
             sys.exit(0)
 
-    def count_answer(self) -> None:
-        """Drain with the answer that is about to begin when it is the last one of `max_requests`."""
+    def count_response(self) -> None:
+        """Drain with the response that is about to begin when it is the last one of `max_requests`."""
         if self._drain.is_due(self.nr):
             self.drain()
 

@@ -20,10 +20,11 @@ class Query:
     """
 
     def __init__(self, parameters: type[Parameters]) -> None:
-        self._choices = {name: _choices(schema) for name, schema in schemas(parameters).items()}
+        properties = schemas(parameters)
+        self._choices = {name: _choices(schema) for name, schema in properties.items()}
         self._expected = {
             name: next((note.text for note in field.metadata if isinstance(note, Expected)), None)
-            or _expected(schemas(parameters)[name])
+            or _expected(properties[name])
             for name, field in parameters.model_fields.items()
         }
         self._required = frozenset(

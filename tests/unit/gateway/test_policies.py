@@ -101,7 +101,7 @@ def test_a_connection_lingers_once() -> None:
 
 
 def test_a_drain_closes_the_listeners_first_and_ends_with_the_last_connection() -> None:
-    drain = Drain(timeout_s=30, max_answers=10)
+    drain = Drain(timeout_s=30, max_responses=10)
     assert not drain.is_begun
     drain.begin(100)
     assert drain.is_begun
@@ -112,7 +112,7 @@ def test_a_drain_closes_the_listeners_first_and_ends_with_the_last_connection() 
 
 
 def test_a_drain_has_a_deadline() -> None:
-    drain = Drain(timeout_s=30, max_answers=10)
+    drain = Drain(timeout_s=30, max_responses=10)
     drain.begin(100)
     drain.step(100, 1)
     assert drain.step(129.9, 1) is Step.WAIT
@@ -120,9 +120,9 @@ def test_a_drain_has_a_deadline() -> None:
     assert drain.step(130, 0) is Step.END
 
 
-def test_a_worker_is_due_with_the_last_answer_that_it_may_begin() -> None:
-    drain = Drain(timeout_s=30, max_answers=3)
-    assert [drain.is_due(answers) for answers in range(4)] == [False, False, True, True]
+def test_a_worker_is_due_with_the_last_response_that_it_may_begin() -> None:
+    drain = Drain(timeout_s=30, max_responses=3)
+    assert [drain.is_due(responses) for responses in range(4)] == [False, False, True, True]
 
 
 # --- Refusals -----------------------------------------------------------------------------------------------
