@@ -7,7 +7,12 @@
     │   ├── BadParameter            unknown, repeated or malformed query parameter
     │   ├── MalformedMultipart      broken multipart body, or not exactly one file part
     │   ├── UploadTooLarge          more bytes than the limit
-    │   └── UploadTooSlow           the body did not arrive within the limit
+    │   ├── UploadTooSlow           the body did not arrive within the limit
+    │   ├── TooManyItems            a batch with more items than the limit
+    │   ├── BadArchive              a batch whose archive cannot be unpacked
+    │   ├── KeyReused               the idempotency key of another submission
+    │   ├── Unauthorized            an operator's request without the right token
+    │   └── Forbidden               an operator's request from elsewhere, and no token is configured
     ├── OperationRefused            the request is fine, what was sent with it is not
     │   ├── ImageError              an operation on images refused it
     │   │   ├── UnsupportedImage    not an image, or a format outside the allow-list
@@ -17,7 +22,15 @@
     │   │   └── NotLossless         wanted without loss, and cannot be had so
     │   ├── TooMuchWork             an engine did not finish it within the limit
     │   └── PoisonImage             crashed every engine that tried it
-    └── ServiceUnavailable          not the caller's fault: try again later
+    ├── JobError                    about a job or a batch
+    │   ├── NoSuchJob               there is none with this id
+    │   ├── NotDone                 it has no result yet
+    │   ├── Expired                 it was there, and is not kept any more
+    │   └── TooManyAttempts         each try ended in a crash or a failure of ours
+    └── TemporaryFailure            not the caller's fault: try again later
+        ├── ServiceUnavailable      overload, or no memory at the moment
+        ├── StoreAway               the store of the jobs does not answer
+        └── QueueFull               more jobs wait than the limit
 """
 
 from typing import ClassVar
@@ -64,6 +77,36 @@ class UploadTooSlow(RequestError):
     """The body did not arrive within `Settings.upload_timeout_s`."""
 
     title = "The upload took too long"
+
+
+class TooManyItems(RequestError):
+    """A batch has more items than `Settings.max_batch_items`."""
+
+    title = "The batch has too many items"
+
+
+class BadArchive(RequestError):
+    """The archive of a batch is damaged, encrypted, or expands beyond the limit."""
+
+    title = "The archive cannot be unpacked"
+
+
+class KeyReused(RequestError):
+    """An idempotency key came with another submission before."""
+
+    title = "The idempotency key was used for something else"
+
+
+class Unauthorized(RequestError):
+    """An operator's request without the token, or with a wrong one."""
+
+    title = "The token is missing or wrong"
+
+
+class Forbidden(RequestError):
+    """An operator's request from another machine, while no token is configured."""
+
+    title = "This is for operators on the same machine"
 
 
 class OperationRefused(ServiceError):
@@ -137,7 +180,35 @@ class PoisonImage(OperationRefused):
     example = "The image makes our decoder crash. Convert it to another format and send that."
 
 
-class ServiceUnavailable(ServiceError):
+class JobError(ServiceError):
+    """About a job or a batch."""
+
+
+class NoSuchJob(JobError):
+    """There is no job or batch with this id."""
+
+    title = "There is no such job"
+
+
+class NotDone(JobError):
+    """The job has no result, or not yet."""
+
+    title = "The job has no result"
+
+
+class Expired(JobError):
+    """The job or batch is not kept any more."""
+
+    title = "The job has expired"
+
+
+class TooManyAttempts(JobError):
+    """Each try of the job ended in a crash or a failure of ours."""
+
+    title = "The job was given up"
+
+
+class TemporaryFailure(ServiceError):
     """Not the caller's fault: the same request may succeed later.
 
     Args:
@@ -145,8 +216,24 @@ class ServiceUnavailable(ServiceError):
         retry_after_s: when, in whole seconds.
     """
 
-    title = "The service is not available"
-
     def __init__(self, detail: str, retry_after_s: int = 1) -> None:
         super().__init__(detail)
         self.retry_after_s = retry_after_s
+
+
+class ServiceUnavailable(TemporaryFailure):
+    """Overload, or a lack of memory."""
+
+    title = "The service is not available"
+
+
+class StoreAway(TemporaryFailure):
+    """The store of the jobs does not answer."""
+
+    title = "The job store is not available"
+
+
+class QueueFull(TemporaryFailure):
+    """More jobs wait than `Settings.max_queued_jobs`, or more bytes than `Settings.max_queued_bytes`."""
+
+    title = "The queue is full"

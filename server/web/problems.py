@@ -23,6 +23,11 @@ STATUS_OF: dict[type[errors.ServiceError], HTTPStatus] = {
     errors.MalformedMultipart: HTTPStatus.BAD_REQUEST,
     errors.UploadTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.UploadTooSlow: HTTPStatus.REQUEST_TIMEOUT,
+    errors.TooManyItems: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.BadArchive: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.KeyReused: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.Unauthorized: HTTPStatus.UNAUTHORIZED,
+    errors.Forbidden: HTTPStatus.FORBIDDEN,
     errors.UnsupportedImage: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.DamagedImage: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.TooManyPixels: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -30,7 +35,13 @@ STATUS_OF: dict[type[errors.ServiceError], HTTPStatus] = {
     errors.NotLossless: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.TooMuchWork: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.PoisonImage: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.NoSuchJob: HTTPStatus.NOT_FOUND,
+    errors.NotDone: HTTPStatus.NOT_FOUND,
+    errors.Expired: HTTPStatus.GONE,
+    errors.TooManyAttempts: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.ServiceUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.StoreAway: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.QueueFull: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
 OUR_FAULT = "This is our fault and has been logged. If it happens again, report the request_id."
@@ -104,7 +115,9 @@ async def _answer_service_error(
     if isinstance(error, errors.OperationRefused):
         Exchange.of(req.scope).engine_pid = error.engine_pid
     headers = {}
-    if isinstance(error, errors.ServiceUnavailable):
+    if isinstance(error, errors.Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, errors.TemporaryFailure):
         headers["Retry-After"] = str(error.retry_after_s)
         Exchange.of(req.scope).retry_after_s = error.retry_after_s
     _write(req, resp, Problem.of_error(error), headers)

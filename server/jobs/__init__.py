@@ -1,0 +1,1 @@
+"""Jobs: work that outlives its connection, kept in a store, one by one or in batches."""

@@ -1,0 +1,549 @@
+"""The store: jobs and batches in a server that speaks the Redis protocol; the only module that imports redis.
+
+Every change is one call of one script (`store.lua`), which is atomic and may be repeated: a call whose answer
+was lost is made again. Reads need no script.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
+from math import ceil
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as NotConnected
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError
+from redis.exceptions import TimeoutError as TookTooLong
+
+from server.errors import Expired, KeyReused, NoSuchJob, QueueFull, StoreAway
+from server.jobs.model import (
+    FIRST,
+    Batch,
+    Callback,
+    Claim,
+    Facts,
+    Failure,
+    Idempotency,
+    Job,
+    JobId,
+    JobState,
+    NewJob,
+    Queue,
+    Renewal,
+    Result,
+    Schedule,
+)
+from server.logs import get_logger
+
+log = get_logger(__name__)
+
+T = TypeVar("T")
+
+_SCRIPT = (Path(__file__).parent / "store.lua").read_text()
+
+#: The hash tag keeps all keys in one slot of a cluster.
+_PREFIX = "{flip}:"
+_PRIORITY = 2**40  # as in the script
+
+#: How long an idle consumer blocks at most: so late is a job that is due, or whose bell was lost.
+BLOCK_S = 2.0
+
+#: How long an answer may take, and how often to look whether a store that was away is back, in seconds.
+_ANSWER_S = 2.0
+_LOOK_EVERY_S = 0.25
+
+#: How long an idempotency key is remembered, and that an expired job was there, in seconds.
+_REMEMBER_S = 86400
+
+#: What the store says when it is not there, while it loads its data, or while another one takes over.
+_AWAY = (NotConnected, TookTooLong, ReadOnlyError, OSError)
+
+
+class Dropped(Exception):
+    """The batch that was being submitted is gone: its process was taken for dead."""
+
+
+class Store:
+    """A client of the store.
+
+    Args:
+        url: `redis://`, `rediss://` or `unix://`.
+        owner: who claims and submits, unique over all machines.
+        grace_s: how long a call waits for a store that is away, in seconds; once it has been away for longer,
+            calls fail at once.
+        ttl_s: how long a group is kept after its end, in seconds.
+        lease_s: how long a claim lasts unless it is renewed, in seconds.
+        max_jobs, max_bytes: of all jobs that have not ended.
+    """
+
+    def __init__(  # noqa: PLR0913 one for each setting
+        self,
+        url: str,
+        *,
+        owner: str,
+        grace_s: float,
+        ttl_s: float,
+        lease_s: float,
+        max_jobs: int,
+        max_bytes: int,
+    ) -> None:
+        self.owner = owner
+        self._grace_s = grace_s
+        self._ttl_ms = int(ttl_s * 1000)
+        self._lease_ms = int(lease_s * 1000)
+        self._max_jobs = max_jobs
+        self._max_bytes = max_bytes
+        self._redis = _client(url, answer_s=_ANSWER_S)
+        # redis-py limits every read to its time-out: a blocking call needs more.
+        self._blocking = _client(url, answer_s=BLOCK_S + _ANSWER_S)
+        self._script = self._redis.register_script(_SCRIPT)
+        self._is_back = asyncio.Event()
+        self._is_back.set()
+        self._away_since_s = 0.0
+        self._looking: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._looking
+        await self._redis.aclose()
+        await self._blocking.aclose()
+
+    # --- submitting --------------------------------------------------------------------------------------
+
+    async def submit(self, id: str, facts: Facts, job: NewJob, schedule: Schedule, idempotency: Idempotency | None = None) -> str:
+        """Submit one job.
+
+        Returns:
+            Its id, or that of an earlier submission with the same idempotency key and fingerprint.
+
+        Raises:
+            KeyReused, QueueFull, StoreAway: as their names say.
+        """
+        answer = await self._submit(id, facts, [job], schedule, is_batch=False, is_continued=False, idempotency=idempotency)
+        return str(answer.get("same", id))
+
+    async def submit_items(self, batch: str, facts: Facts, jobs: Sequence[NewJob], schedule: Schedule) -> None:
+        """Submit some items of a batch; the item with the index 0 makes the batch.
+
+        Raises:
+            QueueFull, StoreAway: as their names say; the caller drops the batch.
+            Dropped: that has happened.
+        """
+        is_continued = jobs[0].index != 0
+        await self._submit(batch, facts, jobs, schedule, is_batch=True, is_continued=is_continued, idempotency=None)
+
+    async def _submit(  # noqa: PLR0913, PLR0917 once for two callers
+        self,
+        group: str,
+        facts: Facts,
+        jobs: Sequence[NewJob],
+        schedule: Schedule,
+        *,
+        is_batch: bool,
+        is_continued: bool,
+        idempotency: Idempotency | None,
+    ) -> Mapping[str, Any]:
+        how = {
+            "lane": f"{schedule.queue} {facts.kind}",
+            "priority": schedule.priority,
+            "delay_ms": int(schedule.delay_s * 1000),
+            "not_before_ms": int(schedule.not_before_s * 1000),
+        }
+        answer = await self._ask(
+            "submit",
+            group=group,
+            facts=_compact(asdict(facts)),
+            jobs=[{**how, "bytes": job.bytes, "index": job.index, "name": job.name} for job in jobs],
+            is_batch=is_batch,
+            is_continued=is_continued,
+            max_jobs=self._max_jobs,
+            max_bytes=self._max_bytes,
+            idempotency=_idempotency(idempotency),
+        )
+        if "full" in answer:
+            raise _full(answer["gap_ms"], self._max_jobs)
+        return _checked(answer)
+
+    async def seal(self, batch: str, idempotency: Idempotency | None = None) -> str:
+        """Say that all items of a batch are submitted.
+
+        Returns:
+            Its id, or that of an earlier batch with the same idempotency key and fingerprint.
+
+        Raises:
+            KeyReused, StoreAway: the caller drops the batch.
+            Dropped: that has happened.
+        """
+        answer = _checked(await self._ask("seal", group=batch, idempotency=_idempotency(idempotency)))
+        return str(answer.get("same", batch))
+
+    async def drop(self, batch: str) -> None:
+        """Delete a batch with all its jobs, whatever their state."""
+        await self._ask_in_parts("drop", group=batch)
+
+    # --- consuming ---------------------------------------------------------------------------------------
+
+    async def claim(self, request: str, kinds: Sequence[str], count: int) -> tuple[Sequence[Claim], float]:
+        """Claim up to `count` jobs.
+
+        Args:
+            request: unique for each claim; one that is asked again gets the same jobs.
+            kinds: the operations that the caller has, as in `Facts.kind`.
+            count: how many, at most.
+
+        Returns:
+            The jobs, and after how many seconds the next delayed one is due, at most `BLOCK_S`.
+        """
+        answer = await self._ask(
+            "claim", request=request, kinds=list(kinds), count=count, lease_ms=self._lease_ms
+        )
+        claims = [_claim(each) for each in answer["jobs"]]
+        return claims, min(BLOCK_S, answer.get("due_ms", 1e6) / 1000)
+
+    async def wait_for_bell(self, kinds: Sequence[str], timeout_s: float) -> None:
+        """Wait until a job of one of these kinds waits, but no longer than that; returns early when in doubt."""
+        with suppress(*_AWAY):
+            await self._blocking.bzpopmin([f"{_PREFIX}bell:{kind}" for kind in kinds], timeout_s or 0.001)
+
+    async def renew(self, fences: Mapping[str, int], progress: Mapping[str, int]) -> Renewal:
+        """Renew the leases of jobs.
+
+        Args:
+            fences: the fence of each job, by its id.
+            progress: how far some of them are, in percent.
+        """
+        answer = await self._ask("renew", fences=fences, progress=progress, lease_ms=self._lease_ms)
+        return Renewal(list(answer["lost"]), list(answer["cancelled"]))
+
+    async def complete(self, claim: Claim, result: Result) -> bool:
+        """Report success; False: nobody wants the result, because the job was cancelled or is another's."""
+        return await self._finish(claim, "completed", result=_compact(asdict(result))) == JobState.COMPLETED
+
+    async def fail(self, claim: Claim, failure: Failure, *, is_final: bool) -> None:
+        """Report failure; if it is not final, the job is tried again later, as often as it may be."""
+        await self._finish(claim, "failed" if is_final else "again", error=_compact(asdict(failure)))
+
+    async def give_back(self, claim: Claim) -> None:
+        """Return a job as if it had not been claimed."""
+        await self._finish(claim, "released")
+
+    async def _finish(self, claim: Claim, how: str, **more: str) -> str | None:
+        error = more.pop("error", _compact(asdict(Failure("TooManyAttempts"))))
+        answer = await self._ask("finish", id=str(claim.id), fence=claim.fence, how=how, error=error, **more)
+        state: str | None = answer.get("state")
+        return state
+
+    async def holders(self) -> Sequence[str]:
+        """Name the owners that hold jobs."""
+        return list((await self._ask("holders"))["owners"])
+
+    async def release(self, owner: str) -> int:
+        """Take the jobs of a dead owner back, and return how many there were."""
+        return int((await self._ask("release", owner=owner))["released"])
+
+    # --- what people ask for -----------------------------------------------------------------------------
+
+    async def cancel_job(self, id: JobId) -> None:
+        """Cancel a job that has not ended: at once if it waits; one that runs is asked to stop."""
+        await self._ask("cancel_job", id=str(id))
+
+    async def cancel_batch(self, batch: str) -> None:
+        """Cancel all jobs of a batch that have not ended."""
+        await self._ask_in_parts("cancel_group", group=batch)
+
+    async def retry(self, id: JobId) -> None:
+        """Let a failed or cancelled job run again."""
+        await self._ask("retry", id=str(id))
+
+    async def pause(self, queue: str) -> None:
+        """Let no job of a queue be claimed."""
+        await self._ask("pause", queue=queue)
+
+    async def resume(self, queue: str) -> None:
+        """Let jobs of a queue be claimed again."""
+        await self._ask("resume", queue=queue)
+
+    async def job(self, id: JobId) -> Job:
+        """Return a job.
+
+        Raises:
+            NoSuchJob, Expired, StoreAway: as their names say.
+        """
+        found = await self._read_jobs([id])
+        if found[0] is None:
+            raise await self._missing(id.group)
+        return found[0]
+
+    async def batch(self, id: str) -> Batch:
+        """Return a batch, or the group of a job that is in none.
+
+        Raises:
+            NoSuchJob, Expired, StoreAway: as their names say.
+        """
+        fields = await self._guarded(lambda: self._redis.hgetall(f"{_PREFIX}group:{id}"))
+        if not fields:
+            raise await self._missing(id)
+        return _batch(id, fields)
+
+    async def items(self, batch: str, indexes: range) -> Sequence[Job]:
+        """Return the jobs of a batch with these indexes, as far as there are any."""
+        return [job for job in await self._read_jobs([JobId(batch, i) for i in indexes]) if job]
+
+    async def log(self, group: str, start: int) -> Sequence[Mapping[str, Any]]:
+        """Return the lines of a group's log from a position on."""
+        lines = await self._guarded(lambda: self._redis.lrange(f"{_PREFIX}log:{group}", start, -1))
+        return [json.loads(line) for line in lines]
+
+    async def queues(self, names: Sequence[str]) -> Sequence[Queue]:
+        """Return the queues with these names."""
+
+        async def read() -> list[Any]:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.smembers(f"{_PREFIX}paused")
+                for name in names:
+                    pipe.hgetall(f"{_PREFIX}counts:{name}")
+                return await pipe.execute()
+
+        paused, *counts = await self._guarded(read)
+        return [
+            Queue(
+                name,
+                is_paused=name in paused,
+                jobs={state: int(of.get(state, 0)) for state in JobState},
+                ended=int(of.get("ended", 0)),
+            )
+            for name, of in zip(names, counts, strict=True)
+        ]
+
+    async def failed(self, queue: str, start: int, count: int) -> Sequence[Job]:
+        """Return failed jobs of a queue, the newest first."""
+        key = f"{_PREFIX}failed:{queue}"
+        ids = await self._guarded(lambda: self._redis.zrevrange(key, start, start + count - 1))
+        return [job for job in await self._read_jobs([_job_id(id) for id in ids]) if job]
+
+    @asynccontextmanager
+    async def news(self) -> AsyncIterator[AsyncIterator[tuple[str, str]]]:
+        """Subscribe to hints: pairs of `news` and a group, or `cancel` and the id of a job.
+
+        Hints may be lost; the iterator ends when the store is away.
+        """
+        async with self._blocking.pubsub(ignore_subscribe_messages=True) as subscription:
+            await subscription.subscribe(f"{_PREFIX}news", f"{_PREFIX}cancel")
+
+            async def hints() -> AsyncIterator[tuple[str, str]]:
+                with suppress(*_AWAY):
+                    while True:
+                        if message := await subscription.get_message(timeout=BLOCK_S):
+                            yield message["channel"].removeprefix(_PREFIX), message["data"]
+
+            yield hints()
+
+    # --- keeping house -----------------------------------------------------------------------------------
+
+    async def keep_house(self, count: int, lease_s: float, silent_s: float) -> tuple[int, Sequence[str]] | None:
+        """Become the janitor, or stay it.
+
+        Args:
+            count: how many groups to name, at most.
+            lease_s: for how long, in seconds.
+            silent_s: after so many seconds of silence an owner is taken for dead.
+
+        Returns:
+            A fence, and groups that are to be removed; None when another one is the janitor.
+        """
+        answer = await self._ask(
+            "keep_house", count=count, lease_ms=int(lease_s * 1000), silent_ms=int(silent_s * 1000)
+        )
+        return (answer["fence"], list(answer["groups"])) if "fence" in answer else None
+
+    async def expire(self, group: str, fence: int) -> bool:
+        """Forget a group whose files are gone; False: another one is the janitor now."""
+        return await self._ask_in_parts("expire", group=group, fence=fence, remember_ms=_REMEMBER_S * 1000)
+
+    async def has(self, group: str) -> bool:
+        """Whether the store knows a group."""
+        return bool(await self._guarded(lambda: self._redis.exists(f"{_PREFIX}group:{group}")))
+
+    # --- asking ------------------------------------------------------------------------------------------
+
+    async def _ask(self, verb: str, **args: object) -> dict[str, Any]:
+        text = _compact({**args, "owner": args.get("owner", self.owner), "ttl_ms": self._ttl_ms})
+        answer = await self._guarded(lambda: self._script(keys=[_PREFIX], args=[verb, text]))
+        found: dict[str, Any] = json.loads(answer)
+        return found
+
+    async def _ask_in_parts(self, verb: str, **args: object) -> bool:
+        start: int | None = 0
+        while start is not None:
+            answer = await self._ask(verb, **args, **{"from": start})
+            if "refused" in answer:
+                return False
+            start = answer.get("next")
+        return True
+
+    async def _read_jobs(self, ids: Sequence[JobId]) -> list[Job | None]:
+        async def read() -> list[Any]:
+            groups = {id.group for id in ids}
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for group in groups:
+                    pipe.hget(f"{_PREFIX}group:{group}", "facts")
+                for id in ids:
+                    pipe.hgetall(f"{_PREFIX}job:{id}")
+                answers = await pipe.execute()
+            facts = dict(zip(groups, answers, strict=False))
+            return [
+                _job(id, fields, facts[id.group]) if fields and facts[id.group] else None
+                for id, fields in zip(ids, answers[len(groups) :], strict=True)
+            ]
+
+        return await self._guarded(read) if ids else []
+
+    async def _missing(self, group: str) -> NoSuchJob | Expired:
+        if await self._guarded(lambda: self._redis.exists(f"{_PREFIX}gone:{group}")):
+            return Expired("It was there, and is not kept any more. Submit the work again.")
+        return NoSuchJob("There is no job or batch with this id. Use the address that the submission answered with.")
+
+    async def _guarded(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Call the store, again and again while it is away, within the grace.
+
+        Raises:
+            StoreAway: the grace is over.
+            QueueFull: the memory of the store is full.
+        """
+        left_s = self._grace_s
+        if not self._is_back.is_set():
+            left_s -= asyncio.get_running_loop().time() - self._away_since_s
+        try:
+            async with asyncio.timeout(max(0, left_s)):
+                while True:
+                    await self._is_back.wait()
+                    try:
+                        return await call()
+                    except OutOfMemoryError:
+                        raise QueueFull("The store of the jobs has no memory left. Try again later.", 60) from None
+                    except _AWAY as error:
+                        self._notice(error)
+        except TimeoutError as error:
+            self._notice(error)
+            raise StoreAway("The store of the jobs does not answer. Try again in a second.") from None
+
+    def _notice(self, error: Exception) -> None:
+        """From now on wait until the store answers again."""
+        if self._is_back.is_set():
+            self._is_back.clear()
+            self._away_since_s = asyncio.get_running_loop().time()
+            log.warning("store_away", error=str(error) or repr(error))
+            self._looking = asyncio.create_task(self._look())
+
+    async def _look(self) -> None:
+        while True:
+            with suppress(RedisError, OSError, TimeoutError):
+                async with asyncio.timeout(_ANSWER_S):
+                    await self._redis.ping()
+                    break
+            await asyncio.sleep(_LOOK_EVERY_S)
+        away_s = asyncio.get_running_loop().time() - self._away_since_s
+        log.info("store_back", away_s=round(away_s, 3))
+        self._is_back.set()
+
+
+def _client(url: str, *, answer_s: float) -> "redis.Redis":
+    return redis.from_url(
+        url,
+        decode_responses=True,
+        socket_timeout=answer_s,
+        socket_connect_timeout=_ANSWER_S,
+        retry=Retry(NoBackoff(), 0),  # ours knows the grace
+    )
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _idempotency(given: Idempotency | None) -> dict[str, Any] | None:
+    return None if given is None else {**asdict(given), "ttl_ms": _REMEMBER_S * 1000}
+
+
+def _checked(answer: dict[str, Any]) -> dict[str, Any]:
+    if "reused" in answer:
+        raise KeyReused(
+            "This Idempotency-Key came with another submission before. Use a new key for each submission."
+        )
+    if "gone" in answer:
+        raise Dropped
+    return answer
+
+
+def _full(gap_ms: float, max_jobs: int) -> QueueFull:
+    """Say when a tenth of the queue will have been worked off, as fast as jobs end now."""
+    retry_after_s = min(600, max(1, ceil(gap_ms * max_jobs / 10 / 1000)))
+    return QueueFull("Too many jobs wait already. Try again later.", retry_after_s)
+
+
+def _job_id(text: str) -> JobId:
+    if (id := JobId.parse(text)) is None:
+        raise ValueError(f"the store names a job {text!r}")
+    return id
+
+
+def _facts(text: str) -> Facts:
+    fields = json.loads(text)
+    callback = fields.pop("callback", None)
+    return Facts(**fields, callback=callback and Callback(**callback))
+
+
+def _claim(fields: Mapping[str, Any]) -> Claim:
+    return Claim(_job_id(fields["id"]), fields["fence"], fields["tries"], _facts(fields["facts"]))
+
+
+def _job(id: JobId, fields: Mapping[str, str], facts: str) -> Job:
+    score = int(fields["score"])
+    return Job(
+        id=id,
+        state=JobState(fields["state"]),
+        queue=fields["lane"].partition(" ")[0],
+        priority=FIRST + score // _PRIORITY,
+        facts=_facts(facts),
+        bytes=int(fields["bytes"]),
+        name=fields.get("name"),
+        tries=int(fields["tries"]),
+        progress=int(fields.get("progress", 0)),
+        created_s=int(fields["created"]) / 1000,
+        started_s=_seconds(fields.get("started")),
+        ended_s=_seconds(fields.get("ended")),
+        is_cancelling="cancel" in fields,
+        error=Failure(**json.loads(fields["error"])) if "error" in fields else None,
+        result=Result(**json.loads(fields["result"])) if "result" in fields else None,
+    )
+
+
+def _batch(id: str, fields: Mapping[str, str]) -> Batch:
+    return Batch(
+        id=id,
+        is_batch=fields["is_batch"] == "1",
+        facts=_facts(fields["facts"]),
+        total=int(fields["total"]),
+        remaining=int(fields["remaining"]),
+        completed=int(fields["completed"]),
+        failed=int(fields["failed"]),
+        cancelled=int(fields["cancelled"]),
+        is_sealed=fields["sealed"] == "1",
+        created_s=int(fields["created"]) / 1000,
+        ended_s=_seconds(fields.get("ended")),
+    )
+
+
+def _seconds(ms: str | None) -> float | None:
+    return None if ms is None else int(ms) / 1000
