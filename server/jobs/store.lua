@@ -605,7 +605,7 @@ function verbs.expire()
   end
   local next = forget(args.group, args.from)
   if not next then
-    redis.call('SET', key('gone', args.group), 1, 'PX', args.ttl_ms)
+    redis.call('SET', key('gone', args.group), 1, 'PX', args.remember_ms)
   end
   return { next = next }
 end

@@ -163,8 +163,8 @@ class Store:
         answer = await self._ask(
             "submit",
             group=group,
-            facts=_compact(asdict(facts)),
-            jobs=[{**how, "bytes": job.bytes, "index": job.index, "name": job.name} for job in jobs],
+            facts=_compact(_given(asdict(facts))),
+            jobs=[_given({**how, **asdict(job)}) for job in jobs],
             is_batch=is_batch,
             is_continued=is_continued,
             max_jobs=self._max_jobs,
@@ -375,10 +375,14 @@ class Store:
         """Whether the store knows a group."""
         return bool(await self._guarded(lambda: self._redis.exists(f"{_PREFIX}group:{group}")))
 
+    async def wait_until_back(self) -> None:
+        """Wait until the store answers, however long that takes."""
+        await self._is_back.wait()
+
     # --- asking ------------------------------------------------------------------------------------------
 
     async def _ask(self, verb: str, **args: object) -> dict[str, Any]:
-        text = _compact({**args, "owner": args.get("owner", self.owner), "ttl_ms": self._ttl_ms})
+        text = _compact(_given({"owner": self.owner, "ttl_ms": self._ttl_ms, **args}))
         answer = await self._guarded(lambda: self._script(keys=[_PREFIX], args=[verb, text]))
         found: dict[str, Any] = json.loads(answer)
         return found
@@ -466,6 +470,11 @@ def _client(url: str, *, answer_s: float) -> "redis.Redis":
         socket_connect_timeout=_ANSWER_S,
         retry=Retry(NoBackoff(), 0),  # ours knows the grace
     )
+
+
+def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what is None: in the script, null would be something."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _compact(value: object) -> str:

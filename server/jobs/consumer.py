@@ -1,0 +1,205 @@
+"""The consumer: claims jobs and has the background engines run them."""
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from io import FileIO
+from itertools import count
+from typing import TypeVar
+
+from server.cluster.dispatch import Dispatcher, EngineBug
+from server.cluster.messages import Done
+from server.cluster.memory_files import NO_ROOM
+from server.cluster.supervisor import OnDemandEngine
+from server.errors import OperationRefused, StoreAway, TemporaryFailure
+from server.jobs import owners
+from server.jobs.blobs import BlobGone, Blobs
+from server.jobs.model import Claim, Facts, Failure, Result
+from server.jobs.store import Store
+from server.logs import get_logger
+from server.operations.registry import Operation
+
+log = get_logger(__name__)
+
+T = TypeVar("T")
+
+#: How often the progress of running jobs is reported, in seconds.
+_TICK_S = 1.0
+
+
+class Consumer:
+    """Runs jobs for one worker, several at a time: one in the engine, the others ready for it.
+
+    Args:
+        store: where jobs are claimed.
+        blobs: where their files are.
+        dispatcher: sends them to the background engines of the machine.
+        engine: the worker's own, which starts when it is wanted.
+        operations: those that jobs may name.
+        at_once: how many jobs to hold at a time; 0 only keeps the owner known to the store.
+        lease_s: how long a claim lasts, in seconds; it is renewed three times as often.
+    """
+
+    def __init__(  # noqa: PLR0913 one for each collaborator
+        self,
+        store: Store,
+        blobs: Blobs,
+        dispatcher: Dispatcher,
+        engine: OnDemandEngine,
+        operations: Mapping[str, Operation],
+        *,
+        at_once: int,
+        lease_s: float,
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._dispatcher = dispatcher
+        self._engine = engine
+        self._operations = operations
+        self._at_once = at_once
+        self._lease_s = lease_s
+        self._kinds = [f"{each.name} {each.version}" for each in operations.values()]
+        self._requests = count(1)
+        self._running: dict[str, tuple[Claim, asyncio.Task[None]]] = {}
+        self._progress: dict[str, int] = {}
+        self._has_ended = asyncio.Event()  # a job, so that there is room for another one
+
+    async def run(self) -> None:
+        """Claim jobs and run them until cancelled; then those that run are given back."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._renew())
+                group.create_task(self._listen())
+                if self._at_once:
+                    group.create_task(self._claim())
+        finally:
+            tasks = [task for _, task in self._running.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _claim(self) -> None:
+        request = str(next(self._requests))
+        while True:
+            while (room := self._at_once - len(self._running)) == 0:
+                self._has_ended.clear()
+                await self._has_ended.wait()
+            try:
+                claims, idle_s = await self._store.claim(request, self._kinds, room)
+            except StoreAway:  # it may have been carried out: ask the same again
+                await self._store.wait_until_back()
+                continue
+            request = str(next(self._requests))
+            for claim in claims:
+                task = asyncio.create_task(self._run(claim))
+                self._running[str(claim.id)] = claim, task
+            if not claims:
+                await self._store.wait_for_bell(self._kinds, idle_s)
+
+    async def _renew(self) -> None:
+        """Keep the leases, report progress, and take over what dead consumers of this machine held."""
+        loop = asyncio.get_running_loop()
+        due_s = loop.time()
+        while True:
+            if loop.time() >= due_s or self._progress:
+                due_s = loop.time() + self._lease_s / 3
+                with suppress(StoreAway):
+                    await self._renew_once()
+            await asyncio.sleep(_TICK_S)
+
+    async def _renew_once(self) -> None:
+        progress, self._progress = self._progress, {}
+        fences = {id: claim.fence for id, (claim, _) in self._running.items()}
+        renewal = await self._store.renew(fences, progress)
+        for id in (*renewal.lost, *renewal.cancelled):
+            self._stop(id)
+        for owner in await self._store.holders():
+            if owners.is_dead(owner):
+                released = await self._store.release(owner)
+                log.warning("jobs_released", owner=owner, jobs=released)
+
+    async def _listen(self) -> None:
+        """Stop jobs as soon as they are cancelled; what is missed here is found by the next renewal."""
+        while True:
+            async with self._store.news() as hints:
+                async for kind, id in hints:
+                    if kind == "cancel":
+                        self._stop(id)
+            await self._store.wait_until_back()
+
+    def _stop(self, id: str) -> None:
+        if id in self._running:
+            self._running[id][1].cancel()
+
+    async def _run(self, claim: Claim) -> None:
+        """Run one try to its end, and report it."""
+        try:
+            await self._try(claim)
+        except asyncio.CancelledError:  # this worker stops, or the job was cancelled, or is another's
+            await asyncio.shield(self._give_back(claim))
+            raise
+        finally:
+            del self._running[str(claim.id)]
+            self._progress.pop(str(claim.id), None)
+            self._has_ended.set()
+
+    async def _give_back(self, claim: Claim) -> None:
+        with suppress(StoreAway):  # then its lease ends, or its owner is found dead
+            await self._store.give_back(claim)
+
+    async def _try(self, claim: Claim) -> None:
+        try:
+            result = await self._result_of(claim)
+        except OperationRefused as refusal:
+            failure = Failure(type(refusal).__name__, refusal.detail)
+            await self._report(lambda: self._store.fail(claim, failure, is_final=True))
+            log.info("job_failed", job=str(claim.id), error=failure.error)
+        except Exception as error:
+            failure = _failure(error)
+            log.warning("job_try_failed", job=str(claim.id), tries=claim.tries, exc_info=error)
+            await self._report(lambda: self._store.fail(claim, failure, is_final=False))
+        else:
+            if not await self._report(lambda: self._store.complete(claim, result)):
+                await self._blobs.remove(claim.id.group, claim.id.result_name(claim.fence))
+
+    async def _result_of(self, claim: Claim) -> Result:
+        facts = claim.facts
+        with await self._blobs.open(claim.id.group, claim.id.input_name) as source, self._blobs.new() as sink:
+            with self._engine.wanted():
+                done = await self._dispatcher.run_in_background(
+                    source,
+                    sink,
+                    self._operations[facts.operation],
+                    facts.parameters,
+                    on_progress=lambda part: self._note(claim, part),
+                )
+            digest = await asyncio.to_thread(_digest, sink)
+            await self._blobs.keep(sink, claim.id.group, claim.id.result_name(claim.fence), must_exist=True)
+            return Result(done.outcome.model_dump(), os.fstat(sink.fileno()).st_size, digest, claim.fence)
+
+    def _note(self, claim: Claim, part: float) -> None:
+        self._progress[str(claim.id)] = int(100 * part)
+
+    async def _report(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Report how a try ended, however long the store is away: asking again is safe."""
+        while True:
+            try:
+                return await call()
+            except StoreAway:
+                await self._store.wait_until_back()
+
+
+def _digest(file: FileIO) -> str:
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _failure(error: Exception) -> Failure:
+    """Say what went wrong in words that may reach a client."""
+    if isinstance(error, TemporaryFailure):
+        return Failure("ServiceUnavailable", error.detail)
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return Failure("ServiceUnavailable", "There was no room for the result.")
+    return Failure("TooManyAttempts")

@@ -1,0 +1,34 @@
+"""Owners: who claims jobs, named so that another process of the same machine can tell whether it lives."""
+
+import os
+from pathlib import Path
+
+_PROC = Path("/proc")
+
+
+def own_name() -> str:
+    """Name this process: its machine, its process id, and when it was started, as the id is used again."""
+    return f"{_machine()}:{os.getpid()}:{_start(os.getpid())}"
+
+
+def is_dead(owner: str) -> bool:
+    """Whether an owner was a process of this machine and has ended; False for those of other machines."""
+    machine, _, process = owner.partition(":")
+    pid, _, start = process.partition(":")
+    return machine == _machine() and _start(int(pid)) != start
+
+
+def _machine() -> str:
+    """Name this boot of this machine, and the namespace that process ids are valid in."""
+    boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}/{(_PROC / 'self/ns/pid').stat().st_ino}"
+
+
+def _start(pid: int) -> str:
+    """When a process was started, in clock ticks after the boot; empty when it has ended (proc(5))."""
+    try:
+        stat = (_PROC / str(pid) / "stat").read_text()
+    except OSError:
+        return ""
+    fields = stat.rpartition(")")[2].split()
+    return "" if fields[0] in {"Z", "X"} else fields[19]
