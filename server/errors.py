@@ -24,6 +24,7 @@
     │   └── PoisonImage             crashed every engine that tried it
     ├── JobError                    about a job or a batch
     │   ├── NoSuchJob               there is none with this id
+    │   ├── NoSuchQueue             there is none of this name
     │   ├── NotDone                 it has no result yet
     │   ├── Expired                 it was there, and is not kept any more
     │   └── TooManyAttempts         each try ended in a crash or a failure of ours
@@ -188,6 +189,12 @@ class NoSuchJob(JobError):
     """There is no job or batch with this id."""
 
     title = "There is no such job"
+
+
+class NoSuchQueue(JobError):
+    """There is no queue of this name."""
+
+    title = "There is no such queue"
 
 
 class NotDone(JobError):

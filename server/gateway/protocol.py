@@ -299,6 +299,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
             self._is_last_response = (
                 self.worker.is_draining
                 or self._is_refused
+                or self._exchange.is_last
                 or self._is_receiving()  # the rest of a refused body is not waited for
                 or super()._will_close(request, response_requires_close)
             )

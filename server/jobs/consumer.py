@@ -71,7 +71,6 @@ class Consumer:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._renew())
-                group.create_task(self._listen())
                 if self._at_once:
                     group.create_task(self._claim())
         finally:
@@ -114,22 +113,14 @@ class Consumer:
         fences = {id: claim.fence for id, (claim, _) in self._running.items()}
         renewal = await self._store.renew(fences, progress)
         for id in (*renewal.lost, *renewal.cancelled):
-            self._stop(id)
+            self.stop_job(id)
         for owner in await self._store.holders():
             if owners.is_dead(owner):
                 released = await self._store.release(owner)
                 log.warning("jobs_released", owner=owner, jobs=released)
 
-    async def _listen(self) -> None:
-        """Stop jobs as soon as they are cancelled; what is missed here is found by the next renewal."""
-        while True:
-            async with self._store.news() as hints:
-                async for kind, id in hints:
-                    if kind == "cancel":
-                        self._stop(id)
-            await self._store.wait_until_back()
-
-    def _stop(self, id: str) -> None:
+    def stop_job(self, id: str) -> None:
+        """Stop a job that is to be cancelled, if it runs here."""
         if id in self._running:
             self._running[id][1].cancel()
 

@@ -28,7 +28,7 @@
 --   idem:HASH     string   fingerprint and group of an idempotency key
 --   paused        set      queues
 --   janitor       hash     owner, until, fence
--- Channels: news (a group whose log grew), cancel (a job that is to stop). Both are hints.
+-- Channels: news:GROUP (its log grew), cancel:OWNER (a job of it is to stop). Both are hints.
 
 local prefix, verb, args = KEYS[1], ARGV[1], cjson.decode(ARGV[2])
 local time = redis.call('TIME')
@@ -71,7 +71,7 @@ end
 local function log(group, line)
   line.at = now
   redis.call('RPUSH', key('log', group), cjson.encode(line))
-  redis.call('PUBLISH', key('news'), group)
+  redis.call('PUBLISH', key('news', group), '')
 end
 
 -- The only place where a state changes.
@@ -401,7 +401,7 @@ function verbs.renew()
     local job = load(id)
     if job and job.state == 'active' and job.fence == args.fences[id] then
       redis.call('HSET', key('job', id), 'progress', percent)
-      redis.call('PUBLISH', key('news'), job.group)
+      redis.call('PUBLISH', key('news', job.group), '')
     end
   end
   return { lost = lost, cancelled = cancelled }
@@ -444,7 +444,7 @@ local function cancel(job)
     finish(job, 'cancelled', {})
   elseif job.state == 'active' then
     redis.call('HSET', key('job', job.id), 'cancel', 1)
-    redis.call('PUBLISH', key('cancel'), job.id)
+    redis.call('PUBLISH', key('cancel', job.owner), job.id)
   end
 end
 

@@ -7,7 +7,7 @@ was lost is made again. Reads need no script.
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from math import ceil
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import redis.asyncio as redis
+from redis.asyncio.client import PubSub
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as NotConnected
@@ -333,21 +334,15 @@ class Store:
         return [job for job in await self._read_jobs([_job_id(id) for id in ids]) if job]
 
     @asynccontextmanager
-    async def news(self) -> AsyncIterator[AsyncIterator[tuple[str, str]]]:
-        """Subscribe to hints: pairs of `news` and a group, or `cancel` and the id of a job.
-
-        Hints may be lost; the iterator ends when the store is away.
-        """
+    async def hints(self, groups: Iterable[str]) -> AsyncIterator["Hints"]:
+        """Subscribe to hints about some groups, and about jobs of this owner that are to be cancelled."""
         async with self._blocking.pubsub(ignore_subscribe_messages=True) as subscription:
-            await subscription.subscribe(f"{_PREFIX}news", f"{_PREFIX}cancel")
-
-            async def hints() -> AsyncIterator[tuple[str, str]]:
-                with suppress(*_AWAY):
-                    while True:
-                        if message := await subscription.get_message(timeout=BLOCK_S):
-                            yield message["channel"].removeprefix(_PREFIX), message["data"]
-
-            yield hints()
+            hints = Hints(subscription)
+            with suppress(*_AWAY):
+                await subscription.subscribe(f"{_PREFIX}cancel:{self.owner}")
+                for group in tuple(groups):
+                    await hints.watch(group)
+            yield hints
 
     # --- keeping house -----------------------------------------------------------------------------------
 
@@ -460,6 +455,33 @@ class Store:
         away_s = asyncio.get_running_loop().time() - self._away_since_s
         log.info("store_back", away_s=round(away_s, 3))
         self._is_back.set()
+
+
+class Hints:
+    """A subscription: pairs of `news` and a group whose log has grown, or `cancel` and the id of a job.
+
+    Hints may be lost; the iteration ends when the store is away.
+    """
+
+    def __init__(self, subscription: PubSub) -> None:
+        self._subscription = subscription
+
+    async def watch(self, group: str) -> None:
+        """Ask for hints about a group."""
+        with suppress(*_AWAY):
+            await self._subscription.subscribe(f"{_PREFIX}news:{group}")
+
+    async def unwatch(self, group: str) -> None:
+        """Ask for no more of them."""
+        with suppress(*_AWAY):
+            await self._subscription.unsubscribe(f"{_PREFIX}news:{group}")
+
+    async def __aiter__(self) -> AsyncIterator[tuple[str, str]]:
+        with suppress(*_AWAY):
+            while True:
+                if message := await self._subscription.get_message(timeout=BLOCK_S):
+                    kind, _, subject = message["channel"].removeprefix(_PREFIX).partition(":")
+                    yield kind, subject if kind == "news" else message["data"]
 
 
 def _client(url: str, *, answer_s: float) -> "redis.Redis":

@@ -46,6 +46,7 @@ class Exchange:
         retry_after_s: the `Retry-After` of the response, in seconds; 0 for none.
         ticket: of its admission; None before, and for requests that need none.
         resources: what it holds; released when the last byte of the response is written or it is given up.
+        is_last: whether the connection is to be closed after the response.
         is_logged: whether `conclude` was called.
     """
 
@@ -64,6 +65,7 @@ class Exchange:
     retry_after_s: int = 0
     ticket: Ticket | None = None
     resources: ExitStack = field(default_factory=ExitStack)
+    is_last: bool = False
     is_logged: bool = False
 
     @classmethod

@@ -38,7 +38,15 @@ class Query:
         Raises:
             BadParameter: one is unknown, missing, repeated, or has a value that it cannot have.
         """
-        given = parse_query_string(query, keep_blank=True, csv=False)
+        return self.choose(parse_query_string(query, keep_blank=True, csv=False))
+
+    def choose(self, given: Mapping[str, str | list[str]]) -> dict[str, Any]:
+        """Return the value of every parameter, for a query that has been taken apart.
+
+        Raises:
+            BadParameter: as for `read`.
+        """
+        given = dict(given)
         values = self._defaults | {
             name: self._value(name, given.pop(name, None))
             for name in self._choices

@@ -36,6 +36,7 @@ STATUS_OF: dict[type[errors.ServiceError], HTTPStatus] = {
     errors.TooMuchWork: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.PoisonImage: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.NoSuchJob: HTTPStatus.NOT_FOUND,
+    errors.NoSuchQueue: HTTPStatus.NOT_FOUND,
     errors.NotDone: HTTPStatus.NOT_FOUND,
     errors.Expired: HTTPStatus.GONE,
     errors.TooManyAttempts: HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -43,6 +44,8 @@ STATUS_OF: dict[type[errors.ServiceError], HTTPStatus] = {
     errors.StoreAway: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.QueueFull: HTTPStatus.SERVICE_UNAVAILABLE,
 }
+
+_GIVEN_UP = "Each try ended in a crash or a failure of ours. An operator can run the job again."
 
 OUR_FAULT = "This is our fault and has been logged. If it happens again, report the request_id."
 
@@ -84,22 +87,31 @@ class Problem:
         return cls(STATUS_OF[kind], slug, error.title, error.detail)
 
     @classmethod
+    def of_failure(cls, name: str, detail: str) -> Self:
+        """Translate what a job has failed with; an error that this version does not know is our own fault."""
+        kinds = {kind.__name__: kind for kind in STATUS_OF}
+        if name not in kinds:
+            return cls.of_status(HTTPStatus.INTERNAL_SERVER_ERROR, detail or OUR_FAULT)
+        return cls.of_error(kinds[name](detail or _GIVEN_UP))
+
+    @classmethod
     def of_status(cls, status: HTTPStatus, detail: str) -> Self:
         """Make a problem of a bare status, for failures that the framework or the server detects."""
         phrase = _PHRASES.get(status, status.phrase)
         return cls(status, phrase.lower().replace(" ", "-"), phrase, detail)
 
+    def document(self) -> dict[str, Any]:
+        """Return the document as JSON, without an id of a request."""
+        return {
+            "type": f"urn:flipcluster:problem:{self.slug}",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+        }
+
     def render(self, request_id: str) -> bytes:
         """Write the document; the log can be searched by `request_id`."""
-        return json.dumps(
-            {
-                "type": f"urn:flipcluster:problem:{self.slug}",
-                "title": self.title,
-                "status": self.status,
-                "detail": self.detail,
-                "request_id": request_id,
-            }
-        ).encode()
+        return json.dumps({**self.document(), "request_id": request_id}).encode()
 
 
 def add_error_handlers(app: falcon.asgi.App[Request, Response]) -> None:

@@ -1,0 +1,69 @@
+"""Events: server-sent events of jobs and batches, on any worker (HTML Living Standard, section 9.2)."""
+
+from collections.abc import AsyncIterator
+
+from falcon.asgi import Request, Response, SSEvent
+
+from server.errors import BadParameter
+from server.jobs.hub import Hub
+from server.jobs.model import Batch, JobId
+from server.jobs.store import Store
+from server.web.batches import batch_id
+from server.web.exchange import Exchange
+from server.web.jobs import describe, job_id
+
+#: After how long a browser connects again, in milliseconds: at once, when its worker drains.
+_RETRY_MS = 500
+
+
+class JobEvents:
+    """`GET /jobs/{id}/events`: each change of one job."""
+
+    def __init__(self, store: Store, hub: Hub) -> None:
+        self._store = store
+        self._hub = hub
+
+    async def on_get(self, req: Request, resp: Response, id: str) -> None:
+        """Answer with one event for its state now, and one for each change until its end."""
+        parsed = job_id(id)
+        await self._store.job(parsed)
+        _stream(req, resp, self._events(parsed))
+
+    async def _events(self, id: JobId) -> AsyncIterator[SSEvent]:
+        yield SSEvent(retry=_RETRY_MS)
+        async for job in self._hub.follow_job(id):
+            yield SSEvent(event=job.state, json=describe(job)) if job else SSEvent()
+
+
+class BatchEvents:
+    """`GET /batches/{id}/events`: one event for each job that ended, and one for the end of the batch."""
+
+    def __init__(self, store: Store, hub: Hub) -> None:
+        self._store = store
+        self._hub = hub
+
+    async def on_get(self, req: Request, resp: Response, id: str) -> None:
+        """Answer with the events after `Last-Event-ID`, or with all of them."""
+        seen = req.get_header("Last-Event-ID", default="0")
+        if not (seen.isascii() and seen.isdigit() and len(seen) < 10):  # noqa: PLR2004 digits
+            raise BadParameter("The header Last-Event-ID is wrong. Send the id of the last event, or leave it out.")
+        batch = await self._store.batch(batch_id(id))
+        _stream(req, resp, self._events(batch, int(seen)))
+
+    async def _events(self, batch: Batch, seen: int) -> AsyncIterator[SSEvent]:
+        yield SSEvent(retry=_RETRY_MS)
+        async for come in self._hub.follow(batch.id, seen):
+            if come is None:
+                yield SSEvent()
+                continue
+            number, line = come
+            kind = "ended" if "ended" in line else line["state"]
+            yield SSEvent(event=kind, event_id=str(number), json=line)
+
+
+def _stream(req: Request, resp: Response, events: AsyncIterator[SSEvent]) -> None:
+    # An open connection would hold up the drain of its worker after the end of the stream.
+    Exchange.of(req.scope).is_last = True
+    resp.set_header("Cache-Control", "no-store")
+    resp.set_header("X-Accel-Buffering", "no")  # nginx would keep events back
+    resp.sse = events

@@ -1,0 +1,210 @@
+"""Jobs: what has become of work that was taken for later, and its result."""
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from http import HTTPStatus
+from io import FileIO
+from typing import Any
+
+import falcon
+from falcon.asgi import Request, Response
+
+from server.errors import Expired, NoSuchJob, NotDone
+from server.jobs.blobs import BlobGone, Blobs
+from server.jobs.hub import Hub
+from server.jobs.model import Failure, Job, JobId, JobState, Result
+from server.jobs.store import Store
+from server.web.exchange import Exchange
+from server.web.operators import Operators
+from server.web.preferences import Preferences
+from server.web.problems import Problem
+
+#: How much of a result is read for one write to the client, in bytes.
+_PIECE_BYTES = 1 << 18
+
+
+class JobResource:
+    """`/jobs/{id}`: one job.
+
+    Args:
+        store: where it is.
+        hub: tells when it has ended.
+    """
+
+    def __init__(self, store: Store, hub: Hub) -> None:
+        self._store = store
+        self._hub = hub
+
+    async def on_get(self, req: Request, resp: Response, id: str) -> None:
+        """Answer with its state; with `Prefer: wait=10`, once it has ended or after ten seconds."""
+        job = await self._store.job(job_id(id))
+        wait_s = Preferences.of(req).wait_s
+        if wait_s:
+            resp.set_header("Preference-Applied", f"wait={wait_s}")
+            if not job.state.is_final:
+                await self._hub.wait_for_end(job.id, wait_s)
+                job = await self._store.job(job.id)
+        resp.set_header("Cache-Control", "no-store")
+        resp.media = describe(job)
+
+    async def on_delete(self, _req: Request, resp: Response, id: str) -> None:
+        """Cancel it: at once if it waits; one that runs is asked to stop (202)."""
+        parsed = job_id(id)
+        await self._store.cancel_job(parsed)
+        job = await self._store.job(parsed)
+        resp.status = HTTPStatus.OK if job.state.is_final else HTTPStatus.ACCEPTED
+        resp.media = describe(job)
+
+
+class RetryResource:
+    """`POST /jobs/{id}/retry`: let a failed or cancelled job run again."""
+
+    def __init__(self, store: Store, operators: Operators) -> None:
+        self._store = store
+        self._operators = operators
+
+    async def on_post(self, req: Request, resp: Response, id: str) -> None:
+        """Answer with its new state."""
+        self._operators.check(req)
+        parsed = job_id(id)
+        await self._store.retry(parsed)
+        resp.media = describe(await self._store.job(parsed))
+
+
+class ResultResource:
+    """`GET /jobs/{id}/result`: what a completed job has made.
+
+    Args:
+        store: where the job is.
+        blobs: where the file is.
+    """
+
+    def __init__(self, store: Store, blobs: Blobs) -> None:
+        self._store = store
+        self._blobs = blobs
+
+    async def on_get(self, req: Request, resp: Response, id: str) -> None:
+        """Answer with the file, or with a range of it (RFC 9110, sections 13 and 14)."""
+        job = await self._store.job(job_id(id))
+        if job.state is not JobState.COMPLETED or job.result is None:
+            raise _not_done(job)
+        tag = f'"{job.result.digest}"'
+        resp.set_headers({"ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache"})
+        if _has(req, "If-None-Match", tag):
+            resp.status = HTTPStatus.NOT_MODIFIED
+            return
+        try:
+            file = await self._blobs.open(job.id.group, job.id.result_name(job.result.fence))
+        except BlobGone:
+            raise Expired("The result is not kept any more. Submit the work again.") from None
+        resources = Exchange.of(req.scope).resources
+        resources.enter_context(file)
+        _serve(req, resp, file, job.result, tag, resources)
+
+    on_head = on_get
+
+
+def _serve(req: Request, resp: Response, file: FileIO, result: Result, tag: str, _: ExitStack) -> None:
+    resp.content_type = str(result.outcome["media_type"])
+    first, last = 0, result.bytes - 1
+    wanted = _range(req, tag)
+    if wanted is not None:
+        start, end = wanted
+        first = max(0, result.bytes + start) if start < 0 else start
+        last = last if end == -1 else min(end, last)
+        if first > last:
+            resp.content_type = "application/problem+json"
+            raise falcon.HTTPRangeNotSatisfiable(result.bytes)
+        resp.status = HTTPStatus.PARTIAL_CONTENT
+        resp.set_header("Content-Range", f"bytes {first}-{last}/{result.bytes}")
+    resp.content_length = last - first + 1
+    if req.method != "HEAD":
+        resp.stream = _pieces(file, first, last + 1)
+
+
+def _range(req: Request, tag: str) -> tuple[int, int] | None:
+    """Return the range that is wanted; one that makes no sense, or of another result, is ignored."""
+    if not _has(req, "If-Range", tag, default=True):
+        return None
+    try:
+        unit = req.range_unit
+        return req.range if unit == "bytes" else None
+    except falcon.HTTPInvalidHeader:
+        return None
+
+
+def _has(req: Request, header: str, tag: str, *, default: bool = False) -> bool:
+    """Whether an entity tag is among those in a header."""
+    value = req.get_header(header)
+    if value is None:
+        return default
+    return value.strip() == "*" or tag in {each.strip().removeprefix("W/") for each in value.split(",")}
+
+
+async def _pieces(file: FileIO, start: int, end: int) -> AsyncIterator[bytes]:
+    for offset in range(start, end, _PIECE_BYTES):
+        yield os.pread(file.fileno(), min(_PIECE_BYTES, end - offset), offset)
+
+
+def _not_done(job: Job) -> NotDone:
+    where = f"GET /jobs/{job.id} says more."
+    if job.state.is_final:
+        return NotDone(f"The job is {job.state}, so it has no result. {where}")
+    return NotDone(f"The job is still {job.state}. Ask again later; {where}")
+
+
+def job_id(text: str) -> JobId:
+    """Read the id of a job.
+
+    Raises:
+        NoSuchJob: it is none.
+    """
+    if (id := JobId.parse(text)) is None:
+        raise NoSuchJob("This is not the id of a job. Use the address that the submission answered with.")
+    return id
+
+
+def describe(job: Job) -> dict[str, Any]:
+    """Describe a job as JSON."""
+    href = f"/jobs/{job.id}"
+    return {
+        "id": str(job.id),
+        "href": href,
+        "state": job.state,
+        "batch": None if job.id.index is None else f"/batches/{job.id.group}",
+        "name": job.name,
+        "operation": job.facts.operation,
+        "version": job.facts.version,
+        "parameters": job.facts.parameters,
+        "queue": job.queue,
+        "priority": job.priority,
+        "tries": job.tries,
+        "attempts": job.facts.attempts,
+        "progress": 100 if job.state is JobState.COMPLETED else job.progress,
+        "is_cancelling": job.is_cancelling,
+        "created": as_time(job.created_s),
+        "started": as_time(job.started_s),
+        "ended": as_time(job.ended_s),
+        "bytes": job.bytes,
+        "error": None if job.error is None else describe_failure(job.error),
+        "result": None if job.result is None else _describe_result(href, job.result),
+    }
+
+
+def _describe_result(href: str, result: Result) -> Mapping[str, Any]:
+    return {"href": f"{href}/result", "bytes": result.bytes, "sha256": result.digest, **result.outcome}
+
+
+def describe_failure(failure: Failure) -> Mapping[str, Any]:
+    """Describe why a try failed, as a problem (RFC 9457)."""
+    return Problem.of_failure(failure.error, failure.detail).document()
+
+
+def as_time(seconds: float | None) -> str | None:
+    """Write a moment of Unix time as in RFC 3339, to the millisecond."""
+    if seconds is None:
+        return None
+    text = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")

@@ -1,0 +1,55 @@
+"""Operators: who may pause queues and run jobs again."""
+
+import hmac
+from ipaddress import ip_address
+
+from falcon.asgi import Request
+
+from server.errors import Forbidden, Unauthorized
+
+#: What a proxy adds: behind one, the address of the connection says nothing about who asks.
+_PROXIED = ("Forwarded", "X-Forwarded-For", "X-Real-IP")
+
+
+class Operators:
+    """Tells operators from others.
+
+    Args:
+        token: what an operator sends as `Authorization: Bearer TOKEN`; without one, those on the same machine
+            are operators.
+    """
+
+    def __init__(self, token: str | None) -> None:
+        self._token = token
+
+    def check(self, req: Request) -> None:
+        """Let an operator pass.
+
+        Raises:
+            Unauthorized: there is a token, and the request has none or another one.
+            Forbidden: there is no token, and the request is not from this machine, or a page of another site
+                has made a browser send it.
+        """
+        if self._token is not None:
+            sent = req.get_header("Authorization", default="")
+            if not hmac.compare_digest(sent.encode(), f"Bearer {self._token}".encode()):
+                raise Unauthorized(
+                    "Only operators may do this. Send `Authorization: Bearer` with the value of FLIP_ADMIN_TOKEN."
+                )
+        elif not _is_local(req):
+            raise Forbidden(
+                "Only operators may do this, from the machine itself. Set FLIP_ADMIN_TOKEN to do it from others."
+            )
+        elif req.get_header("Sec-Fetch-Site", default="none") not in {"none", "same-origin"}:
+            raise Forbidden("A page of another site may not do this. Send the request without a browser.")
+
+
+def _is_local(req: Request) -> bool:
+    """Whether the request comes from this machine, over a unix socket too, and through no proxy."""
+    if any(req.get_header(name) for name in _PROXIED):
+        return False
+    client = (req.scope.get("client") or ("",))[0]
+    try:
+        return not client or ip_address(client).is_loopback
+    except ValueError:
+        return False

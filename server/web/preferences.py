@@ -1,0 +1,35 @@
+"""Preferences: what a client asks for in `Prefer` (RFC 7240)."""
+
+import re
+from dataclasses import dataclass
+from typing import Self
+
+from falcon.asgi import Request
+
+#: The longest time that an answer is held back, in seconds: proxies in front often give up after a minute.
+_LONGEST_WAIT_S = 50
+
+_PREFERENCE = re.compile(r'\s*([^\s=;,"]+)\s*(?:=\s*(?:"([^"]*)"|([^\s;,"]*)))?[^,]*(?:,|$)')
+
+
+@dataclass(frozen=True, slots=True)
+class Preferences:
+    """What a client prefers; what we do not know is left out, as the RFC wants it.
+
+    Attributes:
+        is_async: `respond-async`: an answer at once, before the work is done.
+        wait_s: `wait`: how long the answer may be held back, in seconds.
+    """
+
+    is_async: bool = False
+    wait_s: int = 0
+
+    @classmethod
+    def of(cls, req: Request) -> Self:
+        """Read the preferences of a request; of one that is there more than once the first counts."""
+        given: dict[str, str] = {}
+        for name, quoted, plain in _PREFERENCE.findall(req.get_header("Prefer", default="")):
+            given.setdefault(name.lower(), quoted or plain)
+        wait = given.get("wait", "")
+        is_number = wait.isascii() and wait.isdigit() and len(wait) < 10  # noqa: PLR2004 digits
+        return cls("respond-async" in given, min(int(wait), _LONGEST_WAIT_S) if is_number else 0)

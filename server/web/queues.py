@@ -1,0 +1,76 @@
+"""Queues: what waits in them, and the operator's verbs."""
+
+from collections.abc import Sequence
+
+from falcon.asgi import Request, Response
+
+from server.errors import BadParameter, NoSuchQueue
+from server.jobs.model import Queue
+from server.jobs.store import Store
+from server.web.jobs import describe
+from server.web.operators import Operators
+
+#: How many failed jobs are listed at once.
+_PAGE = 100
+
+
+class QueuesResource:
+    """`GET /queues`: all queues."""
+
+    def __init__(self, store: Store, names: Sequence[str]) -> None:
+        self._store = store
+        self._names = names
+
+    async def on_get(self, _req: Request, resp: Response) -> None:
+        """Answer with the number of jobs in each state."""
+        resp.set_header("Cache-Control", "no-store")
+        resp.media = {"queues": [_describe(queue) for queue in await self._store.queues(self._names)]}
+
+
+class QueueResource:
+    """`/queues/{name}/…`: the operator's verbs for one queue."""
+
+    def __init__(self, store: Store, names: Sequence[str], operators: Operators) -> None:
+        self._store = store
+        self._names = names
+        self._operators = operators
+
+    async def on_post_pause(self, req: Request, resp: Response, name: str) -> None:
+        """Let none of its jobs start; those that run go on."""
+        self._check(req, name)
+        await self._store.pause(name)
+        await self._answer(resp, name)
+
+    async def on_post_resume(self, req: Request, resp: Response, name: str) -> None:
+        """Let its jobs start again."""
+        self._check(req, name)
+        await self._store.resume(name)
+        await self._answer(resp, name)
+
+    async def on_get_failed(self, req: Request, resp: Response, name: str) -> None:
+        """Answer with its failed jobs, the newest first; `?start=100` for those after the first hundred."""
+        self._check(req, name)
+        start = req.get_param("start", default="0")
+        if not (start.isascii() and start.isdigit() and len(start) < 10):  # noqa: PLR2004 digits
+            raise BadParameter("The parameter `start` is wrong. Give a whole number, 0 or more.")
+        jobs = await self._store.failed(name, int(start), _PAGE)
+        resp.set_header("Cache-Control", "no-store")
+        resp.media = {"queue": name, "jobs": [describe(job) for job in jobs]}
+
+    def _check(self, req: Request, name: str) -> None:
+        self._operators.check(req)
+        if name not in self._names:
+            raise NoSuchQueue(f"There is no such queue. There are {', '.join(self._names)}.")
+
+    async def _answer(self, resp: Response, name: str) -> None:
+        (queue,) = await self._store.queues([name])
+        resp.media = _describe(queue)
+
+
+def _describe(queue: Queue) -> dict[str, object]:
+    return {
+        "name": queue.name,
+        "is_paused": queue.is_paused,
+        "jobs": {state.value: count for state, count in queue.jobs.items()},
+        "ended": queue.ended,
+    }

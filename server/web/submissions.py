@@ -1,0 +1,184 @@
+"""Submissions: take work for later, and answer 202 as soon as it is safe."""
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from http import HTTPStatus
+from io import FileIO
+
+from falcon.asgi import Request, Response
+from falcon.uri import parse_query_string
+
+from server.admission import Admission
+from server.cluster.scoreboard import Scoreboard
+from server.errors import BadParameter, KeyReused, QueueFull
+from server.jobs.blobs import Blobs
+from server.jobs.model import FIRST, LAST, Callback, Facts, Idempotency, JobId, NewJob, Schedule, new_id
+from server.jobs.store import Store
+from server.operations.registry import Operation
+from server.web.exchange import Exchange
+from server.web.parameters import Query
+from server.web.uploads import Uploads
+
+#: The longest delay, in seconds: 30 days.
+_LONGEST_DELAY_S = 30 * 86400
+
+_MOST_ATTEMPTS = 100
+_LONGEST_KEY = 255
+
+#: The parameters of a submission, besides those of its operation.
+OPTIONS = ("priority", "delay", "not_before", "queue", "attempts", "callback")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a submission is to be carried out."""
+
+    schedule: Schedule
+    attempts: int
+    callback: Callback | None = None
+
+
+class OptionReader:
+    """Reads the options of submissions.
+
+    Args:
+        queues: the names that there are, the default first.
+        attempts: how many tries a job has if nothing else is said.
+    """
+
+    def __init__(self, queues: Sequence[str], attempts: int) -> None:
+        self._queues = queues
+        self._attempts = attempts
+
+    def read(self, query: str) -> tuple[Options, dict[str, str | list[str]]]:
+        """Read the options of a query, and return what is left of it.
+
+        Raises:
+            BadParameter: one has a value that it cannot have.
+        """
+        given = parse_query_string(query, keep_blank=True, csv=False)
+        options = {name: given.pop(name) for name in OPTIONS if name in given}
+        for name, value in options.items():
+            if isinstance(value, list):
+                raise BadParameter(f"The parameter `{name}` is there more than once. Give it once.")
+        return self._options(options), given  # type: ignore[arg-type]  # no lists are left
+
+    def _options(self, given: Mapping[str, str]) -> Options:
+        if "delay" in given and "not_before" in given:
+            raise BadParameter("There are both `delay` and `not_before`. Give one of them.")
+        queue = given.get("queue", self._queues[0])
+        if queue not in self._queues:
+            raise BadParameter(f"There is no queue of that name. Give one of {', '.join(self._queues)}.")
+        schedule = Schedule(
+            queue,
+            priority=_whole("priority", given.get("priority", "5"), FIRST, LAST),
+            delay_s=_whole("delay", given.get("delay", "0"), 0, _LONGEST_DELAY_S),
+            not_before_s=_moment(given["not_before"]) if "not_before" in given else 0,
+        )
+        attempts = _whole("attempts", given.get("attempts", str(self._attempts)), 1, _MOST_ATTEMPTS)
+        return Options(schedule, attempts)
+
+
+class Submissions:
+    """Takes work for later.
+
+    Args:
+        store: where jobs are submitted.
+        blobs: where their files go.
+        uploads: takes images out of requests, into files of `blobs`.
+        options: reads how they are to be carried out.
+    """
+
+    def __init__(self, store: Store, blobs: Blobs, uploads: Uploads, options: OptionReader) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._uploads = uploads
+        self._options = options
+        # What is received for later lies on the disk and needs no engine now: it is admitted without limits,
+        # and not counted among the bytes in flight.
+        scoreboard = Scoreboard(rows=1)
+        self._admission = Admission(scoreboard, scoreboard.claim(), max_wait_s=1e9, max_held_bytes=1 << 62)
+
+    async def submit(self, req: Request, resp: Response, operation: Operation, query: Query) -> None:
+        """Submit one job and answer 202.
+
+        Raises:
+            ServiceError: the request is wrong, the queue is full, or the store is away.
+        """
+        options, rest = self._options.read(req.query_string)
+        parameters = query.choose(rest)
+        key = idempotency_key(req)
+        exchange = Exchange.of(req.scope)
+        ticket = exchange.ticket = exchange.resources.enter_context(
+            self._admission.admit(self._uploads.length_of(req))
+        )
+        facts = Facts(operation.name, operation.version, parameters, options.attempts, options.callback)
+        id = JobId(new_id())
+        async with self._uploads.received(req, exchange, ticket) as upload:
+            digest = await _digest(upload)
+            idempotency = key and Idempotency(key, fingerprint(facts, options, [digest]))
+            await self._blobs.keep(upload, id.group, id.input_name)
+            size = upload.seek(0, 2)
+        try:
+            job = await self._store.submit(id.group, facts, NewJob(size), options.schedule, idempotency)
+        except (KeyReused, QueueFull):  # any other failure may have come after the submission: the janitor sees
+            await self._blobs.remove_group(id.group)
+            raise
+        if job != id.group:  # the same submission was here before
+            await self._blobs.remove_group(id.group)
+        accept(resp, f"/jobs/{job}")
+        resp.media = {"id": job, "href": f"/jobs/{job}"}
+
+
+def accept(resp: Response, location: str) -> None:
+    """Answer 202: the work is kept, and will be done."""
+    resp.status = HTTPStatus.ACCEPTED
+    resp.set_header("Location", location)
+    resp.set_header("Preference-Applied", "respond-async")
+
+
+def idempotency_key(req: Request) -> str | None:
+    """Read `Idempotency-Key` (draft-ietf-httpapi-idempotency-key-header) and return a digest of it.
+
+    Raises:
+        BadParameter: it is empty or too long.
+    """
+    key = req.get_header("Idempotency-Key")
+    if key is None:
+        return None
+    if not 0 < len(key) <= _LONGEST_KEY:
+        raise BadParameter(f"The Idempotency-Key is empty or longer than {_LONGEST_KEY} characters.")
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def fingerprint(facts: Facts, options: Options, digests: Sequence[str]) -> str:
+    """Return a digest of everything that was submitted."""
+    return hashlib.sha256(repr((facts, options, digests)).encode()).hexdigest()
+
+
+async def _digest(file: FileIO) -> str:
+    def digest() -> str:
+        file.seek(0)
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return await asyncio.to_thread(digest)
+
+
+def _whole(name: str, value: str, least: int, most: int) -> int:
+    if not (value.isascii() and value.isdigit() and len(value) < 10 and least <= int(value) <= most):  # noqa: PLR2004 digits
+        raise BadParameter(f"The parameter `{name}` is wrong. Give a whole number from {least} to {most}.")
+    return int(value)
+
+
+def _moment(value: str) -> float:
+    expected = "Give a time as in RFC 3339, such as 2030-01-31T12:00:00Z."
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise BadParameter(f"The parameter `not_before` is no time. {expected}") from None
+    if moment.tzinfo is None:
+        raise BadParameter(f"The parameter `not_before` has no offset from UTC. {expected}")
+    return moment.timestamp()
