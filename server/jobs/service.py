@@ -1,0 +1,54 @@
+"""The part of a worker that has to do with jobs, while the worker serves."""
+
+import asyncio
+
+from server.cluster.supervisor import OnDemandEngine
+from server.jobs.consumer import Consumer
+from server.jobs.hub import Hub
+from server.jobs.janitor import Janitor
+from server.jobs.store import Store
+from server.logs import get_logger
+
+log = get_logger(__name__)
+
+#: How long to wait before another try after a bug of ours, in seconds.
+_AFTER_BUG_S = 1.0
+
+
+class Jobs:
+    """What runs next to the requests of a worker: it claims jobs, listens for news, and keeps house.
+
+    Args:
+        store: closed at the end.
+        engine: stopped at the end.
+        consumer, hub, janitor: run until then.
+    """
+
+    def __init__(
+        self, store: Store, engine: OnDemandEngine, consumer: Consumer, hub: Hub, janitor: Janitor
+    ) -> None:
+        self._store = store
+        self._engine = engine
+        self._consumer = consumer
+        self._hub = hub
+        self._janitor = janitor
+
+    async def run(self) -> None:
+        """Run until cancelled; jobs that are running then are given back."""
+        async with self._store:
+            try:
+                while True:
+                    try:
+                        async with asyncio.TaskGroup() as group:
+                            group.create_task(self._hub.run())
+                            group.create_task(self._consumer.run())
+                            group.create_task(self._janitor.run())
+                    except* Exception:
+                        log.exception("jobs_failed")
+                    await asyncio.sleep(_AFTER_BUG_S)
+            finally:
+                await self._engine.stop()
+
+    def close_streams(self) -> None:
+        """End what clients wait for: they will come to another worker."""
+        self._hub.close()

@@ -1,0 +1,176 @@
+"""Batches: many images in one request, one job for each, and one counter for all."""
+
+import json
+import mimetypes
+import os
+from collections.abc import AsyncIterator
+from io import RawIOBase
+from zipfile import ZIP_STORED, ZipFile, ZipInfo
+
+from falcon.asgi import Request, Response
+
+from server.errors import BadParameter, NoSuchJob, NotDone
+from server.jobs.blobs import Blobs
+from server.jobs.model import Batch, Job, JobId, JobState
+from server.jobs.store import Store
+from server.web.jobs import as_time, describe
+
+#: How many items are listed at once, and are asked for at once.
+_PAGE = 1000
+
+#: How much of a result is read for one write to the client, in bytes.
+_PIECE_BYTES = 1 << 18
+
+#: A year that zip can express; an archive of the same results is the same.
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+class BatchResource:
+    """`/batches/{id}`: one batch."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def on_get(self, _req: Request, resp: Response, id: str) -> None:
+        """Answer with its counters."""
+        resp.set_header("Cache-Control", "no-store")
+        resp.media = describe_batch(await find_batch(self._store, id))
+
+    async def on_delete(self, _req: Request, resp: Response, id: str) -> None:
+        """Cancel what waits, and ask what runs to stop."""
+        batch = await find_batch(self._store, id)
+        await self._store.cancel_batch(batch.id)
+        resp.media = describe_batch(await self._store.batch(batch.id))
+
+    async def on_get_items(self, req: Request, resp: Response, id: str) -> None:
+        """Answer with its jobs, a thousand at once; `?start=1000` for those after the first thousand."""
+        start = req.get_param("start", default="0")
+        if not (start.isascii() and start.isdigit() and len(start) < 10):  # noqa: PLR2004 digits
+            raise BadParameter("The parameter `start` is wrong. Give a whole number, 0 or more.")
+        batch = await find_batch(self._store, id)
+        end = min(batch.total, int(start) + _PAGE)
+        jobs = await self._store.items(batch.id, range(int(start), end))
+        resp.set_header("Cache-Control", "no-store")
+        resp.media = {
+            "batch": f"/batches/{batch.id}",
+            "items": [describe(job) for job in jobs],
+            "next": f"/batches/{batch.id}/items?start={end}" if end < batch.total else None,
+        }
+
+
+class ArchiveResource:
+    """`GET /batches/{id}/archive`: all results as a zip, written while it is sent.
+
+    Args:
+        store: where the batch is.
+        blobs: where the files are.
+    """
+
+    def __init__(self, store: Store, blobs: Blobs) -> None:
+        self._store = store
+        self._blobs = blobs
+
+    async def on_get(self, _req: Request, resp: Response, id: str) -> None:
+        """Answer with the results in their order, and a manifest at the end."""
+        batch = await find_batch(self._store, id)
+        if batch.remaining or not batch.is_sealed:
+            raise NotDone(f"{batch.remaining} of {batch.total} jobs are still to end. Ask again later.")
+        resp.content_type = "application/zip"
+        resp.set_header("Content-Disposition", f'attachment; filename="{batch.id}.zip"')
+        resp.stream = self._archive(batch)
+
+    async def _archive(self, batch: Batch) -> AsyncIterator[bytes]:
+        sent = _Sent()
+        manifest = []
+        with ZipFile(sent, "w", ZIP_STORED) as archive:
+            for start in range(0, batch.total, _PAGE):
+                end = min(batch.total, start + _PAGE)
+                for job in await self._store.items(batch.id, range(start, end)):
+                    name = _name(job)
+                    manifest.append({**describe(job), "file": name})
+                    if name is None or job.result is None:
+                        continue
+                    with (
+                        await self._blobs.open(job.id.group, job.id.result_name(job.result.fence)) as file,
+                        archive.open(ZipInfo(name, _EPOCH), "w", force_zip64=job.result.bytes >= 1 << 31) as member,
+                    ):
+                        for offset in range(0, job.result.bytes, _PIECE_BYTES):
+                            member.write(os.pread(file.fileno(), _PIECE_BYTES, offset))
+                            yield sent.take()
+            text = json.dumps({"batch": describe_batch(batch), "items": manifest}, indent=2)
+            archive.writestr(ZipInfo("manifest.json", _EPOCH), text)
+        yield sent.take()
+
+
+class _Sent(RawIOBase):
+    """A file that only takes, and cannot go back: what is written is taken away again."""
+
+    def __init__(self) -> None:
+        self._written = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        self._written += data
+        return len(data)
+
+    def take(self) -> bytes:
+        """Return what was written since the last call."""
+        written, self._written = bytes(self._written), bytearray()
+        return written
+
+
+def _name(job: Job) -> str | None:
+    """Name the result of an item by its number: the name that it came with may be anything."""
+    if job.state is not JobState.COMPLETED or job.result is None:
+        return None
+    extension = mimetypes.guess_extension(str(job.result.outcome["media_type"])) or ".bin"
+    return f"{job.id.index:06}{extension}"
+
+
+def batch_id(text: str) -> str:
+    """Read the id of a batch.
+
+    Raises:
+        NoSuchJob: it is none.
+    """
+    id = JobId.parse(text)
+    if id is None or id.index is not None:
+        raise NoSuchJob("This is not the id of a batch. Use the address that the submission answered with.")
+    return id.group
+
+
+async def find_batch(store: Store, text: str) -> Batch:
+    """Find a batch by its id, once all of it has been submitted.
+
+    Raises:
+        NoSuchJob, Expired, StoreAway: as their names say.
+    """
+    batch = await store.batch(batch_id(text))
+    if not batch.is_batch:
+        raise NoSuchJob(f"This is the id of a job in no batch. GET /jobs/{batch.id} shows it.")
+    return batch
+
+
+def describe_batch(batch: Batch) -> dict[str, object]:
+    """Describe a batch as JSON."""
+    href = f"/batches/{batch.id}"
+    return {
+        "id": batch.id,
+        "href": href,
+        "has_ended": batch.ended_s is not None,
+        "operation": batch.facts.operation,
+        "version": batch.facts.version,
+        "parameters": batch.facts.parameters,
+        "total": batch.total,
+        "remaining": batch.remaining,
+        "completed": batch.completed,
+        "failed": batch.failed,
+        "cancelled": batch.cancelled,
+        "created": as_time(batch.created_s),
+        "ended": as_time(batch.ended_s),
+        "items": f"{href}/items",
+        "archive": f"{href}/archive",
+        "events": f"{href}/events",
+    }
