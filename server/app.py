@@ -2,8 +2,11 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
 
 import falcon.asgi
+from falcon.asgi import Request, Response
 
 from server import logs
 from server.admission import Admission
@@ -12,24 +15,45 @@ from server.cluster.engine import EngineConfig
 from server.cluster.membership import Membership
 from server.cluster.memory_files import MemoryFilePool
 from server.cluster.quarantine import Quarantine
-from server.cluster.supervisor import Supervisor
+from server.cluster.supervisor import OnDemandEngine, Supervisor
+from server.jobs import owners
+from server.jobs.blobs import Directory, Spool
+from server.jobs.consumer import Consumer
+from server.jobs.hub import Hub
+from server.jobs.janitor import Janitor
+from server.jobs.service import Jobs
+from server.jobs.store import Store
 from server.operations.images import OPERATIONS
 from server.settings import Settings
-from server.web import openapi, probes
+from server.web import batches, events, jobs, openapi, probes, queues
 from server.web.envelope import App, Envelope
 from server.web.lifespan import Lifespan
+from server.web.operators import Operators
 from server.web.problems import add_error_handlers
+from server.web.submissions import OptionReader, Submissions
 from server.web.transforms import Transform
 from server.web.uploads import Uploads
 
 
-def create_app(settings: Settings, membership: Membership, environ: Mapping[str, str]) -> App:
+class Service(NamedTuple):
+    """What a worker runs.
+
+    Attributes:
+        app: answers requests.
+        jobs: runs next to it; None when there are no jobs.
+    """
+
+    app: App
+    jobs: Jobs | None
+
+
+def create_service(settings: Settings, membership: Membership, environ: Mapping[str, str]) -> Service:
     """Put the service of one worker together.
 
     Args:
         settings: all limits.
         membership: what the worker shares with the cluster.
-        environ: the environment its engine is started with.
+        environ: the environment its engines are started with.
     """
     row = membership.row
     config = EngineConfig(
@@ -62,8 +86,14 @@ def create_app(settings: Settings, membership: Membership, environ: Mapping[str,
     app = falcon.asgi.App()
     app.add_middleware(Lifespan(supervisor, row))
     add_error_handlers(app)
+    jobs, submissions = None, None
+    if (url := settings.store_url) is not None:
+        engine = OnDemandEngine(
+            Supervisor(membership.work, row, replace(config, is_background=True), environ)
+        )
+        jobs, submissions = _add_jobs(app, settings, url, dispatcher, engine)
     for name, operation in OPERATIONS.items():
-        transform = Transform(operation, admission, uploads, dispatcher, memory_files)
+        transform = Transform(operation, admission, uploads, dispatcher, memory_files, submissions)
         app.add_route(f"/{name}", transform)
     app.add_route("/", probes.Front())
     app.add_route("/healthz", probes.Healthz())
@@ -71,7 +101,55 @@ def create_app(settings: Settings, membership: Membership, environ: Mapping[str,
     app.add_route("/status", probes.Status(membership.scoreboard))
     app.add_route("/metrics", probes.Metrics(membership.scoreboard))
     app.add_route("/openapi.json", probes.OpenApi(openapi.document(OPERATIONS.values())))
-    return Envelope(app, row)
+    return Service(Envelope(app, row), jobs)
+
+
+def _add_jobs(
+    app: falcon.asgi.App[Request, Response],
+    settings: Settings,
+    url: str,
+    dispatcher: Dispatcher,
+    engine: OnDemandEngine,
+) -> tuple[Jobs, Submissions]:
+    """Add all that has to do with jobs to an app."""
+    store = Store(
+        url,
+        owner=owners.own_name(),
+        grace_s=settings.store_grace_s,
+        ttl_s=settings.result_ttl_s,
+        lease_s=settings.lease_s,
+        max_jobs=settings.max_queued_jobs,
+        max_bytes=settings.max_queued_bytes,
+    )
+    blobs = Directory(settings.data_dir / "blobs")
+    consumer = Consumer(
+        store, blobs, dispatcher, engine, OPERATIONS, at_once=settings.jobs_at_once, lease_s=settings.lease_s
+    )
+    hub = Hub(store, consumer.stop_job)
+    uploads = Uploads(
+        max_body_bytes=settings.max_body_bytes,
+        timeout_s=settings.upload_timeout_s,
+        sample=settings.sample_image,
+        memory_files=Spool(blobs),
+    )
+    options = OptionReader(settings.queues, settings.job_attempts)
+    operators = Operators(settings.admin_token)
+    queue = queues.QueueResource(store, settings.queues, operators)
+    batch = batches.BatchResource(store)
+    app.add_route("/jobs/{id}", jobs.JobResource(store, hub))
+    app.add_route("/jobs/{id}/result", jobs.ResultResource(store, blobs))
+    app.add_route("/jobs/{id}/events", events.JobEvents(store, hub))
+    app.add_route("/jobs/{id}/retry", jobs.RetryResource(store, operators))
+    app.add_route("/batches", batches.BatchesResource(store, blobs, options, settings))
+    app.add_route("/batches/{id}", batch)
+    app.add_route("/batches/{id}/items", batch, suffix="items")
+    app.add_route("/batches/{id}/archive", batches.ArchiveResource(store, blobs))
+    app.add_route("/batches/{id}/events", events.BatchEvents(store, hub))
+    app.add_route("/queues", queues.QueuesResource(store, settings.queues))
+    for verb in ("pause", "resume", "failed"):
+        app.add_route(f"/queues/{{name}}/{verb}", queue, suffix=verb)
+    service = Jobs(store, engine, consumer, hub, Janitor(store, blobs))
+    return service, Submissions(store, blobs, uploads, options)
 
 
 def get_app() -> App:
@@ -83,4 +161,4 @@ def get_app() -> App:
     settings = Settings.from_environ(os.environ)
     logs.configure(settings.log_format)
     quarantine = Quarantine(settings.quarantine_s, settings.quarantine_dir)
-    return create_app(settings, Membership.alone(quarantine), os.environ)
+    return create_service(settings, Membership.alone(quarantine), os.environ).app

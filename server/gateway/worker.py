@@ -9,7 +9,7 @@ from typing import Any
 
 from gunicorn.workers import gasgi
 
-from server.app import create_app
+from server.app import create_service
 from server.cluster.membership import Membership
 from server.cluster.scoreboard import Cell, State
 from server.gateway.drain import TICK_S, Drain, Step
@@ -67,7 +67,8 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def load_wsgi(self) -> None:
         """Build the app of this worker, instead of importing one that knows nothing of the cluster."""
-        self.asgi: Any = create_app(self.settings, self.membership, os.environ)
+        self.asgi: Any
+        self.asgi, self._jobs = create_service(self.settings, self.membership, os.environ)
 
     def _setup_event_loop(self) -> None:
         """Serve our protocol, with the backlog that is configured and a limit on TLS handshakes.
@@ -89,10 +90,18 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
 
     async def _serve(self) -> None:
         sweep = asyncio.create_task(self._sweep())
+        self._jobs_run = asyncio.create_task(self._jobs.run()) if self._jobs else None
         try:
             await super()._serve()
         finally:
             sweep.cancel()
+            await self._stop_jobs()
+
+    async def _stop_jobs(self) -> None:
+        """Claim no more jobs, and give back those that run."""
+        if self._jobs_run is not None:
+            self._jobs_run.cancel()
+            await asyncio.wait({self._jobs_run})
 
     async def _sweep(self) -> None:
         """Look at the transfer rates of all connections, once a second."""
@@ -134,6 +143,9 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
             log.info("worker_stopping", pid=os.getpid(), connections=self.nr_conns)
             for connection in self.connections:
                 connection.wait_no_longer()
+            if self._jobs is not None and self._jobs_run is not None:
+                self._jobs_run.cancel()
+                self._jobs.close_streams()
             self._drained = self.loop.create_task(self._finish())
 
     async def _finish(self) -> None:

@@ -15,6 +15,8 @@ from server.errors import ServiceUnavailable
 from server.operations.registry import Operation
 from server.web.exchange import Exchange
 from server.web.parameters import Query
+from server.web.preferences import Preferences
+from server.web.submissions import Submissions
 from server.web.uploads import Uploads
 
 #: What the kernel says when there is no more memory or no descriptor, or too many of them are in the work
@@ -34,6 +36,7 @@ class Transform:
         uploads: takes the image out of the request.
         dispatcher: sends it to an engine.
         memory_files: where the file with the result goes when it has been sent.
+        submissions: takes it for later, when the client prefers that; None when there are no jobs.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Transform:
         uploads: Uploads,
         dispatcher: Dispatcher,
         memory_files: MemoryFilePool,
+        submissions: Submissions | None,
     ) -> None:
         self._operation = operation
         self._query = Query(operation.parameters)
@@ -50,9 +54,13 @@ class Transform:
         self._uploads = uploads
         self._dispatcher = dispatcher
         self._memory_files = memory_files
+        self._submissions = submissions
 
     async def on_post(self, req: Request, resp: Response) -> None:
-        """Answer with the result of the operation."""
+        """Answer with the result of the operation, or at once with the address of a job."""
+        if self._submissions is not None and Preferences.of(req).is_async:
+            await self._submissions.submit(req, resp, self._operation, self._query)
+            return
         parameters = self._query.read(req.query_string)
         exchange = Exchange.of(req.scope)
         admitted = self._admission.admit(self._uploads.length_of(req))
