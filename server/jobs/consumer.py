@@ -18,6 +18,7 @@ from server.jobs import owners
 from server.jobs.blobs import BlobGone, Blobs
 from server.jobs.model import Claim, Facts, Failure, Result
 from server.jobs.store import Store
+from server.jobs.threads import run_in_thread
 from server.logs import get_logger
 from server.operations.registry import Operation
 
@@ -166,7 +167,7 @@ class Consumer:
                     facts.parameters,
                     on_progress=lambda part: self._note(claim, part),
                 )
-            digest = await asyncio.to_thread(_digest, sink)
+            digest = await run_in_thread(_digest, sink)
             await self._blobs.keep(sink, claim.id.group, claim.id.result_name(claim.fence), must_exist=True)
             return Result(done.outcome.model_dump(), os.fstat(sink.fileno()).st_size, digest, claim.fence)
 

@@ -246,6 +246,9 @@ local function look_up(idempotency)
     return nil
   end
   local fingerprint, group = known:match('^(%x+) (%x+)$')
+  if redis.call('EXISTS', key('group', group)) == 0 then
+    return nil -- expired
+  end
   return fingerprint == idempotency.fingerprint and { same = group } or { reused = true }
 end
 

@@ -1,6 +1,5 @@
 """Submissions: take work for later, and answer 202 as soon as it is safe."""
 
-import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from server.errors import BadParameter, KeyReused, QueueFull
 from server.jobs.blobs import Blobs
 from server.jobs.model import FIRST, LAST, Callback, Facts, Idempotency, JobId, NewJob, Schedule, new_id
 from server.jobs.store import Store
+from server.jobs.threads import run_in_thread
 from server.operations.registry import Operation
 from server.web.exchange import Exchange
 from server.web.parameters import Query
@@ -118,7 +118,7 @@ class Submissions:
         facts = Facts(operation.name, operation.version, parameters, options.attempts, options.callback)
         id = JobId(new_id())
         async with self._uploads.received(req, exchange, ticket) as upload:
-            digest = await _digest(upload)
+            digest = await run_in_thread(_digest, upload)
             idempotency = key and Idempotency(key, fingerprint(facts, options, [digest]))
             await self._blobs.keep(upload, id.group, id.input_name)
             size = upload.seek(0, 2)
@@ -159,12 +159,9 @@ def fingerprint(facts: Facts, options: Options, digests: Sequence[str]) -> str:
     return hashlib.sha256(repr((facts, options, digests)).encode()).hexdigest()
 
 
-async def _digest(file: FileIO) -> str:
-    def digest() -> str:
-        file.seek(0)
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-    return await asyncio.to_thread(digest)
+def _digest(file: FileIO) -> str:
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _whole(name: str, value: str, least: int, most: int) -> int:
