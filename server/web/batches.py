@@ -25,6 +25,74 @@ _PIECE_BYTES = 1 << 18
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
+class BatchesResource:
+    """`POST /batches?operation=flip`: many images in one request.
+
+    Args:
+        store: where their jobs are submitted, while the upload still runs.
+        blobs: where their files go.
+        options: reads how the jobs are to be carried out.
+        operations: what can be done to them.
+        limits: of one batch.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        blobs: Blobs,
+        options: OptionReader,
+        operations: Mapping[str, Operation],
+        limits: Limits,
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._options = options
+        self._operations = operations
+        self._queries = {name: Query(operation.parameters) for name, operation in operations.items()}
+        self._limits = limits
+
+    async def on_post(self, req: Request, resp: Response) -> None:
+        """Answer 202 when all of it is kept; what fails before leaves nothing behind."""
+        options, facts = self._read(req)
+        key = idempotency_key(req)
+        intake = intake_of(req.content_type or "", self._blobs.new, self._limits)
+        batch = new_id()
+        digests: list[str] = []
+        try:
+            async for items in _chunks(intake.items(req.stream)):
+                jobs = [await self._keep(batch, item, digests) for item in items]
+                await self._store.submit_items(batch, facts, jobs, options.schedule)
+            idempotency = key and Idempotency(key, fingerprint(facts, options, digests))
+            kept = await self._store.seal(batch, idempotency or None)
+        except BaseException:
+            await asyncio.shield(self._drop(batch))
+            raise
+        if kept != batch:  # the same batch was here before
+            await self._drop(batch)
+        accept(resp, f"/batches/{kept}")
+        resp.media = {"id": kept, "href": f"/batches/{kept}"}
+
+    def _read(self, req: Request) -> tuple[Options, Facts]:
+        options, rest = self._options.read(req.query_string)
+        name = rest.pop("operation", None)
+        if not isinstance(name, str) or name not in self._operations:
+            raise BadParameter(f"The parameter `operation` must be one of {', '.join(self._operations)}.")
+        operation = self._operations[name]
+        parameters = self._queries[name].choose(rest)
+        return options, Facts(name, operation.version, parameters, options.attempts, options.callback)
+
+    async def _keep(self, batch: str, item: Item, digests: list[str]) -> NewJob:
+        with item.file as file:
+            digests.append(await run_in_thread(digest_of, file))
+            await self._blobs.keep(file, batch, JobId(batch, item.index).input_name)
+            return NewJob(os.fstat(file.fileno()).st_size, item.index, item.name)
+
+    async def _drop(self, batch: str) -> None:
+        with suppress(StoreAway):  # then the janitor finds it
+            await self._store.drop(batch)
+        await self._blobs.remove_group(batch)
+
+
 class BatchResource:
     """`/batches/{id}`: one batch."""
 
