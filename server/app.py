@@ -57,7 +57,7 @@ def create_service(settings: Settings, membership: Membership, environ: Mapping[
     """
     row = membership.row
     config = EngineConfig(
-        operations="server.operations.images:OPERATIONS",
+        operations={name: operation.spec for name, operation in OPERATIONS.items()},
         limits={
             "max_pixels": settings.max_pixels,
             "max_frames": settings.max_frames,

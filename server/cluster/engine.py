@@ -13,7 +13,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from io import FileIO
 from pkgutil import resolve_name
 from typing import Self
@@ -24,7 +24,7 @@ from server.cluster.memory_files import NO_ROOM, has_room
 from server.cluster.messages import Done, Refused, Spent, Task, now_us
 from server.cluster.work_socket import Inbox, send
 from server.errors import OperationRefused
-from server.operations.registry import Operation, Run
+from server.operations.run import Run, RunSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class EngineConfig:
     """What an engine needs to know from its start.
 
     Attributes:
-        operations: the table of operations, as `module:name`.
+        operations: how to run each of them, by name.
         limits: passed to every run.
         nice: how far it stands behind workers (nice(2)).
         timeout_s: longest time for one task, in seconds; then the kernel kills the engine (setitimer(2)).
@@ -42,7 +42,7 @@ class EngineConfig:
         control, recorder: descriptors.
     """
 
-    operations: str
+    operations: Mapping[str, RunSpec]
     nice: int
     timeout_s: float
     memory_bytes: int
@@ -54,12 +54,18 @@ class EngineConfig:
 
     def encode(self) -> str:
         """Write the configuration as an argument of a command line."""
-        return json.dumps(asdict(self))
+        operations = {name: astuple(spec) for name, spec in self.operations.items()}
+        return json.dumps({**asdict(self), "operations": operations})
 
     @classmethod
     def decode(cls, argument: str) -> Self:
         """Read it back."""
-        return cls(**json.loads(argument))
+        fields = json.loads(argument)
+        operations = {
+            name: RunSpec(version, run, tuple(stages), prepare)
+            for name, (version, run, stages, prepare) in fields.pop("operations").items()
+        }
+        return cls(operations, **fields)
 
 
 class _StageClock:
@@ -79,8 +85,7 @@ class Engine:
     """Runs tasks until its control socket closes, its number of tasks is reached, or its memory has run out.
 
     Args:
-        config: its limits.
-        operations: the table of operations.
+        config: its limits, and what it can run.
         work: the engines' ends of the work socket, non-blocking, the most urgent one first.
         control: one byte is written to it when the engine is ready; its end of file stops the engine.
         recorder: told of each task.
@@ -89,14 +94,14 @@ class Engine:
     def __init__(
         self,
         config: EngineConfig,
-        operations: Mapping[str, Operation],
         work: Sequence[socket.socket],
         control: socket.socket,
         recorder: FlightRecorder,
     ) -> None:
         self._config = config
-        self._operations = operations
-        self._runs: dict[str, Run] = {name: resolve_name(each.run) for name, each in operations.items()}
+        self._runs: dict[str, Run] = {
+            name: resolve_name(spec.run) for name, spec in config.operations.items()
+        }
         self._work = work
         self._control = control
         self._recorder = recorder
@@ -145,13 +150,12 @@ class Engine:
 
     def _run(self, task: Task, source: FileIO, sink: FileIO) -> Done:
         queue_us = now_us() - task.sent_us
-        operation = self._operations[task.operation]
-        if operation.version != task.version:
-            raise LookupError(f"there is version {operation.version} of {task.operation}, not {task.version}")
-        parameters = operation.parameters.model_validate(task.parameters)
+        spec = self._config.operations[task.operation]
+        if spec.version != task.version:
+            raise LookupError(f"there is version {spec.version} of {task.operation}, not {task.version}")
         sink.seek(0)  # another engine may have died over this task
-        clock = _StageClock(operation.stages)
-        outcome = self._runs[task.operation](source, sink, parameters, self._config.limits, clock)
+        clock = _StageClock(spec.stages)
+        outcome = self._runs[task.operation](source, sink, task.parameters, self._config.limits, clock)
         if not has_room(sink):
             raise OSError(errno.ENOSPC, "the last write to the sink was short")
         spent = Spent(queue_us, now_us() - clock.started_us, clock.stages_us)
@@ -169,13 +173,12 @@ def main() -> None:
     """Entry point of the process."""
     config = EngineConfig.decode(sys.argv[1])
     sandbox.enter(nice=config.nice, memory_bytes=config.memory_bytes)
-    operations: Mapping[str, Operation] = resolve_name(config.operations)
     lanes = [socket.socket(fileno=descriptor) for descriptor in config.work]
     with FileIO(config.recorder, "r+b") as file:
         recorder = FlightRecorder(file)
     with socket.socket(fileno=config.control) as control:
-        engine = Engine(config, operations, lanes, control, recorder)
-        for prepare in {operation.prepare for operation in operations.values() if operation.prepare}:
+        engine = Engine(config, lanes, control, recorder)
+        for prepare in {spec.prepare for spec in config.operations.values() if spec.prepare}:
             resolve_name(prepare)()
         gc.freeze()  # keeps the garbage collector from scanning what is loaded now
         engine.serve()

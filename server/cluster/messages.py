@@ -4,10 +4,12 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from server.errors import OperationRefused
-from server.operations.registry import Operation, Outcome
+
+if TYPE_CHECKING:  # an engine does without it: it imports pydantic
+    from server.operations.registry import Operation
 
 #: How much of a traceback is sent: in JSON one character may take twelve bytes.
 _TRACEBACK_CHARACTERS = 5000
@@ -67,16 +69,20 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The operation was carried out; the file for the result holds it and nothing else."""
+    """The operation was carried out; the file for the result holds it and nothing else.
 
-    outcome: Outcome
+    Attributes:
+        outcome: what the run reported; once decoded, it is valid for the operation.
+    """
+
+    outcome: Mapping[str, Any]
     spent: Spent
     engine_pid: int
 
     def encode(self) -> bytes:
         """Write the answer as a message."""
         return _message(
-            done=self.outcome.model_dump(),
+            done=self.outcome,
             queue_us=self.spent.queue_us,
             service_us=self.spent.service_us,
             stages_us=self.spent.stages_us,
@@ -113,7 +119,7 @@ class Refused:
         )
 
 
-def decode_answer(message: bytes, operation: Operation) -> Done | Refused:
+def decode_answer(message: bytes, operation: "Operation") -> Done | Refused:
     """Read what an engine answered.
 
     Every value is checked against the operation's row of the table: an engine that a hostile image has taken
@@ -134,10 +140,10 @@ def now_us() -> int:
     return time.monotonic_ns() // 1000
 
 
-def _done(fields: Mapping[str, Any], operation: Operation) -> Done:
+def _done(fields: Mapping[str, Any], operation: "Operation") -> Done:
     stages_us = fields["stages_us"]
     return Done(
-        operation.outcome.model_validate(fields["done"]),
+        operation.outcome.model_validate(fields["done"]).model_dump(),
         Spent(
             _count(fields["queue_us"]),
             _count(fields["service_us"]),
@@ -147,7 +153,7 @@ def _done(fields: Mapping[str, Any], operation: Operation) -> Done:
     )
 
 
-def _refused(fields: Mapping[str, Any], operation: Operation) -> Refused:
+def _refused(fields: Mapping[str, Any], operation: "Operation") -> Refused:
     error, traceback = fields["error"], fields["traceback"]
     refusals = {cls.__name__: cls for cls in operation.refusals}
     return Refused(

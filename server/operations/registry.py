@@ -1,13 +1,13 @@
 """The registry: what an operation is, and the table in which operations are looked up by name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from io import FileIO
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
 from server.errors import OperationRefused
+from server.operations.run import RunSpec
 
 
 class Parameters(BaseModel):
@@ -41,33 +41,6 @@ class Outcome(BaseModel):
     media_type: str
 
 
-class Run(Protocol):
-    """The function of an operation, called in an engine."""
-
-    def __call__(
-        self,
-        source: FileIO,
-        sink: FileIO,
-        parameters: Any,  # noqa: ANN401 each operation has a class of its own
-        limits: Mapping[str, int],
-        progress: Callable[[str], None],
-        /,
-    ) -> Outcome:
-        """Read the source and write the sink.
-
-        Args:
-            source: a file that must not be changed.
-            sink: at its start; it holds the bytes of its last use, and afterwards the result alone.
-            parameters: an instance of the operation's class.
-            limits: what the engine was configured with.
-            progress: told the name of a stage each time one ends.
-
-        Raises:
-            OperationRefused: one of the operation's refusals. With a MemoryError as its cause it also makes
-                room: the engine is replaced by a fresh one.
-        """
-
-
 @dataclass(frozen=True, slots=True)
 class Operation:
     """One row of the table.
@@ -80,9 +53,7 @@ class Operation:
         outcome: the schema of what a run reports.
         accepts: media types of the sources it is made for.
         refusals: every way to refuse a source.
-        stages: what a run's time is divided into, in the order in which they end.
-        run: a `Run`, as `module:name`. Only engines load it, with all that it imports.
-        prepare: a function that an engine calls once before its first task, in the same form.
+        stages, run, prepare: as in `RunSpec`.
     """
 
     name: str
@@ -96,6 +67,11 @@ class Operation:
     stages: tuple[str, ...]
     run: str
     prepare: str | None = None
+
+    @property
+    def spec(self) -> RunSpec:
+        """What an engine needs to know."""
+        return RunSpec(self.version, self.run, self.stages, self.prepare)
 
 
 def by_name(*operations: Operation) -> Mapping[str, Operation]:

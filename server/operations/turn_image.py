@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from io import FileIO
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from server.errors import TooManyPixels
 from server.imaging.codecs import Effort, Format
@@ -18,7 +18,6 @@ from server.imaging.jpeg.kernel import Impossible, kernel
 from server.imaging.limits import Limits
 from server.imaging.pipeline import process
 from server.imaging.recipe import Recipe
-from server.operations.images import ImageParameters, RotationParameters, TurnedImage
 
 if TYPE_CHECKING:
     from server.imaging.codecs import Source
@@ -36,30 +35,31 @@ def _turn(  # noqa: PLR0913, PLR0917 a run's five and what to do
     turn: Turn,
     source: FileIO,
     sink: FileIO,
-    parameters: ImageParameters,
+    parameters: Mapping[str, Any],
     limits: Mapping[str, int],
     progress: Callable[[str], None],
-) -> TurnedImage:
+) -> Mapping[str, Any]:
+    form = parameters["format"]
     recipe = Recipe(
         turn=turn,
-        format=None if parameters.format is None else Format(parameters.format),
-        quality=parameters.quality,
-        strip=parameters.strip,
-        path=parameters.path,
-        effort=Effort(parameters.effort),
+        format=None if form is None else Format(form),
+        quality=parameters["quality"],
+        strip=parameters["strip"],
+        path=parameters["path"],
+        effort=Effort(parameters["effort"]),
     )
     try:
         with _mapped(source) as data:
             result = process(cast("Source", data), sink, recipe, Limits(**limits), progress)
     except MemoryError as error:
         raise TooManyPixels("The image needs more memory than it may have. Send a smaller one.") from error
-    return TurnedImage.model_construct(
-        media_type=result.media_type,
-        width=result.width,
-        height=result.height,
-        frames=result.frames,
-        path=result.path,
-    )
+    return {
+        "media_type": result.media_type,
+        "width": result.width,
+        "height": result.height,
+        "frames": result.frames,
+        "path": result.path,
+    }
 
 
 def _mapped(source: FileIO) -> mmap.mmap:
@@ -82,9 +82,9 @@ orient = partial(_turn, Turn.ORIENT)
 def rotate(
     source: FileIO,
     sink: FileIO,
-    parameters: RotationParameters,
+    parameters: Mapping[str, Any],
     limits: Mapping[str, int],
     progress: Callable[[str], None],
-) -> TurnedImage:
+) -> Mapping[str, Any]:
     """Turn clockwise by the parameter `angle`."""
-    return _turn(_QUARTERS[parameters.angle], source, sink, parameters, limits, progress)
+    return _turn(_QUARTERS[parameters["angle"]], source, sink, parameters, limits, progress)

@@ -84,13 +84,14 @@ class Transform:
         size = os.fstat(result.fileno()).st_size
         ticket.finish_work()
         ticket.hold(size)
-        resp.content_type = done.outcome.media_type
+        resp.content_type = done.outcome["media_type"]
         resp.content_length = size
         resp.set_header("X-Engine-PID", str(done.engine_pid))
         resp.set_header("Server-Timing", _server_timing(done.spent))
         resp.stream = _pieces(result, size)
         exchange.engine_pid = done.engine_pid
-        reported = {name: str(getattr(done.outcome, field)) for name, field in done.outcome.headers.items()}
+        headers = self._operation.outcome.headers
+        reported = {name: str(done.outcome[field]) for name, field in headers.items()}
         resp.set_headers(reported)
         exchange.image_path = reported.get("X-Image-Path")
 

@@ -3,9 +3,10 @@
 import os
 import signal
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from io import FileIO
-from typing import Literal
+from typing import Any, Literal
 
 from server.errors import DamagedImage, TooManyPixels
 from server.operations.registry import Operation, Outcome, Parameters, by_name
@@ -31,35 +32,35 @@ class Times(Parameters):
 def copy(
     source: FileIO,
     sink: FileIO,
-    parameters: Times,
+    parameters: Mapping[str, Any],
     limits: Mapping[str, int],
     progress: Callable[[str], None],
-) -> Copied:
+) -> Mapping[str, Any]:
     progress("read")
-    for _ in range(parameters.times):
+    for _ in range(parameters.get("times", 1)):
         sink.write(os.pread(source.fileno(), 1 << 20, 0))
     sink.truncate()
     progress("write")
-    return Copied(media_type="text/plain", limit=limits.get("limit", 0))
+    return {"media_type": "text/plain", "limit": limits.get("limit", 0)}
 
 
-def refuse(*_: object) -> Outcome:
+def refuse(*_: object) -> Mapping[str, Any]:
     raise DamagedImage("Send another one.")
 
 
-def exhaust(*_: object) -> Outcome:
+def exhaust(*_: object) -> Mapping[str, Any]:
     raise TooManyPixels("Send a smaller one.") from MemoryError()
 
 
-def fail(*_: object) -> Outcome:
+def fail(*_: object) -> Mapping[str, Any]:
     raise ZeroDivisionError("a bug")
 
 
-def fail_to_read(*_: object) -> Outcome:
+def fail_to_read(*_: object) -> Mapping[str, Any]:
     raise OSError("a bug as well")
 
 
-def crash(*_: object) -> Outcome:
+def crash(*_: object) -> Mapping[str, Any]:
     os.kill(os.getpid(), signal.SIGSEGV)
     raise AssertionError
 
@@ -67,10 +68,10 @@ def crash(*_: object) -> Outcome:
 def crash_once(
     source: FileIO,
     sink: FileIO,
-    parameters: Times,
+    parameters: Mapping[str, Any],
     limits: Mapping[str, int],
     progress: Callable[[str], None],
-) -> Outcome:
+) -> Mapping[str, Any]:
     """Crash the first engine that comes, told by a file that the source names."""
     mark = os.pread(source.fileno(), 4096, 0).decode()
     try:
@@ -80,7 +81,7 @@ def crash_once(
     return crash()
 
 
-def hang(*_: object) -> Outcome:
+def hang(*_: object) -> Mapping[str, Any]:
     signal.pause()
     raise AssertionError
 
@@ -88,10 +89,10 @@ def hang(*_: object) -> Outcome:
 def wait(
     source: FileIO,
     sink: FileIO,
-    parameters: Times,
+    parameters: Mapping[str, Any],
     limits: Mapping[str, int],
     progress: Callable[[str], None],
-) -> Outcome:
+) -> Mapping[str, Any]:
     """Wait until the pipe that the source names is written to."""
     with open(os.pread(source.fileno(), 4096, 0).decode(), "rb") as pipe:  # noqa: PTH123 a name from a file
         pipe.read()
@@ -117,5 +118,5 @@ OPERATIONS = by_name(
     )
 )
 
-#: An engine with this table never gets ready.
-HANGING = by_name(_for_tests(name="never ready", run=f"{__name__}:copy", prepare="signal:pause"))
+#: An engine with this operation never gets ready.
+HANGING = replace(OPERATIONS["copy"].spec, prepare="signal:pause")

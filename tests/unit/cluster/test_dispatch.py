@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
-from support.operations import OPERATIONS, Copied
+from support.operations import OPERATIONS
 
 from server.cluster import dispatch
 from server.cluster.dispatch import Dispatcher, EngineBug, TooLate
@@ -49,7 +49,7 @@ class Delivery:
         self.sink.seek(0)
         self.sink.write(result)
         self.sink.truncate()
-        outcome = Copied(media_type="text/plain", limit=1)
+        outcome = {"media_type": "text/plain", "limit": 1}
         self.answer(Done(outcome, Spent(1, 9, {"read": 4, "write": 5}), ENGINE_PID).encode())
 
     def lose(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from support.operations import OPERATIONS, Copied
+from support.operations import OPERATIONS
 
 from server.cluster.engine import Engine, EngineConfig
 from server.cluster.flight_recorder import FlightRecorder
@@ -22,7 +22,7 @@ from server.errors import DamagedImage, TooManyPixels
 DEADLINE_S = 60.0
 
 CONFIG = EngineConfig(
-    operations="support.operations:OPERATIONS",
+    operations={name: operation.spec for name, operation in OPERATIONS.items()},
     nice=0,
     timeout_s=0.0,  # no timer: the engine is a thread of the test
     memory_bytes=1 << 40,
@@ -39,7 +39,7 @@ class Served:
         self.control, theirs = socket.socketpair()
         with FlightRecorder.create() as file:
             self.recorder = FlightRecorder(file)
-        engine = Engine(config, OPERATIONS, self.work.engine_ends, theirs, self.recorder)
+        engine = Engine(config, self.work.engine_ends, theirs, self.recorder)
         self.thread = Thread(target=engine.serve)
         self.thread.start()
         self.control.settimeout(DEADLINE_S)
@@ -102,7 +102,7 @@ def test_a_task_is_done_and_reported(engine: Served) -> None:
     sent_us = now_us()
     answer, result = engine.ask("copy", b"abc", b"what was there before", parameters={"times": 2})
     assert isinstance(answer, Done)
-    assert (answer.outcome, result) == (Copied(media_type="text/plain", limit=77), b"abcabc")
+    assert (answer.outcome, result) == ({"media_type": "text/plain", "limit": 77}, b"abcabc")
     assert answer.engine_pid == os.getpid()
     assert sum(answer.spent.stages_us.values()) <= answer.spent.service_us <= now_us() - sent_us
     engine.stop()
@@ -124,7 +124,6 @@ def test_a_refusal_of_the_operation_is_answered(engine: Served) -> None:
         ("fail_to_read", {}, "OSError: a bug as well"),
         ("copy", {"operation": "none"}, "KeyError: 'none'"),
         ("copy", {"version": 2}, "there is version 1 of copy, not 2"),
-        ("copy", {"parameters": {"size": 1}}, "ValidationError"),
     ],
 )
 def test_a_bug_costs_one_request_and_not_the_engine(

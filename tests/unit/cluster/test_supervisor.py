@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
-from support.operations import OPERATIONS
+from support.operations import HANGING, OPERATIONS
 
 from server.cluster import supervisor as supervisor_module
 from server.cluster.dispatch import Dispatcher
@@ -23,13 +23,14 @@ from server.cluster.quarantine import Quarantine
 from server.cluster.scoreboard import Cell
 from server.cluster.supervisor import Supervisor
 from server.errors import PoisonImage, TooMuchWork
+from server.operations.run import RunSpec
 
 DEADLINE_S = 60.0
 
 ENVIRON = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 CONFIG = EngineConfig(
-    operations="support.operations:OPERATIONS",
+    operations={name: operation.spec for name, operation in OPERATIONS.items()},
     nice=0,
     timeout_s=DEADLINE_S,
     memory_bytes=1 << 32,
@@ -158,7 +159,9 @@ def test_an_engine_that_retires_is_no_death() -> None:
 
 def test_an_engine_that_dies_without_work_is_started_with_a_growing_delay() -> None:
     async def test() -> None:
-        async with supervised(operations="support.operations:no_such_table") as cluster:
+        async with supervised(
+            operations={"copy": RunSpec(1, "support.operations:no_such_function", ())}
+        ) as cluster:
             await cluster.until(lambda: len(cluster.logged("engine_died")) >= 3)
             delays_s = [died["restart_in_s"] for died in cluster.logged("engine_died")]
             assert delays_s[:3] == [0.0, 0.1, 0.2]
@@ -171,7 +174,7 @@ def test_an_engine_that_hangs_before_it_is_ready_is_killed(monkeypatch: pytest.M
     monkeypatch.setattr(supervisor_module, "BOOT_S", 0.2)
 
     async def test() -> None:
-        async with supervised(operations="support.operations:HANGING") as cluster:
+        async with supervised(operations={"copy": HANGING}) as cluster:
             assert cluster.logged("engine_died")[0]["signal"] == "SIGKILL"
             assert not cluster.logged("engine_online")
 

@@ -52,8 +52,8 @@ def run(
     with memory_file("source") as source, memory_file("sink") as sink:
         source.write(content)
         valid = operation.parameters.model_validate(parameters)
-        outcome = resolve_name(operation.run)(source, sink, valid, limits or LIMITS, progress)
-        return outcome, Path(f"/proc/self/fd/{sink.fileno()}").read_bytes()
+        outcome = resolve_name(operation.run)(source, sink, valid.model_dump(), limits or LIMITS, progress)
+        return TurnedImage.model_validate(outcome), Path(f"/proc/self/fd/{sink.fileno()}").read_bytes()
 
 
 def test_the_choices_are_those_of_imaging() -> None:
@@ -72,7 +72,7 @@ def test_an_operation_turns_the_image_and_reports_it(name: str) -> None:
     expected = image() if transpose is None else image().transpose(transpose)
     with Image.open(BytesIO(result)) as turned:
         assert (turned.size, turned.tobytes()) == (expected.size, expected.tobytes())
-    assert TurnedImage.model_validate(outcome.model_dump()) == TurnedImage(
+    assert outcome == TurnedImage(
         media_type="image/png", width=expected.width, height=expected.height, frames=1, path="pixels"
     )
 

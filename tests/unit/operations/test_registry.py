@@ -55,6 +55,16 @@ def test_an_operation_on_images_may_be_refused_in_every_way_but_those_that_the_w
         assert set(operation.refusals) == named
 
 
+def test_an_engine_loads_nothing_that_only_workers_need() -> None:
+    modules = {operation.run.partition(":")[0] for operation in OPERATIONS.values()}
+    code = (
+        f"import sys; import server.cluster.engine; import {', '.join(modules)};"
+        "print({'pydantic', 'falcon', 'structlog', 'prometheus_client', 'gunicorn'} & set(sys.modules))"
+    )
+    output = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
+    assert output.strip() == "set()"
+
+
 def test_a_worker_loads_no_decoder() -> None:
     code = "import sys; import server.app; print({'PIL', 'server.imaging'} & set(sys.modules))"
     output = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)

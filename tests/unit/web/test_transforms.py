@@ -24,7 +24,7 @@ from server.cluster.messages import Done, Spent
 from server.cluster.quarantine import Quarantine
 from server.cluster.scoreboard import Cell
 from server.errors import DamagedImage, PoisonImage, ServiceUnavailable
-from server.operations.images import OPERATIONS, TurnedImage
+from server.operations.images import OPERATIONS
 from server.operations.registry import Operation
 from server.web.envelope import Envelope
 from server.web.problems import add_error_handlers
@@ -34,7 +34,7 @@ from server.web.uploads import Uploads
 BODY = b"an image"
 RESULT = bytes(range(256)) * 2000  # more than one piece
 DONE = Done(
-    TurnedImage(media_type="image/png", width=2, height=3, frames=1, path="pixels"),
+    {"media_type": "image/png", "width": 2, "height": 3, "frames": 1, "path": "pixels"},
     Spent(1500, 7000, {"decode": 1000, "transform": 2000, "encode": 4000}),
     77,
 )
