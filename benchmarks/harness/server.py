@@ -315,12 +315,17 @@ class LiveServer(Server):
 
 
 def clean_environ() -> dict[str, str]:
-    """Return the environment without what would change the service under test."""
-    return {
+    """Return the environment without what would change the service under test, and with jobs off.
+
+    A server that is to have jobs is given `FLIP_JOBS` and a `FLIP_DATA_DIR` of its own: on the default one
+    all would share one store.
+    """
+    clean = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("FLIP_", "GUNICORN_")) and name not in _CHANGES_THE_SERVICE
     }
+    return clean | {"FLIP_JOBS": "off"}
 
 
 def free_port() -> int:

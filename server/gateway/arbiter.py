@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server.cluster.backoff import Backoff
@@ -19,6 +20,7 @@ from server.cluster.work_socket import WorkSocket
 from server.gateway import preflight
 from server.gateway.worker import Worker
 from server.imaging.jpeg import kernel
+from server.jobs.embedded import EmbeddedStore, StoreNotStarted
 from server.logs import get_logger
 from server.settings import Settings
 
@@ -73,13 +75,19 @@ class Hooks:
         gc.collect()
 
     def when_ready(self, server: "Arbiter") -> None:
-        """Warn about what will not work here, and tell a person at a terminal what to do next."""
+        """Start the store, warn about what will not work here, and tell a person at a terminal what to do."""
+        if server.store:
+            try:
+                server.store.start()
+            except StoreNotStarted as error:
+                sys.exit(f"flipcluster: {error}")
         if reason := kernel.why_not():
             log.warning(
                 "lossless_unavailable", reason=f"{reason}; install a C compiler and run `make install`"
             )
         if sys.stderr and sys.stderr.isatty():
-            sys.stderr.write(invitation(server.LISTENERS[0].sock.getsockname()))
+            data_dir = self._settings.data_dir if server.store else None
+            sys.stderr.write(invitation(server.LISTENERS[0].sock.getsockname(), data_dir))
 
     def pre_fork(self, _server: "Arbiter", worker: Worker) -> None:
         """In the arbiter: give the worker its place in the cluster."""
@@ -113,9 +121,34 @@ class Hooks:
                 self._backoff.delay_s(time.monotonic() - worker.forked_s, did_work=did_work)
             )
 
+    def on_exit(self, server: "Arbiter") -> None:
+        """Stop the store, now that the last worker has ended."""
+        if server.store:
+            server.store.stop()
+
     def _take_over(self, server: "Arbiter") -> None:
         preflight.guard(server)
         server.spawn_worker = partial(self._spawn_worker, server)
+        # The arbiter is in one of these almost always, also while it waits for the end of old workers.
+        server.wait_for_signals = partial(self._wait_for_signals, server)
+        server.reap_workers = partial(self._reap_workers, server)
+        if not hasattr(server, "store"):  # it outlives reloads
+            is_ours = self._settings.jobs == "embedded"
+            server.store = (
+                EmbeddedStore(self._settings.store_socket, self._settings.valkey) if is_ours else None
+            )
+
+    @staticmethod
+    def _wait_for_signals(server: "Arbiter", timeout: float) -> list[int]:
+        look_again_s = server.store.watch() if server.store else timeout
+        signals: list[int] = type(server).wait_for_signals(server, timeout=min(timeout, look_again_s))
+        return signals
+
+    @staticmethod
+    def _reap_workers(server: "Arbiter") -> None:
+        type(server).reap_workers(server)
+        if server.store:
+            server.store.watch()
 
     def _spawn_worker(self, server: "Arbiter") -> None:
         # gunicorn stops the service when the kernel has no process or descriptor to give at the moment. So
@@ -166,15 +199,21 @@ def sleep_or_exit(delay_s: float) -> None:
             sys.exit(0)
 
 
-def invitation(address: tuple[str, int] | str) -> str:
-    """Write what a person can try, for the address of a listening socket."""
+def invitation(address: tuple[str, int] | str, data_dir: Path | None) -> str:
+    """Write what a person can try, and where jobs are kept.
+
+    Args:
+        address: of a listening socket.
+        data_dir: None when they are kept elsewhere, or not at all.
+    """
     if isinstance(address, str):
         where = f"--unix-socket {address} http://localhost"
     else:
         host, port = address[:2]
         any_host = host in {"0.0.0.0", "127.0.0.1", "::", "::1"}  # noqa: S104 read, not bound
         where = f"http://{'localhost' if any_host else host}:{port}"
-    return f"\nTry: curl --data-binary @images/landscape.jpg {where}/flip -o flipped.jpg\n\n"
+    kept = f"Jobs are kept in {data_dir}\n" if data_dir else ""
+    return f"\nTry: curl --data-binary @images/landscape.jpg {where}/flip -o flipped.jpg\n{kept}\n"
 
 
 def _keep_memory() -> None:

@@ -22,6 +22,7 @@ from gunicorn.app.wsgiapp import WSGIApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.asgi.lifespan import LifespanManager
 
+from server.jobs import embedded
 from server.logs import get_logger
 
 if TYPE_CHECKING:
@@ -109,6 +110,9 @@ def _load() -> Any:  # noqa: ANN401 gunicorn has no types
 
 
 async def _fault_of(worker: Any) -> str | None:  # noqa: ANN401 gunicorn has no types
+    settings = worker.settings
+    if settings.jobs == "embedded" and (fault := embedded.why_not(settings.store_socket, settings.valkey)):
+        return fault
     lifespan = LifespanManager(worker.asgi, worker.log)
     await lifespan.startup()
     for method, path, fault in _QUESTIONS:

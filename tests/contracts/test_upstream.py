@@ -96,6 +96,13 @@ TABLE: dict[str, dict[str, str]] = {
         "asyncio.sslproto:SSLProtocol.connection_made": "cf79eb62da3e7d32",
         "asyncio.selector_events:_SelectorTransport.get_write_buffer_size": "6f1944df9b70b159",
     },
+    "0018": {
+        "gunicorn.arbiter:Arbiter.start": "65e8cbb4432a3b9d",
+        "gunicorn.arbiter:Arbiter.run": "5dbdcaf9650c935d",
+        "gunicorn.arbiter:Arbiter.wait_for_signals": "a25c6c34e36198bd",
+        "gunicorn.arbiter:Arbiter.halt": "c9ebbb7edf4a5d25",
+        "gunicorn.arbiter:Arbiter.stop": "e159f0155c964e2a",
+    },
 }
 
 ADRS = {
@@ -103,6 +110,7 @@ ADRS = {
     "0004": "docs/adr/0004-our-gunicorn-worker.md",
     "0009": "docs/adr/0009-preflight-before-reload-drain-before-close.md",
     "0012": "docs/adr/0012-minimum-transfer-rates-for-slow-clients.md",
+    "0018": "docs/adr/0018-embedded-store.md",
 }
 
 

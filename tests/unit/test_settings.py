@@ -79,6 +79,20 @@ def test_variables_without_the_prefix_are_ignored(name: str) -> None:
         ("FLIP_SAMPLE_IMAGE", "/no/such/image.jpg"),
         ("FLIP_SAMPLE_IMAGE", "/"),
         ("FLIP_LOG_FORMAT", "xml"),
+        ("FLIP_JOBS", "on"),
+        ("FLIP_DATA_DIR", ""),
+        ("FLIP_QUEUE_URL", ""),
+        ("FLIP_VALKEY", ""),
+        ("FLIP_RESULT_TTL_S", "0"),
+        ("FLIP_MAX_QUEUED_JOBS", "0"),
+        ("FLIP_MAX_QUEUED_BYTES", "0"),
+        ("FLIP_MAX_BATCH_ITEMS", "0"),
+        ("FLIP_MAX_BATCH_BYTES", "0"),
+        ("FLIP_MAX_BATCH_RATIO", "0"),
+        ("FLIP_LEASE_S", "2.9"),
+        ("FLIP_JOB_ATTEMPTS", "0"),
+        ("FLIP_JOBS_AT_ONCE", "-1"),
+        ("FLIP_STORE_GRACE_S", "0"),
     ],
 )
 def test_a_wrong_value_is_refused_with_one_line_that_names_it(name: str, value: str) -> None:
@@ -128,3 +142,95 @@ def test_the_environment_of_the_process_is_ignored(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("FLIP_MAX_PIXELS", "4")
     monkeypatch.setenv("MAX_PIXELS", "4")
     assert Settings.from_environ({}).max_pixels == Settings().max_pixels == 100_000_000
+
+
+# --- jobs -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environ", "directory"),
+    [
+        ({"HOME": "/home/me"}, "/home/me/.local/state/flipcluster"),
+        ({"HOME": "/home/me", "XDG_STATE_HOME": "/state"}, "/state/flipcluster"),
+        ({"XDG_STATE_HOME": "/state", "STATE_DIRECTORY": "/var/lib/flip"}, "/var/lib/flip"),
+        ({"STATE_DIRECTORY": "/var/lib/one:/var/lib/two"}, "/var/lib/one"),
+        ({"STATE_DIRECTORY": "/var/lib/flip", "FLIP_DATA_DIR": "/data"}, "/data"),
+        ({"HOME": "", "XDG_STATE_HOME": "", "FLIP_DATA_DIR": "data"}, str(Path.cwd() / "data")),
+    ],
+)
+def test_data_is_kept_where_the_system_keeps_it(environ: dict[str, str], directory: str) -> None:
+    settings = Settings.from_environ(environ)
+    assert settings.data_dir == Path(directory)
+    assert settings.store_url == f"unix://{directory}/store/valkey.sock"
+
+
+def test_settings_make_no_directory(tmp_path: Path) -> None:
+    Settings.from_environ({"FLIP_DATA_DIR": str(tmp_path / "data")})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["redis://host:1/0", "rediss://user:secret@host", "unix:///run/valkey.sock"])
+def test_a_store_of_ones_own_is_used_where_jobs_are_remote(url: str) -> None:
+    assert Settings.from_environ({"FLIP_JOBS": "remote", "FLIP_QUEUE_URL": url}).store_url == url
+    for other in ({}, {"FLIP_JOBS": "embedded"}, {"FLIP_JOBS": "off"}):
+        assert refusal({**other, "FLIP_QUEUE_URL": url}) == "FLIP_QUEUE_URL: needs FLIP_JOBS=remote"
+
+
+def test_there_is_no_store_without_jobs() -> None:
+    assert Settings.from_environ({"FLIP_JOBS": "off"}).store_url is None
+
+
+def test_remote_jobs_need_the_address_of_their_store() -> None:
+    assert refusal({"FLIP_JOBS": "remote"}) == "FLIP_QUEUE_URL: needed with FLIP_JOBS=remote"
+
+
+def test_a_path_of_the_socket_that_is_too_long_is_refused() -> None:
+    longest = "/" + "x" * (107 - len("//store/valkey.sock"))
+    assert len(str(Settings.from_environ({"FLIP_DATA_DIR": longest}).store_socket)) == 107
+    text = refusal({"FLIP_DATA_DIR": f"{longest}xx"})
+    assert text.startswith("FLIP_DATA_DIR: ")
+    assert "by 2 bytes" in text
+    assert "\n" not in text
+    assert Settings.from_environ({"FLIP_DATA_DIR": f"{longest}xx", "FLIP_JOBS": "off"}).store_url is None
+
+
+def test_no_password_is_repeated() -> None:
+    environ = {"FLIP_JOBS": "remote", "FLIP_QUEUE_URL": "redis://:hush@host", "FLIP_ADMIN_TOKEN": "hush"}
+    settings = Settings.from_environ(environ)
+    assert settings.admin_token
+    assert settings.admin_token.get_secret_value() == "hush"
+    assert "hush" not in f"{settings!r} {settings}"
+    text = refusal({**environ, "FLIP_QUEUE_URL": "http://:hush@host", "FLIP_LEASE_S": "soon"})
+    assert sorted(line.partition(":")[0] for line in text.splitlines()) == ["FLIP_LEASE_S", "FLIP_QUEUE_URL"]
+    assert "hush" not in text
+
+
+def test_an_empty_token_is_refused_because_it_may_be_a_mistake() -> None:
+    assert refusal({"FLIP_ADMIN_TOKEN": ""}).startswith("FLIP_ADMIN_TOKEN: Input should not be empty")
+
+
+def test_queues_are_named_between_commas() -> None:
+    assert Settings().queues == ("default",)
+    assert Settings.from_environ({"FLIP_QUEUES": "fast, slow-2"}).queues == ("fast", "slow-2")
+
+
+@pytest.mark.parametrize(
+    "names", ["", "fast,", "Fast", "a b", "a/b", "é", "callbacks", "fast,fast", "x" * 65]
+)
+def test_names_of_queues_that_are_none_are_refused(names: str) -> None:
+    text = refusal({"FLIP_QUEUES": names})
+    assert text.startswith("FLIP_QUEUES: Input should ")
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("kind", ["missing", "a directory", "not executable"])
+def test_a_program_that_cannot_be_run_is_refused(tmp_path: Path, kind: str) -> None:
+    program = tmp_path / "valkey"
+    if kind == "a directory":
+        program.mkdir()
+    elif kind == "not executable":
+        program.touch(0o600)
+    assert refusal({"FLIP_VALKEY": str(program)}).startswith("FLIP_VALKEY: ")
+    if kind == "not executable":
+        program.chmod(0o700)
+        assert Settings.from_environ({"FLIP_VALKEY": str(program)}).valkey == program

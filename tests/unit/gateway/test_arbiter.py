@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -187,4 +188,10 @@ def test_a_stop_ends_the_restart_backoff(number: signal.Signals) -> None:
     ],
 )
 def test_a_person_is_told_what_to_try(address: Any, says: str) -> None:
-    assert says in invitation(address)
+    assert says in invitation(address, None)
+
+
+def test_a_person_is_told_where_jobs_are_kept_if_they_are() -> None:
+    address = ("127.0.0.1", 8000)
+    assert "/var/lib/flip" in invitation(address, Path("/var/lib/flip"))
+    assert "kept" not in invitation(address, None)
