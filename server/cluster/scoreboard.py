@@ -16,7 +16,7 @@ ROWS = 512
 DURATION_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 #: Statuses counted one by one; any other answer counts under its class (1 to 5).
-STATUSES = (200, 400, 404, 405, 408, 413, 415, 422, 499, 500, 503, 1, 2, 3, 4, 5)
+STATUSES = (200, 400, 401, 403, 404, 405, 408, 410, 413, 415, 422, 499, 500, 503, 1, 2, 3, 4, 5)
 
 
 class State(IntEnum):
