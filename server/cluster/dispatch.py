@@ -13,8 +13,9 @@ from typing import Any
 
 from server.cluster.membership import Membership
 from server.cluster.memory_files import MemoryFilePool
-from server.cluster.messages import Done, Refused, Task, decode_answer, now_us
+from server.cluster.messages import Done, Progress, Refused, Task, decode_answer, now_us
 from server.cluster.quarantine import CRASH_THRESHOLD, QuarantineEntry
+from server.cluster.roles import BACKGROUND, INTERACTIVE, Role
 from server.cluster.scoreboard import Cell
 from server.cluster.supervisor import describe_exit
 from server.cluster.work_socket import Lane, receive, send
@@ -55,12 +56,31 @@ class Lost:
     @property
     def took_too_long(self) -> bool:
         """Whether the kernel killed it for that."""
-        return self.returncode == -signal.SIGALRM
+        return self.returncode in {-signal.SIGALRM, -signal.SIGPROF}
 
     @property
     def may_be_an_accident(self) -> bool:
         """Whether something other than the image may have ended it: an operator, an OOM kill."""
         return self.pid == 0 or self.returncode == -signal.SIGKILL
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What one caller of the dispatcher wants to have done.
+
+    Attributes:
+        role: of the engines that may do it.
+        deadline_us: no engine starts it after this moment of the monotonic clock; 0 for no deadline.
+        on_progress: told which part of the stages has ended.
+    """
+
+    upload: FileIO
+    result: FileIO
+    operation: Operation
+    parameters: Mapping[str, Any]
+    role: Role
+    deadline_us: int = 0
+    on_progress: Callable[[float], None] | None = None
 
 
 class Dispatcher:
@@ -108,11 +128,12 @@ class Dispatcher:
             EngineBug: our fault.
         """
         body_bytes = os.fstat(upload.fileno()).st_size
-        if self._quarantine.may_hold(body_bytes):
-            await self._refuse_if_quarantined(upload, operation)
+        await self._refuse_if_quarantined(upload, operation, body_bytes)
         result = self._memory_files.take()
+        call = _Call(upload, result, operation, parameters, INTERACTIVE, self._deadline_us(admitted_us))
         try:
-            done = await self._try(upload, result, operation, parameters, self._deadline_us(admitted_us))
+            with self._counted_in_flight():
+                done = await self._try(call)
         except OperationRefused:  # no engine will touch the file again
             self._memory_files.give_back(result)
             raise
@@ -122,7 +143,41 @@ class Dispatcher:
         self._row.count_task(done.spent.service_us, body_bytes)
         return done, result
 
-    async def _refuse_if_quarantined(self, upload: FileIO, operation: Operation) -> None:
+    async def run_in_background(
+        self,
+        upload: FileIO,
+        result: FileIO,
+        operation: Operation,
+        parameters: Mapping[str, Any],
+        *,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> Done:
+        """Have a background engine apply an operation to the upload, however long it must wait for one.
+
+        Cancelling this skips the task if no engine has started it; one that has may write to the result for a
+        while, so the caller must not use that file again.
+
+        Args:
+            upload: the source.
+            result: a file that is open for reading and writing.
+            operation: what to do.
+            parameters: values that JSON can hold, valid for the operation.
+            on_progress: told which part of the stages has ended, above 0 and below 1.
+
+        Raises:
+            OperationRefused: the upload was refused, crashed engines, or took too long.
+            ServiceUnavailable: there was no room for the result.
+            EngineBug: our fault.
+        """
+        await self._refuse_if_quarantined(upload, operation, os.fstat(upload.fileno()).st_size)
+        call = _Call(upload, result, operation, parameters, BACKGROUND, on_progress=on_progress)
+        done = await self._try(call)
+        self._row.count_background_task(done.spent.service_us)
+        return done
+
+    async def _refuse_if_quarantined(self, upload: FileIO, operation: Operation, body_bytes: int) -> None:
+        if not self._quarantine.may_hold(body_bytes):
+            return
         entry = await asyncio.to_thread(QuarantineEntry.of, upload, operation)
         if self._quarantine.crashes(entry) >= CRASH_THRESHOLD:
             log.info("quarantined_image_refused", **asdict(entry))
@@ -132,45 +187,39 @@ class Dispatcher:
         """Count the limit from admission; an upload that took most of it still gets half of it."""
         return max(admitted_us + self._max_wait_us, now_us() + self._max_wait_us // 2)
 
-    async def _try(
-        self,
-        upload: FileIO,
-        result: FileIO,
-        operation: Operation,
-        parameters: Mapping[str, Any],
-        deadline_us: int,
-    ) -> Done:
+    async def _try(self, call: _Call) -> Done:
         """Ask an engine, and another one when the first crashes: the client does not notice."""
+        operation = call.operation
         losses = blamed = 0
         while True:
             # A retry has waited in the queue already.
-            lane, until_us = (Lane.RETRY, 0) if losses else (Lane.INTERACTIVE, deadline_us)
+            lane, until_us = (call.role.lanes[0], 0) if losses else (call.role.lanes[-1], call.deadline_us)
             task = Task(
-                operation.name, operation.version, parameters, next(self._numbers), now_us(), until_us
+                operation.name, operation.version, call.parameters, next(self._numbers), now_us(), until_us
             )
-            answer = await self._ask(task, operation, lane, upload, result)
+            answer = await self._ask(task, call, lane)
             if not isinstance(answer, Lost):
                 return _done_or_raise(answer)
             if answer.took_too_long:
-                await self._quarantine_image(upload, operation, answer, crashes=1)
+                await self._quarantine_image(call, answer, crashes=1)
                 raise TooMuchWork(TooMuchWork.example)
             log.warning("engine_lost_task", pid=answer.pid)
             losses += 1
             blamed += not answer.may_be_an_accident
             if blamed == CRASH_THRESHOLD or losses == _MOST_LOSSES:
-                await self._quarantine_image(upload, operation, answer, crashes=CRASH_THRESHOLD)
+                await self._quarantine_image(call, answer, crashes=CRASH_THRESHOLD)
                 raise _poison_image()
 
-    async def _quarantine_image(self, upload: FileIO, operation: Operation, lost: Lost, crashes: int) -> None:
+    async def _quarantine_image(self, call: _Call, lost: Lost, crashes: int) -> None:
         """Remember an image that crashed engines, and log all that is known of it."""
-        entry = await asyncio.to_thread(QuarantineEntry.of, upload, operation)
+        entry = await asyncio.to_thread(QuarantineEntry.of, call.upload, call.operation)
         total = self._quarantine.add(entry, crashes)
         if total < CRASH_THRESHOLD:  # it took too long for the first time
             log.warning("image_timed_out", **asdict(entry), pid=lost.pid)
             return
         is_kept = False
         try:
-            is_kept = await asyncio.to_thread(self._quarantine.keep, upload, entry)
+            is_kept = await asyncio.to_thread(self._quarantine.keep, call.upload, entry)
         except OSError as error:
             log.error("quarantine_file_not_written", digest=entry.digest, error=str(error))  # noqa: TRY400 it says all
         log.error(
@@ -190,28 +239,17 @@ class Dispatcher:
         finally:
             self._row[Cell.IN_FLIGHT] -= 1
 
-    async def _ask(
-        self, task: Task, operation: Operation, lane: Lane, upload: FileIO, result: FileIO
-    ) -> Done | Refused | Lost:
+    async def _ask(self, task: Task, call: _Call, lane: Lane) -> Done | Refused | Lost:
         """Send the task and wait for the answer, or for the report that its engine died."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # Closed early, when the client leaves, it tells the engine to skip the task.
-        with self._counted_in_flight(), ours:
+        with ours:
             ours.setblocking(False)  # noqa: FBT003 the standard library has no other way
             with theirs:  # once sent, only the engine holds this end
-                await self._send(task, lane, [upload.fileno(), result.fileno(), theirs.fileno()])
-            loop = asyncio.get_running_loop()
-            await _ready(ours.fileno(), loop.add_reader, loop.remove_reader)
-            try:
-                message, _ = receive(ours, 0)
-            except ConnectionResetError:  # it died with our task unread
-                message = b""
-            if not message:
-                return await self._exit_report(task)
-        try:
-            answer = decode_answer(message, operation)
-        except ValueError as error:  # our own bug, or an engine that an image has taken over
-            raise EngineBug(str(error)) from error
+                await self._send(task, lane, [call.upload.fileno(), call.result.fileno(), theirs.fileno()])
+            answer = await self._answer(ours, call)
+        if answer is None:
+            return await self._exit_report(task, call.role)
         if isinstance(answer, Done):
             started_us = task.sent_us + answer.spent.queue_us
             log.debug(
@@ -223,13 +261,34 @@ class Dispatcher:
             )
         return answer
 
-    async def _exit_report(self, task: Task) -> Lost:
+    @staticmethod
+    async def _answer(reply: socket.socket, call: _Call) -> Done | Refused | None:
+        """Wait for the answer, and pass on the progress that comes before it; None if the engine died."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await _ready(reply.fileno(), loop.add_reader, loop.remove_reader)
+            try:
+                message, _ = receive(reply, 0)
+            except ConnectionResetError:  # it died with our task unread
+                return None
+            if not message:
+                return None
+            try:
+                answer = decode_answer(message, call.operation)
+            except ValueError as error:  # our own bug, or an engine that an image has taken over
+                raise EngineBug(str(error)) from error
+            if not isinstance(answer, Progress):
+                return answer
+            if call.on_progress is not None:
+                call.on_progress(answer.stages / len(call.operation.stages))
+
+    async def _exit_report(self, task: Task, role: Role) -> Lost:
         """Find out how the engine ended: its own worker reports it, once it has reaped it."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + _EXIT_REPORT_S
         while loop.time() < deadline_s:
-            if row := self._scoreboard.row_with(Cell.LOST_TASK, task.number):
-                return Lost(row[Cell.LOST_PID], row[Cell.LOST_STATUS])
+            if row := self._scoreboard.row_with(role.lost_task, task.number):
+                return Lost(row[role.lost_pid], row[role.lost_status])
             await asyncio.sleep(_POLL_S)
         return Lost()
 
@@ -261,7 +320,7 @@ def _done_or_raise(answer: Done | Refused) -> Done:
     if answer.is_late:
         raise TooLate
     if answer.is_out_of_room:
-        raise ServiceUnavailable("There is no room in memory for the result. Try again later.")
+        raise ServiceUnavailable("There is no room for the result. Try again later.")
     raise EngineBug(answer.traceback or "an engine refused an upload and gave no reason")
 
 

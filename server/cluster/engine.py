@@ -12,8 +12,10 @@ import select
 import socket
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass, field
+from functools import partial
 from io import FileIO
 from pkgutil import resolve_name
 from typing import Self
@@ -21,7 +23,7 @@ from typing import Self
 from server.cluster import sandbox
 from server.cluster.flight_recorder import FlightRecorder
 from server.cluster.memory_files import NO_ROOM, has_room
-from server.cluster.messages import Done, Refused, Spent, Task, now_us
+from server.cluster.messages import Done, Progress, Refused, Spent, Task, now_us
 from server.cluster.work_socket import Inbox, send
 from server.errors import OperationRefused
 from server.operations.run import Run, RunSpec
@@ -34,9 +36,12 @@ class EngineConfig:
     Attributes:
         operations: how to run each of them, by name.
         limits: passed to every run.
+        is_background: whether it gets, once it is ready, only the CPU time that no other process wants; then
+            its CPU time is limited instead of the time, and it reports progress.
         nice: how far it stands behind workers (nice(2)).
         timeout_s: longest time for one task, in seconds; then the kernel kills the engine (setitimer(2)).
-        memory_bytes: most address space (RLIMIT_AS of setrlimit(2)).
+        memory_bytes: most address space (RLIMIT_AS of setrlimit(2)); for a background engine also the
+            size of the largest result (RLIMIT_FSIZE).
         max_tasks: after how many tasks it is replaced by a fresh one; 0 for never.
         work: descriptors of the lanes of the work socket, the most urgent one first.
         control, recorder: descriptors.
@@ -48,6 +53,7 @@ class EngineConfig:
     memory_bytes: int
     max_tasks: int
     limits: Mapping[str, int] = field(default_factory=dict)
+    is_background: bool = False
     work: Sequence[int] = ()
     control: int = -1
     recorder: int = -1
@@ -69,16 +75,26 @@ class EngineConfig:
 
 
 class _StageClock:
-    """Adds up the time between the ends of stages."""
+    """Adds up the time between the ends of stages.
 
-    def __init__(self, stages: Sequence[str]) -> None:
+    Args:
+        stages: their names.
+        report: told how many have ended, each time one has ended for the first time.
+    """
+
+    def __init__(self, stages: Sequence[str], report: Callable[[int], None]) -> None:
         self.stages_us = dict.fromkeys(stages, 0)
+        self._report = report
+        self._ended: set[str] = set()
         self.started_us = self._last_us = now_us()
 
     def __call__(self, stage: str) -> None:
         now = now_us()
         self.stages_us[stage] += now - self._last_us
         self._last_us = now
+        if stage not in self._ended:  # an animation goes through the stages with each frame
+            self._ended.add(stage)
+            self._report(len(self._ended))
 
 
 class Engine:
@@ -105,6 +121,7 @@ class Engine:
         self._work = work
         self._control = control
         self._recorder = recorder
+        self._limit_time = sandbox.limit_cpu_time if config.is_background else sandbox.limit_time
         self._is_retiring = False
 
     def serve(self) -> None:
@@ -119,7 +136,7 @@ class Engine:
         with FileIO(upload) as source, FileIO(result, "r+b") as sink, socket.socket(fileno=reply_fd) as reply:
             if _is_abandoned(reply):
                 return
-            answer = self._answer(message, source, sink)
+            answer = self._answer(message, source, sink, reply)
             try:
                 send(reply, answer.encode())
             except (BrokenPipeError, ConnectionResetError):  # the client left meanwhile
@@ -129,14 +146,14 @@ class Engine:
         if self._recorder.done == self._config.max_tasks:
             self._is_retiring = True
 
-    def _answer(self, message: bytes, source: FileIO, sink: FileIO) -> Done | Refused:
+    def _answer(self, message: bytes, source: FileIO, sink: FileIO, reply: socket.socket) -> Done | Refused:
         try:
             task = Task.decode(message)
             self._recorder.begin(task.number)
             if 0 < task.deadline_us < now_us():
                 return Refused(os.getpid(), is_late=True)
-            sandbox.limit_time(self._config.timeout_s)
-            return self._run(task, source, sink)
+            self._limit_time(self._config.timeout_s)
+            return self._run(task, source, sink, reply)
         except OperationRefused as refusal:
             self._is_retiring = isinstance(refusal.__cause__, MemoryError)
             return Refused(os.getpid(), error=refusal)
@@ -146,20 +163,26 @@ class Engine:
             self._is_retiring = isinstance(error, MemoryError)
             return Refused(os.getpid(), traceback=traceback.format_exc())  # our own bug
         finally:
-            sandbox.limit_time(0)
+            self._limit_time(0)
 
-    def _run(self, task: Task, source: FileIO, sink: FileIO) -> Done:
+    def _run(self, task: Task, source: FileIO, sink: FileIO, reply: socket.socket) -> Done:
         queue_us = now_us() - task.sent_us
         spec = self._config.operations[task.operation]
         if spec.version != task.version:
             raise LookupError(f"there is version {spec.version} of {task.operation}, not {task.version}")
         sink.seek(0)  # another engine may have died over this task
-        clock = _StageClock(spec.stages)
+        clock = _StageClock(spec.stages, partial(self._report, reply, spec))
         outcome = self._runs[task.operation](source, sink, task.parameters, self._config.limits, clock)
         if not has_room(sink):
             raise OSError(errno.ENOSPC, "the last write to the sink was short")
         spent = Spent(queue_us, now_us() - clock.started_us, clock.stages_us)
         return Done(outcome, spent, os.getpid())
+
+    def _report(self, reply: socket.socket, spec: RunSpec, stages: int) -> None:
+        """Report progress of a background task, unless the answer will."""
+        if self._config.is_background and stages < len(spec.stages):
+            with suppress(OSError):  # the queue is full, or the receiver is gone
+                reply.send(Progress(stages).encode(), socket.MSG_DONTWAIT)
 
 
 def _is_abandoned(reply: socket.socket) -> bool:
@@ -181,6 +204,8 @@ def main() -> None:
         for prepare in {spec.prepare for spec in config.operations.values() if spec.prepare}:
             resolve_name(prepare)()
         gc.freeze()  # keeps the garbage collector from scanning what is loaded now
+        if config.is_background:  # only now, because its worker waits with a deadline until it is ready
+            sandbox.enter_background(file_bytes=config.memory_bytes)
         engine.serve()
 
 

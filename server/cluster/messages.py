@@ -1,4 +1,4 @@
-"""Messages between workers and engines, as JSON: a task, and what came of it."""
+"""Messages between workers and engines, as JSON: a task, how far it is, and what came of it."""
 
 import json
 import time
@@ -119,7 +119,22 @@ class Refused:
         )
 
 
-def decode_answer(message: bytes, operation: "Operation") -> Done | Refused:
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Some of the stages of a background task have ended; the answer follows.
+
+    Attributes:
+        stages: how many of them.
+    """
+
+    stages: int
+
+    def encode(self) -> bytes:
+        """Write it as a message."""
+        return _message(progress=self.stages)
+
+
+def decode_answer(message: bytes, operation: "Operation") -> Done | Refused | Progress:
     """Read what an engine answered.
 
     Every value is checked against the operation's row of the table: an engine that a hostile image has taken
@@ -130,6 +145,8 @@ def decode_answer(message: bytes, operation: "Operation") -> Done | Refused:
     """
     try:
         fields = json.loads(message)
+        if "progress" in fields:
+            return _progress(fields, operation)
         return _done(fields, operation) if "done" in fields else _refused(fields, operation)
     except (AttributeError, LookupError, RecursionError, TypeError) as error:
         raise ValueError(f"an engine's answer makes no sense: {error!r}") from None
@@ -138,6 +155,13 @@ def decode_answer(message: bytes, operation: "Operation") -> Done | Refused:
 def now_us() -> int:
     """Return the microseconds of the monotonic clock (clock_gettime(2): the same for every process)."""
     return time.monotonic_ns() // 1000
+
+
+def _progress(fields: Mapping[str, Any], operation: "Operation") -> Progress:
+    stages = _count(fields["progress"])
+    if not 0 < stages < len(operation.stages):  # the end of the last one is told by the answer
+        raise ValueError(f"not a number of stages: {stages}")
+    return Progress(stages)
 
 
 def _done(fields: Mapping[str, Any], operation: "Operation") -> Done:

@@ -26,10 +26,18 @@ def enter(*, nice: int, memory_bytes: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     _silence_libraries()
     os.nice(nice)
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    most_bytes = memory_bytes if hard == resource.RLIM_INFINITY else min(memory_bytes, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
+    _limit(resource.RLIMIT_AS, memory_bytes)
     prefer_for_oom_kill(Path("/proc/self/oom_score_adj"))
+
+
+def enter_background(*, file_bytes: int) -> None:
+    """Give this process, irrevocably, only the CPU time that no other process wants (SCHED_IDLE of sched(7)).
+
+    Args:
+        file_bytes: size of the largest file that it may write (RLIMIT_FSIZE of setrlimit(2)), on disk.
+    """
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    _limit(resource.RLIMIT_FSIZE, file_bytes)
 
 
 def limit_time(timeout_s: float) -> None:
@@ -41,6 +49,14 @@ def limit_time(timeout_s: float) -> None:
     signal.setitimer(signal.ITIMER_REAL, timeout_s)
 
 
+def limit_cpu_time(timeout_s: float) -> None:
+    """Limit the CPU time of this process in the same way, by SIGPROF.
+
+    A process under SCHED_IDLE may wait for a core for minutes, which is not the fault of its image.
+    """
+    signal.setitimer(signal.ITIMER_PROF, timeout_s)
+
+
 def prefer_for_oom_kill(score: Path) -> None:
     """Ask the kernel to kill this process before a worker when memory runs out (proc(5)).
 
@@ -49,6 +65,13 @@ def prefer_for_oom_kill(score: Path) -> None:
     with suppress(OSError):
         if int(score.read_text()) < _OOM_SCORE:
             score.write_text(str(_OOM_SCORE))
+
+
+def _limit(what: int, most: int) -> None:
+    """Set a limit of setrlimit(2), unless there is a stricter one."""
+    _, hard = resource.getrlimit(what)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(what, (most, most))
 
 
 def _silence_libraries() -> None:

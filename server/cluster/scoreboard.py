@@ -16,7 +16,7 @@ ROWS = 512
 DURATION_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 #: Statuses counted one by one; any other answer counts under its class (1 to 5).
-STATUSES = (200, 400, 404, 405, 408, 413, 415, 422, 499, 500, 503, 1, 2, 3, 4, 5)
+STATUSES = (200, 400, 401, 403, 404, 405, 408, 410, 413, 415, 422, 499, 500, 503, 1, 2, 3, 4, 5)
 
 
 class State(IntEnum):
@@ -48,12 +48,18 @@ class Cell(IntEnum):
     LOST_TASK = auto()  # the task that the last engine died over ...
     LOST_PID = auto()  # ... which engine that was ...
     LOST_STATUS = auto()  # ... and how it ended, as `subprocess` says it
+    BACKGROUND_PID = auto()  # of the background engine; 0 while there is none
+    BACKGROUND_LOST_TASK = auto()  # the same of the last background engine ...
+    BACKGROUND_LOST_PID = auto()
+    BACKGROUND_LOST_STATUS = auto()
     REQUESTS = auto()
     BYTES_IN = auto()
     BYTES_OUT = auto()
     DURATION_US = auto()  # summed response time, in microseconds
     TASKS = auto()
     TASK_US = auto()  # summed engine time, in microseconds
+    BACKGROUND_TASKS = auto()
+    BACKGROUND_US = auto()  # summed time of background engines, in microseconds
     ENGINE_STARTS = auto()
     ENGINE_DEATHS = auto()
     FIRST_STATUS = auto()  # then one for each of STATUSES, and the buckets of response times
@@ -72,6 +78,7 @@ class WorkerSnapshot:
     Attributes:
         pid: 0 while it starts.
         engine_pid: 0 while it has none.
+        background_pid: of its background engine; 0 while it has none.
         in_flight: tasks sent to engines and not answered yet.
         service_us: moving average of the engine time of one task, in microseconds.
         requests, tasks, engine_deaths: counts of its row, those of earlier workers in it included.
@@ -80,6 +87,7 @@ class WorkerSnapshot:
     pid: int
     state: State
     engine_pid: int
+    background_pid: int
     in_flight: int
     service_us: int
     requests: int
@@ -100,6 +108,8 @@ class Snapshot:
         durations: requests per bucket, not cumulated, and one more for those above the last bound.
         duration_s: summed response time, in seconds.
         engine_s: summed time that engines spent on tasks, in seconds.
+        background_tasks, background_engine_s: the same of background engines, and in neither of those two.
+        engine_starts, engine_deaths: of all engines.
     """
 
     workers: Sequence[WorkerSnapshot]
@@ -114,6 +124,8 @@ class Snapshot:
     bytes_out: int
     tasks: int
     engine_s: float
+    background_tasks: int
+    background_engine_s: float
     engine_starts: int
     engine_deaths: int
 
@@ -124,8 +136,13 @@ class Snapshot:
 
     @property
     def engines(self) -> int:
-        """Engines that can take tasks."""
+        """Engines that can take tasks that clients wait for."""
         return sum(worker.engine_pid != 0 for worker in self.workers)
+
+    @property
+    def background_engines(self) -> int:
+        """Engines that can take background tasks."""
+        return sum(worker.background_pid != 0 for worker in self.workers)
 
 
 class NoFreeRow(Exception):
@@ -169,12 +186,21 @@ class Row:
         self[Cell.RECENT_US] += service_us - self[Cell.RECENT_US] // 8
         self[Cell.RECENT_BYTES] += body_bytes - self[Cell.RECENT_BYTES] // 8
 
+    def count_background_task(self, service_us: int) -> None:
+        """Count one task that a background engine finished.
+
+        It moves no average: admission predicts from these what engines take that do not wait for a core.
+        """
+        self[Cell.BACKGROUND_TASKS] += 1
+        self[Cell.BACKGROUND_US] += service_us
+
     def snapshot(self) -> WorkerSnapshot:
         """Read the cells that say how this worker is doing."""
         return WorkerSnapshot(
             pid=self[Cell.PID],
             state=State(self[Cell.STATE]),
             engine_pid=self[Cell.ENGINE_PID],
+            background_pid=self[Cell.BACKGROUND_PID],
             in_flight=self[Cell.IN_FLIGHT],
             service_us=self[Cell.SERVICE_US],
             requests=self[Cell.REQUESTS],
@@ -260,6 +286,8 @@ class Scoreboard:
             bytes_out=total(Cell.BYTES_OUT),
             tasks=total(Cell.TASKS),
             engine_s=total(Cell.TASK_US) / 1e6,
+            background_tasks=total(Cell.BACKGROUND_TASKS),
+            background_engine_s=total(Cell.BACKGROUND_US) / 1e6,
             engine_starts=total(Cell.ENGINE_STARTS),
             engine_deaths=total(Cell.ENGINE_DEATHS),
         )

@@ -1,4 +1,4 @@
-"""The supervisor: keeps one engine alive for its worker."""
+"""Supervisors: one keeps an engine alive for its worker, always or while the engine is wanted."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,7 @@ import random
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from server.cluster.backoff import Backoff
 from server.cluster.engine import EngineConfig
 from server.cluster.flight_recorder import FlightRecorder
 from server.cluster.messages import now_us
+from server.cluster.roles import BACKGROUND, INTERACTIVE
 from server.cluster.scoreboard import Cell, Row
 from server.cluster.work_socket import WorkSocket
 from server.logs import get_logger
@@ -32,6 +33,9 @@ _JITTER = 0.1
 
 #: How long an engine may take to become ready, in seconds: less than gunicorn gives its worker (`timeout`).
 BOOT_S = 20.0
+
+#: How long an engine for background work is kept without work, in seconds.
+IDLE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ class Supervisor:
     Args:
         work: the work socket whose engines' ends are passed on.
         row: the worker's row of the scoreboard.
-        config: the limits of the engines, without descriptors.
+        config: the limits of the engines, without descriptors; it says which role they have.
         environ: the environment of the engine; it may override the malloc settings.
     """
 
@@ -79,6 +83,7 @@ class Supervisor:
         self._work = work
         self._row = row
         self._config = config
+        self._role = BACKGROUND if config.is_background else INTERACTIVE
         self._environ = {**MALLOC_SETTINGS, **environ}
         self._first_attempt = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -89,12 +94,17 @@ class Supervisor:
         A failure is not raised: a worker without an engine still serves with the engines of others, and its
         own is tried again and again.
         """
-        self._task = asyncio.create_task(self._supervise())
+        task = self.start_soon()
         first_attempt = asyncio.create_task(self._first_attempt.wait())
-        await asyncio.wait({first_attempt, self._task}, return_when=asyncio.FIRST_COMPLETED)
-        if self._task.done():  # a bug: the worker must not wait for it
+        await asyncio.wait({first_attempt, task}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():  # a bug: the worker must not wait for it
             first_attempt.cancel()
-            await self._task
+            await task
+
+    def start_soon(self) -> asyncio.Task[None]:
+        """Start supervising; returns at once, with the task that does it."""
+        self._task = asyncio.create_task(self._supervise())
+        return self._task
 
     async def stop(self) -> None:
         """Stop the engine after its current task."""
@@ -139,14 +149,14 @@ class Supervisor:
             ours.setblocking(False)  # noqa: FBT003 the standard library has no other way
             try:
                 if await self._is_ready(ours, process):
-                    self._row[Cell.ENGINE_PID] = process.pid
+                    self._row[self._role.pid] = process.pid
                     log.info("engine_online", pid=process.pid, boot_ms=(now_us() - started_us) // 1000)
                     self._first_attempt.set()
                 returncode = await process.wait()
                 exited = EngineExit(process.pid, returncode, recorder.task, recorder.done)
                 self._publish(exited)
             finally:
-                self._row[Cell.ENGINE_PID] = 0
+                self._row[self._role.pid] = 0
                 ours.close()  # stops the engine if it is still there
                 await process.wait()
         return exited
@@ -163,12 +173,12 @@ class Supervisor:
 
     def _publish(self, exited: EngineExit) -> None:
         """Report how the engine ended to the worker whose task was lost; the number is written last."""
-        self._row[Cell.LOST_PID] = exited.pid
-        self._row[Cell.LOST_STATUS] = exited.returncode
-        self._row[Cell.LOST_TASK] = exited.task
+        self._row[self._role.lost_pid] = exited.pid
+        self._row[self._role.lost_status] = exited.returncode
+        self._row[self._role.lost_task] = exited.task
 
     async def _spawn(self, control: int, recorder: int) -> asyncio.subprocess.Process:
-        work = [end.fileno() for end in self._work.engine_ends]
+        work = [self._work.engine_ends[lane].fileno() for lane in self._role.lanes]
         tasks = self._config.max_tasks
         config = replace(
             self._config,
@@ -185,3 +195,58 @@ class Supervisor:
             stdin=asyncio.subprocess.DEVNULL,
             pass_fds=(*work, control, recorder),
         )
+
+
+class OnDemandEngine:
+    """An engine that starts when it is wanted, and stops when it has not been wanted for a while.
+
+    Args:
+        supervisor: of this engine; not started.
+        idle_s: how long the engine is kept without being wanted, in seconds.
+    """
+
+    def __init__(self, supervisor: Supervisor, *, idle_s: float = IDLE_S) -> None:
+        self._supervisor = supervisor
+        self._idle_s = idle_s
+        self._users = 0
+        self._is_stopped = False
+        self._has_changed = asyncio.Event()  # one of these two
+        self._task: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def wanted(self) -> Iterator[None]:
+        """Have the engine run while the block runs; tasks may wait in its lane until it is ready."""
+        self._count(+1)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            self._count(-1)
+
+    async def stop(self) -> None:
+        """Stop the engine after its current task, for good."""
+        self._is_stopped = True
+        self._has_changed.set()
+        if self._task is not None:
+            await self._task
+
+    def _count(self, users: int) -> None:
+        self._users += users
+        self._has_changed.set()
+
+    async def _run(self) -> None:
+        while self._users and not self._is_stopped:  # again, if it was wanted while it stopped
+            self._supervisor.start_soon()
+            try:
+                await self._idle()
+            finally:
+                await self._supervisor.stop()
+
+    async def _idle(self) -> None:
+        """Wait until the engine has been idle for long enough, or must stop."""
+        with contextlib.suppress(TimeoutError):
+            while not self._is_stopped:
+                self._has_changed.clear()
+                async with asyncio.timeout(None if self._users else self._idle_s):
+                    await self._has_changed.wait()

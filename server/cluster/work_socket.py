@@ -21,10 +21,11 @@ MESSAGE_BYTES = 65536
 
 
 class Lane(IntEnum):
-    """The priority of a task: an engine prefers a lane over the next one."""
+    """What a task waits in: an engine reads the lanes of its role, and prefers one over the next."""
 
     RETRY = 0  # has waited in the queue once and lost its engine
     INTERACTIVE = 1
+    BACKGROUND = 2  # no client waits for it
 
 
 class WorkSocket:

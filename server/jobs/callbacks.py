@@ -41,7 +41,9 @@ class Callbacks:
         is_public_only: whether hosts with a private address are refused.
     """
 
-    def __init__(self, store: Store, hosts: Sequence[str], secret: str, *, is_public_only: bool = True) -> None:
+    def __init__(
+        self, store: Store, hosts: Sequence[str], secret: str, *, is_public_only: bool = True
+    ) -> None:
         self._store = store
         self._hosts = frozenset(hosts)
         self._secret = secret.encode()
@@ -83,7 +85,9 @@ class Callbacks:
         # To the address that was checked: a second look-up could give another one.
         target = httpx.URL(url).copy_with(host=address)
         try:
-            async with httpx.AsyncClient(timeout=_TIMEOUT_S, trust_env=False, follow_redirects=False) as client:
+            async with httpx.AsyncClient(
+                timeout=_TIMEOUT_S, trust_env=False, follow_redirects=False
+            ) as client:
                 response = await client.post(
                     target,
                     content=body,
@@ -101,7 +105,9 @@ class Callbacks:
         except OSError as error:
             raise CallbackFailed(f"the host {host} is not known: {error}") from None
         addresses = [str(address[0]) for *_, address in found]
-        if self._is_public_only and not all(ip_address(each.partition("%")[0]).is_global for each in addresses):
+        if self._is_public_only and not all(
+            ip_address(each.partition("%")[0]).is_global for each in addresses
+        ):
             raise CallbackFailed(f"the host {host} has an address that is not public")
         return addresses[0]
 

@@ -122,7 +122,9 @@ class Store:
 
     # --- submitting --------------------------------------------------------------------------------------
 
-    async def submit(self, id: str, facts: Facts, job: NewJob, schedule: Schedule, idempotency: Idempotency | None = None) -> str:
+    async def submit(
+        self, id: str, facts: Facts, job: NewJob, schedule: Schedule, idempotency: Idempotency | None = None
+    ) -> str:
         """Submit one job.
 
         Returns:
@@ -131,10 +133,14 @@ class Store:
         Raises:
             KeyReused, QueueFull, StoreAway: as their names say.
         """
-        answer = await self._submit(id, facts, [job], schedule, is_batch=False, is_continued=False, idempotency=idempotency)
+        answer = await self._submit(
+            id, facts, [job], schedule, is_batch=False, is_continued=False, idempotency=idempotency
+        )
         return str(answer.get("same", id))
 
-    async def submit_items(self, batch: str, facts: Facts, jobs: Sequence[NewJob], schedule: Schedule) -> None:
+    async def submit_items(
+        self, batch: str, facts: Facts, jobs: Sequence[NewJob], schedule: Schedule
+    ) -> None:
         """Submit some items of a batch; the item with the index 0 makes the batch.
 
         Raises:
@@ -142,7 +148,9 @@ class Store:
             Dropped: that has happened.
         """
         is_continued = jobs[0].index != 0
-        await self._submit(batch, facts, jobs, schedule, is_batch=True, is_continued=is_continued, idempotency=None)
+        await self._submit(
+            batch, facts, jobs, schedule, is_batch=True, is_continued=is_continued, idempotency=None
+        )
 
     async def _submit(  # noqa: PLR0913, PLR0917 once for two callers
         self,
@@ -346,7 +354,9 @@ class Store:
 
     # --- keeping house -----------------------------------------------------------------------------------
 
-    async def keep_house(self, count: int, lease_s: float, silent_s: float) -> tuple[int, Sequence[str]] | None:
+    async def keep_house(
+        self, count: int, lease_s: float, silent_s: float
+    ) -> tuple[int, Sequence[str]] | None:
         """Become the janitor, or stay it.
 
         Args:
@@ -411,7 +421,9 @@ class Store:
     async def _missing(self, group: str) -> NoSuchJob | Expired:
         if await self._guarded(lambda: self._redis.exists(f"{_PREFIX}gone:{group}")):
             return Expired("It was there, and is not kept any more. Submit the work again.")
-        return NoSuchJob("There is no job or batch with this id. Use the address that the submission answered with.")
+        return NoSuchJob(
+            "There is no job or batch with this id. Use the address that the submission answered with."
+        )
 
     async def _guarded(self, call: Callable[[], Awaitable[T]]) -> T:
         """Call the store, again and again while it is away, within the grace.
@@ -430,7 +442,9 @@ class Store:
                     try:
                         return await call()
                     except OutOfMemoryError:
-                        raise QueueFull("The store of the jobs has no memory left. Try again later.", 60) from None
+                        raise QueueFull(
+                            "The store of the jobs has no memory left. Try again later.", 60
+                        ) from None
                     except _AWAY as error:
                         self._notice(error)
         except TimeoutError as error:

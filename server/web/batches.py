@@ -160,7 +160,9 @@ class ArchiveResource:
                         continue
                     with (
                         await self._blobs.open(job.id.group, job.id.result_name(job.result.fence)) as file,
-                        archive.open(ZipInfo(name, _EPOCH), "w", force_zip64=job.result.bytes >= 1 << 31) as member,
+                        archive.open(
+                            ZipInfo(name, _EPOCH), "w", force_zip64=job.result.bytes >= 1 << 31
+                        ) as member,
                     ):
                         for offset in range(0, job.result.bytes, _PIECE_BYTES):
                             member.write(os.pread(file.fileno(), _PIECE_BYTES, offset))

@@ -46,7 +46,9 @@ class BatchEvents:
         """Answer with the events after `Last-Event-ID`, or with all of them."""
         seen = req.get_header("Last-Event-ID", default="0")
         if not (seen.isascii() and seen.isdigit() and len(seen) < 10):  # noqa: PLR2004 digits
-            raise BadParameter("The header Last-Event-ID is wrong. Send the id of the last event, or leave it out.")
+            raise BadParameter(
+                "The header Last-Event-ID is wrong. Send the id of the last event, or leave it out."
+            )
         batch = await self._store.batch(batch_id(id))
         _stream(req, resp, self._events(batch, int(seen)))
 

@@ -33,6 +33,9 @@ class _Once(Collector):
         yield GaugeMetricFamily("flip_workers", "Workers that accept requests.", now.online_workers)
         yield GaugeMetricFamily("flip_engines", "Engines that can take work.", now.engines)
         yield GaugeMetricFamily(
+            "flip_background_engines", "Engines that can take background work.", now.background_engines
+        )
+        yield GaugeMetricFamily(
             "flip_tasks_in_flight", "Tasks that are queued or in an engine.", now.in_flight
         )
         yield GaugeMetricFamily(
@@ -62,7 +65,13 @@ class _Once(Collector):
             ("flip_sent_bytes", "Bytes of response bodies.", now.bytes_out),
             ("flip_tasks", "Tasks that engines have done.", now.tasks),
             ("flip_engine_seconds", "Time that engines spent on tasks.", now.engine_s),
-            ("flip_engine_starts", "Engines started.", now.engine_starts),
-            ("flip_engine_deaths", "Engines that died.", now.engine_deaths),
+            ("flip_background_tasks", "Tasks that background engines have done.", now.background_tasks),
+            (
+                "flip_background_engine_seconds",
+                "Time that background engines spent on tasks.",
+                now.background_engine_s,
+            ),
+            ("flip_engine_starts", "Engines started, background engines included.", now.engine_starts),
+            ("flip_engine_deaths", "Engines that died, background engines included.", now.engine_deaths),
         ):
             yield CounterMetricFamily(name, text, value)

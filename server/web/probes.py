@@ -68,6 +68,7 @@ class Status:
                     "pid": worker.pid,
                     "state": worker.state.name.lower(),
                     "engine_pid": worker.engine_pid or None,
+                    "background_pid": worker.background_pid or None,
                     "in_flight": worker.in_flight,
                     "service_ms": worker.service_us / 1e3,
                     "requests": worker.requests,

@@ -124,7 +124,10 @@ class Submissions:
             size = upload.seek(0, 2)
         try:
             job = await self._store.submit(id.group, facts, NewJob(size), options.schedule, idempotency)
-        except (KeyReused, QueueFull):  # any other failure may have come after the submission: the janitor sees
+        except (
+            KeyReused,
+            QueueFull,
+        ):  # any other failure may have come after the submission: the janitor sees
             await self._blobs.remove_group(id.group)
             raise
         if job != id.group:  # the same submission was here before

@@ -24,7 +24,9 @@ ASYNC = {"Prefer": "respond-async"}
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     data = tmp_path_factory.mktemp("data")
-    with LiveServer(environ={"FLIP_JOBS": "embedded", "FLIP_DATA_DIR": str(data), "FLIP_QUEUES": "default,slow"}) as server:
+    with LiveServer(
+        environ={"FLIP_JOBS": "embedded", "FLIP_DATA_DIR": str(data), "FLIP_QUEUES": "default,slow"}
+    ) as server:
         yield server
 
 
@@ -212,7 +214,8 @@ def test_a_failed_job_is_listed_and_can_be_run_again(server: LiveServer) -> None
 
 
 @pytest.mark.parametrize(
-    "header", [{"X-Forwarded-For": "203.0.113.9"}, {"Forwarded": "for=203.0.113.9"}, {"Sec-Fetch-Site": "cross-site"}]
+    "header",
+    [{"X-Forwarded-For": "203.0.113.9"}, {"Forwarded": "for=203.0.113.9"}, {"Sec-Fetch-Site": "cross-site"}],
 )
 def test_only_operators_on_the_machine_may_pause_a_queue(server: LiveServer, header: dict[str, str]) -> None:
     response = httpx.post(server.url + "/queues/slow/pause", headers=header)
@@ -358,5 +361,7 @@ def test_a_stop_gives_running_jobs_back_and_a_start_finishes_them(tmp_path: Path
         assert server.stop() == 0
     with LiveServer(environ=environ) as server:
         assert {ended(server, location)["state"] for location in locations} == {"completed"}
-    left = subprocess.run(["find", str(tmp_path / "data"), "-perm", "/077"], capture_output=True, text=True, check=True)
+    left = subprocess.run(
+        ["find", str(tmp_path / "data"), "-perm", "/077"], capture_output=True, text=True, check=True
+    )
     assert left.stdout == ""

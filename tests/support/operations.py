@@ -86,6 +86,11 @@ def hang(*_: object) -> Mapping[str, Any]:
     raise AssertionError
 
 
+def spin(*_: object) -> Outcome:
+    while True:
+        pass
+
+
 def wait(
     source: FileIO,
     sink: FileIO,
@@ -114,7 +119,7 @@ _for_tests = partial(
 OPERATIONS = by_name(
     *(
         _for_tests(name=function.__name__, run=f"{__name__}:{function.__name__}")
-        for function in (copy, refuse, exhaust, fail, fail_to_read, crash, crash_once, hang, wait)
+        for function in (copy, refuse, exhaust, fail, fail_to_read, crash, crash_once, hang, spin, wait)
     )
 )
 

@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from io import FileIO
+from tempfile import TemporaryFile
 from typing import Any
 
 import pytest
@@ -19,8 +20,9 @@ from server.cluster import dispatch
 from server.cluster.dispatch import Dispatcher, EngineBug, TooLate
 from server.cluster.membership import Membership
 from server.cluster.memory_files import MemoryFilePool, memory_file
-from server.cluster.messages import Done, Refused, Spent, Task, now_us
+from server.cluster.messages import Done, Progress, Refused, Spent, Task, now_us
 from server.cluster.quarantine import Quarantine, QuarantineEntry
+from server.cluster.roles import BACKGROUND, INTERACTIVE, Role
 from server.cluster.scoreboard import Cell
 from server.cluster.work_socket import Lane, receive, send
 from server.errors import DamagedImage, PoisonImage, ServiceUnavailable, TooMuchWork
@@ -82,10 +84,10 @@ class Cluster:
                 except BlockingIOError:
                     await asyncio.sleep(0)
 
-    def crash(self, delivery: Delivery, returncode: int) -> None:
+    def crash(self, delivery: Delivery, returncode: int, role: Role = INTERACTIVE) -> None:
         """Die over a task, and have it reported as a supervisor does."""
-        self.row[Cell.LOST_PID], self.row[Cell.LOST_STATUS] = ENGINE_PID, returncode
-        self.row[Cell.LOST_TASK] = delivery.task.number
+        self.row[role.lost_pid], self.row[role.lost_status] = ENGINE_PID, returncode
+        self.row[role.lost_task] = delivery.task.number
         delivery.lose()
 
     @asynccontextmanager
@@ -102,6 +104,23 @@ class Cluster:
                 run.cancel()
                 await asyncio.wait([run])
         assert self.row[Cell.IN_FLIGHT] == 0
+
+    @asynccontextmanager
+    async def running_in_background(
+        self, on_progress: Callable[[float], None] | None = None
+    ) -> AsyncIterator[tuple["asyncio.Task[Done]", FileIO]]:
+        """Send a file from disk, with another one for the result; as `running` does."""
+        with TemporaryFile(buffering=0) as upload, TemporaryFile(buffering=0) as result:
+            upload.write(IMAGE)
+            run = asyncio.ensure_future(
+                self.dispatcher.run_in_background(upload, result, COPY, {"times": 1}, on_progress=on_progress)
+            )
+            try:
+                yield run, result
+            finally:
+                run.cancel()
+                await asyncio.wait([run])
+        assert not self.pooled
 
     async def fails(self, run: "asyncio.Task[Any]", kind: type[Exception]) -> Exception:
         with pytest.raises(kind) as raised:
@@ -289,6 +308,97 @@ def test_an_upload_that_cannot_be_kept_is_refused_all_the_same(
                 await cluster.fails(run, PoisonImage)
         names = [event["event"] for event in events]
         assert names[-2:] == ["quarantine_file_not_written", "poison_image_quarantined"]
+
+    until_done(test)
+
+
+def test_a_background_task_has_no_deadline_and_is_counted_apart(cluster: Cluster) -> None:
+    async def test() -> None:
+        async with cluster.running_in_background() as (run, result):
+            delivery = await cluster.take(Lane.BACKGROUND)
+            assert cluster.row[Cell.IN_FLIGHT] == 0
+            assert (delivery.task.operation, delivery.task.deadline_us) == ("copy", 0)
+            assert delivery.task.parameters == {"times": 1}
+            assert os.pread(delivery.source.fileno(), 100, 0) == IMAGE
+            delivery.done(b"a result")
+            done = await run
+            assert done.engine_pid == ENGINE_PID
+            assert os.pread(result.fileno(), 100, 0) == b"a result"
+        assert (cluster.row[Cell.BACKGROUND_TASKS], cluster.row[Cell.BACKGROUND_US]) == (1, 9)
+        assert [cluster.row[cell] for cell in (Cell.TASKS, Cell.RECENT_US, Cell.SERVICE_US)] == [0, 0, 0]
+
+    until_done(test)
+
+
+def test_a_background_task_whose_engine_crashed_stays_in_its_lane(cluster: Cluster) -> None:
+    async def test() -> None:
+        async with cluster.running_in_background() as (run, result):
+            cluster.crash(await cluster.take(Lane.BACKGROUND), -signal.SIGSEGV, BACKGROUND)
+            (await cluster.take(Lane.BACKGROUND)).done(b"a result")
+            await run
+            assert os.pread(result.fileno(), 100, 0) == b"a result"
+
+    until_done(test)
+
+
+def test_a_poison_image_in_the_background_is_refused_in_both_roles(cluster: Cluster) -> None:
+    async def test() -> None:
+        async with cluster.running_in_background() as (run, _):
+            for _ in range(2):
+                cluster.crash(await cluster.take(Lane.BACKGROUND), -signal.SIGSEGV, BACKGROUND)
+            await cluster.fails(run, PoisonImage)
+        async with cluster.running_in_background() as (run, _):
+            await cluster.fails(run, PoisonImage)
+        async with cluster.running() as interactive:
+            await cluster.fails(interactive, PoisonImage)
+
+    until_done(test)
+
+
+def test_a_background_task_that_uses_too_much_cpu_time_is_not_tried_again(cluster: Cluster) -> None:
+    async def test() -> None:
+        async with cluster.running_in_background() as (run, _):
+            cluster.crash(await cluster.take(Lane.BACKGROUND), -signal.SIGPROF, BACKGROUND)
+            await cluster.fails(run, TooMuchWork)
+
+    until_done(test)
+
+
+def test_progress_is_passed_on_as_the_part_of_the_stages_that_has_ended(cluster: Cluster) -> None:
+    async def test() -> None:
+        parts: list[float] = []
+        async with cluster.running_in_background(parts.append) as (run, _):
+            delivery = await cluster.take(Lane.BACKGROUND)
+            send(delivery.reply, Progress(1).encode())
+            delivery.done(b"a result")
+            await run
+        assert parts == [0.5]
+
+    until_done(test)
+
+
+def test_progress_that_nobody_asked_for_is_ignored(cluster: Cluster) -> None:
+    async def test() -> None:
+        async with cluster.running() as run:
+            delivery = await cluster.take()
+            send(delivery.reply, Progress(1).encode())
+            delivery.done(b"a result")
+            _, result = await run
+            result.close()
+
+    until_done(test)
+
+
+def test_a_cancelled_background_task_is_skipped_or_finished_for_nobody(cluster: Cluster) -> None:
+    async def test() -> None:
+        async with cluster.running_in_background() as (run, _):
+            delivery = await cluster.take(Lane.BACKGROUND)
+            run.cancel()
+            await asyncio.wait([run])
+            poll = select.poll()
+            poll.register(delivery.reply, 0)
+            assert poll.poll(0)[0][1] & select.POLLHUP
+            delivery.lose()
 
     until_done(test)
 

@@ -3,8 +3,9 @@
 import os
 import resource
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -15,7 +16,7 @@ from support.operations import OPERATIONS
 from server.cluster.engine import Engine, EngineConfig
 from server.cluster.flight_recorder import FlightRecorder
 from server.cluster.memory_files import memory_file
-from server.cluster.messages import Done, Refused, Task, decode_answer, now_us
+from server.cluster.messages import Done, Progress, Refused, Task, decode_answer, now_us
 from server.cluster.work_socket import Lane, WorkSocket, receive, send
 from server.errors import DamagedImage, TooManyPixels
 
@@ -66,6 +67,7 @@ class Served:
         reply, sink = self.send(task, source, held)
         with reply:
             answer = decode_answer(receive(reply, 0)[0], operation)
+            assert not isinstance(answer, Progress)
         try:
             return answer, os.pread(sink, 1 << 20, 0)
         finally:
@@ -156,6 +158,63 @@ def test_a_task_that_was_given_up_is_skipped(engine: Served, tmp_path: Path) -> 
     assert engine.recorder.done == 2
     os.close(sink)
     os.close(untouched)
+
+
+def test_a_background_engine_reports_each_stage_but_the_last_before_its_answer() -> None:
+    with serving(is_background=True) as engine:
+        reply, sink = engine.send(Task("copy", 1, {}, 1, now_us()), b"abc")
+        os.close(sink)
+        with reply:
+            answers = [decode_answer(receive(reply, 0)[0], OPERATIONS["copy"]) for _ in range(2)]
+            assert answers[0] == Progress(1)
+            assert isinstance(answers[1], Done)
+            assert receive(reply, 0)[0] == b""
+
+
+def test_a_task_is_finished_although_the_receiver_of_its_progress_is_gone(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with serving(is_background=True) as engine:
+        reply, sink = engine.send(Task("wait", 1, {}, 1, now_us()), bytes(pipe))
+        with pipe.open("wb"):  # the engine has started
+            reply.close()
+        assert isinstance(engine.ask("refuse")[0], Refused)
+        assert os.pread(sink, 4096, 0) == bytes(pipe)
+        os.close(sink)
+
+
+def test_progress_is_dropped_when_its_receiver_is_slow() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with (
+        serving(is_background=True) as engine,
+        ours,
+        theirs,
+        memory_file("source") as source,
+        memory_file("sink") as sink,
+    ):
+        source.write(b"abc")
+        filled = fill(theirs)
+        task = Task("copy", 1, {}, 1, now_us())
+        files = [source.fileno(), sink.fileno(), theirs.fileno()]
+        send(engine.work.worker_ends[Lane.BACKGROUND], task.encode(), files)
+        deadline_s = time.monotonic() + DEADLINE_S
+        while os.fstat(sink.fileno()).st_size < 3:  # written after the first stage
+            assert time.monotonic() < deadline_s
+        ours.settimeout(DEADLINE_S)
+        assert [receive(ours, 0)[0] for _ in range(filled)] == [b"filling"] * filled
+        assert isinstance(decode_answer(receive(ours, 0)[0], OPERATIONS["copy"]), Done)
+
+
+def fill(end: socket.socket) -> int:
+    """Send messages until no more fit, and return how many did."""
+    end.setblocking(False)  # noqa: FBT003 the standard library has no other way
+    filled = 0
+    with suppress(BlockingIOError):
+        while True:
+            end.send(b"filling")
+            filled += 1
+    end.setblocking(True)  # noqa: FBT003
+    return filled
 
 
 def test_an_engine_retires_after_its_number_of_tasks() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server import errors
-from server.cluster.messages import Done, Refused, Spent, Task, decode_answer
+from server.cluster.messages import Done, Progress, Refused, Spent, Task, decode_answer
 from server.cluster.work_socket import MESSAGE_BYTES
 from server.operations.images import (
     OPERATIONS,
@@ -75,8 +75,10 @@ def sent(answer: Done | Refused) -> dict[str, Any]:
     return fields
 
 
-def is_sound(answer: Done | Refused) -> bool:
+def is_sound(answer: Done | Refused | Progress) -> bool:
     """Say whether everything in an answer is what its type promises."""
+    if isinstance(answer, Progress):
+        return type(answer.stages) is int and 0 < answer.stages < len(FLIP.stages)
     if isinstance(answer, Refused):
         detail = answer.error.detail if answer.error else ""
         return (
@@ -115,6 +117,11 @@ def test_a_task_arrives_as_it_was_sent(task: Task) -> None:
 @given(dones)
 def test_what_was_done_arrives_as_it_was_sent(done: Done) -> None:
     assert decode_answer(done.encode(), FLIP) == done
+
+
+def test_progress_arrives_as_it_was_sent() -> None:
+    for stages in range(1, len(FLIP.stages)):
+        assert decode_answer(Progress(stages).encode(), FLIP) == Progress(stages)
 
 
 @settings(deadline=None)
@@ -183,6 +190,14 @@ NO_ANSWER = {
         b"null",
         b"[]",
         b"{}",
+        Progress(0).encode(),
+        Progress(-1).encode(),
+        Progress(3).encode(),  # the last stage ends with the answer
+        b'{"progress": true}',
+        b'{"progress": 1.5}',
+        b'{"progress": null}',
+        b'"progress"',
+        b'["progress"]',
         b'{"done": 1}',
         b'{"done": {}}',
         json.dumps(sent(DONE) | {"done": None}).encode(),
@@ -230,6 +245,12 @@ def test_no_lie_about_a_stage_spoils_the_counts(stage: str, value: object) -> No
 def test_no_lie_in_a_refusal_surprises_the_worker(name: str, value: object) -> None:
     fields = sent(Refused(70, error=errors.DamagedImage("Send an intact copy."))) | {name: value}
     assert is_believed_or_refused(json.dumps(fields).encode())
+
+
+@settings(deadline=None)
+@given(anything)
+def test_no_lie_about_progress_surprises_the_worker(value: object) -> None:
+    assert is_believed_or_refused(json.dumps({"progress": value}).encode())
 
 
 @settings(deadline=None)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -49,6 +50,25 @@ def test_an_engine_is_behind_workers_and_has_a_limit_of_memory() -> None:
     assert confined("bytes(2 << 30)").stderr.endswith("MemoryError\n")
 
 
+def test_a_background_engine_gets_only_the_cpu_time_that_is_left() -> None:
+    code = "sandbox.enter_background(file_bytes=1)\nprint(os.sched_getscheduler(0) == os.SCHED_IDLE)"
+    assert confined(code).stdout == "True\n"
+
+
+def test_a_result_of_a_background_engine_that_is_too_large_is_an_error_and_no_signal(tmp_path: Path) -> None:
+    code = """
+        sandbox.enter_background(file_bytes=1000)
+        with open("NAME", "wb", buffering=0) as file:
+            print(file.write(bytes(2000)))
+            try:
+                file.write(b"x")
+            except OSError as error:
+                print(errno.errorcode[error.errno])
+    """
+    result = confined(dedent(code).replace("NAME", str(tmp_path / "result")), before="import errno")
+    assert result.stdout == "1000\nEFBIG\n"
+
+
 def test_a_stricter_limit_of_memory_stays() -> None:
     hard = MEMORY_BYTES // 2
     code = "print(resource.getrlimit(resource.RLIMIT_AS)[0])"
@@ -75,9 +95,15 @@ def test_the_kernel_kills_what_takes_too_long() -> None:
     assert result.returncode == -signal.SIGALRM
 
 
+def test_the_kernel_kills_what_uses_too_much_cpu_time() -> None:
+    result = confined("sandbox.limit_cpu_time(0.05)\nwhile True: pass")
+    assert result.returncode == -signal.SIGPROF
+
+
 def test_what_is_done_in_time_lives_on() -> None:
-    code = "sandbox.limit_time(0.05); sandbox.limit_time(0)\nprint(signal.getitimer(signal.ITIMER_REAL)[0])"
-    assert confined(code).stdout == "0.0\n"
+    for function, timer in (("limit_time", "ITIMER_REAL"), ("limit_cpu_time", "ITIMER_PROF")):
+        code = f"sandbox.{function}(9); sandbox.{function}(0)\nprint(signal.getitimer(signal.{timer})[0])"
+        assert confined(code).stdout == "0.0\n"
 
 
 def test_this_process_is_not_confined() -> None:

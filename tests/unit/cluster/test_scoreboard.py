@@ -78,8 +78,15 @@ def test_what_all_workers_count_is_added_up(scoreboard: Scoreboard) -> None:
         row[Cell.ENGINE_STARTS] += 1
         answer(row, duration_s=0.5)
         row.count_task(service_us=250_000, body_bytes=1000)
+        row[Cell.BACKGROUND_PID] = pid + 2
+        row.count_background_task(service_us=750_000)
     snapshot = scoreboard.snapshot()
     assert (snapshot.engines, snapshot.in_flight, snapshot.engine_starts) == (2, 4, 2)
+    assert (snapshot.background_engines, snapshot.background_tasks, snapshot.background_engine_s) == (
+        2,
+        2,
+        1.5,
+    )
     assert (snapshot.requests["200"], snapshot.bytes_in, snapshot.bytes_out) == (2, 2000, 20)
     assert (snapshot.tasks, snapshot.engine_s, snapshot.duration_s) == (2, 0.5, 1.0)
 
@@ -88,12 +95,14 @@ def test_no_counter_falls_when_a_worker_dies(scoreboard: Scoreboard) -> None:
     row = scoreboard.claim()
     row[Cell.STATE] = State.ONLINE
     row[Cell.ENGINE_PID] = 70
+    row[Cell.BACKGROUND_PID] = 71
     row[Cell.IN_FLIGHT] = 5
     row[Cell.ENGINE_STARTS] += 2
     row[Cell.ENGINE_DEATHS] += 1
     for status in (200, 422, 503, 418):
         answer(row, status)
     row.count_task(service_us=1000, body_bytes=1000)
+    row.count_background_task(service_us=1000)
     before = asdict(scoreboard.snapshot())
     scoreboard.release(row)
     after = asdict(scoreboard.snapshot())
@@ -116,13 +125,20 @@ def test_the_next_owner_of_a_row_goes_on_counting_and_is_otherwise_new(scoreboar
 
 def test_a_snapshot_has_every_worker_with_its_figures(scoreboard: Scoreboard) -> None:
     rows = [scoreboard.claim() for _ in range(2)]
-    for cell, value in {Cell.PID: 70, Cell.ENGINE_PID: 71, Cell.IN_FLIGHT: 3, Cell.ENGINE_DEATHS: 2}.items():
+    held = {
+        Cell.PID: 70,
+        Cell.ENGINE_PID: 71,
+        Cell.BACKGROUND_PID: 72,
+        Cell.IN_FLIGHT: 3,
+        Cell.ENGINE_DEATHS: 2,
+    }
+    for cell, value in held.items():
         rows[0][cell] = value
     rows[0].count_task(service_us=1000, body_bytes=1)
     answer(rows[0])
     assert scoreboard.snapshot().workers == (
-        WorkerSnapshot(70, State.STARTING, 71, 3, service_us=1000, requests=1, tasks=1, engine_deaths=2),
-        WorkerSnapshot(0, State.STARTING, 0, 0, 0, 0, 0, 0),
+        WorkerSnapshot(70, State.STARTING, 71, 72, 3, service_us=1000, requests=1, tasks=1, engine_deaths=2),
+        WorkerSnapshot(0, State.STARTING, 0, 0, 0, 0, 0, 0, 0),
     )
 
 
@@ -234,6 +250,15 @@ def test_the_first_task_sets_the_service_time_and_the_next_ones_move_it_by_an_ei
         row.count_task(service_us, 1000)
         averages.append(row[Cell.SERVICE_US])
     assert averages == [8000, 9000, 8000]
+
+
+def test_background_tasks_move_no_figure_that_admission_uses(scoreboard: Scoreboard) -> None:
+    row = scoreboard.claim()
+    row.count_task(service_us=8000, body_bytes=1000)
+    used = (Cell.SERVICE_US, Cell.RECENT_US, Cell.RECENT_BYTES, Cell.TASKS, Cell.TASK_US)
+    before = [row[cell] for cell in used]
+    row.count_background_task(service_us=10**9)
+    assert [row[cell] for cell in used] == before
 
 
 def test_figures_of_years_fit_into_a_cell(scoreboard: Scoreboard) -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from server.cluster.memory_files import MemoryFilePool, memory_file
 from server.cluster.messages import now_us
 from server.cluster.quarantine import Quarantine
 from server.cluster.scoreboard import Cell
-from server.cluster.supervisor import Supervisor
+from server.cluster.supervisor import OnDemandEngine, Supervisor
 from server.errors import PoisonImage, TooMuchWork
 from server.operations.run import RunSpec
 
@@ -46,12 +47,18 @@ class Cluster:
         self.row = self.membership.row
         self.events = events
         self.supervisor = Supervisor(self.membership.work, self.row, config, ENVIRON)
+        background = replace(config, is_background=True)
+        self.background_supervisor = Supervisor(self.membership.work, self.row, background, ENVIRON)
         self.pool = MemoryFilePool()
         self.dispatcher = Dispatcher(self.membership, self.pool, max_wait_s=DEADLINE_S)
 
     @property
     def engine(self) -> int:
         return self.row[Cell.ENGINE_PID]
+
+    @property
+    def background_engine(self) -> int:
+        return self.row[Cell.BACKGROUND_PID]
 
     async def run(self, name: str, source: bytes = b"abc") -> bytes:
         """Have the engine apply an operation, and return the result."""
@@ -61,6 +68,25 @@ class Cluster:
                 _, result = await self.dispatcher.run(upload, OPERATIONS[name], {}, now_us())
         with result:
             return os.pread(result.fileno(), 1 << 20, 0)
+
+    async def run_in_background(self, name: str, source: bytes = b"abc") -> bytes:
+        """Have a background engine apply an operation, and return the result."""
+        with TemporaryFile(buffering=0) as upload, TemporaryFile(buffering=0) as result:
+            upload.write(source)
+            async with asyncio.timeout(DEADLINE_S):
+                await self.dispatcher.run_in_background(upload, result, OPERATIONS[name], {})
+            return os.pread(result.fileno(), 1 << 20, 0)
+
+    @asynccontextmanager
+    async def on_demand(self, idle_s: float = DEADLINE_S) -> AsyncIterator[OnDemandEngine]:
+        """Have an engine for background work, and stop it."""
+        engine = OnDemandEngine(self.background_supervisor, idle_s=idle_s)
+        try:
+            yield engine
+        finally:
+            async with asyncio.timeout(DEADLINE_S):
+                await engine.stop()
+            assert self.background_engine == 0
 
     async def until(self, holds: Callable[[], object]) -> None:
         async with asyncio.timeout(DEADLINE_S):
@@ -233,5 +259,141 @@ def test_a_worker_without_descriptors_starts_its_engine_later() -> None:
                         filler.close()
                 await cluster.until(lambda: cluster.engine)
                 await cluster.supervisor.stop()
+
+    until_done(test)
+
+
+# --- background work --------------------------------------------------------------------------------------
+
+
+class Waiting:
+    """A background task that waits until it is told to finish."""
+
+    def __init__(self, cluster: Cluster, pipe: Path) -> None:
+        os.mkfifo(pipe)
+        self._cluster = cluster
+        self._pipe = pipe
+        self._writers: list[int] = []
+        self._run = asyncio.ensure_future(cluster.run_in_background("wait", bytes(pipe)))
+
+    async def has_started(self) -> None:
+        await self._cluster.until(lambda: self._writers or opened_for(self._pipe, self._writers))
+
+    async def finish(self) -> None:
+        os.close(self._writers.pop())
+        assert await self._run == bytes(self._pipe)
+
+
+def test_a_background_engine_runs_under_sched_idle_while_it_is_wanted_and_no_longer() -> None:
+    async def test() -> None:
+        async with supervised() as cluster, cluster.on_demand(idle_s=0) as engine:
+            pids = []
+            for _ in range(2):
+                with engine.wanted():
+                    assert await cluster.run_in_background("copy") == b"abc"
+                    pids.append(cluster.background_engine)
+                    assert os.sched_getscheduler(pids[-1]) == os.SCHED_IDLE
+                await cluster.until(lambda: not exists(pids[-1]))
+            assert len({0, cluster.engine, *pids}) == 4
+            assert os.sched_getscheduler(cluster.engine) == os.SCHED_OTHER
+            assert (cluster.row[Cell.ENGINE_STARTS], cluster.row[Cell.ENGINE_DEATHS]) == (3, 0)
+            assert (cluster.row[Cell.TASKS], cluster.row[Cell.BACKGROUND_TASKS]) == (0, 2)
+
+    until_done(test)
+
+
+def test_a_background_engine_stays_for_a_while_and_is_gone_after_the_stop() -> None:
+    async def test() -> None:
+        async with supervised() as cluster, cluster.on_demand() as engine:
+            pids = set()
+            for _ in range(2):
+                with engine.wanted(), engine.wanted():
+                    await cluster.run_in_background("copy")
+                    pids.add(cluster.background_engine)
+            (pid,) = pids
+            await engine.stop()
+            assert not exists(pid)
+            with engine.wanted():  # too late
+                pass
+        assert cluster.row[Cell.ENGINE_STARTS] == 2
+
+    until_done(test)
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_an_engine_that_is_wanted_while_it_stops_comes_back_unless_that_is_for_good(
+    tmp_path: Path, *, is_stopped: bool
+) -> None:
+    async def test() -> None:
+        async with supervised() as cluster, cluster.on_demand(idle_s=0) as engine:
+            run = Waiting(cluster, tmp_path / "pipe")
+            with engine.wanted():
+                await run.has_started()
+            await cluster.until(lambda: cluster.background_engine == 0)
+            with engine.wanted():
+                stop = asyncio.ensure_future(engine.stop()) if is_stopped else None
+                await run.finish()
+                if stop is None:
+                    assert await cluster.run_in_background("copy") == b"abc"
+                else:
+                    await stop
+        assert cluster.row[Cell.ENGINE_STARTS] == (2 if is_stopped else 3)
+
+    until_done(test)
+
+
+def test_an_interactive_task_does_not_wait_for_a_background_task(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with supervised() as cluster, cluster.on_demand() as engine:
+            with engine.wanted():
+                run = Waiting(cluster, tmp_path / "pipe")
+                await run.has_started()
+                queued = asyncio.ensure_future(cluster.run_in_background("copy"))
+                for _ in range(3):
+                    assert await cluster.run("copy") == b"abc"
+                assert (cluster.row[Cell.TASKS], cluster.row[Cell.BACKGROUND_TASKS]) == (3, 0)
+                await run.finish()
+                assert await queued == b"abc"
+            assert (cluster.row[Cell.TASKS], cluster.row[Cell.BACKGROUND_TASKS]) == (3, 2)
+
+    until_done(test)
+
+
+def test_a_background_task_that_uses_too_much_cpu_time_is_ended() -> None:
+    async def test() -> None:
+        async with supervised(timeout_s=0.05) as cluster, cluster.on_demand() as engine:
+            with engine.wanted():
+                with pytest.raises(TooMuchWork):
+                    await cluster.run_in_background("spin")
+                assert await cluster.run_in_background("copy") == b"abc"
+                assert cluster.logged("engine_died")[0]["signal"] == "SIGPROF"
+
+    until_done(test)
+
+
+def test_a_background_task_that_only_waits_is_not_ended(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with supervised(timeout_s=0.2) as cluster, cluster.on_demand() as engine:
+            with engine.wanted():
+                run = Waiting(cluster, tmp_path / "pipe")
+                await run.has_started()
+                with pytest.raises(TooMuchWork):  # shows that the limit has passed
+                    await cluster.run("hang")
+                await run.finish()
+            await cluster.until(lambda: cluster.logged("engine_died"))
+            assert [died["signal"] for died in cluster.logged("engine_died")] == ["SIGALRM"]
+
+    until_done(test)
+
+
+def test_a_background_task_whose_engine_crashed_goes_to_the_next_one(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with supervised() as cluster, cluster.on_demand() as engine:
+            with engine.wanted():
+                mark = bytes(tmp_path / "crashed")
+                assert await cluster.run_in_background("crash_once", mark) == mark
+                with pytest.raises(PoisonImage):
+                    await cluster.run_in_background("crash")
+            await cluster.until(lambda: cluster.row[Cell.ENGINE_DEATHS] == 3)
 
     until_done(test)

@@ -10,12 +10,12 @@ from server.cluster.scoreboard import Snapshot, State, WorkerSnapshot
 from server.web.metrics import MEDIA_TYPE, render
 
 
-def worker(state: State, engine_pid: int) -> WorkerSnapshot:
-    return WorkerSnapshot(70, state, engine_pid, 0, 0, 0, 0, 0)
+def worker(state: State, engine_pid: int, background_pid: int = 0) -> WorkerSnapshot:
+    return WorkerSnapshot(70, state, engine_pid, background_pid, 0, 0, 0, 0, 0)
 
 
 SNAPSHOT = Snapshot(
-    workers=(worker(State.ONLINE, 71), worker(State.ONLINE, 0), worker(State.STARTING, 0)),
+    workers=(worker(State.ONLINE, 71, 72), worker(State.ONLINE, 0, 73), worker(State.STARTING, 0)),
     in_flight=3,
     predicted_s=0.75,
     held_bytes=99,
@@ -27,6 +27,8 @@ SNAPSHOT = Snapshot(
     bytes_out=5,
     tasks=38,
     engine_s=9.75,
+    background_tasks=6,
+    background_engine_s=1.25,
     engine_starts=4,
     engine_deaths=3,
 )
@@ -43,6 +45,7 @@ def families() -> dict[str, Metric]:
     [
         ("flip_workers", "gauge", 2),
         ("flip_engines", "gauge", 1),
+        ("flip_background_engines", "gauge", 2),
         ("flip_tasks_in_flight", "gauge", 3),
         ("flip_predicted_engine_seconds", "gauge", 0.75),
         ("flip_held_bytes", "gauge", 99),
@@ -50,6 +53,8 @@ def families() -> dict[str, Metric]:
         ("flip_sent_bytes", "counter", 5),
         ("flip_tasks", "counter", 38),
         ("flip_engine_seconds", "counter", 9.75),
+        ("flip_background_tasks", "counter", 6),
+        ("flip_background_engine_seconds", "counter", 1.25),
         ("flip_engine_starts", "counter", 4),
         ("flip_engine_deaths", "counter", 3),
     ],
@@ -88,7 +93,7 @@ def test_the_buckets_of_the_histogram_are_cumulated_and_the_last_one_holds_all(
 
 def test_every_figure_says_what_it_is(families: dict[str, Metric]) -> None:
     assert all(family.documentation.endswith(".") for family in families.values())
-    assert len(families) == 13
+    assert len(families) == 16
 
 
 def test_the_media_type_is_that_of_the_format() -> None:
