@@ -50,7 +50,8 @@ class Blobs(Protocol):
 
         Args:
             file: from `new`; any other file is copied.
-            group, name: of the blob.
+            group: of the file.
+            name: within its group.
             must_exist: whether the group must have a file already: a late result must not bring it back.
 
         Raises:
