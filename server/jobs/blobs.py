@@ -1,0 +1,236 @@
+"""Blobs: the files of jobs, by group and name.
+
+Each group, a batch or a single job, has a directory of its own, so that expiry is the removal of a directory.
+A file has no name while it is written: when its process dies, the kernel frees it.
+
+Source: open(2) on O_TMPFILE, linkat(2).
+"""
+
+import errno
+import os
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+from io import FileIO
+from pathlib import Path
+from typing import Protocol
+
+from server.jobs.threads import run_in_thread
+
+#: What is made of a path is checked again here, however it was parsed.
+_GROUP = re.compile(r"[0-9a-f]{32}([0-9a-f]{8})?")
+_NAME = re.compile(r"(0|[1-9][0-9]{0,9})\.(in|[1-9][0-9]{0,15}\.out)")
+
+#: What open(2) says when a file system has no unnamed files, the second on one that ignores the flag.
+_NO_UNNAMED_FILES = frozenset({errno.EOPNOTSUPP, errno.EISDIR})
+
+#: How much one sendfile(2) may copy, in bytes.
+_COPY_BYTES = 1 << 30
+
+
+class BlobGone(Exception):
+    """There is no file with this name, or its group was removed."""
+
+
+class UnsuitableDirectory(Exception):
+    """The files of jobs cannot be kept in a directory; the text says why."""
+
+
+class Blobs(Protocol):
+    """Where the files of jobs are.
+
+    Groups and names are those of `JobId`; anything else raises ValueError.
+    """
+
+    def new(self) -> FileIO:
+        """Open an empty file that has no name, to be written and then kept or closed."""
+
+    async def keep(self, file: FileIO, group: str, name: str, *, must_exist: bool = False) -> None:
+        """Give a file a name; it is durable when this returns.
+
+        Args:
+            file: from `new`; any other file is copied.
+            group: of the file.
+            name: within its group.
+            must_exist: whether the group must have a file already: a late result must not bring it back.
+
+        Raises:
+            BlobGone: the group was removed.
+            FileExistsError: there is a file with this name.
+            OSError: there is no room for it; nothing is left behind.
+        """
+
+    async def open(self, group: str, name: str) -> FileIO:
+        """Open a file for reading.
+
+        Raises:
+            BlobGone: there is none.
+        """
+
+    async def remove(self, group: str, name: str) -> None:
+        """Remove a file if it is there."""
+
+    async def remove_group(self, group: str) -> None:
+        """Remove all files of a group if there are any."""
+
+    def groups(self) -> AsyncIterator[tuple[str, float]]:
+        """Iterate over all groups, each with its last change in seconds of Unix time."""
+
+
+class Spool:
+    """Files for uploads that become blobs, with the interface of `MemoryFilePool`.
+
+    Args:
+        blobs: makes the files.
+    """
+
+    def __init__(self, blobs: Blobs) -> None:
+        self._blobs = blobs
+
+    def take(self) -> FileIO:
+        """Return an empty file."""
+        return self._blobs.new()
+
+    def give_back(self, file: FileIO) -> None:
+        """Close a file; unless it was kept, that frees it."""
+        file.close()
+
+
+class Directory:
+    """Blobs in a directory of this machine.
+
+    Args:
+        root: made if it is not there.
+
+    Raises:
+        UnsuitableDirectory: it cannot be written to, or its file system has no unnamed files.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        try:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.new().close()
+        except OSError as error:
+            reason = error.strerror
+            if error.errno in _NO_UNNAMED_FILES:
+                reason = "its file system does not support O_TMPFILE; choose one on ext4, XFS, Btrfs or tmpfs"
+            raise UnsuitableDirectory(f"Cannot keep the files of jobs in {root}: {reason}") from None
+
+    def new(self) -> FileIO:
+        """Open an empty file that has no name."""
+        return FileIO(os.open(self._root, os.O_TMPFILE | os.O_RDWR, 0o600), "r+b")
+
+    async def keep(self, file: FileIO, group: str, name: str, *, must_exist: bool = False) -> None:
+        """Give a file a name; it is durable when this returns. See `Blobs`."""
+        path = self._path(group, name)
+        if os.fstat(file.fileno()).st_nlink:  # its name is somewhere else, as the sample image's is
+            with self.new() as copy:
+                await run_in_thread(_copy, file, copy)
+                await run_in_thread(self._keep, copy, path, must_exist)
+        else:
+            await run_in_thread(self._keep, file, path, must_exist)
+
+    async def open(self, group: str, name: str) -> FileIO:
+        """Open a file for reading. See `Blobs`."""
+        try:
+            return FileIO(self._path(group, name))
+        except FileNotFoundError:
+            raise BlobGone(f"{group}/{name}") from None
+
+    async def remove(self, group: str, name: str) -> None:
+        """Remove a file if it is there."""
+        with suppress(FileNotFoundError):
+            await run_in_thread(self._path(group, name).unlink)
+
+    async def remove_group(self, group: str) -> None:
+        """Remove all files of a group if there are any."""
+        await run_in_thread(_remove, self._group(group))
+
+    async def groups(self) -> AsyncIterator[tuple[str, float]]:
+        """Iterate over all groups, each with its last change in seconds of Unix time."""
+        for parent in await run_in_thread(list, self._root.iterdir()):
+            for found in await run_in_thread(_groups_in, parent):
+                yield found
+
+    def _group(self, group: str) -> Path:
+        if not _GROUP.fullmatch(group):
+            raise ValueError(f"not a group: {group!r}")
+        return self._root / group[:2] / group
+
+    def _path(self, group: str, name: str) -> Path:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"not a name: {name!r}")
+        return self._group(group) / name
+
+    def _keep(self, file: FileIO, path: Path, must_exist: bool) -> None:  # noqa: FBT001 as run_in_thread gives it
+        os.fsync(file.fileno())  # first, so that no name ever stands for half a file
+        directory = path.parent
+        is_new = False
+        try:
+            if not must_exist:
+                is_new = _make(directory)
+            with _opened(directory) as descriptor:
+                # Without the descriptor, CPython links the symbolic link instead of the file.
+                os.link(f"/proc/self/fd/{file.fileno()}", path.name, dst_dir_fd=descriptor)
+                os.fsync(descriptor)
+            if is_new:
+                for parent in (directory.parent, self._root):
+                    with _opened(parent) as descriptor:
+                        os.fsync(descriptor)
+        except OSError as error:
+            if is_new:
+                with suppress(OSError):
+                    _remove(directory)
+            if isinstance(error, FileNotFoundError):
+                raise BlobGone(f"{directory.name} was removed") from None
+            raise
+
+
+def _make(directory: Path) -> bool:
+    """Make a directory and its parent; False: it was there."""
+    directory.parent.mkdir(mode=0o700, exist_ok=True)
+    try:
+        directory.mkdir(mode=0o700)
+    except FileExistsError:
+        return False
+    return True
+
+
+@contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _copy(source: FileIO, target: FileIO) -> None:
+    offset = 0
+    while copied := os.sendfile(target.fileno(), source.fileno(), offset, _COPY_BYTES):
+        offset += copied
+
+
+def _remove(directory: Path) -> None:
+    """Remove a directory with its files, those included that arrive meanwhile."""
+    with suppress(FileNotFoundError):
+        while True:
+            for file in directory.iterdir():
+                file.unlink(missing_ok=True)
+            try:
+                directory.rmdir()
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY:
+                    raise
+
+
+def _groups_in(parent: Path) -> list[tuple[str, float]]:
+    """List the groups in a directory, leaving out what is not ours or has just been removed."""
+    found = []
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for directory in parent.iterdir():
+            with suppress(FileNotFoundError):
+                if _GROUP.fullmatch(directory.name):
+                    found.append((directory.name, directory.stat().st_mtime))
+    return found

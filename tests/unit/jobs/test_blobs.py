@@ -1,0 +1,310 @@
+"""Blobs: a kept file is there until it is removed, and nothing else ever is."""
+
+import asyncio
+import os
+import resource
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.asgi import run
+
+from server.cluster.memory_files import memory_file
+from server.jobs.blobs import BlobGone, Blobs, Directory, Spool, UnsuitableDirectory
+from server.jobs.model import JobId, new_id
+
+GROUP = "0123456789abcdef" * 2
+OTHER = "fedcba9876543210" * 2
+LIMIT_BYTES = 1 << 16
+
+WRONG_GROUPS = ["", ".", "..", "/etc", "../" + GROUP[3:], GROUP.upper(), GROUP[1:], GROUP + "\n", GROUP + "0"]
+WRONG_NAMES = [
+    *("", ".", "..", "in", ".in", "0", "0.out", "0.0.out", "01.in", "0.in\n", "0.in\0", "/0.in", "../0.in"),
+    *("-1.in", "0.1.in", "0.1.out/", "a.in", "٣.in", "1" * 11 + ".in", "x" * 10_000),
+]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "blobs"
+
+
+@pytest.fixture
+def blobs(root: Path) -> Directory:
+    return Directory(root)
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_is_left_open() -> Iterator[None]:
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 counted
+
+    run(asyncio.sleep(0))  # whatever the first event loop of a process opens for good
+    before = descriptors()
+    yield
+    assert descriptors() == before
+
+
+@pytest.fixture
+def oversize_sample(tmp_path: Path) -> Iterator[Path]:
+    """A file larger than any that this process may write from now on."""
+    sample = tmp_path / "sample"
+    sample.write_bytes(bytes(LIMIT_BYTES + 1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT_BYTES, hard))
+    yield sample
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def tree(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*")}
+
+
+async def put(blobs: Blobs, content: bytes, group: str, name: str, *, must_exist: bool = False) -> None:
+    with blobs.new() as file:
+        file.write(content)
+        await blobs.keep(file, group, name, must_exist=must_exist)
+
+
+async def get(blobs: Blobs, group: str, name: str) -> bytes:
+    with await blobs.open(group, name) as file:
+        return file.read()
+
+
+async def groups(blobs: Blobs) -> dict[str, float]:
+    return {group: changed_s async for group, changed_s in blobs.groups()}
+
+
+def test_a_kept_file_can_be_opened_as_often_as_wanted(blobs: Directory) -> None:
+    async def test() -> None:
+        await put(blobs, b"input", GROUP, "0.in")
+        await put(blobs, b"result", GROUP, "0.3.out", must_exist=True)
+        await put(blobs, b"another", OTHER, "0.in")
+        for _ in range(2):
+            assert await get(blobs, GROUP, "0.in") == b"input"
+            assert await get(blobs, GROUP, "0.3.out") == b"result"
+            assert await get(blobs, OTHER, "0.in") == b"another"
+
+    run(test())
+
+
+def test_the_names_of_jobs_are_accepted(blobs: Directory) -> None:
+    async def test() -> None:
+        for job in (JobId(new_id()), JobId(new_id(), 4_999)):
+            await put(blobs, b"input", job.group, job.input_name)
+            await put(blobs, b"result", job.group, job.result_name(17), must_exist=True)
+
+    run(test())
+
+
+def test_a_file_that_is_not_kept_leaves_nothing(blobs: Directory, root: Path) -> None:
+    with blobs.new() as file:
+        file.write(b"half")
+        assert os.fstat(file.fileno()).st_nlink == 0
+        assert tree(root) == set()
+    assert tree(root) == set()
+
+
+def test_only_the_owner_may_read_whatever_the_umask_is(root: Path) -> None:
+    async def test() -> None:
+        await put(Directory(root), b"input", GROUP, "0.in")
+
+    umask = os.umask(0)
+    try:
+        run(test())
+    finally:
+        os.umask(umask)
+    modes = {str(path.relative_to(root)): path.stat().st_mode & 0o777 for path in [root, *root.rglob("*")]}
+    assert modes == {".": 0o700, "01": 0o700, f"01/{GROUP}": 0o700, f"01/{GROUP}/0.in": 0o600}
+
+
+def test_a_name_is_given_once(blobs: Directory, root: Path) -> None:
+    async def test() -> None:
+        await put(blobs, b"first", GROUP, "0.in")
+        before = tree(root)
+        with pytest.raises(FileExistsError):
+            await put(blobs, b"second", GROUP, "0.in")
+        assert await get(blobs, GROUP, "0.in") == b"first"
+        assert tree(root) == before
+
+    run(test())
+
+
+def test_a_file_that_has_a_name_already_is_copied(blobs: Directory, tmp_path: Path) -> None:
+    sample = tmp_path / "sample"
+    sample.write_bytes(b"sample")
+
+    async def test() -> None:
+        with FileIO(sample) as file:
+            await blobs.keep(file, GROUP, "0.in")
+            assert file.tell() == 0
+        sample.write_bytes(b"changed")
+        assert await get(blobs, GROUP, "0.in") == b"sample"
+
+    run(test())
+
+
+def test_a_copy_that_has_no_room_leaves_nothing(blobs: Directory, root: Path, oversize_sample: Path) -> None:
+    async def test() -> None:
+        with FileIO(oversize_sample) as file, pytest.raises(OSError, match="File too large"):
+            await blobs.keep(file, GROUP, "0.in")
+
+    run(test())
+    assert tree(root) == set()
+
+
+def test_a_file_that_cannot_be_linked_leaves_no_directory(blobs: Directory, root: Path) -> None:
+    async def test() -> None:
+        with memory_file("elsewhere") as file, pytest.raises(OSError, match="cross-device"):
+            await blobs.keep(file, GROUP, "0.in")
+
+    run(test())
+    assert not (root / GROUP[:2] / GROUP).exists()
+
+
+def test_what_is_not_there_is_gone_and_can_be_removed_again(blobs: Directory) -> None:
+    async def test() -> None:
+        for name in ("0.in", "0.1.out"):
+            with pytest.raises(BlobGone):
+                await blobs.open(GROUP, name)
+            await blobs.remove(GROUP, name)
+        await blobs.remove_group(GROUP)
+        await put(blobs, b"input", GROUP, "0.in")
+        await blobs.remove(GROUP, "0.in")
+        with pytest.raises(BlobGone):
+            await blobs.open(GROUP, "0.in")
+
+    run(test())
+
+
+def test_an_open_file_outlives_its_removal(blobs: Directory) -> None:
+    async def test() -> None:
+        await put(blobs, b"input", GROUP, "0.in")
+        with await blobs.open(GROUP, "0.in") as file:
+            await blobs.remove_group(GROUP)
+            assert file.read() == b"input"
+
+    run(test())
+
+
+def test_a_group_is_removed_with_all_its_files_and_no_other_is(blobs: Directory, root: Path) -> None:
+    async def test() -> None:
+        await put(blobs, b"another", OTHER, "0.in")
+        before = tree(root)
+        for index in range(100):
+            await put(blobs, b"input", GROUP, f"{index}.in")
+            await put(blobs, b"result", GROUP, f"{index}.1.out", must_exist=True)
+        await blobs.remove_group(GROUP)
+        assert tree(root) == before | {GROUP[:2]}
+
+    run(test())
+
+
+def test_a_late_result_does_not_bring_its_group_back(blobs: Directory, root: Path) -> None:
+    async def test() -> None:
+        await put(blobs, b"input", GROUP, "0.in")
+        await blobs.remove_group(GROUP)
+        before = tree(root)
+        with pytest.raises(BlobGone):
+            await put(blobs, b"result", GROUP, "0.1.out", must_exist=True)
+        assert tree(root) == before
+
+    run(test())
+
+
+def test_results_that_come_while_their_group_is_removed_leave_nothing(blobs: Directory, root: Path) -> None:
+    async def result(fence: int) -> None:
+        with suppress(BlobGone):
+            await put(blobs, b"result", GROUP, f"0.{fence}.out", must_exist=True)
+
+    async def test() -> None:
+        for _ in range(100):
+            await put(blobs, b"input", GROUP, "0.in")
+            await asyncio.gather(result(1), result(2), blobs.remove_group(GROUP), result(3), result(4))
+            assert not (root / GROUP[:2] / GROUP).exists()
+
+    run(test())
+
+
+CALLS: list[Callable[[Blobs, FileIO, str, str], Coroutine[Any, Any, Any]]] = [
+    lambda blobs, file, group, name: blobs.keep(file, group, name),
+    lambda blobs, _, group, name: blobs.open(group, name),
+    lambda blobs, _, group, name: blobs.remove(group, name),
+]
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [*((group, "0.in") for group in WRONG_GROUPS), *((GROUP, name) for name in WRONG_NAMES)],
+)
+def test_what_is_no_group_and_no_name_never_becomes_a_path(
+    blobs: Directory,
+    tmp_path: Path,
+    call: Callable[[Blobs, FileIO, str, str], Coroutine[Any, Any, Any]],
+    group: str,
+    name: str,
+) -> None:
+    async def test() -> None:
+        before = tree(tmp_path)
+        with blobs.new() as file, pytest.raises(ValueError, match="not a"):
+            await call(blobs, file, group, name)
+        assert tree(tmp_path) == before
+
+    run(test())
+
+
+@pytest.mark.parametrize("group", WRONG_GROUPS)
+def test_what_is_no_group_is_not_removed(blobs: Directory, group: str) -> None:
+    async def test() -> None:
+        with pytest.raises(ValueError, match="not a group"):
+            await blobs.remove_group(group)
+
+    run(test())
+
+
+def test_groups_are_listed_with_their_last_change(blobs: Directory, root: Path) -> None:
+    async def test() -> None:
+        assert await groups(blobs) == {}
+        await put(blobs, b"input", GROUP, "0.in")
+        await put(blobs, b"input", OTHER, "0.in")
+        for group, changed_s in ((GROUP, 1_000), (OTHER, 2_000)):
+            os.utime(root / group[:2] / group, (changed_s, changed_s))
+        (root / "lost+found").mkdir()
+        (root / "note").touch()
+        (root / GROUP[:2] / "note").touch()
+        assert await groups(blobs) == {GROUP: 1_000, OTHER: 2_000}
+        await put(blobs, b"result", GROUP, "0.1.out", must_exist=True)
+        assert (await groups(blobs))[GROUP] > 2_000
+
+    run(test())
+
+
+def test_a_directory_that_cannot_be_made_is_refused_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UnsuitableDirectory, match="file/blobs: Not a directory"):
+        Directory(tmp_path / "file" / "blobs")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may open files in /proc for writing")
+def test_a_file_system_without_unnamed_files_is_refused_with_a_way_out() -> None:
+    with pytest.raises(UnsuitableDirectory, match="does not support O_TMPFILE; choose one on ext4"):
+        Directory(Path("/proc"))
+
+
+def test_a_spool_frees_what_was_not_kept(blobs: Directory, root: Path) -> None:
+    async def test() -> None:
+        spool = Spool(blobs)
+        kept, dropped = spool.take(), spool.take()
+        kept.write(b"kept")
+        await blobs.keep(kept, GROUP, "0.in")
+        for file in (kept, dropped):
+            spool.give_back(file)
+            assert file.closed
+        assert await get(blobs, GROUP, "0.in") == b"kept"
+
+    run(test())
+    assert {path.name for path in root.rglob("*") if path.is_file()} == {"0.in"}
