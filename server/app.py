@@ -20,6 +20,7 @@ from server.jobs import owners
 from server.jobs.blobs import Directory, Spool
 from server.jobs.consumer import Consumer
 from server.jobs.hub import Hub
+from server.jobs.intake import Limits
 from server.jobs.janitor import Janitor
 from server.jobs.service import Jobs
 from server.jobs.store import Store
@@ -81,7 +82,7 @@ def create_service(settings: Settings, membership: Membership, environ: Mapping[
         max_body_bytes=settings.max_body_bytes,
         timeout_s=settings.upload_timeout_s,
         sample=settings.sample_image,
-        memory_files=memory_files,
+        files=memory_files,
     )
     app = falcon.asgi.App()
     app.add_middleware(Lifespan(supervisor, row))
@@ -130,17 +131,24 @@ def _add_jobs(
         max_body_bytes=settings.max_body_bytes,
         timeout_s=settings.upload_timeout_s,
         sample=settings.sample_image,
-        memory_files=Spool(blobs),
+        files=Spool(blobs),
     )
     options = OptionReader(settings.queues, settings.job_attempts)
-    operators = Operators(settings.admin_token)
+    token = settings.admin_token
+    operators = Operators(None if token is None else token.get_secret_value())
     queue = queues.QueueResource(store, settings.queues, operators)
     batch = batches.BatchResource(store)
     app.add_route("/jobs/{id}", jobs.JobResource(store, hub))
     app.add_route("/jobs/{id}/result", jobs.ResultResource(store, blobs))
     app.add_route("/jobs/{id}/events", events.JobEvents(store, hub))
     app.add_route("/jobs/{id}/retry", jobs.RetryResource(store, operators))
-    app.add_route("/batches", batches.BatchesResource(store, blobs, options, settings))
+    limits = Limits(
+        items=settings.max_batch_items,
+        bytes=settings.max_batch_bytes,
+        item_bytes=settings.max_body_bytes,
+        ratio=settings.max_batch_ratio,
+    )
+    app.add_route("/batches", batches.BatchesResource(store, blobs, options, OPERATIONS, limits))
     app.add_route("/batches/{id}", batch)
     app.add_route("/batches/{id}/items", batch, suffix="items")
     app.add_route("/batches/{id}/archive", batches.ArchiveResource(store, blobs))

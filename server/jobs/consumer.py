@@ -9,14 +9,13 @@ from io import FileIO
 from itertools import count
 from typing import TypeVar
 
-from server.cluster.dispatch import Dispatcher, EngineBug
-from server.cluster.messages import Done
+from server.cluster.dispatch import Dispatcher
 from server.cluster.memory_files import NO_ROOM
 from server.cluster.supervisor import OnDemandEngine
 from server.errors import OperationRefused, StoreAway, TemporaryFailure
 from server.jobs import owners
-from server.jobs.blobs import BlobGone, Blobs
-from server.jobs.model import Claim, Facts, Failure, Result
+from server.jobs.blobs import Blobs
+from server.jobs.model import Claim, Failure, Result
 from server.jobs.store import Store
 from server.jobs.threads import run_in_thread
 from server.logs import get_logger
@@ -158,18 +157,21 @@ class Consumer:
 
     async def _result_of(self, claim: Claim) -> Result:
         facts = claim.facts
+        operation = self._operations[facts.operation]
+        # Defaults of parameters that came after the submission.
+        parameters = operation.parameters.model_validate(facts.parameters).model_dump()
         with await self._blobs.open(claim.id.group, claim.id.input_name) as source, self._blobs.new() as sink:
             with self._engine.wanted():
                 done = await self._dispatcher.run_in_background(
                     source,
                     sink,
-                    self._operations[facts.operation],
-                    facts.parameters,
+                    operation,
+                    parameters,
                     on_progress=lambda part: self._note(claim, part),
                 )
             digest = await run_in_thread(_digest, sink)
             await self._blobs.keep(sink, claim.id.group, claim.id.result_name(claim.fence), must_exist=True)
-            return Result(done.outcome.model_dump(), os.fstat(sink.fileno()).st_size, digest, claim.fence)
+            return Result(done.outcome, os.fstat(sink.fileno()).st_size, digest, claim.fence)
 
     def _note(self, claim: Claim, part: float) -> None:
         self._progress[str(claim.id)] = int(100 * part)

@@ -9,7 +9,7 @@ from server.errors import StoreAway
 from server.jobs.model import Job, JobId
 from server.jobs.store import Hints, Store
 
-#: How long a reader sleeps between two looks at a log, at least and (as hints may be lost) at most, in seconds.
+#: How long a reader sleeps between two looks at a log, at least and, as hints may be lost, at most (seconds).
 _SHORTEST_S = 0.1
 _LONGEST_S = 2.0
 

@@ -36,7 +36,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 local PRIORITY = 2 ^ 40 -- more submissions than a sequence will ever see
 local CHUNK = 500 -- how many jobs one call goes through at most
-local LOST = '{"error": "JobLost"}' -- the error of a job whose consumers died
+local LOST = '{"error": "TooManyAttempts"}' -- the error of a job whose consumers died
 local IS_FINAL = { completed = true, failed = true, cancelled = true }
 
 local function key(...)

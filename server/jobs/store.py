@@ -6,7 +6,6 @@ was lost is made again. Reads need no script.
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
@@ -152,7 +151,7 @@ class Store:
             batch, facts, jobs, schedule, is_batch=True, is_continued=is_continued, idempotency=None
         )
 
-    async def _submit(  # noqa: PLR0913, PLR0917 once for two callers
+    async def _submit(  # noqa: PLR0913 once for two callers
         self,
         group: str,
         facts: Facts,
@@ -221,7 +220,7 @@ class Store:
         return claims, min(BLOCK_S, answer.get("due_ms", 1e6) / 1000)
 
     async def wait_for_bell(self, kinds: Sequence[str], timeout_s: float) -> None:
-        """Wait until a job of one of these kinds waits, but no longer than that; returns early when in doubt."""
+        """Wait until a job of one of these kinds waits, but no longer than that, and less when in doubt."""
         with suppress(*_AWAY):
             await self._blocking.bzpopmin([f"{_PREFIX}bell:{kind}" for kind in kinds], timeout_s or 0.001)
 
@@ -303,7 +302,7 @@ class Store:
         fields = await self._guarded(lambda: self._redis.hgetall(f"{_PREFIX}group:{id}"))
         if not fields:
             raise await self._missing(id)
-        return _batch(id, fields)
+        return _batch(id, _texts(fields))
 
     async def items(self, batch: str, indexes: range) -> Sequence[Job]:
         """Return the jobs of a batch with these indexes, as far as there are any."""
@@ -339,7 +338,7 @@ class Store:
         """Return failed jobs of a queue, the newest first."""
         key = f"{_PREFIX}failed:{queue}"
         ids = await self._guarded(lambda: self._redis.zrevrange(key, start, start + count - 1))
-        return [job for job in await self._read_jobs([_job_id(id) for id in ids]) if job]
+        return [job for job in await self._read_jobs([_job_id(str(id)) for id in ids]) if job]
 
     @asynccontextmanager
     async def hints(self, groups: Iterable[str]) -> AsyncIterator["Hints"]:
@@ -588,6 +587,11 @@ def _batch(id: str, fields: Mapping[str, str]) -> Batch:
         created_s=int(fields["created"]) / 1000,
         ended_s=_seconds(fields.get("ended")),
     )
+
+
+def _texts(fields: Mapping[Any, Any]) -> dict[str, str]:
+    """Tell the type checker what `decode_responses` has done."""
+    return dict(fields)
 
 
 def _seconds(ms: str | None) -> float | None:

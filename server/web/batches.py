@@ -1,22 +1,39 @@
 """Batches: many images in one request, one job for each, and one counter for all."""
 
+import asyncio
 import json
 import mimetypes
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing, suppress
 from io import RawIOBase
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from falcon.asgi import Request, Response
 
-from server.errors import BadParameter, NoSuchJob, NotDone
+from server.errors import BadParameter, NoSuchJob, NotDone, StoreAway, UploadTooLarge
 from server.jobs.blobs import Blobs
-from server.jobs.model import Batch, Job, JobId, JobState
+from server.jobs.intake import Limits, items
+from server.jobs.model import Batch, Facts, Idempotency, Job, JobId, JobState, NewJob, new_id
 from server.jobs.store import Store
+from server.jobs.threads import run_in_thread
+from server.operations.registry import Operation
 from server.web.jobs import as_time, describe
+from server.web.parameters import Query
+from server.web.submissions import (
+    OptionReader,
+    Options,
+    accept,
+    digest_of,
+    fingerprint,
+    idempotency_key,
+)
 
 #: How many items are listed at once, and are asked for at once.
 _PAGE = 1000
+
+#: How many items are submitted at once.
+_CHUNK = 16
 
 #: How much of a result is read for one write to the client, in bytes.
 _PIECE_BYTES = 1 << 18
@@ -55,15 +72,11 @@ class BatchesResource:
         """Answer 202 when all of it is kept; what fails before leaves nothing behind."""
         options, facts = self._read(req)
         key = idempotency_key(req)
-        intake = intake_of(req.content_type or "", self._blobs.new, self._limits)
         batch = new_id()
-        digests: list[str] = []
         try:
-            async for items in _chunks(intake.items(req.stream)):
-                jobs = [await self._keep(batch, item, digests) for item in items]
-                await self._store.submit_items(batch, facts, jobs, options.schedule)
-            idempotency = key and Idempotency(key, fingerprint(facts, options, digests))
-            kept = await self._store.seal(batch, idempotency or None)
+            digests = await self._submit(req, batch, facts, options)
+            idempotency = None if key is None else Idempotency(key, fingerprint(facts, options, digests))
+            kept = await self._store.seal(batch, idempotency)
         except BaseException:
             await asyncio.shield(self._drop(batch))
             raise
@@ -81,11 +94,28 @@ class BatchesResource:
         parameters = self._queries[name].choose(rest)
         return options, Facts(name, operation.version, parameters, options.attempts, options.callback)
 
-    async def _keep(self, batch: str, item: Item, digests: list[str]) -> NewJob:
-        with item.file as file:
-            digests.append(await run_in_thread(digest_of, file))
-            await self._blobs.keep(file, batch, JobId(batch, item.index).input_name)
-            return NewJob(os.fstat(file.fileno()).st_size, item.index, item.name)
+    async def _submit(self, req: Request, batch: str, facts: Facts, options: Options) -> list[str]:
+        """Submit the items as they come, and return their digests."""
+        digests: list[str] = []
+        jobs: list[NewJob] = []
+        length = req.content_length
+        if (length or 0) > self._limits.bytes:
+            raise UploadTooLarge(
+                f"The batch is larger than {self._limits.bytes} bytes. Split it into several batches."
+            )
+        async with aclosing(
+            items(req.content_type or "", req.stream, self._blobs.new, self._limits)
+        ) as found:
+            async for item in found:
+                digests.append(await run_in_thread(digest_of, item.file))
+                await self._blobs.keep(item.file, batch, JobId(batch, item.index).input_name)
+                jobs.append(NewJob(os.fstat(item.file.fileno()).st_size, item.index, item.name))
+                if len(jobs) == _CHUNK or item.index == 0:  # engines begin with the first one
+                    await self._store.submit_items(batch, facts, jobs, options.schedule)
+                    jobs = []
+        if jobs:
+            await self._store.submit_items(batch, facts, jobs, options.schedule)
+        return digests
 
     async def _drop(self, batch: str) -> None:
         with suppress(StoreAway):  # then the janitor finds it

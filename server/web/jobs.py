@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import ExitStack
+from contextlib import suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
 from io import FileIO
@@ -99,14 +99,13 @@ class ResultResource:
             file = await self._blobs.open(job.id.group, job.id.result_name(job.result.fence))
         except BlobGone:
             raise Expired("The result is not kept any more. Submit the work again.") from None
-        resources = Exchange.of(req.scope).resources
-        resources.enter_context(file)
-        _serve(req, resp, file, job.result, tag, resources)
+        Exchange.of(req.scope).resources.enter_context(file)
+        _serve(req, resp, file, job.result, tag)
 
     on_head = on_get
 
 
-def _serve(req: Request, resp: Response, file: FileIO, result: Result, tag: str, _: ExitStack) -> None:
+def _serve(req: Request, resp: Response, file: FileIO, result: Result, tag: str) -> None:
     resp.content_type = str(result.outcome["media_type"])
     first, last = 0, result.bytes - 1
     wanted = _range(req, tag)
@@ -128,11 +127,10 @@ def _range(req: Request, tag: str) -> tuple[int, int] | None:
     """Return the range that is wanted; one that makes no sense, or of another result, is ignored."""
     if not _has(req, "If-Range", tag, default=True):
         return None
-    try:
-        unit = req.range_unit
-        return req.range if unit == "bytes" else None
-    except falcon.HTTPInvalidHeader:
-        return None
+    with suppress(falcon.HTTPInvalidHeader):
+        if req.range_unit == "bytes":
+            return req.range
+    return None
 
 
 def _has(req: Request, header: str, tag: str, *, default: bool = False) -> bool:

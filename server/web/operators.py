@@ -34,11 +34,11 @@ class Operators:
             sent = req.get_header("Authorization", default="")
             if not hmac.compare_digest(sent.encode(), f"Bearer {self._token}".encode()):
                 raise Unauthorized(
-                    "Only operators may do this. Send `Authorization: Bearer` with the value of FLIP_ADMIN_TOKEN."
+                    "This is for operators. Send `Authorization: Bearer` with the value of FLIP_ADMIN_TOKEN."
                 )
         elif not _is_local(req):
             raise Forbidden(
-                "Only operators may do this, from the machine itself. Set FLIP_ADMIN_TOKEN to do it from others."
+                "This is for operators on the machine itself. Set FLIP_ADMIN_TOKEN to do it from others."
             )
         elif req.get_header("Sec-Fetch-Site", default="none") not in {"none", "same-origin"}:
             raise Forbidden("A page of another site may not do this. Send the request without a browser.")

@@ -118,8 +118,8 @@ class Submissions:
         facts = Facts(operation.name, operation.version, parameters, options.attempts, options.callback)
         id = JobId(new_id())
         async with self._uploads.received(req, exchange, ticket) as upload:
-            digest = await run_in_thread(_digest, upload)
-            idempotency = key and Idempotency(key, fingerprint(facts, options, [digest]))
+            digest = await run_in_thread(digest_of, upload)
+            idempotency = None if key is None else Idempotency(key, fingerprint(facts, options, [digest]))
             await self._blobs.keep(upload, id.group, id.input_name)
             size = upload.seek(0, 2)
         try:
@@ -162,7 +162,8 @@ def fingerprint(facts: Facts, options: Options, digests: Sequence[str]) -> str:
     return hashlib.sha256(repr((facts, options, digests)).encode()).hexdigest()
 
 
-def _digest(file: FileIO) -> str:
+def digest_of(file: FileIO) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
     file.seek(0)
     return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -39,7 +39,7 @@ class Transform:
         submissions: takes it for later, when the client prefers that; None when there are no jobs.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 one for each collaborator
         self,
         operation: Operation,
         admission: Admission,

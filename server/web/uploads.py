@@ -5,6 +5,7 @@ from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
 from io import FileIO
 from pathlib import Path
+from typing import Protocol
 
 import falcon
 from falcon.asgi import Request
@@ -12,7 +13,6 @@ from falcon.asgi.multipart import BodyPart, MultipartForm
 from falcon.media import MultipartFormHandler
 
 from server.admission import Ticket
-from server.cluster.memory_files import MemoryFilePool
 from server.errors import MalformedMultipart, OperationRefused, UploadTooLarge, UploadTooSlow
 from server.web.exchange import Exchange
 from server.web.upload_sink import UploadSink, write_all
@@ -22,6 +22,16 @@ _ONE_FILE = "Send one file part named `image`, as `curl -F image=@photo.jpg` doe
 _FORMS = MultipartFormHandler()
 
 
+class Files(Protocol):
+    """Where files for uploads come from and go to."""
+
+    def take(self) -> FileIO:
+        """Return a file to be written from its start."""
+
+    def give_back(self, file: FileIO) -> None:
+        """Take a file back that is not needed any more."""
+
+
 class Uploads:
     """Takes the image out of a request.
 
@@ -29,16 +39,14 @@ class Uploads:
         max_body_bytes: the largest body, in bytes.
         timeout_s: the longest time that a body may take, in seconds.
         sample: the image that stands in for an empty body.
-        memory_files: where the files for uploads come from and go to.
+        files: where the files for uploads come from and go to.
     """
 
-    def __init__(
-        self, *, max_body_bytes: int, timeout_s: float, sample: Path, memory_files: MemoryFilePool
-    ) -> None:
+    def __init__(self, *, max_body_bytes: int, timeout_s: float, sample: Path, files: Files) -> None:
         self._max_body_bytes = max_body_bytes
         self._timeout_s = timeout_s
         self._sample = sample
-        self._memory_files = memory_files
+        self._files = files
 
     def length_of(self, req: Request) -> int | None:
         """Return the length of the body; None when no header says it.
@@ -64,7 +72,7 @@ class Uploads:
             UploadTooLarge, UploadTooSlow, MalformedMultipart: as their names say.
             ServiceUnavailable: it has no length and grows beyond the limit on bytes in flight.
         """
-        upload = self._memory_files.take()
+        upload = self._files.take()
         try:
             await self._read(req, exchange, upload, ticket)
             if upload.tell():
@@ -73,13 +81,13 @@ class Uploads:
                 with FileIO(self._sample) as sample:
                     yield sample
         except OperationRefused:  # the engine has answered or is gone, so it no longer uses the file
-            self._memory_files.give_back(upload)
+            self._files.give_back(upload)
             raise
         except BaseException:  # an engine may still be reading, for a client that has left
             upload.close()
             raise
         else:
-            self._memory_files.give_back(upload)
+            self._files.give_back(upload)
 
     async def _read(self, req: Request, exchange: Exchange, upload: FileIO, ticket: Ticket) -> None:
         try:

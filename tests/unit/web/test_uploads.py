@@ -121,9 +121,7 @@ class Service:
         self.admission = Admission(
             self.membership.scoreboard, row, max_wait_s=10.0, max_held_bytes=max_held_bytes
         )
-        self.uploads = Uploads(
-            max_body_bytes=MAX_BODY_BYTES, timeout_s=TIMEOUT_S, sample=sample, memory_files=pool
-        )
+        self.uploads = Uploads(max_body_bytes=MAX_BODY_BYTES, timeout_s=TIMEOUT_S, sample=sample, files=pool)
         self.pool = pool
         self.route = Route(self.admission, self.uploads)
         no_dispatcher = object()  # what is sent to /flip does not get as far as an engine
