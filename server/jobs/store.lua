@@ -121,7 +121,7 @@ end
 
 local function count_live(job, sign)
   redis.call('HINCRBY', key('totals'), 'jobs', sign)
-  redis.call('HINCRBY', key('totals'), 'bytes', sign * job.bytes)
+  redis.call('HINCRBY', key('totals'), 'bytes', sign * job.bytes + 0) -- no negative zero
 end
 
 local function new_group(group, facts, is_batch, owner)

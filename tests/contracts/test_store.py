@@ -54,7 +54,7 @@ def _laws(server: StoreServer) -> Iterator[None]:
 
 @asynccontextmanager
 async def stores(server: StoreServer, *owners: str, **settings: float) -> AsyncIterator[list[Store]]:
-    values = {"grace_s": 5.0, "ttl_s": 60.0, "lease_s": 60.0, "max_jobs": 1000, "max_bytes": 1 << 30}
+    values = {"grace_s": 5.0, "ttl_s": 60.0, "lease_s": 60.0, "max_jobs": 10_000, "max_bytes": 1 << 30}
     opened = [Store(server.url, owner=owner, **{**values, **settings}) for owner in owners]  # type: ignore[arg-type]
     try:
         yield opened
