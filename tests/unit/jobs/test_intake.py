@@ -93,7 +93,9 @@ each_small = pytest.mark.parametrize("small", SMALL.values(), ids=SMALL.keys())
 
 @pytest.fixture
 def new_file(tmp_path: Path) -> Callable[[], FileIO]:
-    return Directory(tmp_path / "blobs").new
+    blobs = Directory(tmp_path / "blobs")
+    blobs.prepare()
+    return blobs.new
 
 
 @pytest.fixture(autouse=True)
