@@ -74,8 +74,11 @@ class BatchesResource:
         key = idempotency_key(req)
         batch = new_id()
         try:
-            digests = await self._submit(req, batch, facts, options)
-            idempotency = None if key is None else Idempotency(key, fingerprint(facts, options, digests))
+            digests: list[str] | None = None if key is None else []
+            await self._submit(req, batch, facts, options, digests)
+            idempotency = None
+            if key is not None and digests is not None:
+                idempotency = Idempotency(key, fingerprint(facts, options, digests))
             kept = await self._store.seal(batch, idempotency)
         except BaseException:
             await asyncio.shield(self._drop(batch))
@@ -94,9 +97,10 @@ class BatchesResource:
         parameters = self._queries[name].choose(rest)
         return options, Facts(name, operation.version, parameters, options.attempts, options.callback)
 
-    async def _submit(self, req: Request, batch: str, facts: Facts, options: Options) -> list[str]:
-        """Submit the items as they come, and return their digests."""
-        digests: list[str] = []
+    async def _submit(
+        self, req: Request, batch: str, facts: Facts, options: Options, digests: list[str] | None
+    ) -> None:
+        """Submit the items as they come, and add their digests to those that are wanted."""
         if (req.content_length or 0) > self._limits.bytes:
             raise UploadTooLarge(
                 f"The batch is larger than {self._limits.bytes} bytes. Split it into several batches."
@@ -104,11 +108,11 @@ class BatchesResource:
         upload = items(req.content_type or "", req.stream, self._blobs.new, self._limits)
         async with aclosing(upload) as found, aclosing(_chunks(found)) as chunks:
             async for chunk in chunks:
-                digests += await run_in_thread(_digests_of, chunk.values())
+                if digests is not None:
+                    digests += await run_in_thread(_digests_of, chunk.values())
                 files = {JobId(batch, job.index).input_name: file for job, file in chunk.items()}
                 await self._blobs.keep_all(files, batch)
                 await self._store.submit_items(batch, facts, tuple(chunk), options.schedule)
-        return digests
 
     async def _drop(self, batch: str) -> None:
         with suppress(StoreAway):  # then the janitor finds it

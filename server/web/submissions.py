@@ -118,8 +118,10 @@ class Submissions:
         facts = Facts(operation.name, operation.version, parameters, options.attempts, options.callback)
         id = JobId(new_id())
         async with self._uploads.received(req, exchange, ticket) as upload:
-            digest = await run_in_thread(digest_of, upload)
-            idempotency = None if key is None else Idempotency(key, fingerprint(facts, options, [digest]))
+            idempotency = None
+            if key is not None:
+                digest = await run_in_thread(digest_of, upload)
+                idempotency = Idempotency(key, fingerprint(facts, options, [digest]))
             await self._blobs.keep(upload, id.group, id.input_name)
             size = upload.seek(0, 2)
         try:
