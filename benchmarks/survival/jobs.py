@@ -10,19 +10,27 @@ from functools import partial
 from time import strftime
 
 from benchmarks.harness.findings import Finding
-from benchmarks.survival import job_kills
+from benchmarks.survival import job_handovers, job_kills
 from benchmarks.survival.chaos import are_kept
 
 SCENARIOS: dict[str, Callable[..., list[Finding]]] = {
     scenario.__name__: scenario
-    for scenario in (job_kills.kill_rounds, job_kills.frozen_worker, job_kills.second_tries)
+    for scenario in (
+        job_kills.kill_rounds,
+        job_kills.frozen_worker,
+        job_kills.second_tries,
+        job_handovers.submissions,
+        job_handovers.shared_directory,
+    )
 }
 
 #: Small counts that take less than a minute in all; the tests use them too.
 QUICK: dict[str, dict[str, object]] = {
     "kill_rounds": {"rounds": 2, "size": (640, 480)},
-    "frozen_worker": {"times": 1},
+    "frozen_worker": {"times": 1, "body": "medium"},
     "second_tries": {"kills": 2},
+    "submissions": {"store_kills": 1},
+    "shared_directory": {"batch_of": 30, "size": (640, 480)},
 }
 
 
