@@ -90,6 +90,9 @@ class Consumer:
             except StoreAway:  # it may have been carried out: ask the same again
                 await self._store.wait_until_back()
                 continue
+            except asyncio.CancelledError:  # this too: nobody would know that the jobs are ours
+                await asyncio.shield(self._give_back_all(request))
+                raise
             request = str(next(self._requests))
             for claim in claims:
                 task = asyncio.create_task(self._run(claim))
@@ -135,6 +138,13 @@ class Consumer:
             del self._running[str(claim.id)]
             self._progress.pop(str(claim.id), None)
             self._has_ended.set()
+
+    async def _give_back_all(self, request: str) -> None:
+        """Give back what a claim got, without claiming more."""
+        with suppress(StoreAway):
+            claims, _ = await self._store.claim(request, self._kinds, 0)
+            for claim in claims:
+                await self._store.give_back(claim)
 
     async def _give_back(self, claim: Claim) -> None:
         with suppress(StoreAway):  # then its lease ends, or its owner is found dead
