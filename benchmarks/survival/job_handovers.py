@@ -20,7 +20,7 @@ from benchmarks.harness.exchanges import Exchange, ask, outcome
 from benchmarks.harness.findings import Finding
 from benchmarks.harness.messages import post
 from benchmarks.harness.server import STORE, LiveServer
-from benchmarks.harness.waiting import DEADLINE_S, until
+from benchmarks.harness.waiting import DEADLINE_S, at_intervals, until
 from benchmarks.survival.batches import (
     ACCEPTED,
     BATCH_S,
@@ -38,6 +38,7 @@ from benchmarks.survival.batches import (
 from benchmarks.survival.cluster import listed
 
 _AT_ONCE = 32
+_BETWEEN_KILLS_S = 2.0
 _LATER = "Prefer: respond-async\r\n"
 
 
@@ -88,11 +89,13 @@ class Submitter:
         )
 
 
-def submissions(store_kills: int = 3, size: tuple[int, int] = (320, 240)) -> list[Finding]:
+def submissions(
+    store_kills: int = 3, size: tuple[int, int] = (320, 240), grace_s: float = 1.0
+) -> list[Finding]:
     """Submit every 20 ms while the service is reloaded and upgraded and its store dies; none is refused."""
     (item,) = items(1, 0, size)
     findings, locations = [], []
-    with data_directory() as data, job_cluster(data) as server:
+    with data_directory() as data, job_cluster(data, FLIP_STORE_GRACE_S=str(grace_s)) as server:
         for during, disturb in (
             ("a reload (HUP)", _reload),
             (f"{store_kills} kills of the store", lambda server: _kill_store(server, store_kills)),
@@ -124,7 +127,7 @@ def _reload(server: LiveServer) -> None:
 
 
 def _kill_store(server: LiveServer, kills: int) -> None:
-    for _ in range(kills):
+    for _ in at_intervals(kills, _BETWEEN_KILLS_S):
         before = len(server.events)
         kill(server.roles()[STORE][0])
         server.wait_for("store_online", after=before)

@@ -10,7 +10,7 @@ from functools import partial
 from time import strftime
 
 from benchmarks.harness.findings import Finding
-from benchmarks.survival import job_handovers, job_kills
+from benchmarks.survival import job_handovers, job_kills, job_storage
 from benchmarks.survival.chaos import are_kept
 
 SCENARIOS: dict[str, Callable[..., list[Finding]]] = {
@@ -21,6 +21,9 @@ SCENARIOS: dict[str, Callable[..., list[Finding]]] = {
         job_kills.second_tries,
         job_handovers.submissions,
         job_handovers.shared_directory,
+        job_storage.full_disk,
+        job_storage.unusable_directory,
+        job_storage.damaged_store,
     )
 }
 
@@ -29,8 +32,11 @@ QUICK: dict[str, dict[str, object]] = {
     "kill_rounds": {"rounds": 2, "size": (640, 480)},
     "frozen_worker": {"times": 1, "body": "medium"},
     "second_tries": {"kills": 2},
-    "submissions": {"store_kills": 1},
+    "submissions": {"store_kills": 1, "grace_s": 15.0},
     "shared_directory": {"batch_of": 30, "size": (640, 480)},
+    "full_disk": {"free_bytes": (0,)},
+    "unusable_directory": {"kinds": ("read-only",)},
+    "damaged_store": {"jobs": 6},
 }
 
 
