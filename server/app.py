@@ -122,7 +122,7 @@ def _add_jobs(
         max_jobs=settings.max_queued_jobs,
         max_bytes=settings.max_queued_bytes,
     )
-    blobs = Directory(settings.data_dir / "blobs")
+    blobs = Directory(settings.blob_dir)
     consumer = Consumer(
         store, blobs, dispatcher, engine, OPERATIONS, at_once=settings.jobs_at_once, lease_s=settings.lease_s
     )

@@ -100,19 +100,27 @@ class Directory:
     """Blobs in a directory of this machine.
 
     Args:
-        root: made if it is not there.
-
-    Raises:
-        UnsuitableDirectory: it cannot be written to, or its file system has no unnamed files.
+        root: see `prepare`.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
+
+    def prepare(self) -> None:
+        """Make the directory if it is not there, and see that it is fit for its purpose.
+
+        Raises:
+            UnsuitableDirectory: it cannot be written to, or its file system has no unnamed files.
+        """
+        root = self._root
         try:
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            root.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            root.mkdir(mode=0o700, exist_ok=True)
             self.new().close()
         except OSError as error:
             reason = error.strerror
+            if isinstance(error, FileExistsError):  # a file that is in the way
+                reason = os.strerror(errno.ENOTDIR)
             if error.errno in _NO_UNNAMED_FILES:
                 reason = "its file system does not support O_TMPFILE; choose one on ext4, XFS, Btrfs or tmpfs"
             raise UnsuitableDirectory(f"Cannot keep the files of jobs in {root}: {reason}") from None
