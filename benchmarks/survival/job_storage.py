@@ -10,10 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
+from redis.exceptions import ConnectionError  # noqa: A004 that of the store
 
 from benchmarks.harness.answers import Flipped
 from benchmarks.harness.findings import Finding
@@ -25,6 +26,7 @@ from benchmarks.survival.batches import (
     data_directory,
     get,
     job_cluster,
+    store,
     submit_job,
     wait_until_ended,
 )
@@ -40,7 +42,7 @@ _START_S = 60.0
 _HALF_A_COMMAND = b"*3\r\n$4\r\nHSE"
 
 
-def full_disk(free_bytes: tuple[int, ...] = (0, 65536)) -> list[Finding]:
+def full_disk() -> list[Finding]:
     """Fill the disk: submissions are refused, requests are answered, and all works again with room."""
     if os.geteuid():
         return [_left_out()]
@@ -48,22 +50,27 @@ def full_disk(free_bytes: tuple[int, ...] = (0, 65536)) -> list[Finding]:
     with _mounted() as data, job_cluster(data) as server:
         kept = submit_job(server, image("small"))
         wait_until_ended(server, kept)
-        for free in free_bytes:
+        for what, fill_store, reason in (
+            ("no room for files", _nothing, "no_room_for_submission: [Errno 28]"),
+            ("no room for the store", _fill_store, "No space left on device"),
+        ):
             before = len(server.events)
-            with _filled(data, free):
-                findings += _on_full_disk(server, free)
+            with _filled(data):
+                fill_store(server, data)
+                findings += _on_full_disk(server, what)
             freed_s = time.monotonic()
             back = until(lambda: _accepted(server), BATCH_S)
             back_s = time.monotonic() - freed_s
+            said = _said(server, before)
             findings += [
-                Finding(f"{free} bytes free: the operator sees why", _said(server, before), is_kept=True),
+                Finding(f"{what}: the operator sees why", said, reason in said),
                 Finding(
-                    f"{free} bytes free: with room, it works again by itself",
+                    f"{what}: with room, it works again by itself",
                     f"a submission was accepted after {back_s:.1f} s",
                     bool(back) and wait_until_ended(server, back)["state"] == "completed",
                 ),
                 Finding(
-                    f"{free} bytes free: what was accepted before is there",
+                    f"{what}: what was accepted before is there",
                     get(server, kept)["state"],
                     not Flipped(image("small")).fault_of(_result(server, kept)),
                 ),
@@ -71,7 +78,19 @@ def full_disk(free_bytes: tuple[int, ...] = (0, 65536)) -> list[Finding]:
     return findings
 
 
-def _on_full_disk(server: LiveServer, free: int) -> list[Finding]:
+def _nothing(_server: LiveServer, _data: Path) -> None:
+    """Leave the store as it is: its file has some room left."""
+
+
+def _fill_store(server: LiveServer, data: Path) -> None:
+    """Have the store write more than there is room for: it ends."""
+    before = len(server.events)
+    with store(data) as client, suppress(ConnectionError):
+        client.set("filler", bytes(1 << 20))
+    server.wait_for("store_not_started", after=before)
+
+
+def _on_full_disk(server: LiveServer, what: str) -> list[Finding]:
     headers = {"Prefer": "respond-async"}
     body, url = image("medium"), f"{server.url}/flip"
     job = httpx.post(url, content=body, headers=headers, timeout=DEADLINE_S)
@@ -81,14 +100,14 @@ def _on_full_disk(server: LiveServer, free: int) -> list[Finding]:
     return [
         *(
             Finding(
-                f"{free} bytes free: a {kind} is refused with a problem",
+                f"{what}: a {kind} is refused with a problem",
                 f"{answer.status_code} {answer.text[:200]}",
                 answer.status_code == UNAVAILABLE and "retry-after" in answer.headers,
             )
             for kind, answer in (("job", job), ("batch", batch))
         ),
         Finding(
-            f"{free} bytes free: a request is answered as ever",
+            f"{what}: a request is answered as ever",
             str(request.status_code),
             request.status_code == OK,
         ),
@@ -135,15 +154,12 @@ def _mount(*arguments: str) -> None:
 
 
 @contextmanager
-def _filled(directory: Path, free_bytes: int) -> Iterator[None]:
-    """Use up a file system but for some bytes."""
+def _filled(directory: Path) -> Iterator[None]:
+    """Use up all of a file system."""
     filler = directory / "filler"
-    with filler.open("wb", 0) as file:
-        try:
-            while True:
-                file.write(bytes(1 << 16))
-        except OSError:  # full
-            file.truncate(max(0, file.tell() - free_bytes))
+    with filler.open("wb", 0) as file, suppress(OSError):  # full
+        while True:
+            file.write(bytes(1 << 12))
     try:
         yield
     finally:

@@ -34,7 +34,7 @@ QUICK: dict[str, dict[str, object]] = {
     "second_tries": {"kills": 2},
     "submissions": {"store_kills": 1, "grace_s": 15.0},
     "shared_directory": {"batch_of": 30, "size": (640, 480)},
-    "full_disk": {"free_bytes": (0,)},
+    "full_disk": {},
     "unusable_directory": {"kinds": ("read-only",)},
     "damaged_store": {"jobs": 6},
 }

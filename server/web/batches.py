@@ -27,6 +27,7 @@ from server.web.submissions import (
     digest_of,
     fingerprint,
     idempotency_key,
+    refusing_when_full,
 )
 
 #: How many items are listed at once, and are asked for at once.
@@ -74,7 +75,8 @@ class BatchesResource:
         key = idempotency_key(req)
         batch = new_id()
         try:
-            digests = await self._submit(req, batch, facts, options)
+            with refusing_when_full():
+                digests = await self._submit(req, batch, facts, options)
             idempotency = None if key is None else Idempotency(key, fingerprint(facts, options, digests))
             kept = await self._store.seal(batch, idempotency)
         except BaseException:
