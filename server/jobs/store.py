@@ -99,9 +99,8 @@ class Store:
         self._lease_ms = int(lease_s * 1000)
         self._max_jobs = max_jobs
         self._max_bytes = max_bytes
-        self._redis = _client(url, answer_s=_ANSWER_S)
-        # redis-py limits every read to its time-out: a blocking call needs more.
-        self._blocking = _client(url, answer_s=BLOCK_S + _ANSWER_S)
+        self._redis = _client(url)
+        self._blocking = _client(url)
         self._script = self._redis.register_script(_SCRIPT)
         self._is_back = asyncio.Event()
         self._is_back.set()
@@ -221,8 +220,10 @@ class Store:
 
     async def wait_for_bell(self, kinds: Sequence[str], timeout_s: float) -> None:
         """Wait until a job of one of these kinds waits, but no longer than that, and less when in doubt."""
+        bells = [f"{_PREFIX}bell:{kind}" for kind in kinds]
         with suppress(*_AWAY):
-            await self._blocking.bzpopmin([f"{_PREFIX}bell:{kind}" for kind in kinds], timeout_s or 0.001)
+            async with asyncio.timeout(timeout_s + _ANSWER_S):
+                await self._blocking.bzpopmin(bells, timeout_s or 0.001)
 
     async def renew(self, fences: Mapping[str, int], progress: Mapping[str, int]) -> Renewal:
         """Renew the leases of jobs.
@@ -438,7 +439,8 @@ class Store:
                 while True:
                     await self._is_back.wait()
                     try:
-                        return await call()
+                        async with asyncio.timeout(_ANSWER_S):
+                            return await call()
                     except OutOfMemoryError:
                         raise QueueFull(
                             "The store of the jobs has no memory left. Try again later.", 60
@@ -496,11 +498,13 @@ class Hints:
                     yield kind, subject if kind == "news" else message["data"]
 
 
-def _client(url: str, *, answer_s: float) -> "redis.Redis":
+def _client(url: str) -> "redis.Redis":
     return redis.from_url(
         url,
         decode_responses=True,
-        socket_timeout=answer_s,
+        # Ours are around the calls: with one of its own, redis-py sends within asyncio.wait_for, which in
+        # Python 3.11 loses a cancellation that comes when all is sent, and a worker would never end.
+        socket_timeout=None,
         socket_connect_timeout=_ANSWER_S,
         retry=Retry(NoBackoff(), 0),  # ours knows the grace
     )

@@ -27,6 +27,7 @@ from server.web.submissions import (
     digest_of,
     fingerprint,
     idempotency_key,
+    refusing_when_full,
 )
 
 #: How many items are listed at once, and are asked for at once.
@@ -75,7 +76,8 @@ class BatchesResource:
         batch = new_id()
         try:
             digests: list[str] | None = None if key is None else []
-            await self._submit(req, batch, facts, options, digests)
+            with refusing_when_full():
+                await self._submit(req, batch, facts, options, digests)
             idempotency = None
             if key is not None and digests is not None:
                 idempotency = Idempotency(key, fingerprint(facts, options, digests))
