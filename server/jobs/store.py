@@ -102,7 +102,9 @@ class Store:
         self._redis = _client(url, answer_s=_ANSWER_S)
         # redis-py limits every read to its time-out: a blocking call needs more.
         self._blocking = _client(url, answer_s=BLOCK_S + _ANSWER_S)
-        self._script = self._redis.register_script(_SCRIPT)
+        self._adding = self._redis.register_script(_SCRIPT)
+        # Without memory left, jobs must still be able to end and to expire.
+        self._script = self._redis.register_script(f"#!lua flags=allow-oom\n{_SCRIPT}")
         self._is_back = asyncio.Event()
         self._is_back.set()
         self._away_since_s = 0.0
@@ -222,7 +224,8 @@ class Store:
     async def wait_for_bell(self, kinds: Sequence[str], timeout_s: float) -> None:
         """Wait until a job of one of these kinds waits, but no longer than that, and less when in doubt."""
         with suppress(*_AWAY):
-            await self._blocking.bzpopmin([f"{_PREFIX}bell:{kind}" for kind in kinds], timeout_s or 0.001)
+            bells = [f"{_PREFIX}bell:{kind}" for kind in kinds]
+            await _cancellable(self._blocking.bzpopmin(bells, timeout_s or 0.001))
 
     async def renew(self, fences: Mapping[str, int], progress: Mapping[str, int]) -> Renewal:
         """Renew the leases of jobs.
@@ -242,9 +245,9 @@ class Store:
         """Report failure; if it is not final, the job is tried again later, as often as it may be."""
         await self._finish(claim, "failed" if is_final else "again", error=_compact(asdict(failure)))
 
-    async def give_back(self, claim: Claim) -> None:
-        """Return a job as if it had not been claimed."""
-        await self._finish(claim, "released")
+    async def give_back(self, claim: Claim) -> bool:
+        """Return a job as if it had not been claimed; True: it is completed, as its report was heard."""
+        return await self._finish(claim, "released") == JobState.COMPLETED
 
     async def _finish(self, claim: Claim, how: str, **more: str) -> str | None:
         error = more.pop("error", _compact(asdict(Failure("TooManyAttempts"))))
@@ -346,7 +349,7 @@ class Store:
         async with self._blocking.pubsub(ignore_subscribe_messages=True) as subscription:
             hints = Hints(subscription)
             with suppress(*_AWAY):
-                await subscription.subscribe(f"{_PREFIX}cancel:{self.owner}")
+                await _cancellable(subscription.subscribe(f"{_PREFIX}cancel:{self.owner}"))
                 for group in tuple(groups):
                     await hints.watch(group)
             yield hints
@@ -387,7 +390,8 @@ class Store:
 
     async def _ask(self, verb: str, **args: object) -> dict[str, Any]:
         text = _compact(_given({"owner": self.owner, "ttl_ms": self._ttl_ms, **args}))
-        answer = await self._guarded(lambda: self._script(keys=[_PREFIX], args=[verb, text]))
+        script = self._adding if verb == "submit" else self._script
+        answer = await self._guarded(lambda: script(keys=[_PREFIX], args=[verb, text]))
         found: dict[str, Any] = json.loads(answer)
         return found
 
@@ -439,7 +443,7 @@ class Store:
                 while True:
                     await self._is_back.wait()
                     try:
-                        return await call()
+                        return await _cancellable(call())
                     except OutOfMemoryError:
                         raise QueueFull(
                             "The store of the jobs has no memory left. Try again later.", 60
@@ -482,17 +486,17 @@ class Hints:
     async def watch(self, group: str) -> None:
         """Ask for hints about a group."""
         with suppress(*_AWAY):
-            await self._subscription.subscribe(f"{_PREFIX}news:{group}")
+            await _cancellable(self._subscription.subscribe(f"{_PREFIX}news:{group}"))
 
     async def unwatch(self, group: str) -> None:
         """Ask for no more of them."""
         with suppress(*_AWAY):
-            await self._subscription.unsubscribe(f"{_PREFIX}news:{group}")
+            await _cancellable(self._subscription.unsubscribe(f"{_PREFIX}news:{group}"))
 
     async def __aiter__(self) -> AsyncIterator[tuple[str, str]]:
         with suppress(*_AWAY):
             while True:
-                if message := await self._subscription.get_message(timeout=BLOCK_S):
+                if message := await _cancellable(self._subscription.get_message(timeout=BLOCK_S)):
                     kind, _, subject = message["channel"].removeprefix(_PREFIX).partition(":")
                     yield kind, subject if kind == "news" else message["data"]
 
@@ -505,6 +509,21 @@ def _client(url: str, *, answer_s: float) -> "redis.Redis":
         socket_connect_timeout=_ANSWER_S,
         retry=Retry(NoBackoff(), 0),  # ours knows the grace
     )
+
+
+async def _cancellable(call: Awaitable[T]) -> T:
+    """Await a call of redis-py, which may swallow a cancellation.
+
+    It sends under `asyncio.wait_for`, and before Python 3.12 that returns as if nothing had happened when the
+    cancellation comes together with the end of what it waits for.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    try:
+        return await call
+    finally:
+        if task and task.cancelling() > before:
+            raise asyncio.CancelledError
 
 
 def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
