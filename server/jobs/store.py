@@ -6,8 +6,8 @@ was lost is made again. Reads need no script.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict
 from math import ceil
 from pathlib import Path
@@ -347,8 +347,8 @@ class Store:
     async def hints(self, groups: Iterable[str]) -> AsyncIterator["Hints"]:
         """Subscribe to hints about some groups, and about jobs of this owner that are to be cancelled."""
         async with self._blocking.pubsub(ignore_subscribe_messages=True) as subscription:
-            hints = Hints(subscription)
-            with suppress(*_AWAY):
+            hints = Hints(subscription, self._noticing)
+            with self._noticing():
                 await _cancellable(subscription.subscribe(f"{_PREFIX}cancel:{self.owner}"))
                 for group in tuple(groups):
                     await hints.watch(group)
@@ -454,6 +454,13 @@ class Store:
             self._notice(error)
             raise StoreAway("The store of the jobs does not answer. Try again in a second.") from None
 
+    @contextmanager
+    def _noticing(self) -> Iterator[None]:
+        try:
+            yield
+        except _AWAY as error:
+            self._notice(error)
+
     def _notice(self, error: Exception) -> None:
         """From now on wait until the store answers again."""
         if self._is_back.is_set():
@@ -480,22 +487,23 @@ class Hints:
     Hints may be lost; the iteration ends when the store is away.
     """
 
-    def __init__(self, subscription: PubSub) -> None:
+    def __init__(self, subscription: PubSub, noticing: Callable[[], AbstractContextManager[None]]) -> None:
         self._subscription = subscription
+        self._noticing = noticing
 
     async def watch(self, group: str) -> None:
         """Ask for hints about a group."""
-        with suppress(*_AWAY):
+        with self._noticing():
             await _cancellable(self._subscription.subscribe(f"{_PREFIX}news:{group}"))
 
     async def unwatch(self, group: str) -> None:
         """Ask for no more of them."""
-        with suppress(*_AWAY):
+        with self._noticing():
             await _cancellable(self._subscription.unsubscribe(f"{_PREFIX}news:{group}"))
 
     async def __aiter__(self) -> AsyncIterator[tuple[str, str]]:
-        with suppress(*_AWAY):
-            while True:
+        with self._noticing():
+            while self._subscription.subscribed:  # else the store was away before it began
                 if message := await _cancellable(self._subscription.get_message(timeout=BLOCK_S)):
                     kind, _, subject = message["channel"].removeprefix(_PREFIX).partition(":")
                     yield kind, subject if kind == "news" else message["data"]
