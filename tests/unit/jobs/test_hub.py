@@ -18,9 +18,7 @@ RESULT = Result({}, 7, "ab" * 32, 1)
 
 async def submit_batch(store: Store, total: int) -> str:
     batch = new_id()
-    await store.submit_items(
-        batch, FACTS, [NewJob(1, index) for index in range(total)], Schedule("default")
-    )
+    await store.submit_items(batch, FACTS, [NewJob(1, index) for index in range(total)], Schedule("default"))
     await store.seal(batch)
     return batch
 
@@ -172,9 +170,7 @@ def test_a_job_is_seen_in_each_of_its_states(server: StoreServer) -> None:
             seen: list[tuple[JobState, int]] = []
 
             async def follow() -> None:
-                async for job in hub.follow_job(id):
-                    if job is not None:
-                        seen.append((job.state, job.progress))
+                seen.extend([(job.state, job.progress) async for job in hub.follow_job(id) if job])
 
             async with running(hub):
                 following = asyncio.create_task(follow())
