@@ -6,8 +6,8 @@ was lost is made again. Reads need no script.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict
 from math import ceil
 from pathlib import Path
@@ -101,7 +101,9 @@ class Store:
         self._max_bytes = max_bytes
         self._redis = _client(url)
         self._blocking = _client(url)
-        self._script = self._redis.register_script(_SCRIPT)
+        self._adding = self._redis.register_script(_SCRIPT)
+        # Without memory left, jobs must still be able to end and to expire.
+        self._script = self._redis.register_script(f"#!lua flags=allow-oom\n{_SCRIPT}")
         self._is_back = asyncio.Event()
         self._is_back.set()
         self._away_since_s = 0.0
@@ -243,9 +245,9 @@ class Store:
         """Report failure; if it is not final, the job is tried again later, as often as it may be."""
         await self._finish(claim, "failed" if is_final else "again", error=_compact(asdict(failure)))
 
-    async def give_back(self, claim: Claim) -> JobState | None:
-        """Return a job as if it had not been claimed; its state after that, or None if it is another's."""
-        return await self._finish(claim, "released")
+    async def give_back(self, claim: Claim) -> bool:
+        """Return a job as if it had not been claimed; True: it is completed, as its report was heard."""
+        return await self._finish(claim, "released") == JobState.COMPLETED
 
     async def _finish(self, claim: Claim, how: str, **more: str) -> JobState | None:
         error = more.pop("error", _compact(asdict(Failure("TooManyAttempts"))))
@@ -344,8 +346,8 @@ class Store:
     async def hints(self, groups: Iterable[str]) -> AsyncIterator["Hints"]:
         """Subscribe to hints about some groups, and about jobs of this owner that are to be cancelled."""
         async with self._blocking.pubsub(ignore_subscribe_messages=True) as subscription:
-            hints = Hints(subscription)
-            with suppress(*_AWAY):
+            hints = Hints(subscription, self._noticing)
+            with self._noticing():
                 await subscription.subscribe(f"{_PREFIX}cancel:{self.owner}")
                 for group in tuple(groups):
                     await hints.watch(group)
@@ -387,7 +389,8 @@ class Store:
 
     async def _ask(self, verb: str, **args: object) -> dict[str, Any]:
         text = _compact(_given({"owner": self.owner, "ttl_ms": self._ttl_ms, **args}))
-        answer = await self._guarded(lambda: self._script(keys=[_PREFIX], args=[verb, text]))
+        script = self._adding if verb == "submit" else self._script
+        answer = await self._guarded(lambda: script(keys=[_PREFIX], args=[verb, text]))
         found: dict[str, Any] = json.loads(answer)
         return found
 
@@ -451,6 +454,13 @@ class Store:
             self._notice(error)
             raise StoreAway("The store of the jobs does not answer. Try again in a second.") from None
 
+    @contextmanager
+    def _noticing(self) -> Iterator[None]:
+        try:
+            yield
+        except _AWAY as error:
+            self._notice(error)
+
     def _notice(self, error: Exception) -> None:
         """From now on wait until the store answers again."""
         if self._is_back.is_set():
@@ -477,22 +487,23 @@ class Hints:
     Hints may be lost; the iteration ends when the store is away.
     """
 
-    def __init__(self, subscription: PubSub) -> None:
+    def __init__(self, subscription: PubSub, noticing: Callable[[], AbstractContextManager[None]]) -> None:
         self._subscription = subscription
+        self._noticing = noticing
 
     async def watch(self, group: str) -> None:
         """Ask for hints about a group."""
-        with suppress(*_AWAY):
+        with self._noticing():
             await self._subscription.subscribe(f"{_PREFIX}news:{group}")
 
     async def unwatch(self, group: str) -> None:
         """Ask for no more of them."""
-        with suppress(*_AWAY):
+        with self._noticing():
             await self._subscription.unsubscribe(f"{_PREFIX}news:{group}")
 
     async def __aiter__(self) -> AsyncIterator[tuple[str, str]]:
-        with suppress(*_AWAY):
-            while True:
+        with self._noticing():
+            while self._subscription.subscribed:  # else the store was away before it began
                 if message := await self._subscription.get_message(timeout=BLOCK_S):
                     kind, _, subject = message["channel"].removeprefix(_PREFIX).partition(":")
                     yield kind, subject if kind == "news" else message["data"]
