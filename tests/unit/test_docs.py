@@ -116,6 +116,7 @@ def test_the_problems_of_the_framework_and_the_server_have_sections() -> None:
         405,
         408,
         414,
+        416,
         426,
         431,
         500,
