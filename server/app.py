@@ -153,7 +153,7 @@ def _add_jobs(
     app.add_route("/batches/{id}/items", batch, suffix="items")
     app.add_route("/batches/{id}/archive", batches.ArchiveResource(store, blobs))
     app.add_route("/batches/{id}/events", events.BatchEvents(store, hub))
-    app.add_route("/queues", queues.QueuesResource(store, settings.queues))
+    app.add_route("/queues", queues.QueuesResource(store, settings.queues, operators))
     for verb in ("pause", "resume", "failed"):
         app.add_route(f"/queues/{{name}}/{verb}", queue, suffix=verb)
     service = Jobs(store, engine, consumer, hub, Janitor(store, blobs))

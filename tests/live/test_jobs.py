@@ -217,8 +217,13 @@ def test_a_failed_job_is_listed_and_can_be_run_again(server: LiveServer) -> None
     "header",
     [{"X-Forwarded-For": "203.0.113.9"}, {"Forwarded": "for=203.0.113.9"}, {"Sec-Fetch-Site": "cross-site"}],
 )
-def test_only_operators_on_the_machine_may_pause_a_queue(server: LiveServer, header: dict[str, str]) -> None:
-    response = httpx.post(server.url + "/queues/slow/pause", headers=header)
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/queues"), ("POST", "/queues/slow/pause"), ("GET", "/queues/slow/failed")]
+)
+def test_queues_are_for_operators_on_the_machine(
+    server: LiveServer, header: dict[str, str], method: str, path: str
+) -> None:
+    response = httpx.request(method, server.url + path, headers=header)
     assert (response.status_code, response.json()["type"]) == (403, "urn:flipcluster:problem:forbidden")
 
 
