@@ -102,7 +102,8 @@ def create_service(settings: Settings, membership: Membership, environ: Mapping[
     app.add_route("/readyz", probes.Readyz(membership.scoreboard, row))
     app.add_route("/status", probes.Status(membership.scoreboard, queue_reader))
     app.add_route("/metrics", probes.Metrics(membership.scoreboard, queue_reader))
-    app.add_route("/openapi.json", probes.OpenApi(openapi.document(OPERATIONS.values())))
+    document = openapi.document(OPERATIONS.values(), settings.queues if store else ())
+    app.add_route("/openapi.json", probes.OpenApi(document))
     return Service(Envelope(app, row), jobs)
 
 
