@@ -26,6 +26,7 @@ from server.web.submissions import (
     accept,
     digest_of,
     fingerprint,
+    full_disk_refused,
     idempotency_key,
 )
 
@@ -74,7 +75,8 @@ class BatchesResource:
         key = idempotency_key(req)
         batch = new_id()
         try:
-            digests = await self._submit(req, batch, facts, options)
+            with full_disk_refused():
+                digests = await self._submit(req, batch, facts, options)
             idempotency = None if key is None else Idempotency(key, fingerprint(facts, options, digests))
             kept = await self._store.seal(batch, idempotency)
         except BaseException:

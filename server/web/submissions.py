@@ -1,7 +1,8 @@
 """Submissions: take work for later, and answer 202 as soon as it is safe."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
@@ -11,8 +12,9 @@ from falcon.asgi import Request, Response
 from falcon.uri import parse_query_string
 
 from server.admission import Admission
+from server.cluster.memory_files import NO_ROOM
 from server.cluster.scoreboard import Scoreboard
-from server.errors import BadParameter, KeyReused, QueueFull
+from server.errors import BadParameter, KeyReused, QueueFull, ServiceUnavailable
 from server.jobs.blobs import Blobs
 from server.jobs.model import FIRST, LAST, Callback, Facts, Idempotency, JobId, NewJob, Schedule, new_id
 from server.jobs.store import Store
@@ -24,6 +26,9 @@ from server.web.uploads import Uploads
 
 #: The longest delay, in seconds: 30 days.
 _LONGEST_DELAY_S = 30 * 86400
+
+#: When to come back to a full disk, in seconds.
+_FULL_DISK_S = 60
 
 _MOST_ATTEMPTS = 100
 _LONGEST_KEY = 255
@@ -117,11 +122,12 @@ class Submissions:
         )
         facts = Facts(operation.name, operation.version, parameters, options.attempts, options.callback)
         id = JobId(new_id())
-        async with self._uploads.received(req, exchange, ticket) as upload:
-            digest = await run_in_thread(digest_of, upload)
-            idempotency = None if key is None else Idempotency(key, fingerprint(facts, options, [digest]))
-            await self._blobs.keep(upload, id.group, id.input_name)
-            size = upload.seek(0, 2)
+        with full_disk_refused():
+            async with self._uploads.received(req, exchange, ticket) as upload:
+                digest = await run_in_thread(digest_of, upload)
+                idempotency = None if key is None else Idempotency(key, fingerprint(facts, options, [digest]))
+                await self._blobs.keep(upload, id.group, id.input_name)
+                size = upload.seek(0, 2)
         try:
             job = await self._store.submit(id.group, facts, NewJob(size), options.schedule, idempotency)
         except (
@@ -141,6 +147,23 @@ def accept(resp: Response, location: str) -> None:
     resp.status = HTTPStatus.ACCEPTED
     resp.set_header("Location", location)
     resp.set_header("Preference-Applied", "respond-async")
+
+
+@contextmanager
+def full_disk_refused() -> Iterator[None]:
+    """Shed what does not fit onto the disk.
+
+    Raises:
+        ServiceUnavailable: in place of the failure of a write.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise ServiceUnavailable(
+            "The disk has no room for it at the moment. Try again later.", _FULL_DISK_S
+        ) from error
 
 
 def idempotency_key(req: Request) -> str | None:
