@@ -87,21 +87,23 @@ def create_service(settings: Settings, membership: Membership, environ: Mapping[
     app = falcon.asgi.App()
     app.add_middleware(Lifespan(supervisor, row))
     add_error_handlers(app)
-    jobs, submissions = None, None
+    jobs, submissions, store = None, None, None
     if (url := settings.store_url) is not None:
         engine = OnDemandEngine(
             Supervisor(membership.work, row, replace(config, is_background=True), environ)
         )
-        jobs, submissions = _add_jobs(app, settings, url, dispatcher, engine)
+        jobs, submissions, store = _add_jobs(app, settings, url, dispatcher, engine)
     for name, operation in OPERATIONS.items():
         transform = Transform(operation, admission, uploads, dispatcher, memory_files, submissions)
         app.add_route(f"/{name}", transform)
+    queue_reader = probes.QueueReader(store, settings.queues)
     app.add_route("/", probes.Front())
     app.add_route("/healthz", probes.Healthz())
     app.add_route("/readyz", probes.Readyz(membership.scoreboard, row))
-    app.add_route("/status", probes.Status(membership.scoreboard))
-    app.add_route("/metrics", probes.Metrics(membership.scoreboard))
-    app.add_route("/openapi.json", probes.OpenApi(openapi.document(OPERATIONS.values())))
+    app.add_route("/status", probes.Status(membership.scoreboard, queue_reader))
+    app.add_route("/metrics", probes.Metrics(membership.scoreboard, queue_reader))
+    document = openapi.document(OPERATIONS.values(), settings.queues if store else ())
+    app.add_route("/openapi.json", probes.OpenApi(document))
     return Service(Envelope(app, row), jobs)
 
 
@@ -111,7 +113,7 @@ def _add_jobs(
     url: str,
     dispatcher: Dispatcher,
     engine: OnDemandEngine,
-) -> tuple[Jobs, Submissions]:
+) -> tuple[Jobs, Submissions, Store]:
     """Add all that has to do with jobs to an app."""
     store = Store(
         url,
@@ -153,11 +155,11 @@ def _add_jobs(
     app.add_route("/batches/{id}/items", batch, suffix="items")
     app.add_route("/batches/{id}/archive", batches.ArchiveResource(store, blobs))
     app.add_route("/batches/{id}/events", events.BatchEvents(store, hub))
-    app.add_route("/queues", queues.QueuesResource(store, settings.queues))
+    app.add_route("/queues", queues.QueuesResource(store, settings.queues, operators))
     for verb in ("pause", "resume", "failed"):
         app.add_route(f"/queues/{{name}}/{verb}", queue, suffix=verb)
     service = Jobs(store, engine, consumer, hub, Janitor(store, blobs))
-    return service, Submissions(store, blobs, uploads, options)
+    return service, Submissions(store, blobs, uploads, options), store
 
 
 def get_app() -> App:

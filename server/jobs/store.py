@@ -536,9 +536,7 @@ def _idempotency(given: Idempotency | None) -> dict[str, Any] | None:
 
 def _checked(answer: dict[str, Any]) -> dict[str, Any]:
     if "reused" in answer:
-        raise KeyReused(
-            "This Idempotency-Key came with another submission before. Use a new key for each submission."
-        )
+        raise KeyReused(KeyReused.example)
     if "gone" in answer:
         raise Dropped
     return answer
