@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from server.cluster.dispatch import Dispatcher
 from server.cluster.memory_files import NO_ROOM
-from server.cluster.supervisor import OnDemandEngine
+from server.cluster.supervisor import OnDemandEngines
 from server.errors import OperationRefused, StoreAway, TemporaryFailure
 from server.jobs import owners
 from server.jobs.blobs import Blobs
@@ -30,13 +30,13 @@ _TICK_S = 1.0
 
 
 class Consumer:
-    """Runs jobs for one worker, several at a time: one in the engine, the others ready for it.
+    """Runs jobs for one worker, several at a time: one in each of its engines, the others ready for them.
 
     Args:
         store: where jobs are claimed.
         blobs: where their files are.
         dispatcher: sends them to the background engines of the machine.
-        engine: the worker's own, which starts when it is wanted.
+        engines: the worker's own, which start when they are wanted.
         operations: those that jobs may name.
         at_once: how many jobs to hold at a time; 0 only keeps the owner known to the store.
         lease_s: how long a claim lasts, in seconds; it is renewed three times as often.
@@ -47,7 +47,7 @@ class Consumer:
         store: Store,
         blobs: Blobs,
         dispatcher: Dispatcher,
-        engine: OnDemandEngine,
+        engines: OnDemandEngines,
         operations: Mapping[str, Operation],
         *,
         at_once: int,
@@ -56,7 +56,7 @@ class Consumer:
         self._store = store
         self._blobs = blobs
         self._dispatcher = dispatcher
-        self._engine = engine
+        self._engines = engines
         self._operations = operations
         self._at_once = at_once
         self._lease_s = lease_s
@@ -161,7 +161,7 @@ class Consumer:
         # Defaults of parameters that came after the submission.
         parameters = operation.parameters.model_validate(facts.parameters).model_dump()
         with await self._blobs.open(claim.id.group, claim.id.input_name) as source, self._blobs.new() as sink:
-            with self._engine.wanted():
+            with self._engines.wanted():
                 done = await self._dispatcher.run_in_background(
                     source,
                     sink,

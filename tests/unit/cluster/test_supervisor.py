@@ -22,7 +22,7 @@ from server.cluster.memory_files import MemoryFilePool, memory_file
 from server.cluster.messages import now_us
 from server.cluster.quarantine import Quarantine
 from server.cluster.scoreboard import Cell
-from server.cluster.supervisor import OnDemandEngine, Supervisor
+from server.cluster.supervisor import OnDemandEngines, Supervisor
 from server.errors import PoisonImage, TooMuchWork
 from server.operations.run import RunSpec
 
@@ -78,9 +78,9 @@ class Cluster:
             return os.pread(result.fileno(), 1 << 20, 0)
 
     @asynccontextmanager
-    async def on_demand(self, idle_s: float = DEADLINE_S) -> AsyncIterator[OnDemandEngine]:
+    async def on_demand(self, idle_s: float = DEADLINE_S) -> AsyncIterator[OnDemandEngines]:
         """Have an engine for background work, and stop it."""
-        engine = OnDemandEngine(self.background_supervisor, idle_s=idle_s)
+        engine = OnDemandEngines([self.background_supervisor], idle_s=idle_s)
         try:
             yield engine
         finally:
@@ -329,6 +329,7 @@ def test_an_engine_that_is_wanted_while_it_stops_comes_back_unless_that_is_for_g
             run = Waiting(cluster, tmp_path / "pipe")
             with engine.wanted():
                 await run.has_started()
+                await cluster.until(lambda: cluster.background_engine)  # which it says after it has begun
             await cluster.until(lambda: cluster.background_engine == 0)
             with engine.wanted():
                 stop = asyncio.ensure_future(engine.stop()) if is_stopped else None

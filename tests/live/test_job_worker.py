@@ -1,0 +1,118 @@
+"""A worker without a web server does the jobs that a web server takes, over a store that both are given."""
+
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from support.live_server import DEADLINE_S, ROOT, LiveServer, LiveWorker, run
+from support.store import binaries, store_server
+
+from benchmarks.harness.waiting import until
+
+LANDSCAPE = (ROOT / "images" / "landscape.jpg").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def environ() -> Iterator[dict[str, str]]:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        store_server(binaries()["redis-server"], Path(directory)) as store,
+    ):
+        yield {"FLIP_JOBS": "remote", "FLIP_QUEUE_URL": store.url, "FLIP_DATA_DIR": f"{directory}/data"}
+
+
+@pytest.fixture(scope="module")
+def server(environ: dict[str, str]) -> Iterator[LiveServer]:
+    with LiveServer(environ={**environ, "FLIP_JOBS_AT_ONCE": "0", "WEB_CONCURRENCY": "1"}) as server:
+        yield server
+
+
+def submit(server: LiveServer) -> str:
+    response = httpx.post(
+        f"{server.url}/flip?path=pixels", content=LANDSCAPE, headers={"Prefer": "respond-async"}
+    )
+    assert response.status_code == 202, response.text
+    return server.url + response.headers["location"]
+
+
+def job(location: str) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(location).json()
+    return found
+
+
+def have_ended(locations: list[str]) -> bool:
+    return until(lambda: {job(location)["state"] for location in locations} == {"completed"}, DEADLINE_S)
+
+
+def wait_until_one_runs(locations: list[str]) -> None:
+    assert until(lambda: "active" in {job(location)["state"] for location in locations})
+
+
+def test_a_web_server_that_runs_no_jobs_leaves_them_to_a_worker(
+    server: LiveServer, environ: dict[str, str]
+) -> None:
+    location = submit(server)
+    assert job(location)["state"] == "waiting"
+    with LiveWorker(environ) as worker:
+        assert have_ended([location])
+        engines = worker.wait_for("job_worker_online")["engines"]
+        worker.wait_for("engine_online", count=engines)
+        assert worker.stop() == 0
+        worker.wait_for("job_worker_offline")
+    result = httpx.get(f"{location}/result").content
+    assert result == httpx.post(f"{server.url}/flip?path=pixels", content=LANDSCAPE).content
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_is_stopped_gives_back_what_runs(
+    server: LiveServer, environ: dict[str, str], number: signal.Signals
+) -> None:
+    locations = [submit(server) for _ in range(8)]
+    with LiveWorker(environ) as worker:
+        wait_until_one_runs(locations)
+        worker.send_signal(number)
+        assert worker.wait() == 0
+    left = [job(location) for location in locations]
+    assert {each["state"] for each in left} <= {"waiting", "completed"}
+    waiting = [each for each in left if each["state"] == "waiting"]
+    assert waiting
+    assert {each["tries"] for each in waiting} == {0}
+    with LiveWorker(environ):
+        assert have_ended(locations)
+
+
+def test_the_jobs_of_a_worker_that_was_killed_are_taken_over(
+    server: LiveServer, environ: dict[str, str]
+) -> None:
+    locations = [submit(server) for _ in range(8)]
+    with LiveWorker(environ) as doomed:
+        wait_until_one_runs(locations)
+        doomed.kill()
+    with LiveWorker(environ) as heir:
+        assert heir.wait_for("jobs_released")["jobs"] >= 1
+        assert have_ended(locations)
+    assert max(job(location)["tries"] for location in locations) == 2
+
+
+REMOTE = {"FLIP_JOBS": "remote", "FLIP_QUEUE_URL": "unix:///nowhere"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "reason"),
+    [
+        ({}, "FLIP_JOBS: a worker without a web server needs `remote`"),
+        ({**REMOTE, "FLIP_JOBS_AT_ONCE": "0"}, "FLIP_JOBS_AT_ONCE: a worker without a web server needs 1"),
+        ({**REMOTE, "FLIP_LEASE_S": "1"}, "FLIP_LEASE_S: Input should be greater than or equal to 3"),
+        ({**REMOTE, "FLIP_DATA_DIR": "/proc"}, "Cannot keep the files of jobs in /proc/blobs: No such file"),
+    ],
+)
+def test_a_worker_that_cannot_work_ends_with_the_reason(environ: dict[str, str], reason: str) -> None:
+    ended = run([sys.executable, "-m", "server.worker"], **environ)
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"flipcluster: {reason}")
