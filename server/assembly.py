@@ -1,13 +1,13 @@
 """Assembly: what the workers with a web server and those without have in common, made from the settings."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from server.cluster.dispatch import Dispatcher
 from server.cluster.engine import EngineConfig
 from server.cluster.supervisor import OnDemandEngines, Supervisor
 from server.jobs import owners
-from server.jobs.blobs import Blobs, Directory
+from server.jobs.blobs import Blobs, Directory, UnsuitableBlobs
 from server.jobs.consumer import Consumer
 from server.jobs.hub import Hub
 from server.jobs.janitor import Janitor
@@ -15,6 +15,9 @@ from server.jobs.service import Jobs
 from server.jobs.store import Store
 from server.operations.images import OPERATIONS
 from server.settings import Settings
+
+if TYPE_CHECKING:
+    from server.jobs.s3 import S3
 
 
 class JobParts(NamedTuple):
@@ -86,6 +89,28 @@ def open_blobs(settings: Settings) -> Blobs:
     """Open the place where the files of jobs are.
 
     Raises:
-        UnsuitableDirectory: they cannot be kept there.
+        UnsuitableBlobs: they cannot be kept there.
     """
-    return Directory(settings.data_dir / "blobs")
+    return Directory(settings.data_dir / "blobs") if settings.blob_url is None else _s3(settings.blob_url)
+
+
+async def check_blobs(settings: Settings) -> None:
+    """See whether the files of jobs can be kept where they are to be.
+
+    Raises:
+        UnsuitableBlobs: they cannot.
+    """
+    if settings.blob_url is not None:
+        await _s3(settings.blob_url).check()
+    else:
+        open_blobs(settings)
+
+
+def _s3(url: str) -> "S3":
+    try:
+        from server.jobs.s3 import S3  # noqa: PLC0415 it needs an extra
+    except ImportError:
+        raise UnsuitableBlobs(
+            "FLIP_BLOB_URL: s3:// needs the package obstore: install flipcluster[s3]"
+        ) from None
+    return S3(url)

@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from server import logs
-from server.assembly import assemble_jobs, engine_config
+from server.assembly import assemble_jobs, check_blobs, engine_config
 from server.cluster.cpus import usable_cores
 from server.cluster.dispatch import Dispatcher
 from server.cluster.membership import Membership
 from server.cluster.memory_files import MemoryFilePool
 from server.cluster.quarantine import Quarantine
 from server.cluster.supervisor import Supervisor
-from server.jobs.blobs import UnsuitableDirectory
+from server.jobs.blobs import UnsuitableBlobs
 from server.jobs.service import Jobs
 from server.logs import get_logger
 from server.settings import InvalidSettings, Settings
@@ -44,8 +44,9 @@ def main() -> None:
 async def _run(settings: Settings, url: str) -> None:
     cores = usable_cores()
     try:
+        await check_blobs(settings)
         jobs = _create(settings, url, cores, os.environ)
-    except UnsuitableDirectory as error:
+    except UnsuitableBlobs as error:
         sys.exit(f"flipcluster: {error}")
     running = asyncio.create_task(jobs.run())
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -81,6 +81,8 @@ class Hooks:
                 server.store.start()
             except StoreNotStarted as error:
                 sys.exit(f"flipcluster: {error}")
+        elif self._settings.jobs == "remote" and (reason := preflight.why_not(server)):
+            sys.exit(reason)
         if reason := kernel.why_not():
             log.warning(
                 "lossless_unavailable", reason=f"{reason}; install a C compiler and run `make install`"

@@ -28,6 +28,9 @@ T = TypeVar("T")
 #: How often the progress of running jobs is reported, in seconds.
 _TICK_S = 1.0
 
+#: How long to hold a job whose files cannot be reached, in seconds.
+_FILES_AWAY_S = 1.0
+
 
 class Consumer:
     """Runs jobs for one worker, several at a time: one in each of its engines, the others ready for them.
@@ -147,13 +150,17 @@ class Consumer:
             failure = Failure(type(refusal).__name__, refusal.detail)
             await self._report(lambda: self._store.fail(claim, failure, is_final=True))
             log.info("job_failed", job=str(claim.id), error=failure.error)
+        except StoreAway:  # that of the files: it costs the job no try, but it must not be claimed at once
+            await asyncio.sleep(_FILES_AWAY_S)
+            await self._give_back(claim)
         except Exception as error:
             failure = _failure(error)
             log.warning("job_try_failed", job=str(claim.id), tries=claim.tries, exc_info=error)
             await self._report(lambda: self._store.fail(claim, failure, is_final=False))
         else:
             if not await self._report(lambda: self._store.complete(claim, result)):
-                await self._blobs.remove(claim.id.group, claim.id.result_name(claim.fence))
+                with suppress(StoreAway):  # then it goes with its group
+                    await self._blobs.remove(claim.id.group, claim.id.result_name(claim.fence))
 
     async def _result_of(self, claim: Claim) -> Result:
         facts = claim.facts

@@ -72,6 +72,7 @@ class BatchesResource:
         """Answer 202 when all of it is kept; what fails before leaves nothing behind."""
         options, facts = self._read(req)
         key = idempotency_key(req)
+        self._store.raise_if_away()
         batch = new_id()
         try:
             digests = await self._submit(req, batch, facts, options)

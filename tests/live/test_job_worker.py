@@ -4,12 +4,15 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import httpx
 import pytest
 from support.live_server import DEADLINE_S, ROOT, LiveServer, LiveWorker, run
+from support.s3 import URL, s3_server
 from support.store import binaries, store_server
 
 from benchmarks.harness.waiting import until
@@ -97,6 +100,40 @@ def test_the_jobs_of_a_worker_that_was_killed_are_taken_over(
         assert heir.wait_for("jobs_released")["jobs"] >= 1
         assert have_ended(locations)
     assert max(job(location)["tries"] for location in locations) == 2
+
+
+def test_machines_that_share_no_directory_share_a_bucket(environ: dict[str, str], tmp_path: Path) -> None:
+    with s3_server() as s3:
+        shared = {**environ, **s3.environ, "FLIP_BLOB_URL": URL}
+        here, there = str(tmp_path / "here"), str(tmp_path / "there")
+        web = {**shared, "FLIP_DATA_DIR": here, "FLIP_JOBS_AT_ONCE": "0", "WEB_CONCURRENCY": "1"}
+        with LiveServer(environ=web) as server, LiveWorker({**shared, "FLIP_DATA_DIR": there}):
+            locations = [submit(server) for _ in range(3)]
+            assert have_ended(locations)
+            now = httpx.post(f"{server.url}/flip?path=pixels", content=LANDSCAPE).content
+            assert [httpx.get(f"{location}/result").content for location in locations] == [now] * 3
+            part = httpx.get(f"{locations[0]}/result", headers={"Range": "bytes=10-99"})
+            assert part.content == now[10:100]
+            forms = [("image", (f"{number}.jpg", LANDSCAPE)) for number in range(5)]
+            batch = httpx.post(f"{server.url}/batches?operation=flip&path=pixels", files=forms)
+            location = server.url + batch.headers["location"]
+            assert until(lambda: httpx.get(location).json()["has_ended"])
+            with ZipFile(BytesIO(httpx.get(f"{location}/archive").content)) as archive:
+                assert [archive.read(f"{number:06}.jpg") for number in range(5)] == [now] * 5
+    assert not list(tmp_path.rglob("*"))  # nothing was kept on these machines
+
+
+def test_a_web_server_whose_bucket_does_not_exist_ends_with_the_reason(environ: dict[str, str]) -> None:
+    with s3_server() as s3:
+        ended = run(
+            [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0"],
+            **(environ | s3.environ | {"FLIP_BLOB_URL": "s3://nowhere", "WEB_CONCURRENCY": "1"}),
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == (
+        "flipcluster: FLIP_BLOB_URL: cannot keep the files of jobs in s3://nowhere: "
+        "The specified bucket does not exist"
+    )
 
 
 REMOTE = {"FLIP_JOBS": "remote", "FLIP_QUEUE_URL": "unix:///nowhere"}
