@@ -89,21 +89,21 @@ def open_blobs(settings: Settings) -> Blobs:
     """Open the place where the files of jobs are.
 
     Raises:
-        UnsuitableBlobs: they cannot be kept there.
+        UnsuitableBlobs: the extra for it is not installed, or its settings make no sense.
     """
-    return Directory(settings.data_dir / "blobs") if settings.blob_url is None else _s3(settings.blob_url)
+    return Directory(settings.blob_dir) if settings.blob_url is None else _s3(settings.blob_url)
 
 
-async def check_blobs(settings: Settings) -> None:
-    """See whether the files of jobs can be kept where they are to be.
+async def prepare_blobs(settings: Settings) -> None:
+    """Make the place for the files of jobs if it is a directory, and see that they can be kept there.
 
     Raises:
         UnsuitableBlobs: they cannot.
     """
-    if settings.blob_url is not None:
-        await _s3(settings.blob_url).check()
+    if settings.blob_url is None:
+        Directory(settings.blob_dir).prepare()
     else:
-        open_blobs(settings)
+        await _s3(settings.blob_url).check()
 
 
 def _s3(url: str) -> "S3":

@@ -373,6 +373,11 @@ class Settings(BaseModel):
         return self.data_dir / "store" / "valkey.sock"
 
     @property
+    def blob_dir(self) -> Path:
+        """Where the files of jobs are."""
+        return self.data_dir / "blobs"
+
+    @property
     def store_url(self) -> str | None:
         """Where the store of the jobs is, embedded or not; None without jobs."""
         if self.jobs == "embedded":

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from server import logs
-from server.assembly import assemble_jobs, check_blobs, engine_config
+from server.assembly import assemble_jobs, engine_config, prepare_blobs
 from server.cluster.cpus import usable_cores
 from server.cluster.dispatch import Dispatcher
 from server.cluster.membership import Membership
@@ -44,7 +44,7 @@ def main() -> None:
 async def _run(settings: Settings, url: str) -> None:
     cores = usable_cores()
     try:
-        await check_blobs(settings)
+        await prepare_blobs(settings)
         jobs = _create(settings, url, cores, os.environ)
     except UnsuitableBlobs as error:
         sys.exit(f"flipcluster: {error}")

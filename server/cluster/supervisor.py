@@ -87,6 +87,7 @@ class Supervisor:
         self._environ = {**MALLOC_SETTINGS, **environ}
         self._first_attempt = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
         """Start supervising; returns when the first engine is ready, or has failed to start.
@@ -106,10 +107,13 @@ class Supervisor:
         self._task = asyncio.create_task(self._supervise())
         return self._task
 
-    async def stop(self) -> None:
-        """Stop the engine after its current task."""
+    async def stop(self, *, at_once: bool = False) -> None:
+        """Stop the engine after its current task, or at once: then the task's worker takes it for lost."""
         if self._task is not None:
             self._task.cancel()
+            if at_once and self._process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.kill()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
@@ -144,7 +148,7 @@ class Supervisor:
         with ours:
             with theirs, FlightRecorder.create() as file:
                 recorder = FlightRecorder(file)
-                process = await self._spawn(theirs.fileno(), file.fileno())
+                process = self._process = await self._spawn(theirs.fileno(), file.fileno())
             self._row[Cell.ENGINE_STARTS] += 1
             ours.setblocking(False)  # noqa: FBT003 the standard library has no other way
             try:
@@ -159,6 +163,7 @@ class Supervisor:
                 self._row[self._role.pid] = 0
                 ours.close()  # stops the engine if it is still there
                 await process.wait()
+                self._process = None
         return exited
 
     @staticmethod
@@ -225,9 +230,10 @@ class OnDemandEngines:
             self._count(-1)
 
     async def stop(self) -> None:
-        """Stop the engines after their current tasks, for good."""
+        """Stop the engines at once, for good: a starved task could take for ever, and will be tried again."""
         self._is_stopped = True
         self._has_changed.set()
+        await asyncio.gather(*(supervisor.stop(at_once=True) for supervisor in self._supervisors))
         if self._task is not None:
             await self._task
 

@@ -113,15 +113,15 @@ def _load() -> Any:  # noqa: ANN401 gunicorn has no types
 
 async def _fault_of(worker: Any) -> str | None:  # noqa: ANN401 gunicorn has no types
     # Only here, because gunicorn.conf.py has imported everything again.
-    from server.assembly import check_blobs  # noqa: PLC0415
+    from server.assembly import prepare_blobs  # noqa: PLC0415
     from server.jobs.blobs import UnsuitableBlobs  # noqa: PLC0415
 
     settings = worker.settings
     if settings.jobs == "embedded" and (fault := embedded.why_not(settings.store_socket, settings.valkey)):
         return fault
     try:
-        if settings.jobs != "off":
-            await check_blobs(settings)
+        if settings.jobs != "off" and settings.blob_url is not None:  # a directory would be made
+            await prepare_blobs(settings)
     except UnsuitableBlobs as error:
         return str(error)
     worker.load_wsgi()

@@ -15,7 +15,7 @@ from server.cluster.supervisor import OnDemandEngines
 from server.errors import OperationRefused, StoreAway, TemporaryFailure
 from server.jobs import owners
 from server.jobs.blobs import Blobs
-from server.jobs.model import Claim, Failure, Result
+from server.jobs.model import Claim, Failure, JobState, Result
 from server.jobs.store import Store
 from server.jobs.threads import run_in_thread
 from server.logs import get_logger
@@ -88,13 +88,21 @@ class Consumer:
             while (room := self._at_once - len(self._running)) == 0:
                 self._has_ended.clear()
                 await self._has_ended.wait()
+            asking = asyncio.ensure_future(self._store.claim(request, self._kinds, room))
             try:
-                claims, idle_s = await self._store.claim(request, self._kinds, room)
+                claims, idle_s = await asyncio.shield(asking)
             except StoreAway:  # it may have been carried out: ask the same again
                 await self._store.wait_until_back()
                 continue
+            except asyncio.CancelledError:
+                with suppress(StoreAway):
+                    claims, _ = await asking
+                    for claim in claims:
+                        await self._store.give_back(claim)
+                raise
             request = str(next(self._requests))
             for claim in claims:
+                self.stop_job(str(claim.id))  # an earlier try, whose lease has ended unnoticed
                 task = asyncio.create_task(self._run(claim))
                 self._running[str(claim.id)] = claim, task
             if not claims:
@@ -134,14 +142,18 @@ class Consumer:
         except asyncio.CancelledError:  # this worker stops, or the job was cancelled, or is another's
             await asyncio.shield(self._give_back(claim))
             raise
+        except Exception:
+            log.exception("job_not_reported", job=str(claim.id))  # its lease will end
         finally:
-            del self._running[str(claim.id)]
-            self._progress.pop(str(claim.id), None)
+            if self._running[str(claim.id)][0] is claim:
+                del self._running[str(claim.id)]
+                self._progress.pop(str(claim.id), None)
             self._has_ended.set()
 
     async def _give_back(self, claim: Claim) -> None:
         with suppress(StoreAway):  # then its lease ends, or its owner is found dead
-            await self._store.give_back(claim)
+            if await self._store.give_back(claim) is not JobState.COMPLETED:
+                await self._blobs.remove(claim.id.group, claim.id.result_name(claim.fence))
 
     async def _try(self, claim: Claim) -> None:
         try:

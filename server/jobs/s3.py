@@ -4,9 +4,10 @@ Files are in memory here, and whole objects there. Nothing relies on conditional
 server has: names are unique, and a late result is looked after once it is there.
 """
 
+import asyncio
 import mmap
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from io import FileIO
@@ -96,6 +97,13 @@ class S3:
             if must_exist and not await self._has(place_of(group, f"{name.partition('.')[0]}.in")):
                 await obstore.delete_async(self._bucket, key)
                 raise BlobGone(f"{group} was removed")
+
+    async def keep_all(self, files: Mapping[str, FileIO], group: str) -> None:
+        """Put files; they are durable when this returns. See `Blobs`."""
+        puts = (self.keep(file, group, name) for name, file in files.items())
+        for outcome in await asyncio.gather(*puts, return_exceptions=True):
+            if outcome is not None:
+                raise outcome
 
     async def open(self, group: str, name: str) -> FileIO:
         """Fetch a file. See `Blobs`."""

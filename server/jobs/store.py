@@ -236,21 +236,20 @@ class Store:
 
     async def complete(self, claim: Claim, result: Result) -> bool:
         """Report success; False: nobody wants the result, because the job was cancelled or is another's."""
-        return await self._finish(claim, "completed", result=_compact(asdict(result))) == JobState.COMPLETED
+        return await self._finish(claim, "completed", result=_compact(asdict(result))) is JobState.COMPLETED
 
     async def fail(self, claim: Claim, failure: Failure, *, is_final: bool) -> None:
         """Report failure; if it is not final, the job is tried again later, as often as it may be."""
         await self._finish(claim, "failed" if is_final else "again", error=_compact(asdict(failure)))
 
-    async def give_back(self, claim: Claim) -> None:
-        """Return a job as if it had not been claimed."""
-        await self._finish(claim, "released")
+    async def give_back(self, claim: Claim) -> JobState | None:
+        """Return a job as if it had not been claimed; its state after that, or None if it is another's."""
+        return await self._finish(claim, "released")
 
-    async def _finish(self, claim: Claim, how: str, **more: str) -> str | None:
+    async def _finish(self, claim: Claim, how: str, **more: str) -> JobState | None:
         error = more.pop("error", _compact(asdict(Failure("TooManyAttempts"))))
         answer = await self._ask("finish", id=str(claim.id), fence=claim.fence, how=how, error=error, **more)
-        state: str | None = answer.get("state")
-        return state
+        return JobState(answer["state"]) if "state" in answer else None
 
     async def holders(self) -> Sequence[str]:
         """Name the owners that hold jobs."""

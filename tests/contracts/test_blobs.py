@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,9 @@ def s3() -> Iterator[None]:
 @pytest.fixture(params=["directory", "s3"])
 def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
     if request.param == "directory":
-        return Directory(tmp_path / "blobs")
+        directory = Directory(tmp_path / "blobs")
+        directory.prepare()
+        return directory
     request.getfixturevalue("s3")
     return S3(f"{URL}/{new_id()}")
 
@@ -69,6 +71,20 @@ def test_a_kept_file_can_be_opened_as_often_as_wanted(blobs: Blobs) -> None:
             assert await get(blobs, group, "0.in") == b"input"
             assert await get(blobs, group, "0.3.out") == LARGE
             assert await get(blobs, other, "0.in") == b""
+
+    run(test())
+
+
+def test_files_can_be_kept_together(blobs: Blobs) -> None:
+    async def test() -> None:
+        group = new_id()
+        contents = {f"{index}.in": b"%d" % index for index in range(40)}
+        with ExitStack() as stack:
+            files = {name: stack.enter_context(blobs.new()) for name in contents}
+            for name, file in files.items():
+                file.write(contents[name])
+            await blobs.keep_all(files, group)
+        assert {name: await get(blobs, group, name) for name in contents} == contents
 
     run(test())
 
@@ -259,6 +275,8 @@ def test_a_server_that_does_not_answer_is_away(monkeypatch: pytest.MonkeyPatch) 
         for call in calls:
             with pytest.raises(StoreAway):
                 await call
+        with blobs.new() as file, pytest.raises(StoreAway):
+            await blobs.keep_all({"1.in": file, "2.in": file}, group)
         with pytest.raises(UnsuitableBlobs, match="Connection refused"):
             await blobs.check()
 

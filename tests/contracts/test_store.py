@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from support.store import DEADLINE_S, StoreServer, binaries, check_laws, store_server
 
 from server.errors import Expired, KeyReused, NoSuchJob, QueueFull, StoreAway
 from server.jobs.model import (
@@ -26,7 +27,6 @@ from server.jobs.model import (
     new_id,
 )
 from server.jobs.store import Dropped, Store
-from support.store import DEADLINE_S, StoreServer, binaries, check_laws, store_server
 
 FACTS = Facts("flip", 1, {"format": None, "strip": False}, attempts=3)
 KINDS = ["flip 1"]
@@ -88,7 +88,7 @@ async def claim(store: Store, count: int = 1, kinds: list[str] = KINDS) -> list[
 
 async def claim_one(store: Store) -> Claim:
     """Claim a job, however long it takes until there is one."""
-    while not (claims := await claim(store)):
+    while not (claims := await claim(store)):  # noqa: ASYNC110 time in the store must pass
         await asyncio.sleep(0.01)
     return claims[0]
 
@@ -447,7 +447,7 @@ def test_there_is_one_janitor_and_another_one_after_its_lease(server: StoreServe
             first = await one.keep_house(10, 0.2, 60)
             assert await other.keep_house(10, 0.2, 60) is None
             assert await one.keep_house(10, 0.2, 60) == first
-            while (second := await other.keep_house(10, 60, 60)) is None:
+            while (second := await other.keep_house(10, 60, 60)) is None:  # noqa: ASYNC110 as above
                 await asyncio.sleep(0.02)
             assert first is not None
             assert second[0] > first[0]

@@ -35,10 +35,12 @@ def server(environ: dict[str, str]) -> Iterator[LiveServer]:
         yield server
 
 
-def submit(server: LiveServer) -> str:
-    response = httpx.post(
-        f"{server.url}/flip?path=pixels", content=LANDSCAPE, headers={"Prefer": "respond-async"}
-    )
+#: Takes long enough to be interrupted.
+SLOW = "/flip?format=avif"
+
+
+def submit(server: LiveServer, path: str = "/flip?path=pixels") -> str:
+    response = httpx.post(server.url + path, content=LANDSCAPE, headers={"Prefer": "respond-async"})
     assert response.status_code == 202, response.text
     return server.url + response.headers["location"]
 
@@ -75,7 +77,7 @@ def test_a_web_server_that_runs_no_jobs_leaves_them_to_a_worker(
 def test_a_worker_that_is_stopped_gives_back_what_runs(
     server: LiveServer, environ: dict[str, str], number: signal.Signals
 ) -> None:
-    locations = [submit(server) for _ in range(8)]
+    locations = [submit(server, SLOW) for _ in range(8)]
     with LiveWorker(environ) as worker:
         wait_until_one_runs(locations)
         worker.send_signal(number)
@@ -92,7 +94,7 @@ def test_a_worker_that_is_stopped_gives_back_what_runs(
 def test_the_jobs_of_a_worker_that_was_killed_are_taken_over(
     server: LiveServer, environ: dict[str, str]
 ) -> None:
-    locations = [submit(server) for _ in range(8)]
+    locations = [submit(server, SLOW) for _ in range(8)]
     with LiveWorker(environ) as doomed:
         wait_until_one_runs(locations)
         doomed.kill()

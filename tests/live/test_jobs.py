@@ -344,7 +344,7 @@ def test_nothing_is_left_of_a_batch_that_is_refused(server: LiveServer) -> None:
     assert (response.status_code, response.json()["type"]) == (422, "urn:flipcluster:problem:bad-archive")
 
 
-def test_a_batch_is_cancelled(server: LiveServer, tmp_path: Path) -> None:
+def test_a_batch_is_cancelled(server: LiveServer) -> None:
     forms = {f"image{number}": (f"{number}.png", png()) for number in range(5)}
     response = httpx.post(server.url + "/batches?operation=flip&delay=3600", files=forms)
     assert response.status_code == 202, response.text

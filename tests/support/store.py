@@ -88,7 +88,7 @@ def store_server(binary: str, directory: Path) -> Iterator[StoreServer]:
         server.close()
 
 
-def check_laws(client: Any) -> None:
+def check_laws(client: Any) -> None:  # noqa: ANN401 redis-py has no narrow types
     """See that all that the store knows fits together."""
     jobs = {
         key.removeprefix(f"{PREFIX}job:"): client.hgetall(key) for key in client.scan_iter(f"{PREFIX}job:*")
@@ -129,7 +129,7 @@ def check_laws(client: Any) -> None:
         _check_group(client, group, states)
 
 
-def _check_group(client: Any, group: str, states: Counter[str]) -> None:
+def _check_group(client: Any, group: str, states: Counter[str]) -> None:  # noqa: ANN401 as above
     stored = client.hgetall(f"{PREFIX}group:{group}")
     final = {state: states[state] for state in ("completed", "failed", "cancelled")}
     assert {state: int(stored[state]) for state in final} == final

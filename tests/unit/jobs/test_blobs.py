@@ -33,7 +33,9 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def blobs(root: Path) -> Directory:
-    return Directory(root)
+    blobs = Directory(root)
+    blobs.prepare()
+    return blobs
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +89,9 @@ def test_a_file_that_is_not_kept_leaves_nothing(blobs: Directory, root: Path) ->
 
 def test_only_the_owner_may_read_whatever_the_umask_is(root: Path) -> None:
     async def test() -> None:
-        await put(Directory(root), b"input", GROUP, "0.in")
+        blobs = Directory(root)
+        blobs.prepare()
+        await put(blobs, b"input", GROUP, "0.in")
 
     umask = os.umask(0)
     try:
@@ -224,13 +228,13 @@ def test_groups_are_listed_with_their_last_change(blobs: Directory, root: Path) 
 def test_a_directory_that_cannot_be_made_is_refused_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UnsuitableBlobs, match="file/blobs: Not a directory"):
-        Directory(tmp_path / "file" / "blobs")
+        Directory(tmp_path / "file" / "blobs").prepare()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may open files in /proc for writing")
 def test_a_file_system_without_unnamed_files_is_refused_with_a_way_out() -> None:
     with pytest.raises(UnsuitableBlobs, match="does not support O_TMPFILE; choose one on ext4"):
-        Directory(Path("/proc"))
+        Directory(Path("/proc")).prepare()
 
 
 def test_a_spool_frees_what_was_not_kept(blobs: Directory, root: Path) -> None:

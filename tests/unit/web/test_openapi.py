@@ -16,7 +16,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from server.app import create_app
+from server.app import create_service
 from server.cluster.membership import Membership
 from server.cluster.quarantine import Quarantine
 from server.errors import NotLossless
@@ -153,7 +153,7 @@ def membership() -> Iterator[Membership]:
 @pytest.fixture(scope="module")
 def app(membership: Membership) -> App:
     settings = Settings(max_body_bytes=100_000, max_pixels=10_000_000, max_frames=2)
-    return create_app(settings, membership, {})
+    return create_service(settings, membership, {}).app
 
 
 @asynccontextmanager
@@ -477,7 +477,7 @@ def test_a_form_is_a_form_however_it_is_written(ask: Ask, media_type: str, dispo
 def test_a_service_without_an_engine_is_not_ready_as_documented() -> None:
     alone = Membership.alone(Quarantine(60))
     with alone.work:
-        lifeless = httpx.ASGITransport(app=create_app(Settings(), alone, {}))
+        lifeless = httpx.ASGITransport(app=create_service(Settings(jobs="off"), alone, {}).app)
 
         async def request(method: str) -> httpx.Response:
             async with httpx.AsyncClient(transport=lifeless, base_url="http://localhost") as client:
