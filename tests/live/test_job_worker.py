@@ -36,7 +36,7 @@ def server(environ: dict[str, str]) -> Iterator[LiveServer]:
 
 
 #: Takes long enough to be interrupted.
-SLOW = "/flip?format=avif"
+SLOW = "/flip?format=webp"
 
 
 def submit(server: LiveServer, path: str = "/flip?path=pixels") -> str:
