@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 
 from server.cluster.dispatch import Dispatcher
 from server.cluster.memory_files import NO_ROOM
-from server.cluster.supervisor import OnDemandEngine
+from server.cluster.supervisor import OnDemandEngines
 from server.errors import OperationRefused, StoreAway, TemporaryFailure
 from server.jobs import owners
 from server.jobs.blobs import Blobs
@@ -28,6 +28,9 @@ T = TypeVar("T")
 #: How often the progress of running jobs is reported, in seconds.
 _TICK_S = 1.0
 
+#: How long to hold a job whose files cannot be reached, in seconds.
+_FILES_AWAY_S = 1.0
+
 
 class _Try(NamedTuple):
     """A try that runs.
@@ -43,13 +46,13 @@ class _Try(NamedTuple):
 
 
 class Consumer:
-    """Runs jobs for one worker, several at a time: one in the engine, the others ready for it.
+    """Runs jobs for one worker, several at a time: one in each of its engines, the others ready for them.
 
     Args:
         store: where jobs are claimed.
         blobs: where their files are.
         dispatcher: sends them to the background engines of the machine.
-        engine: the worker's own, which starts when it is wanted.
+        engines: the worker's own, which start when they are wanted.
         operations: those that jobs may name.
         at_once: how many jobs to hold at a time; 0 only keeps the owner known to the store.
         lease_s: how long a claim lasts, in seconds; it is renewed three times as often.
@@ -60,7 +63,7 @@ class Consumer:
         store: Store,
         blobs: Blobs,
         dispatcher: Dispatcher,
-        engine: OnDemandEngine,
+        engines: OnDemandEngines,
         operations: Mapping[str, Operation],
         *,
         at_once: int,
@@ -69,7 +72,7 @@ class Consumer:
         self._store = store
         self._blobs = blobs
         self._dispatcher = dispatcher
-        self._engine = engine
+        self._engines = engines
         self._operations = operations
         self._at_once = at_once
         self._lease_s = lease_s
@@ -165,7 +168,8 @@ class Consumer:
                 await self._remove_result(claim)
 
     async def _remove_result(self, claim: Claim) -> None:
-        await self._blobs.remove(claim.id.group, claim.id.result_name(claim.fence))
+        with suppress(StoreAway):  # then it goes with its group
+            await self._blobs.remove(claim.id.group, claim.id.result_name(claim.fence))
 
     async def _try(self, claim: Claim) -> None:
         try:
@@ -174,6 +178,9 @@ class Consumer:
             failure = Failure(type(refusal).__name__, refusal.detail)
             await self._report(lambda: self._store.fail(claim, failure, is_final=True))
             log.info("job_failed", job=str(claim.id), error=failure.error)
+        except StoreAway:  # that of the files: it costs the job no try, but it must not be claimed at once
+            await asyncio.sleep(_FILES_AWAY_S)
+            await self._give_back(claim)
         except Exception as error:
             failure = _failure(error)
             log.warning("job_try_failed", job=str(claim.id), tries=claim.tries, exc_info=error)
@@ -188,7 +195,7 @@ class Consumer:
         # Defaults of parameters that came after the submission.
         parameters = operation.parameters.model_validate(facts.parameters).model_dump()
         with await self._blobs.open(claim.id.group, claim.id.input_name) as source, self._blobs.new() as sink:
-            with self._engine.wanted():
+            with self._engines.wanted():
                 done = await self._dispatcher.run_in_background(
                     source,
                     sink,

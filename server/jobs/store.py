@@ -381,6 +381,11 @@ class Store:
         """Whether the store knows a group."""
         return bool(await self._guarded(lambda: self._redis.exists(f"{_PREFIX}group:{group}")))
 
+    def raise_if_away(self) -> None:
+        """Raise StoreAway if the store has been away for longer than the grace."""
+        if self._left_s() <= 0:
+            raise _away()
+
     async def wait_until_back(self) -> None:
         """Wait until the store answers, however long that takes."""
         await self._is_back.wait()
@@ -434,11 +439,8 @@ class Store:
             StoreAway: the grace is over.
             QueueFull: the memory of the store is full.
         """
-        left_s = self._grace_s
-        if not self._is_back.is_set():
-            left_s -= asyncio.get_running_loop().time() - self._away_since_s
         try:
-            async with asyncio.timeout(max(0, left_s)):
+            async with asyncio.timeout(max(0, self._left_s())):
                 while True:
                     await self._is_back.wait()
                     try:
@@ -452,7 +454,13 @@ class Store:
                         self._notice(error)
         except TimeoutError as error:
             self._notice(error)
-            raise StoreAway("The store of the jobs does not answer. Try again in a second.") from None
+            raise _away() from None
+
+    def _left_s(self) -> float:
+        """Return how much of the grace is left."""
+        if self._is_back.is_set():
+            return self._grace_s
+        return self._grace_s - (asyncio.get_running_loop().time() - self._away_since_s)
 
     @contextmanager
     def _noticing(self) -> Iterator[None]:
@@ -540,6 +548,10 @@ def _checked(answer: dict[str, Any]) -> dict[str, Any]:
     if "gone" in answer:
         raise Dropped
     return answer
+
+
+def _away() -> StoreAway:
+    return StoreAway("The store of the jobs does not answer. Try again in a second.")
 
 
 def _full(gap_ms: float, max_jobs: int) -> QueueFull:

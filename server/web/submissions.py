@@ -119,6 +119,7 @@ class Submissions:
         options, rest = self._options.read(req.query_string)
         parameters = query.choose(rest)
         key = idempotency_key(req)
+        self._store.raise_if_away()
         exchange = Exchange.of(req.scope)
         ticket = exchange.ticket = exchange.resources.enter_context(
             self._admission.admit(self._uploads.length_of(req))
