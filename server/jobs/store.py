@@ -128,11 +128,7 @@ class Store:
             with suppress(asyncio.CancelledError):
                 await self._looking
         for client in (self._redis, self._blocking):
-            await client.aclose()
-            pool = getattr(client, "connection_pool", None)  # a cluster has none
-            if isinstance(pool, SentinelConnectionPool):
-                for sentinel in pool.sentinel_manager.sentinels:
-                    await sentinel.aclose()
+            await _close(client)
 
     # --- submitting --------------------------------------------------------------------------------------
 
@@ -493,6 +489,31 @@ class Store:
         self._is_back.set()
 
 
+async def warn_of_losses(url: str) -> None:
+    """Log what would make a store lose jobs, or that it is away: to be called at the start.
+
+    Args:
+        url: of a store that the service has not started itself.
+    """
+    client = _client(url, answer_s=_ANSWER_S)
+    try:
+        told = await client.info()
+    except (RedisError, *_AWAY) as error:
+        log.warning("store_away", error=str(error) or repr(error))
+        return
+    finally:
+        await _close(client)
+    reasons = []
+    if told.get("maxmemory_policy") != "noeviction":
+        reasons.append(
+            f"it may evict jobs: set maxmemory-policy from {told.get('maxmemory_policy')} to noeviction"
+        )
+    if not told.get("aof_enabled"):
+        reasons.append("what it acknowledges is not on its disk: set appendonly to yes")
+    if reasons:
+        log.warning("store_may_lose_jobs", reason="; ".join(reasons))
+
+
 class Hints:
     """A subscription: pairs of `news` and a group whose log has grown, or `cancel` and the id of a job.
 
@@ -555,6 +576,14 @@ def _client(url: str, *, answer_s: float) -> "redis.Redis":
         **given,
     )
     return sentinel.master_for(service)  # type: ignore[no-any-return]
+
+
+async def _close(client: "redis.Redis") -> None:
+    await client.aclose()
+    pool = getattr(client, "connection_pool", None)  # a cluster has none
+    if isinstance(pool, SentinelConnectionPool):
+        for sentinel in pool.sentinel_manager.sentinels:
+            await sentinel.aclose()
 
 
 def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
