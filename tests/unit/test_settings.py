@@ -82,6 +82,12 @@ def test_variables_without_the_prefix_are_ignored(name: str) -> None:
         ("FLIP_JOBS", "on"),
         ("FLIP_DATA_DIR", ""),
         ("FLIP_QUEUE_URL", ""),
+        ("FLIP_QUEUE_URL", "redis+sentinel://one,two"),
+        ("FLIP_QUEUE_URL", "redis+other://one"),
+        ("FLIP_BLOB_URL", ""),
+        ("FLIP_BLOB_URL", "s3://"),
+        ("FLIP_BLOB_URL", "s3://bucket/"),
+        ("FLIP_BLOB_URL", "https://bucket"),
         ("FLIP_VALKEY", ""),
         ("FLIP_RESULT_TTL_S", "0"),
         ("FLIP_MAX_QUEUED_JOBS", "0"),
@@ -169,7 +175,17 @@ def test_settings_make_no_directory(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("url", ["redis://host:1/0", "rediss://user:secret@host", "unix:///run/valkey.sock"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://host:1/0",
+        "rediss://user:secret@host",
+        "unix:///run/valkey.sock",
+        "redis+sentinel://one:26379,two/images",
+        "rediss+sentinel://:secret@one,two/images/0?ssl_ca_certs=/ca.pem",
+        "redis+cluster://one:7000,two:7000",
+    ],
+)
 def test_a_store_of_ones_own_is_used_where_jobs_are_remote(url: str) -> None:
     assert Settings.from_environ({"FLIP_JOBS": "remote", "FLIP_QUEUE_URL": url}).store_url == url
     for other in ({}, {"FLIP_JOBS": "embedded"}, {"FLIP_JOBS": "off"}):
