@@ -18,6 +18,7 @@ from server.cluster.quarantine import Quarantine
 from server.cluster.supervisor import OnDemandEngine, Supervisor
 from server.jobs import owners
 from server.jobs.blobs import Directory, Spool
+from server.jobs.callbacks import Callbacks
 from server.jobs.consumer import Consumer
 from server.jobs.hub import Hub
 from server.jobs.intake import Limits
@@ -25,7 +26,7 @@ from server.jobs.janitor import Janitor
 from server.jobs.service import Jobs
 from server.jobs.store import Store
 from server.operations.images import OPERATIONS
-from server.settings import Settings
+from server.settings import CALLBACKS, Settings
 from server.web import batches, events, jobs, openapi, probes, queues
 from server.web.envelope import App, Envelope
 from server.web.lifespan import Lifespan
@@ -123,8 +124,19 @@ def _add_jobs(
         max_bytes=settings.max_queued_bytes,
     )
     blobs = Directory(settings.data_dir / "blobs")
+    callbacks, queue_names = None, settings.queues
+    if settings.callback_hosts and settings.callback_secret:
+        callbacks = Callbacks(settings.callback_hosts, settings.callback_secret.get_secret_value())
+        queue_names = (*queue_names, CALLBACKS)
     consumer = Consumer(
-        store, blobs, dispatcher, engine, OPERATIONS, at_once=settings.jobs_at_once, lease_s=settings.lease_s
+        store,
+        blobs,
+        dispatcher,
+        engine,
+        OPERATIONS,
+        at_once=settings.jobs_at_once,
+        lease_s=settings.lease_s,
+        callbacks=callbacks,
     )
     hub = Hub(store, consumer.stop_job)
     uploads = Uploads(
@@ -133,10 +145,10 @@ def _add_jobs(
         sample=settings.sample_image,
         files=Spool(blobs),
     )
-    options = OptionReader(settings.queues, settings.job_attempts)
+    options = OptionReader(settings.queues, settings.job_attempts, callbacks)
     token = settings.admin_token
     operators = Operators(None if token is None else token.get_secret_value())
-    queue = queues.QueueResource(store, settings.queues, operators)
+    queue = queues.QueueResource(store, queue_names, operators)
     batch = batches.BatchResource(store)
     app.add_route("/jobs/{id}", jobs.JobResource(store, hub))
     app.add_route("/jobs/{id}/result", jobs.ResultResource(store, blobs))
@@ -153,7 +165,7 @@ def _add_jobs(
     app.add_route("/batches/{id}/items", batch, suffix="items")
     app.add_route("/batches/{id}/archive", batches.ArchiveResource(store, blobs))
     app.add_route("/batches/{id}/events", events.BatchEvents(store, hub))
-    app.add_route("/queues", queues.QueuesResource(store, settings.queues))
+    app.add_route("/queues", queues.QueuesResource(store, queue_names))
     for verb in ("pause", "resume", "failed"):
         app.add_route(f"/queues/{{name}}/{verb}", queue, suffix=verb)
     service = Jobs(store, engine, consumer, hub, Janitor(store, blobs))
