@@ -12,10 +12,10 @@ DEV := .venv/.dev-$(VERSION)
 COMPILED := .venv/.compiled-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: again help install serve test fuzz lint check format benchmark ratios peers machines methods chaos soak lock clean
+.PHONY: again help install serve test fuzz lint check format benchmark ratios peers machines methods chaos chaos-jobs soak lock clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 install: $(DEV) $(COMPILED) ## install everything into .venv
 
@@ -96,6 +96,9 @@ methods: install peers ## compare ways to flip a JPEG on one core, with libvips 
 
 chaos: install ## check the promises under kills, overload and slow clients (about 20 minutes)
 	$(BIN)/python -m benchmarks.survival.chaos
+
+chaos-jobs: install ## check the promises to jobs under kills, restarts and full disks (about 10 minutes; SEED=7)
+	$(BIN)/python -m benchmarks.survival.jobs --seed $(SEED)
 
 MINUTES ?= 30
 soak: install ## run everything at once for MINUTES=30: does memory grow, does anything fail

@@ -123,6 +123,12 @@ def _store_url(url: SecretStr | None) -> SecretStr | None:
     return url
 
 
+def _blob_url(url: str | None) -> str | None:
+    if url is not None and not re.fullmatch("s3://[a-z0-9][a-z0-9.-]+(/[^/?#]+)*", url):
+        raise PydanticCustomError("blob_url", "Input should be s3://bucket or s3://bucket/prefix")
+    return url
+
+
 class Settings(BaseModel):
     """All settings of the service itself."""
 
@@ -269,6 +275,16 @@ class Settings(BaseModel):
             "`unix://`."
         ),
     ] = None
+    blob_url: Annotated[
+        str | None,
+        BeforeValidator(_not_empty),
+        AfterValidator(_blob_url),
+        Field(
+            description="Where the files of jobs are, for machines that share no directory: "
+            "`s3://bucket/prefix`, with credentials, region and endpoint from the variables of AWS. When it "
+            "is not set, they are in `FLIP_DATA_DIR`."
+        ),
+    ] = None
     valkey: Annotated[
         FilePath | None,
         BeforeValidator(_not_empty),
@@ -409,9 +425,19 @@ class Settings(BaseModel):
         return self
 
     @property
+    def queue_names(self) -> tuple[str, ...]:
+        """The names of all queues, that of the callbacks included if there are any."""
+        return (*self.queues, CALLBACKS) if self.callback_hosts else self.queues
+
+    @property
     def store_socket(self) -> Path:
         """Where the embedded store listens."""
         return self.data_dir / "store" / "valkey.sock"
+
+    @property
+    def blob_dir(self) -> Path:
+        """Where the files of jobs are."""
+        return self.data_dir / "blobs"
 
     @property
     def store_url(self) -> str | None:

@@ -27,7 +27,10 @@ Address = tuple[str, int]
 #: What the service logs, as one JSON object for each line.
 Event = dict[str, Any]
 
-ARBITER, WORKER, ENGINE = "arbiter", "worker", "engine"
+ARBITER, WORKER, ENGINE, STORE = "arbiter", "worker", "engine", "store"
+
+#: What the command lines of processes that are no workers have in them.
+_MARKS = {ENGINE: "server.cluster.engine", STORE: "valkey-server"}
 
 _HOST = "127.0.0.1"
 
@@ -269,11 +272,12 @@ class LiveServer(Server):
         return workers
 
     def roles(self) -> dict[str, list[int]]:
-        """Return its processes by role, the oldest first."""
+        """Return its processes by role, the oldest first; a store is there only with jobs."""
         first, *others = self.processes()
         roles: dict[str, list[int]] = {ARBITER: [first], WORKER: [], ENGINE: []}
         for pid, command in _commands(others):
-            roles[ENGINE if "server.cluster.engine" in command else WORKER].append(pid)
+            role = next((role for role, mark in _MARKS.items() if mark in command), WORKER)
+            roles.setdefault(role, []).append(pid)
         return roles
 
     @staticmethod
@@ -312,6 +316,21 @@ class LiveServer(Server):
                         self._news.notify_all()
         with self._news:
             self._news.notify_all()
+
+
+class LiveWorker(LiveServer):
+    """A worker without a web server, with its log as events.
+
+    Args:
+        environ: added to a clean environment.
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        super().__init__(environ=environ)
+        self._command = [sys.executable, "-m", "server.worker"]
+
+    def _wait_until_ready(self) -> None:
+        self.wait_for("job_worker_online", deadline_s=self._start_s)
 
 
 def clean_environ() -> dict[str, str]:

@@ -6,7 +6,8 @@ Run it with `make chaos`, on a machine that does nothing else; it takes about 20
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from benchmarks.harness.findings import Finding, print_table
 from benchmarks.survival import crashes, overload
@@ -59,16 +60,21 @@ def main() -> None:
     given = options.parse_args()
     if unknown := set(given.scenarios) - SCENARIOS.keys():
         options.error(f"there is no scenario {', '.join(unknown)}")
-    are_kept = True
-    for name in given.scenarios or SCENARIOS:
+    sys.exit(not are_kept(given.scenarios or SCENARIOS, partial(play, is_quick=given.quick)))
+
+
+def are_kept(names: Iterable[str], play_one: Callable[[str], list[Finding]]) -> bool:
+    """Play scenarios, print what each has found, and return whether all promises were kept."""
+    verdicts = []
+    for name in names:
         started_s = time.monotonic()
         try:
-            findings = play(name, is_quick=given.quick)
+            findings = play_one(name)
         except Exception as error:  # noqa: BLE001 the other scenarios still have something to say
             findings = [Finding("the scenario runs to its end", str(error)[-2000:], is_kept=False)]
         print_table(name, findings, time.monotonic() - started_s)
-        are_kept = are_kept and all(finding.is_kept for finding in findings)
-    sys.exit(not are_kept)
+        verdicts += [finding.is_kept for finding in findings]
+    return all(verdicts)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import random
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -87,6 +87,7 @@ class Supervisor:
         self._environ = {**MALLOC_SETTINGS, **environ}
         self._first_attempt = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
         """Start supervising; returns when the first engine is ready, or has failed to start.
@@ -106,10 +107,13 @@ class Supervisor:
         self._task = asyncio.create_task(self._supervise())
         return self._task
 
-    async def stop(self) -> None:
-        """Stop the engine after its current task."""
+    async def stop(self, *, at_once: bool = False) -> None:
+        """Stop the engine after its current task, or at once: then the task's worker takes it for lost."""
         if self._task is not None:
             self._task.cancel()
+            if at_once and self._process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.kill()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
@@ -144,7 +148,7 @@ class Supervisor:
         with ours:
             with theirs, FlightRecorder.create() as file:
                 recorder = FlightRecorder(file)
-                process = await self._spawn(theirs.fileno(), file.fileno())
+                process = self._process = await self._spawn(theirs.fileno(), file.fileno())
             self._row[Cell.ENGINE_STARTS] += 1
             ours.setblocking(False)  # noqa: FBT003 the standard library has no other way
             try:
@@ -159,6 +163,7 @@ class Supervisor:
                 self._row[self._role.pid] = 0
                 ours.close()  # stops the engine if it is still there
                 await process.wait()
+                self._process = None
         return exited
 
     @staticmethod
@@ -197,16 +202,16 @@ class Supervisor:
         )
 
 
-class OnDemandEngine:
-    """An engine that starts when it is wanted, and stops when it has not been wanted for a while.
+class OnDemandEngines:
+    """Engines that start when they are wanted, and stop when they have not been wanted for a while.
 
     Args:
-        supervisor: of this engine; not started.
-        idle_s: how long the engine is kept without being wanted, in seconds.
+        supervisors: one for each engine; not started.
+        idle_s: how long the engines are kept without being wanted, in seconds.
     """
 
-    def __init__(self, supervisor: Supervisor, *, idle_s: float = IDLE_S) -> None:
-        self._supervisor = supervisor
+    def __init__(self, supervisors: Sequence[Supervisor], *, idle_s: float = IDLE_S) -> None:
+        self._supervisors = supervisors
         self._idle_s = idle_s
         self._users = 0
         self._is_stopped = False
@@ -215,7 +220,7 @@ class OnDemandEngine:
 
     @contextlib.contextmanager
     def wanted(self) -> Iterator[None]:
-        """Have the engine run while the block runs; tasks may wait in its lane until it is ready."""
+        """Have the engines run while the block runs; tasks may wait in their lane until one is ready."""
         self._count(+1)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
@@ -225,9 +230,10 @@ class OnDemandEngine:
             self._count(-1)
 
     async def stop(self) -> None:
-        """Stop the engine after its current task, for good."""
+        """Stop the engines at once, for good: a starved task could take for ever, and will be tried again."""
         self._is_stopped = True
         self._has_changed.set()
+        await asyncio.gather(*(supervisor.stop(at_once=True) for supervisor in self._supervisors))
         if self._task is not None:
             await self._task
 
@@ -236,15 +242,16 @@ class OnDemandEngine:
         self._has_changed.set()
 
     async def _run(self) -> None:
-        while self._users and not self._is_stopped:  # again, if it was wanted while it stopped
-            self._supervisor.start_soon()
+        while self._users and not self._is_stopped:  # again, if they were wanted while they stopped
+            for supervisor in self._supervisors:
+                supervisor.start_soon()
             try:
                 await self._idle()
             finally:
-                await self._supervisor.stop()
+                await asyncio.gather(*(supervisor.stop() for supervisor in self._supervisors))
 
     async def _idle(self) -> None:
-        """Wait until the engine has been idle for long enough, or must stop."""
+        """Wait until the engines have been idle for long enough, or must stop."""
         with contextlib.suppress(TimeoutError):
             while not self._is_stopped:
                 self._has_changed.clear()

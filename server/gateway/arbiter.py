@@ -20,6 +20,7 @@ from server.cluster.work_socket import WorkSocket
 from server.gateway import preflight
 from server.gateway.worker import Worker
 from server.imaging.jpeg import kernel
+from server.jobs.blobs import Directory, UnsuitableBlobs
 from server.jobs.embedded import EmbeddedStore, StoreNotStarted
 from server.logs import get_logger
 from server.settings import Settings
@@ -76,11 +77,16 @@ class Hooks:
 
     def when_ready(self, server: "Arbiter") -> None:
         """Start the store, warn about what will not work here, and tell a person at a terminal what to do."""
-        if server.store:
-            try:
+        try:
+            if server.store:
                 server.store.start()
-            except StoreNotStarted as error:
-                sys.exit(f"flipcluster: {error}")
+            if self._settings.store_url is not None and self._settings.blob_url is None:
+                Directory(self._settings.blob_dir).prepare()
+        except (StoreNotStarted, UnsuitableBlobs) as error:
+            sys.exit(f"flipcluster: {error}")
+        # A bucket is asked by another process: obstore has threads, which must not be there before a fork.
+        if self._settings.blob_url is not None and (reason := preflight.why_not(server)):
+            sys.exit(reason)
         if reason := kernel.why_not():
             log.warning(
                 "lossless_unavailable", reason=f"{reason}; install a C compiler and run `make install`"

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gunicorn.workers import gasgi
 
@@ -16,6 +16,9 @@ from server.gateway.drain import TICK_S, Drain, Step
 from server.gateway.protocol import Protocol
 from server.logs import get_logger
 from server.settings import Settings
+
+if TYPE_CHECKING:
+    from server.jobs.service import Jobs
 
 log = get_logger(__name__)
 
@@ -46,6 +49,8 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
     def __init__(self, *args: object) -> None:
         super().__init__(*args)
         self._drain = Drain(timeout_s=self.cfg.graceful_timeout, max_responses=self.max_requests)
+        self._jobs: Jobs | None = None
+        self._jobs_run: asyncio.Task[None] | None = None
         # gunicorn would close connections at once, told or not, when it sees the limit reached.
         self.max_requests = sys.maxsize
 
@@ -143,7 +148,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
             log.info("worker_stopping", pid=os.getpid(), connections=self.nr_conns)
             for connection in self.connections:
                 connection.wait_no_longer()
-            if self._jobs is not None and self._jobs_run is not None:
+            if self._jobs and self._jobs_run:
                 self._jobs_run.cancel()
                 self._jobs.close_streams()
             self._drained = self.loop.create_task(self._finish())

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 
 from server.cluster.dispatch import Dispatcher
 from server.cluster.memory_files import NO_ROOM
-from server.cluster.supervisor import OnDemandEngine
+from server.cluster.supervisor import OnDemandEngines
 from server.errors import CallbackFailed, OperationRefused, StoreAway, TemporaryFailure
 from server.jobs import owners
 from server.jobs.blobs import Blobs
@@ -32,6 +32,9 @@ _CALLBACKS_AT_ONCE = 8
 #: How often the progress of running jobs is reported, in seconds.
 _TICK_S = 1.0
 
+#: How long to hold a job whose files cannot be reached, in seconds.
+_FILES_AWAY_S = 1.0
+
 
 class _Try(NamedTuple):
     """A try that runs.
@@ -47,13 +50,13 @@ class _Try(NamedTuple):
 
 
 class Consumer:
-    """Runs jobs for one worker, several at a time: one in the engine, the others ready for it.
+    """Runs jobs for one worker, several at a time: one in each of its engines, the others ready for them.
 
     Args:
         store: where jobs are claimed.
         blobs: where their files are.
         dispatcher: sends them to the background engines of the machine.
-        engine: the worker's own, which starts when it is wanted.
+        engines: the worker's own, which start when they are wanted.
         operations: those that jobs may name.
         at_once: how many jobs to hold at a time; 0 only keeps the owner known to the store.
         lease_s: how long a claim lasts, in seconds; it is renewed three times as often.
@@ -65,7 +68,7 @@ class Consumer:
         store: Store,
         blobs: Blobs,
         dispatcher: Dispatcher,
-        engine: OnDemandEngine,
+        engines: OnDemandEngines,
         operations: Mapping[str, Operation],
         *,
         at_once: int,
@@ -75,7 +78,7 @@ class Consumer:
         self._store = store
         self._blobs = blobs
         self._dispatcher = dispatcher
-        self._engine = engine
+        self._engines = engines
         self._operations = operations
         self._callbacks = callbacks
         self._lease_s = lease_s
@@ -107,13 +110,21 @@ class Consumer:
             while (room := at_once - self._count_running(kinds)) == 0:
                 self._has_ended.clear()
                 await self._has_ended.wait()
+            asking = asyncio.ensure_future(self._store.claim(request, kinds, room))
             try:
-                claims, idle_s = await self._store.claim(request, kinds, room)
+                claims, idle_s = await asyncio.shield(asking)
             except StoreAway:  # it may have been carried out: ask the same again
                 await self._store.wait_until_back()
                 continue
+            except asyncio.CancelledError:
+                with suppress(StoreAway):
+                    claims, _ = await asking
+                    for claim in claims:
+                        await self._store.give_back(claim)
+                raise
             request = str(next(self._requests))
             for claim in claims:
+                self.stop_job(str(claim.id))  # an earlier try, whose lease has ended unnoticed
                 task = asyncio.create_task(self._try(claim))
                 end = asyncio.create_task(self._end(claim, task))
                 self._running[str(claim.id)] = _Try(claim, task, end)
@@ -159,8 +170,9 @@ class Consumer:
             elif error := task.exception():
                 log.error("job_not_reported", job=str(claim.id), exc_info=error)  # its lease will end
         finally:
-            del self._running[str(claim.id)]
-            self._progress.pop(str(claim.id), None)
+            if self._running[str(claim.id)].claim is claim:
+                del self._running[str(claim.id)]
+                self._progress.pop(str(claim.id), None)
             self._has_ended.set()
 
     async def _give_back(self, claim: Claim) -> None:
@@ -169,7 +181,8 @@ class Consumer:
                 await self._remove_result(claim)
 
     async def _remove_result(self, claim: Claim) -> None:
-        await self._blobs.remove(claim.id.group, claim.id.result_name(claim.fence))
+        with suppress(StoreAway):  # then it goes with its group
+            await self._blobs.remove(claim.id.group, claim.id.result_name(claim.fence))
 
     async def _try(self, claim: Claim) -> None:
         try:
@@ -182,6 +195,9 @@ class Consumer:
             failure = Failure(type(error).__name__, error.detail)
             log.warning("callback_failed", job=str(claim.id), tries=claim.tries, error=error.detail)
             await self._report(lambda: self._store.fail(claim, failure, is_final=False))
+        except StoreAway:  # that of the files: it costs the job no try, but it must not be claimed at once
+            await asyncio.sleep(_FILES_AWAY_S)
+            await self._give_back(claim)
         except Exception as error:
             failure = _failure(error)
             log.warning("job_try_failed", job=str(claim.id), tries=claim.tries, exc_info=error)
@@ -202,7 +218,7 @@ class Consumer:
         # Defaults of parameters that came after the submission.
         parameters = operation.parameters.model_validate(facts.parameters).model_dump()
         with await self._blobs.open(claim.id.group, claim.id.input_name) as source, self._blobs.new() as sink:
-            with self._engine.wanted():
+            with self._engines.wanted():
                 done = await self._dispatcher.run_in_background(
                     source,
                     sink,

@@ -144,8 +144,7 @@ async def items(
             if index == limits.items:
                 raise TooManyItems(f"The batch has more than {limits.items} items. {_SPLIT}")
             with new_file() as file:
-                async with aclosing(content):
-                    total_bytes += await _write(content, file, limits, limits.bytes - total_bytes)
+                total_bytes += await _write(content, file, limits, limits.bytes - total_bytes)
                 yield Item(index, _shown(name), file)
             index += 1
     if index == 0:

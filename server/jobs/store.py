@@ -99,9 +99,8 @@ class Store:
         self._lease_ms = int(lease_s * 1000)
         self._max_jobs = max_jobs
         self._max_bytes = max_bytes
-        self._redis = _client(url, answer_s=_ANSWER_S)
-        # redis-py limits every read to its time-out: a blocking call needs more.
-        self._blocking = _client(url, answer_s=BLOCK_S + _ANSWER_S)
+        self._redis = _client(url)
+        self._blocking = _client(url)
         self._adding = self._redis.register_script(_SCRIPT)
         # Without memory left, jobs must still be able to end and to expire.
         self._script = self._redis.register_script(f"#!lua flags=allow-oom\n{_SCRIPT}")
@@ -223,9 +222,10 @@ class Store:
 
     async def wait_for_bell(self, kinds: Sequence[str], timeout_s: float) -> None:
         """Wait until a job of one of these kinds waits, but no longer than that, and less when in doubt."""
+        bells = [f"{_PREFIX}bell:{kind}" for kind in kinds]
         with suppress(*_AWAY):
-            bells = [f"{_PREFIX}bell:{kind}" for kind in kinds]
-            await _cancellable(self._blocking.bzpopmin(bells, timeout_s or 0.001))
+            async with asyncio.timeout(timeout_s + _ANSWER_S):
+                await self._blocking.bzpopmin(bells, timeout_s or 0.001)
 
     async def renew(self, fences: Mapping[str, int], progress: Mapping[str, int]) -> Renewal:
         """Renew the leases of jobs.
@@ -240,7 +240,7 @@ class Store:
     async def complete(self, claim: Claim, result: Result | None) -> bool:
         """Report success; False: nobody wants the result, because the job was cancelled or is another's."""
         more = {} if result is None else {"result": _compact(asdict(result))}
-        return await self._finish(claim, "completed", **more) == JobState.COMPLETED
+        return await self._finish(claim, "completed", **more) is JobState.COMPLETED
 
     async def fail(self, claim: Claim, failure: Failure, *, is_final: bool) -> None:
         """Report failure; if it is not final, the job is tried again later, as often as it may be."""
@@ -250,11 +250,10 @@ class Store:
         """Return a job as if it had not been claimed; True: it is completed, as its report was heard."""
         return await self._finish(claim, "released") == JobState.COMPLETED
 
-    async def _finish(self, claim: Claim, how: str, **more: str) -> str | None:
+    async def _finish(self, claim: Claim, how: str, **more: str) -> JobState | None:
         error = more.pop("error", _compact(asdict(Failure("TooManyAttempts"))))
         answer = await self._ask("finish", id=str(claim.id), fence=claim.fence, how=how, error=error, **more)
-        state: str | None = answer.get("state")
-        return state
+        return JobState(answer["state"]) if "state" in answer else None
 
     async def holders(self) -> Sequence[str]:
         """Name the owners that hold jobs."""
@@ -350,7 +349,7 @@ class Store:
         async with self._blocking.pubsub(ignore_subscribe_messages=True) as subscription:
             hints = Hints(subscription, self._noticing)
             with self._noticing():
-                await _cancellable(subscription.subscribe(f"{_PREFIX}cancel:{self.owner}"))
+                await subscription.subscribe(f"{_PREFIX}cancel:{self.owner}")
                 for group in tuple(groups):
                     await hints.watch(group)
             yield hints
@@ -382,6 +381,11 @@ class Store:
     async def has(self, group: str) -> bool:
         """Whether the store knows a group."""
         return bool(await self._guarded(lambda: self._redis.exists(f"{_PREFIX}group:{group}")))
+
+    def raise_if_away(self) -> None:
+        """Raise StoreAway if the store has been away for longer than the grace."""
+        if self._left_s() <= 0:
+            raise _away()
 
     async def wait_until_back(self) -> None:
         """Wait until the store answers, however long that takes."""
@@ -436,15 +440,13 @@ class Store:
             StoreAway: the grace is over.
             QueueFull: the memory of the store is full.
         """
-        left_s = self._grace_s
-        if not self._is_back.is_set():
-            left_s -= asyncio.get_running_loop().time() - self._away_since_s
         try:
-            async with asyncio.timeout(max(0, left_s)):
+            async with asyncio.timeout(max(0, self._left_s())):
                 while True:
                     await self._is_back.wait()
                     try:
-                        return await _cancellable(call())
+                        async with asyncio.timeout(_ANSWER_S):
+                            return await call()
                     except OutOfMemoryError:
                         raise QueueFull(
                             "The store of the jobs has no memory left. Try again later.", 60
@@ -453,7 +455,13 @@ class Store:
                         self._notice(error)
         except TimeoutError as error:
             self._notice(error)
-            raise StoreAway("The store of the jobs does not answer. Try again in a second.") from None
+            raise _away() from None
+
+    def _left_s(self) -> float:
+        """Return how much of the grace is left."""
+        if self._is_back.is_set():
+            return self._grace_s
+        return self._grace_s - (asyncio.get_running_loop().time() - self._away_since_s)
 
     @contextmanager
     def _noticing(self) -> Iterator[None]:
@@ -495,44 +503,31 @@ class Hints:
     async def watch(self, group: str) -> None:
         """Ask for hints about a group."""
         with self._noticing():
-            await _cancellable(self._subscription.subscribe(f"{_PREFIX}news:{group}"))
+            await self._subscription.subscribe(f"{_PREFIX}news:{group}")
 
     async def unwatch(self, group: str) -> None:
         """Ask for no more of them."""
         with self._noticing():
-            await _cancellable(self._subscription.unsubscribe(f"{_PREFIX}news:{group}"))
+            await self._subscription.unsubscribe(f"{_PREFIX}news:{group}")
 
     async def __aiter__(self) -> AsyncIterator[tuple[str, str]]:
         with self._noticing():
             while self._subscription.subscribed:  # else the store was away before it began
-                if message := await _cancellable(self._subscription.get_message(timeout=BLOCK_S)):
+                if message := await self._subscription.get_message(timeout=BLOCK_S):
                     kind, _, subject = message["channel"].removeprefix(_PREFIX).partition(":")
                     yield kind, subject if kind == "news" else message["data"]
 
 
-def _client(url: str, *, answer_s: float) -> "redis.Redis":
+def _client(url: str) -> "redis.Redis":
     return redis.from_url(
         url,
         decode_responses=True,
-        socket_timeout=answer_s,
+        # Ours are around the calls: with one of its own, redis-py sends within asyncio.wait_for, which in
+        # Python 3.11 loses a cancellation that comes when all is sent, and a worker would never end.
+        socket_timeout=None,
         socket_connect_timeout=_ANSWER_S,
         retry=Retry(NoBackoff(), 0),  # ours knows the grace
     )
-
-
-async def _cancellable(call: Awaitable[T]) -> T:
-    """Await a call of redis-py, which may swallow a cancellation.
-
-    It sends under `asyncio.wait_for`, and before Python 3.12 that returns as if nothing had happened when the
-    cancellation comes together with the end of what it waits for.
-    """
-    task = asyncio.current_task()
-    before = task.cancelling() if task else 0
-    try:
-        return await call
-    finally:
-        if task and task.cancelling() > before:
-            raise asyncio.CancelledError
 
 
 def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -550,12 +545,14 @@ def _idempotency(given: Idempotency | None) -> dict[str, Any] | None:
 
 def _checked(answer: dict[str, Any]) -> dict[str, Any]:
     if "reused" in answer:
-        raise KeyReused(
-            "This Idempotency-Key came with another submission before. Use a new key for each submission."
-        )
+        raise KeyReused(KeyReused.example)
     if "gone" in answer:
         raise Dropped
     return answer
+
+
+def _away() -> StoreAway:
+    return StoreAway("The store of the jobs does not answer. Try again in a second.")
 
 
 def _full(gap_ms: float, max_jobs: int) -> QueueFull:

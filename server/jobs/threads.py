@@ -22,5 +22,4 @@ async def run_in_thread(call: Callable[[*Ts], T], *args: *Ts) -> T:
         while not running.done():
             with suppress(asyncio.CancelledError):  # each further one
                 await asyncio.wait([running])
-        running.exception()  # nobody is left to be told
         raise

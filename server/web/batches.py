@@ -4,16 +4,16 @@ import asyncio
 import json
 import mimetypes
 import os
-from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing, suppress
-from io import RawIOBase
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping
+from contextlib import ExitStack, aclosing, suppress
+from io import FileIO, RawIOBase
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from falcon.asgi import Request, Response
 
 from server.errors import BadParameter, NoSuchJob, NotDone, StoreAway, UploadTooLarge
 from server.jobs.blobs import Blobs
-from server.jobs.intake import Limits, items
+from server.jobs.intake import Item, Limits, items
 from server.jobs.model import Batch, Facts, Idempotency, Job, JobId, JobState, NewJob, new_id
 from server.jobs.store import Store
 from server.jobs.threads import run_in_thread
@@ -27,13 +27,17 @@ from server.web.submissions import (
     digest_of,
     fingerprint,
     idempotency_key,
+    refusing_when_full,
 )
 
 #: How many items are listed at once, and are asked for at once.
 _PAGE = 1000
 
 #: How many items are submitted at once.
-_CHUNK = 16
+_CHUNK = 32
+
+#: How many bytes they may have together, unless one alone has more: they may be in memory.
+_CHUNK_BYTES = 32 * 2**20
 
 #: How much of a result is read for one write to the client, in bytes.
 _PIECE_BYTES = 1 << 18
@@ -72,10 +76,15 @@ class BatchesResource:
         """Answer 202 when all of it is kept; what fails before leaves nothing behind."""
         options, facts = self._read(req)
         key = idempotency_key(req)
+        self._store.raise_if_away()
         batch = new_id()
         try:
-            digests = await self._submit(req, batch, facts, options)
-            idempotency = None if key is None else Idempotency(key, fingerprint(facts, options, digests))
+            digests: list[str] | None = None if key is None else []
+            with refusing_when_full():
+                await self._submit(req, batch, facts, options, digests)
+            idempotency = None
+            if key is not None and digests is not None:
+                idempotency = Idempotency(key, fingerprint(facts, options, digests))
             kept = await self._store.seal(batch, idempotency)
         except BaseException:
             await asyncio.shield(self._drop(batch))
@@ -94,33 +103,47 @@ class BatchesResource:
         parameters = self._queries[name].choose(rest)
         return options, Facts(name, operation.version, parameters, options.attempts, options.callback)
 
-    async def _submit(self, req: Request, batch: str, facts: Facts, options: Options) -> list[str]:
-        """Submit the items as they come, and return their digests."""
-        digests: list[str] = []
-        jobs: list[NewJob] = []
-        length = req.content_length
-        if (length or 0) > self._limits.bytes:
+    async def _submit(
+        self, req: Request, batch: str, facts: Facts, options: Options, digests: list[str] | None
+    ) -> None:
+        """Submit the items as they come, and add their digests to those that are wanted."""
+        if (req.content_length or 0) > self._limits.bytes:
             raise UploadTooLarge(
                 f"The batch is larger than {self._limits.bytes} bytes. Split it into several batches."
             )
-        async with aclosing(
-            items(req.content_type or "", req.stream, self._blobs.new, self._limits)
-        ) as found:
-            async for item in found:
-                digests.append(await run_in_thread(digest_of, item.file))
-                await self._blobs.keep(item.file, batch, JobId(batch, item.index).input_name)
-                jobs.append(NewJob(os.fstat(item.file.fileno()).st_size, item.index, item.name))
-                if len(jobs) == _CHUNK or item.index == 0:  # engines begin with the first one
-                    await self._store.submit_items(batch, facts, jobs, options.schedule)
-                    jobs = []
-        if jobs:
-            await self._store.submit_items(batch, facts, jobs, options.schedule)
-        return digests
+        upload = items(req.content_type or "", req.stream, self._blobs.new, self._limits)
+        async with aclosing(upload) as found, aclosing(_chunks(found)) as chunks:
+            async for chunk in chunks:
+                if digests is not None:
+                    digests += await run_in_thread(_digests_of, chunk.values())
+                files = {JobId(batch, job.index).input_name: file for job, file in chunk.items()}
+                await self._blobs.keep_all(files, batch)
+                await self._store.submit_items(batch, facts, tuple(chunk), options.schedule)
 
     async def _drop(self, batch: str) -> None:
         with suppress(StoreAway):  # then the janitor finds it
             await self._store.drop(batch)
         await self._blobs.remove_group(batch)
+
+
+async def _chunks(found: AsyncIterable[Item]) -> AsyncGenerator[Mapping[NewJob, FileIO], None]:
+    """Collect items; the first one comes alone, so that engines can begin."""
+    chunk: dict[NewJob, FileIO] = {}
+    with ExitStack() as files:
+        async for item in found:
+            file = files.enter_context(FileIO(os.dup(item.file.fileno())))  # it is closed after its turn
+            chunk[NewJob(os.fstat(file.fileno()).st_size, item.index, item.name)] = file
+            is_large = sum(job.bytes for job in chunk) >= _CHUNK_BYTES
+            if len(chunk) == _CHUNK or is_large or item.index == 0:
+                yield chunk
+                files.close()
+                chunk = {}
+        if chunk:
+            yield chunk
+
+
+def _digests_of(files: Iterable[FileIO]) -> list[str]:
+    return [digest_of(file) for file in files]
 
 
 class BatchResource:

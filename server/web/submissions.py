@@ -1,7 +1,8 @@
 """Submissions: take work for later, and answer 202 as soon as it is safe."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
@@ -11,17 +12,24 @@ from falcon.asgi import Request, Response
 from falcon.uri import parse_query_string
 
 from server.admission import Admission
+from server.cluster.memory_files import NO_ROOM
 from server.cluster.scoreboard import Scoreboard
-from server.errors import BadParameter, KeyReused, QueueFull
+from server.errors import BadParameter, KeyReused, QueueFull, ServiceUnavailable
 from server.jobs.blobs import Blobs
 from server.jobs.callbacks import Callbacks
 from server.jobs.model import FIRST, LAST, Callback, Facts, Idempotency, JobId, NewJob, Schedule, new_id
 from server.jobs.store import Store
 from server.jobs.threads import run_in_thread
+from server.logs import get_logger
 from server.operations.registry import Operation
 from server.web.exchange import Exchange
 from server.web.parameters import Query
 from server.web.uploads import Uploads
+
+log = get_logger(__name__)
+
+#: When to try again after the disk was full, in seconds.
+_FULL_RETRY_S = 60
 
 #: The longest delay, in seconds: 30 days.
 _LONGEST_DELAY_S = 30 * 86400
@@ -124,17 +132,21 @@ class Submissions:
         options, rest = self._options.read(req.query_string)
         parameters = query.choose(rest)
         key = idempotency_key(req)
+        self._store.raise_if_away()
         exchange = Exchange.of(req.scope)
         ticket = exchange.ticket = exchange.resources.enter_context(
             self._admission.admit(self._uploads.length_of(req))
         )
         facts = Facts(operation.name, operation.version, parameters, options.attempts, options.callback)
         id = JobId(new_id())
-        async with self._uploads.received(req, exchange, ticket) as upload:
-            digest = await run_in_thread(digest_of, upload)
-            idempotency = None if key is None else Idempotency(key, fingerprint(facts, options, [digest]))
-            await self._blobs.keep(upload, id.group, id.input_name)
-            size = upload.seek(0, 2)
+        idempotency = None
+        with refusing_when_full():
+            async with self._uploads.received(req, exchange, ticket) as upload:
+                if key is not None:
+                    digest = await run_in_thread(digest_of, upload)
+                    idempotency = Idempotency(key, fingerprint(facts, options, [digest]))
+                await self._blobs.keep(upload, id.group, id.input_name)
+                size = upload.seek(0, 2)
         try:
             job = await self._store.submit(id.group, facts, NewJob(size), options.schedule, idempotency)
         except (
@@ -147,6 +159,24 @@ class Submissions:
             await self._blobs.remove_group(id.group)
         accept(resp, f"/jobs/{job}")
         resp.media = {"id": job, "href": f"/jobs/{job}"}
+
+
+@contextmanager
+def refusing_when_full() -> Iterator[None]:
+    """Refuse a submission for whose files there is no room.
+
+    Raises:
+        ServiceUnavailable: that is so.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        log.error("no_room_for_submission", error=str(error))  # noqa: TRY400 it says all
+        raise ServiceUnavailable(
+            "There is no room to keep it at the moment. Try again later.", _FULL_RETRY_S
+        ) from error
 
 
 def accept(resp: Response, location: str) -> None:

@@ -12,6 +12,7 @@ OF_BENCHMARKS = {
     TESTS / "live" / "test_benchmark.py",
     TESTS / "live" / "test_readme.py",
     TESTS / "live" / "test_survival.py",
+    TESTS / "live" / "test_survival_of_jobs.py",
     TESTS / "unit" / "test_peers.py",
     *(TESTS / "unit" / "benchmarks").rglob("*.py"),
 }

@@ -116,6 +116,33 @@ async def test_a_submission_that_is_repeated_changes_nothing(store: Store) -> No
 
 
 @using()
+async def test_a_call_that_is_cancelled_ends_wherever_it_was(store: Store) -> None:
+    id = await submit(store)
+    for steps in range(100):
+        call = asyncio.create_task(store.batch(id))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        if call.done():
+            break
+        call.cancel()
+        await asyncio.wait({call})
+        assert call.cancelled(), f"after {steps} steps"
+    assert steps > 1
+
+
+@using()
+async def test_what_a_cancelled_claim_got_is_known_by_its_number(store: Store) -> None:
+    id = await submit(store)
+    claiming = asyncio.create_task(store.claim("1", KINDS, 5))
+    assert [str(claimed.id) for claimed in (await claiming)[0]] == [id]
+    assert [str(claimed.id) for claimed in (await store.claim("1", KINDS, 0))[0]] == [id]
+    other = await submit(store)
+    assert await store.claim("2", KINDS, 0) == ([], 2.0)
+    assert (await store.claim("2", KINDS, 5))[0] == []
+    assert [str(claimed.id) for claimed in await claim(store)] == [other]
+
+
+@using()
 async def test_jobs_are_served_by_priority_and_then_in_their_order(store: Store) -> None:
     priorities = [5, 9, 5, 0, 5]
     ids = [await submit(store, replace(DEFAULT, priority=priority)) for priority in priorities]

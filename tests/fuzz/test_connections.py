@@ -21,7 +21,7 @@ from support.gateway import Client, Event, Gateway, gateway
 from support.wire import Answer, answers
 
 from fuzz import malformed
-from server.app import create_app
+from server.app import create_service
 from server.cluster.scoreboard import Cell
 from server.settings import Settings
 
@@ -128,9 +128,9 @@ async def service(sample: Path) -> AsyncIterator[tuple[Gateway, list[Event]]]:
     async def not_yet(*_: object) -> None:
         """Stand in for the app, which needs the gateway's membership."""
 
-    settings = Settings(sample_image=sample)
+    settings = Settings(sample_image=sample, jobs="off")
     async with gateway(not_yet, settings) as (served, events):
-        app = served.worker.asgi = create_app(settings, served.membership, os.environ)
+        app = served.worker.asgi = create_service(settings, served.membership, os.environ).app
         async with lifespan(app):
             yield served, events
         del served.worker.asgi

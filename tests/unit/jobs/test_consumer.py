@@ -100,6 +100,7 @@ class Worker:
     def __init__(self, store: Store, other: Store, directory: Path, *, at_once: int = 3) -> None:
         self.store, self.other = store, other
         self.blobs = Directory(directory)
+        self.blobs.prepare()
         self.directory = directory
         self.dispatcher, self.engine = Dispatcher(), Engine()
         stand_ins: Any = self.dispatcher, self.engine
@@ -322,25 +323,31 @@ def test_a_cancellation_whose_hint_was_lost_is_learnt_with_the_next_renewal(
 
 def test_a_job_that_is_cancelled_before_its_first_step_ends(server: StoreServer, directory: Path) -> None:
     class Hasty(Store):
-        """The hint about a cancellation comes right after the answer to a claim."""
+        """Each job is cancelled at the moment of its claim."""
 
         async def claim(self, request: str, kinds: Any, count: int) -> Any:
             claims, idle_s = await super().claim(request, kinds, count)
             for each in claims:
                 await self.cancel_job(each.id)
-                asyncio.get_running_loop().call_soon(it.consumer.stop_job, str(each.id))
             return claims, idle_s
 
+    class Stopping(dict[str, Any]):
+        """The hint about the cancellation comes when the job has just been taken."""
+
+        def __setitem__(self, id: str, taken: Any) -> None:
+            super().__setitem__(id, taken)
+            taken.task.cancel()
+
     async def test() -> None:
-        nonlocal it
-        async with worker(server, directory, at_once=1) as it, it.running():
+        async with worker(server, directory, at_once=1) as it:
             it.store.__class__ = Hasty
-            for _ in range(3):  # each needs the one place
-                id = await it.submit()
-                await it.until(id, JobState.CANCELLED)
+            it.consumer._running = Stopping()
+            async with it.running():
+                for _ in range(3):  # each needs the one place
+                    id = await it.submit()
+                    await it.until(id, JobState.CANCELLED)
             assert it.dispatcher.asked == []
 
-    it: Worker
     run(test())
 
 

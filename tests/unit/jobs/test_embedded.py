@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 from redis import Redis
 from structlog.testing import capture_logs
-from support.live_server import ROOT, LiveServer
+from support.live_server import DEADLINE_S, ROOT, LiveServer
 
 from benchmarks.harness.waiting import until
 from server.jobs import embedded
@@ -123,14 +124,36 @@ def test_a_socket_that_was_left_behind_is_replaced(path: Path) -> None:
         assert is_ready(path)
 
 
+def test_a_server_that_still_reads_its_data_is_not_ready(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "_ANSWER_S", DEADLINE_S)
+
+    def say(answer: bytes) -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(100)
+            connection.sendall(answer)
+
+    path.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as server, ThreadPoolExecutor(1) as threads:
+        server.bind(str(path))
+        server.listen()
+        threads.submit(say, b"-LOADING the dataset\r\n")
+        assert not is_ready(path)
+        threads.submit(say, b"+PONG\r\n")
+        assert is_ready(path)
+
+
 def test_a_server_that_has_answered_is_restarted_at_once_and_is_told_of(path: Path) -> None:
+    with running(path):
+        pass  # its last words are no reason for what comes
     with capture_logs() as events, running(path) as store:
         for _ in range(4):
             pid = pid_of(path)
             assert until(lambda: store.watch() == 1.0)  # it has seen the answer
             os.kill(pid, signal.SIGKILL)
             wait_for_another(store, path, than=pid)
-    assert [event["restart_in_s"] for event in events if event["event"] == "store_died"] == [0.0] * 4
+    deaths = [event for event in events if event["event"] == "store_died"]
+    assert [(event["restart_in_s"], event["reason"]) for event in deaths] == [(0.0, None)] * 4
 
 
 def test_a_server_that_ends_at_once_is_restarted_less_and_less_often(path: Path, tmp_path: Path) -> None:
@@ -220,7 +243,7 @@ def test_a_full_disk_is_told_of(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_store_waits_until_there_is_room_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "_RETRY_S", 0.5)
+    monkeypatch.setattr(embedded, "_RETRY_S", 2.0)
     store = EmbeddedStore(path, None)
     with monkeypatch.context() as patch, capture_logs() as events:
         patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**20))

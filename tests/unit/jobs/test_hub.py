@@ -170,7 +170,9 @@ def test_a_job_is_seen_in_each_of_its_states(server: StoreServer) -> None:
             seen: list[tuple[JobState, int]] = []
 
             async def follow() -> None:
-                seen.extend([(job.state, job.progress) async for job in hub.follow_job(id) if job])
+                async for job in hub.follow_job(id):
+                    if job:
+                        seen.append((job.state, job.progress))  # noqa: PERF401 it is looked at meanwhile
 
             async with running(hub):
                 following = asyncio.create_task(follow())

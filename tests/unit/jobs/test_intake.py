@@ -13,7 +13,7 @@ import subprocess
 import tarfile
 import zipfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from io import FileIO
 from pathlib import Path
@@ -93,7 +93,9 @@ each_small = pytest.mark.parametrize("small", SMALL.values(), ids=SMALL.keys())
 
 @pytest.fixture
 def new_file(tmp_path: Path) -> Callable[[], FileIO]:
-    return Directory(tmp_path / "blobs").new
+    blobs = Directory(tmp_path / "blobs")
+    blobs.prepare()
+    return blobs.new
 
 
 @pytest.fixture(autouse=True)
@@ -222,13 +224,22 @@ def test_a_size_that_is_no_octal_number_is_understood(new_file: Callable[[], Fil
     assert take(new_file, TAR, with_checksum(tar)) == [("a", b"content")]
 
 
+def extended(records: bytes, member: bytes) -> bytes:
+    """Make a tar of one member after an extended header."""
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = tarfile.XHDTYPE, len(records)
+    return header.tobuf(tarfile.USTAR_FORMAT) + records.ljust(512, b"\0") + member + bytes(TAR_END)
+
+
 def test_an_extended_header_overrides_the_size(new_file: Callable[[], FileIO]) -> None:
-    record = b"10 size=7\n"
-    pax = tarfile.TarInfo("pax")
-    pax.type, pax.size = tarfile.XHDTYPE, len(record)
     member = tarfile.TarInfo("a").tobuf(tarfile.USTAR_FORMAT) + b"content".ljust(512, b"\0")
-    body = pax.tobuf(tarfile.USTAR_FORMAT) + record.ljust(512, b"\0") + member
-    assert take(new_file, TAR, body + bytes(TAR_END)) == [("a", b"content")]
+    assert take(new_file, TAR, extended(b"10 size=7\n", member)) == [("a", b"content")]
+
+
+def test_the_times_that_gnu_writes_are_no_part_of_the_name(new_file: Callable[[], FileIO]) -> None:
+    tar = bytearray(tarred({"a": b"content"}, tarfile.GNU_FORMAT))
+    tar[345:357] = b"13370000000\0"
+    assert take(new_file, TAR, with_checksum(tar)) == [("a", b"content")]
 
 
 def test_a_zip64_is_taken(new_file: Callable[[], FileIO]) -> None:
@@ -372,8 +383,8 @@ def test_an_upload_as_large_as_the_limit_is_taken_and_a_larger_one_is_refused(
 def test_items_larger_than_the_limit_together_are_refused(
     new_file: Callable[[], FileIO], pack: Callable[[dict[str, bytes]], bytes]
 ) -> None:
-    body = pack({"a": bytes(5_000), "b": bytes(5_000)})
-    assert len(take(new_file, "", body, replace(LIMITS, bytes=10_000))) == 2
+    body = pack({"a": bytes(5_000), "b": bytes(3_000), "c": bytes(2_000)})
+    assert len(take(new_file, "", body, replace(LIMITS, bytes=10_000))) == 3
     error = refusal(new_file, "", body, replace(LIMITS, bytes=9_999))
     assert isinstance(error, UploadTooLarge)
     assert error.detail == "The items are larger than 9999 bytes. Split it into several batches."
@@ -588,6 +599,28 @@ def test_a_broken_form_is_refused_with_what_to_send(
     assert "Send one file part for each image" in error.detail
 
 
+@pytest.mark.parametrize(
+    "records",
+    [b"0 a=b\n", b"-6 a=b\n", b"2 a=b\n", b"7 a=b\n", b"x a=b\n", b"a=b\n", b"11 size=-7\n", b"10 size=x\n"],
+)
+def test_an_extended_header_that_is_damaged_is_refused(
+    new_file: Callable[[], FileIO], records: bytes
+) -> None:
+    member = tarfile.TarInfo("a").tobuf(tarfile.USTAR_FORMAT)
+    error = refusal(new_file, TAR, extended(records, member))
+    assert isinstance(error, BadArchive)
+    assert "damaged" in error.detail
+
+
+@pytest.mark.parametrize("size", [b"-0000000007\0", b"\xff" * 12, b"0000000000x\0"])
+def test_a_size_that_is_no_number_is_refused(new_file: Callable[[], FileIO], size: bytes) -> None:
+    tar = bytearray(tarred({"a": b"content"}))
+    tar[124:136] = size
+    error = refusal(new_file, TAR, with_checksum(tar))
+    assert isinstance(error, BadArchive)
+    assert "damaged" in error.detail
+
+
 def test_a_header_of_a_tar_that_would_fill_memory_is_refused(new_file: Callable[[], FileIO]) -> None:
     info = tarfile.TarInfo("pax")
     info.type, info.size = tarfile.XHDTYPE, 1 << 30
@@ -600,17 +633,24 @@ def test_a_header_of_a_tar_that_would_fill_memory_is_refused(new_file: Callable[
 
 
 @each_small
-def test_whoever_stops_early_leaves_nothing_open(
-    new_file: Callable[[], FileIO], small: tuple[str, bytes]
+@pytest.mark.parametrize("limits", [LIMITS, replace(LIMITS, item_bytes=1)], ids=["break", "refusal"])
+def test_whatever_ends_it_early_closes_all_files_at_once(
+    new_file: Callable[[], FileIO], small: tuple[str, bytes], limits: Limits
 ) -> None:
     content_type, body = small
+    files: list[FileIO] = []
+
+    def new() -> FileIO:
+        files.append(new_file())
+        return files[-1]
 
     async def test() -> None:
-        async with aclosing(items(content_type, arriving([body]), new_file, LIMITS)) as batch:
-            async for item in batch:
-                file = item.file
-                break
-        assert file.closed
+        with suppress(UploadTooLarge):
+            async with aclosing(items(content_type, arriving([body]), new, limits)) as batch:
+                async for _ in batch:
+                    break
+        assert files
+        assert all(file.closed for file in files)
 
     run(test())
 

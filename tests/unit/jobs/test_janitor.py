@@ -23,6 +23,7 @@ LONG_AGO_S = 1e9
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
+    Directory(tmp_path / "blobs").prepare()
     return tmp_path / "blobs"
 
 
@@ -181,7 +182,7 @@ def test_the_files_of_a_store_that_is_away_are_no_orphans(server: StoreServer, r
                         yield found
 
             running = asyncio.create_task(Janitor(store, Leaving(root)).run())
-            await eventually(lambda: store._looking)
+            await eventually(lambda: store._looking is not None)
             await asyncio.to_thread(server.start)
             await store.wait_until_back()
             assert groups(root) == {known}

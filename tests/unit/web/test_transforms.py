@@ -91,11 +91,11 @@ class Service:
         self.files = Files()
         self.dispatcher = Dispatcher(error)
         admission = Admission(self.membership.scoreboard, self.row, max_wait_s=1, max_held_bytes=1 << 20)
-        uploads = Uploads(max_body_bytes=1000, timeout_s=10, sample=Path(__file__), memory_files=self.files)
+        uploads = Uploads(max_body_bytes=1000, timeout_s=10, sample=Path(__file__), files=self.files)
         app: Any = falcon.asgi.App()
         for name, operation in OPERATIONS.items():
             dispatcher: Any = self.dispatcher
-            app.add_route(f"/{name}", Transform(operation, admission, uploads, dispatcher, self.files))
+            app.add_route(f"/{name}", Transform(operation, admission, uploads, dispatcher, self.files, None))
         add_error_handlers(app)
         self.app = Envelope(app, self.row)
 

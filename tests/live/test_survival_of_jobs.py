@@ -1,0 +1,16 @@
+"""The scenarios of `make chaos-jobs` with small counts; nothing that depends on speed is asserted."""
+
+import pytest
+
+from benchmarks.survival.jobs import QUICK, SCENARIOS, play
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_every_promise_to_jobs_is_kept(scenario: str) -> None:
+    findings = [finding for finding in play(scenario, is_quick=True) if not finding.is_figure]
+    assert findings
+    assert [finding for finding in findings if not finding.is_kept] == []
+
+
+def test_every_scenario_of_jobs_is_played_in_small() -> None:
+    assert QUICK.keys() == SCENARIOS.keys()
