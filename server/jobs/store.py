@@ -218,7 +218,7 @@ class Store:
         """Claim up to `count` jobs.
 
         Args:
-            request: unique for each claim; one that is asked again gets the same jobs.
+            request: unique for each claim of these kinds; one that is asked again gets the same jobs.
             kinds: the operations that the caller has, as in `Facts.kind`.
             count: how many, at most.
 
@@ -248,9 +248,10 @@ class Store:
         answer = await self._ask("renew", fences=fences, progress=progress, lease_ms=self._lease_ms)
         return Renewal(list(answer["lost"]), list(answer["cancelled"]))
 
-    async def complete(self, claim: Claim, result: Result) -> bool:
+    async def complete(self, claim: Claim, result: Result | None) -> bool:
         """Report success; False: nobody wants the result, because the job was cancelled or is another's."""
-        return await self._finish(claim, "completed", result=_compact(asdict(result))) is JobState.COMPLETED
+        more = {} if result is None else {"result": _compact(asdict(result))}
+        return await self._finish(claim, "completed", **more) is JobState.COMPLETED
 
     async def fail(self, claim: Claim, failure: Failure, *, is_final: bool) -> None:
         """Report failure; if it is not final, the job is tried again later, as often as it may be."""

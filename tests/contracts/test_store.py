@@ -515,9 +515,18 @@ async def test_the_end_of_a_group_submits_its_callback_once(store: Store) -> Non
     for claimed in await claim(store, 2):
         await store.complete(claimed, RESULT)
     (callback,) = await claim(store, 5, ["callback 1"])
-    assert callback.facts == Facts("callback", 1, {"url": "https://example.com/done", "group": batch}, 7)
+    ended_s = (await store.batch(batch)).ended_s
+    assert ended_s is not None
+    assert callback.facts.parameters == {
+        "url": "https://example.com/done",
+        "group": batch,
+        "is_batch": True,
+        "ended_ms": round(1000 * ended_s),
+        "counts": {"total": 2, "completed": 2, "failed": 0, "cancelled": 0},
+    }
+    assert (callback.facts.kind, callback.facts.attempts) == ("callback 1", 7)
     assert (await store.job(callback.id)).queue == "callbacks"
-    await store.complete(callback, RESULT)
+    assert await store.complete(callback, None)
     assert await claim(store, 5, ["callback 1"]) == []
 
 

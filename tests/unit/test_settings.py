@@ -250,3 +250,28 @@ def test_a_program_that_cannot_be_run_is_refused(tmp_path: Path, kind: str) -> N
     if kind == "not executable":
         program.chmod(0o700)
         assert Settings.from_environ({"FLIP_VALKEY": str(program)}).valkey == program
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"HOSTS": "a.example"}, "FLIP_CALLBACK_SECRET: needed with FLIP_CALLBACK_HOSTS"),
+        ({"SECRET": "x" * 23}, "FLIP_CALLBACK_SECRET: Input should have at least 24 characters"),
+        ({"SECRET": "whsec_" + "x" * 23}, "FLIP_CALLBACK_SECRET: Input should be base64 after `whsec_`"),
+        ({"HOSTS": ""}, "FLIP_CALLBACK_HOSTS: Input should not be empty; leave the variable out instead"),
+        ({"HOSTS": "https://a.example"}, "FLIP_CALLBACK_HOSTS: Input should be names of hosts"),
+        ({"HOSTS": "a.example,"}, "FLIP_CALLBACK_HOSTS: Input should be names of hosts"),
+    ],
+)
+def test_callbacks_need_hosts_and_a_secret(given: dict[str, str], expected: str) -> None:
+    text = refusal({f"FLIP_CALLBACK_{name}": value for name, value in given.items()})
+    assert text.startswith(expected)
+    assert "xxx" not in text
+
+
+def test_the_hosts_of_callbacks_are_a_list() -> None:
+    settings = Settings.from_environ(
+        {"FLIP_CALLBACK_HOSTS": "A.example, ::1", "FLIP_CALLBACK_SECRET": "whsec_" + "x" * 24}
+    )
+    assert settings.callback_hosts == ("a.example", "::1")
+    assert "xxx" not in repr(settings)
