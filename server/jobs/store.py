@@ -6,8 +6,8 @@ was lost is made again. Reads need no script.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict
 from math import ceil
 from pathlib import Path
@@ -344,11 +344,10 @@ class Store:
     async def hints(self, groups: Iterable[str]) -> AsyncIterator["Hints"]:
         """Subscribe to hints about some groups, and about jobs of this owner that are to be cancelled."""
         async with self._blocking.pubsub(ignore_subscribe_messages=True) as subscription:
-            hints = Hints(subscription)
-            with suppress(*_AWAY):
-                await subscription.subscribe(f"{_PREFIX}cancel:{self.owner}")
-                for group in tuple(groups):
-                    await hints.watch(group)
+            hints = Hints(subscription, self._notice)
+            await hints.subscribe(f"cancel:{self.owner}")
+            for group in tuple(groups):
+                await hints.watch(group)
             yield hints
 
     # --- keeping house -----------------------------------------------------------------------------------
@@ -475,27 +474,43 @@ class Hints:
     """A subscription: pairs of `news` and a group whose log has grown, or `cancel` and the id of a job.
 
     Hints may be lost; the iteration ends when the store is away.
+
+    Args:
+        subscription: to no channel.
+        on_away: told why the store is away.
     """
 
-    def __init__(self, subscription: PubSub) -> None:
+    def __init__(self, subscription: PubSub, on_away: Callable[[Exception], None]) -> None:
         self._subscription = subscription
+        self._on_away = on_away
+
+    async def subscribe(self, channel: str) -> None:
+        """Listen to a channel."""
+        with self._noticed():
+            await self._subscription.subscribe(_PREFIX + channel)
 
     async def watch(self, group: str) -> None:
         """Ask for hints about a group."""
-        with suppress(*_AWAY):
-            await self._subscription.subscribe(f"{_PREFIX}news:{group}")
+        await self.subscribe(f"news:{group}")
 
     async def unwatch(self, group: str) -> None:
         """Ask for no more of them."""
-        with suppress(*_AWAY):
+        with self._noticed():
             await self._subscription.unsubscribe(f"{_PREFIX}news:{group}")
 
     async def __aiter__(self) -> AsyncIterator[tuple[str, str]]:
-        with suppress(*_AWAY):
-            while True:
+        with self._noticed():
+            while self._subscription.subscribed:  # else the store was away
                 if message := await self._subscription.get_message(timeout=BLOCK_S):
                     kind, _, subject = message["channel"].removeprefix(_PREFIX).partition(":")
                     yield kind, subject if kind == "news" else message["data"]
+
+    @contextmanager
+    def _noticed(self) -> Iterator[None]:
+        try:
+            yield
+        except _AWAY as error:
+            self._on_away(error)
 
 
 def _client(url: str) -> "redis.Redis":
