@@ -21,9 +21,10 @@ from redis import Redis
 
 from benchmarks.harness import processes
 from benchmarks.harness.answers import Flipped
+from benchmarks.harness.findings import Finding
 from benchmarks.harness.server import ENGINE, LiveServer
 from benchmarks.harness.waiting import DEADLINE_S, until
-from benchmarks.survival.cluster import OK, cluster, image
+from benchmarks.survival.cluster import OK, cluster, image, listed
 
 ACCEPTED = 202
 
@@ -239,6 +240,16 @@ def wait_until_ended(server: LiveServer, location: str, deadline_s: float = BATC
 
     assert until(look, deadline_s), f"not ended: {seen}\n{server.log}"
     return seen
+
+
+def bugs(server: LiveServer) -> list[str]:
+    """Return the last line of each traceback that a service has logged."""
+    return [event["exception"].splitlines()[-1] for event in server.events if "exception" in event]
+
+
+def no_bugs(found: Sequence[str]) -> Finding:
+    """Say which bugs a service has logged."""
+    return Finding("no bug is logged", listed(Counter(found)), not found)
 
 
 def kill(pid: int) -> float:
