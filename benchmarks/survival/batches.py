@@ -174,12 +174,13 @@ def _faults_of_item(server: LiveServer, item: Item, job: dict[str, Any]) -> Iter
         yield f"{job['href']} is {job['state']}: {job['error']}"
     elif not item.is_damaged:
         answer = httpx.get(server.url + job["result"]["href"], timeout=DEADLINE_S)
-        if fault := _flipped(item.body).fault_of(answer.content):
+        if fault := flipped(item.body).fault_of(answer.content):
             yield f"the result of {job['href']} ({answer.status_code}): {fault}"
 
 
 @cache
-def _flipped(body: bytes) -> Flipped:
+def flipped(body: bytes) -> Flipped:
+    """Return the right answers to an image."""
     return Flipped(body)
 
 
