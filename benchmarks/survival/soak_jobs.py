@@ -1,8 +1,8 @@
 """Jobs of all kinds for a long time, with kills: does anything grow, is anything lost?
 
-Run it with `make soak-jobs MINUTES=20`. Results expire after a few seconds, so when nothing has been submitted
-for a while, keys, files, processes and memory must be where they began. The exit code is 1 when they are not,
-or when a job that was accepted did not end as it should.
+Run it with `make soak-jobs MINUTES=20`. Results expire after a few seconds, so when nothing has been
+submitted for a while, keys, files, processes and memory must be where they began. The exit code is 1 when
+they are not, or when a job that was accepted did not end as it should.
 """
 
 import argparse
