@@ -304,16 +304,20 @@ def main() -> None:
             threading.Thread(
                 target=Client(server, record, random.Random(given.seed + number)).run_until,  # noqa: S311 no secret
                 args=(end_s,),
+                daemon=True,
             )
             for number in range(_CLIENTS)
         ]
         with disturbed(server, record, choice):
             for client in clients:
                 client.start()
-            while (left_s := end_s - time.monotonic()) > 0:
-                print(f"  {left_s / 60:.0f} min left, {record.submitted.total()} accepted", file=sys.stderr)
-                time.sleep(min(left_s, 30.0 * given.minutes))
-                samples[1:] = samples[1:] or [sample(server, data)]
+            middle_s = time.monotonic() + 30 * given.minutes
+            while time.monotonic() < end_s and server.processes():
+                time.sleep(1.0)
+                if len(samples) == 1 and time.monotonic() >= middle_s:
+                    print(f"  half-way, {record.submitted.total()} accepted", file=sys.stderr)
+                    samples.append(sample(server, data))
+            assert server.processes(), f"the service has ended:\n{server.log[-10_000:]}"
             for client in clients:
                 client.join()
         samples.append(when_quiet(server, data))
