@@ -13,14 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-import httpx
 from redis import Redis
 
 from benchmarks.harness import processes
-from benchmarks.harness.answers import Flipped
 from benchmarks.harness.findings import Finding
 from benchmarks.harness.server import STORE, WORKER, LiveServer
-from benchmarks.harness.waiting import DEADLINE_S, until
+from benchmarks.harness.waiting import until
 from benchmarks.survival.batches import (
     BATCH_S,
     Watch,
@@ -28,7 +26,9 @@ from benchmarks.survival.batches import (
     bugs,
     data_directory,
     faults_of_batch,
+    fetch,
     files_of,
+    flipped,
     groups_in,
     holder,
     items,
@@ -151,8 +151,7 @@ def frozen_worker(times: int = 5, body: str = "big") -> list[Finding]:
                 faults.append(f"{before} became {after}")
             if after["tries"] != "2" or files != {"0.in", f"0.{after['fence']}.out"}:
                 faults.append(f"{after['tries']} tries, files {sorted(files)}")
-            answer = httpx.get(f"{server.url}{location}/result", timeout=DEADLINE_S)
-            if fault := Flipped(image(body)).fault_of(answer.content):
+            if fault := flipped(image(body)).fault_of(fetch(server, f"{location}/result")):
                 faults.append(fault)
     return [
         Finding(

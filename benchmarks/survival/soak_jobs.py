@@ -52,6 +52,8 @@ _QUIET_S = 150.0
 
 _ENDS_WITHIN_S = 90.0
 
+_LATER = {"Prefer": "respond-async"}
+
 #: These keys are kept for a day, so that a client learns that its job has expired, or was submitted before.
 _KEPT_FOR_A_DAY = frozenset({"gone", "idem"})
 
@@ -81,9 +83,9 @@ class Client:
     """
 
     def __init__(self, server: LiveServer, record: Record, choice: random.Random) -> None:
-        self._server = server
         self._record = record
         self._choice = choice
+        self._http = httpx.Client(base_url=server.url, timeout=_ENDS_WITHIN_S)
         self._images = items(40, 4, (320, 240))
 
     def run_until(self, end_s: float) -> None:
@@ -113,7 +115,7 @@ class Client:
         item = self._choice.choice(self._images)
         delay = self._choice.choice((0, 0, 2))
         location = self._submit(
-            name, lambda: self._post(f"/flip?delay={delay}", item.body, {"Prefer": "respond-async"})
+            name, lambda: self._http.post(f"/flip?delay={delay}", content=item.body, headers=_LATER)
         )
         if location:
             self._check_result(item, self._at_end(location))
@@ -128,7 +130,7 @@ class Client:
 
     def _retried(self, name: str) -> None:
         item = next(item for item in self._images if item.is_damaged)
-        location = self._submit(name, lambda: self._post("/flip", item.body, {"Prefer": "respond-async"}))
+        location = self._submit(name, lambda: self._http.post("/flip", content=item.body, headers=_LATER))
         if location:
             self._check_result(item, self._at_end(location))
             self._ask("POST", f"{location}/retry")
@@ -136,12 +138,7 @@ class Client:
 
     def _submit_batch(self, name: str, batch: Sequence[Item]) -> str:
         files = [("image", (f"{index}.jpg", item.body)) for index, item in enumerate(batch)]
-        url = f"{self._server.url}/batches?operation=flip"
-        return self._submit(name, lambda: httpx.post(url, files=files, timeout=_ENDS_WITHIN_S))
-
-    def _post(self, path: str, body: bytes, headers: Mapping[str, str]) -> httpx.Response:
-        url = self._server.url + path
-        return httpx.post(url, content=body, headers=headers, timeout=_ENDS_WITHIN_S)
+        return self._submit(name, lambda: self._http.post("/batches?operation=flip", files=files))
 
     def _submit(self, name: str, send: Callable[[], httpx.Response]) -> str:
         """Submit, and return the address; empty when a kill came in between."""
@@ -179,7 +176,7 @@ class Client:
 
         def look() -> bool:
             with suppress(httpx.TransportError):
-                answers.append(httpx.request(method, self._server.url + path, timeout=_ENDS_WITHIN_S))
+                answers.append(self._http.request(method, path))
             return bool(answers) and answers[-1].status_code != UNAVAILABLE
 
         assert until(look, _ENDS_WITHIN_S), f"{method} {path} is not answered"
