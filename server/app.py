@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import NamedTuple
 
 import falcon.asgi
@@ -10,20 +9,15 @@ from falcon.asgi import Request, Response
 
 from server import logs
 from server.admission import Admission
+from server.assembly import JobParts, assemble_jobs, engine_config
 from server.cluster.dispatch import Dispatcher
-from server.cluster.engine import EngineConfig
 from server.cluster.membership import Membership
 from server.cluster.memory_files import MemoryFilePool
 from server.cluster.quarantine import Quarantine
-from server.cluster.supervisor import OnDemandEngine, Supervisor
-from server.jobs import owners
-from server.jobs.blobs import Directory, Spool
-from server.jobs.consumer import Consumer
-from server.jobs.hub import Hub
+from server.cluster.supervisor import Supervisor
+from server.jobs.blobs import Spool
 from server.jobs.intake import Limits
-from server.jobs.janitor import Janitor
 from server.jobs.service import Jobs
-from server.jobs.store import Store
 from server.operations.images import OPERATIONS
 from server.settings import Settings
 from server.web import batches, events, jobs, openapi, probes, queues
@@ -57,19 +51,7 @@ def create_service(settings: Settings, membership: Membership, environ: Mapping[
         environ: the environment its engines are started with.
     """
     row = membership.row
-    config = EngineConfig(
-        operations={name: operation.spec for name, operation in OPERATIONS.items()},
-        limits={
-            "max_pixels": settings.max_pixels,
-            "max_frames": settings.max_frames,
-            "max_total_pixels": settings.max_total_pixels,
-        },
-        nice=settings.engine_nice,
-        timeout_s=settings.engine_timeout_s,
-        memory_bytes=settings.engine_memory_bytes,
-        max_tasks=settings.engine_max_tasks,
-    )
-    supervisor = Supervisor(membership.work, row, config, environ)
+    supervisor = Supervisor(membership.work, row, engine_config(settings, is_background=False), environ)
     memory_files = MemoryFilePool()
     dispatcher = Dispatcher(membership, memory_files, max_wait_s=settings.max_wait_s)
     admission = Admission(
@@ -87,46 +69,29 @@ def create_service(settings: Settings, membership: Membership, environ: Mapping[
     app = falcon.asgi.App()
     app.add_middleware(Lifespan(supervisor, row))
     add_error_handlers(app)
-    jobs, submissions = None, None
+    jobs, submissions, store = None, None, None
     if (url := settings.store_url) is not None:
-        engine = OnDemandEngine(
-            Supervisor(membership.work, row, replace(config, is_background=True), environ)
-        )
-        jobs, submissions = _add_jobs(app, settings, url, dispatcher, engine)
+        background = Supervisor(membership.work, row, engine_config(settings, is_background=True), environ)
+        parts = assemble_jobs(settings, url, dispatcher, [background])
+        jobs, store = parts.service, parts.store
+        submissions = _add_jobs(app, settings, parts)
     for name, operation in OPERATIONS.items():
         transform = Transform(operation, admission, uploads, dispatcher, memory_files, submissions)
         app.add_route(f"/{name}", transform)
+    queue_reader = probes.QueueReader(store, settings.queues)
     app.add_route("/", probes.Front())
     app.add_route("/healthz", probes.Healthz())
     app.add_route("/readyz", probes.Readyz(membership.scoreboard, row))
-    app.add_route("/status", probes.Status(membership.scoreboard))
-    app.add_route("/metrics", probes.Metrics(membership.scoreboard))
-    app.add_route("/openapi.json", probes.OpenApi(openapi.document(OPERATIONS.values())))
+    app.add_route("/status", probes.Status(membership.scoreboard, queue_reader))
+    app.add_route("/metrics", probes.Metrics(membership.scoreboard, queue_reader))
+    document = openapi.document(OPERATIONS.values(), settings.queues if store else ())
+    app.add_route("/openapi.json", probes.OpenApi(document))
     return Service(Envelope(app, row), jobs)
 
 
-def _add_jobs(
-    app: falcon.asgi.App[Request, Response],
-    settings: Settings,
-    url: str,
-    dispatcher: Dispatcher,
-    engine: OnDemandEngine,
-) -> tuple[Jobs, Submissions]:
+def _add_jobs(app: falcon.asgi.App[Request, Response], settings: Settings, parts: JobParts) -> Submissions:
     """Add all that has to do with jobs to an app."""
-    store = Store(
-        url,
-        owner=owners.own_name(),
-        grace_s=settings.store_grace_s,
-        ttl_s=settings.result_ttl_s,
-        lease_s=settings.lease_s,
-        max_jobs=settings.max_queued_jobs,
-        max_bytes=settings.max_queued_bytes,
-    )
-    blobs = Directory(settings.blob_dir)
-    consumer = Consumer(
-        store, blobs, dispatcher, engine, OPERATIONS, at_once=settings.jobs_at_once, lease_s=settings.lease_s
-    )
-    hub = Hub(store, consumer.stop_job)
+    store, blobs, hub, _ = parts
     uploads = Uploads(
         max_body_bytes=settings.max_body_bytes,
         timeout_s=settings.upload_timeout_s,
@@ -153,11 +118,10 @@ def _add_jobs(
     app.add_route("/batches/{id}/items", batch, suffix="items")
     app.add_route("/batches/{id}/archive", batches.ArchiveResource(store, blobs))
     app.add_route("/batches/{id}/events", events.BatchEvents(store, hub))
-    app.add_route("/queues", queues.QueuesResource(store, settings.queues))
+    app.add_route("/queues", queues.QueuesResource(store, settings.queues, operators))
     for verb in ("pause", "resume", "failed"):
         app.add_route(f"/queues/{{name}}/{verb}", queue, suffix=verb)
-    service = Jobs(store, engine, consumer, hub, Janitor(store, blobs))
-    return service, Submissions(store, blobs, uploads, options)
+    return Submissions(store, blobs, uploads, options)
 
 
 def get_app() -> App:

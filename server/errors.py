@@ -47,6 +47,9 @@ class ServiceError(Exception):
     #: One short line that is the same for every occurrence (RFC 9457, section 3.1.3).
     title: ClassVar[str] = "The request failed"
 
+    #: A detail as a client may get it, where the API document makes an example of it.
+    example: ClassVar[str]
+
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
         self.detail = detail
@@ -96,6 +99,7 @@ class KeyReused(RequestError):
     """An idempotency key came with another submission before."""
 
     title = "The idempotency key was used for something else"
+    example = "This Idempotency-Key came with another submission before. Use a new key for each submission."
 
 
 class Unauthorized(RequestError):
@@ -116,9 +120,6 @@ class OperationRefused(ServiceError):
     Attributes:
         engine_pid: the engine that refused it, for the log.
     """
-
-    #: A detail as a client may get it, for the API document.
-    example: ClassVar[str]
 
     engine_pid: int | None = None
 

@@ -91,6 +91,12 @@ def _store_url(url: SecretStr | None) -> SecretStr | None:
     return url
 
 
+def _blob_url(url: str | None) -> str | None:
+    if url is not None and not re.fullmatch("s3://[a-z0-9][a-z0-9.-]+(/[^/?#]+)*", url):
+        raise PydanticCustomError("blob_url", "Input should be s3://bucket or s3://bucket/prefix")
+    return url
+
+
 class Settings(BaseModel):
     """All settings of the service itself."""
 
@@ -235,6 +241,16 @@ class Settings(BaseModel):
         Field(
             description="Where the store is, with `FLIP_JOBS=remote`: `redis://`, `rediss://` (TLS) or "
             "`unix://`."
+        ),
+    ] = None
+    blob_url: Annotated[
+        str | None,
+        BeforeValidator(_not_empty),
+        AfterValidator(_blob_url),
+        Field(
+            description="Where the files of jobs are, for machines that share no directory: "
+            "`s3://bucket/prefix`, with credentials, region and endpoint from the variables of AWS. When it "
+            "is not set, they are in `FLIP_DATA_DIR`."
         ),
     ] = None
     valkey: Annotated[

@@ -318,6 +318,21 @@ class LiveServer(Server):
             self._news.notify_all()
 
 
+class LiveWorker(LiveServer):
+    """A worker without a web server, with its log as events.
+
+    Args:
+        environ: added to a clean environment.
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        super().__init__(environ=environ)
+        self._command = [sys.executable, "-m", "server.worker"]
+
+    def _wait_until_ready(self) -> None:
+        self.wait_for("job_worker_online", deadline_s=self._start_s)
+
+
 def clean_environ() -> dict[str, str]:
     """Return the environment without what would change the service under test, and with jobs off.
 

@@ -6,7 +6,7 @@ import random
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -202,16 +202,16 @@ class Supervisor:
         )
 
 
-class OnDemandEngine:
-    """An engine that starts when it is wanted, and stops when it has not been wanted for a while.
+class OnDemandEngines:
+    """Engines that start when they are wanted, and stop when they have not been wanted for a while.
 
     Args:
-        supervisor: of this engine; not started.
-        idle_s: how long the engine is kept without being wanted, in seconds.
+        supervisors: one for each engine; not started.
+        idle_s: how long the engines are kept without being wanted, in seconds.
     """
 
-    def __init__(self, supervisor: Supervisor, *, idle_s: float = IDLE_S) -> None:
-        self._supervisor = supervisor
+    def __init__(self, supervisors: Sequence[Supervisor], *, idle_s: float = IDLE_S) -> None:
+        self._supervisors = supervisors
         self._idle_s = idle_s
         self._users = 0
         self._is_stopped = False
@@ -220,7 +220,7 @@ class OnDemandEngine:
 
     @contextlib.contextmanager
     def wanted(self) -> Iterator[None]:
-        """Have the engine run while the block runs; tasks may wait in its lane until it is ready."""
+        """Have the engines run while the block runs; tasks may wait in their lane until one is ready."""
         self._count(+1)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
@@ -230,10 +230,10 @@ class OnDemandEngine:
             self._count(-1)
 
     async def stop(self) -> None:
-        """Stop the engine at once, for good: a starved task could take for ever, and will be tried again."""
+        """Stop the engines at once, for good: a starved task could take for ever, and will be tried again."""
         self._is_stopped = True
         self._has_changed.set()
-        await self._supervisor.stop(at_once=True)
+        await asyncio.gather(*(supervisor.stop(at_once=True) for supervisor in self._supervisors))
         if self._task is not None:
             await self._task
 
@@ -242,15 +242,16 @@ class OnDemandEngine:
         self._has_changed.set()
 
     async def _run(self) -> None:
-        while self._users and not self._is_stopped:  # again, if it was wanted while it stopped
-            self._supervisor.start_soon()
+        while self._users and not self._is_stopped:  # again, if they were wanted while they stopped
+            for supervisor in self._supervisors:
+                supervisor.start_soon()
             try:
                 await self._idle()
             finally:
-                await self._supervisor.stop()
+                await asyncio.gather(*(supervisor.stop() for supervisor in self._supervisors))
 
     async def _idle(self) -> None:
-        """Wait until the engine has been idle for long enough, or must stop."""
+        """Wait until the engines have been idle for long enough, or must stop."""
         with contextlib.suppress(TimeoutError):
             while not self._is_stopped:
                 self._has_changed.clear()

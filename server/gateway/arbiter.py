@@ -20,7 +20,7 @@ from server.cluster.work_socket import WorkSocket
 from server.gateway import preflight
 from server.gateway.worker import Worker
 from server.imaging.jpeg import kernel
-from server.jobs.blobs import Directory, UnsuitableDirectory
+from server.jobs.blobs import Directory, UnsuitableBlobs
 from server.jobs.embedded import EmbeddedStore, StoreNotStarted
 from server.logs import get_logger
 from server.settings import Settings
@@ -80,10 +80,13 @@ class Hooks:
         try:
             if server.store:
                 server.store.start()
-            if self._settings.store_url is not None:
+            if self._settings.store_url is not None and self._settings.blob_url is None:
                 Directory(self._settings.blob_dir).prepare()
-        except (StoreNotStarted, UnsuitableDirectory) as error:
+        except (StoreNotStarted, UnsuitableBlobs) as error:
             sys.exit(f"flipcluster: {error}")
+        # A bucket is asked by another process: obstore has threads, which must not be there before a fork.
+        if self._settings.blob_url is not None and (reason := preflight.why_not(server)):
+            sys.exit(reason)
         if reason := kernel.why_not():
             log.warning(
                 "lossless_unavailable", reason=f"{reason}; install a C compiler and run `make install`"

@@ -64,15 +64,18 @@ def guard(server: Arbiter) -> None:
 
 
 def _checked(server: Arbiter, act: Callable[[Arbiter], None], refusal: str) -> None:
-    reason = _ask_a_fresh_process(server)
+    reason = why_not(server)
     if reason is None:
         act(server)
     else:
         log.error(refusal, reason=reason)
 
 
-def _ask_a_fresh_process(server: Arbiter) -> str | None:
-    """Run the preflight as the service was started: same arguments, directory and environment."""
+def why_not(server: Arbiter) -> str | None:
+    """Say why the service would not start as it was started: same arguments, directory and environment.
+
+    A fresh process finds out; None when it would start.
+    """
     environ = server.cfg.env_orig
     path = filter(None, [_IMPORT_ROOT, environ.get("PYTHONPATH")])
     try:
@@ -95,7 +98,7 @@ def _ask_a_fresh_process(server: Arbiter) -> str | None:
 
 
 def _load() -> Any:  # noqa: ANN401 gunicorn has no types
-    """Return a worker as the arbiter has it before the fork, with its app."""
+    """Return a worker as the arbiter has it before the fork."""
     application = WSGIApplication("%(prog)s [OPTIONS] [APP_MODULE]", prog="gunicorn")
     cfg = application.cfg
     # Faults are for the caller, not for the log of the service.
@@ -105,14 +108,23 @@ def _load() -> Any:  # noqa: ANN401 gunicorn has no types
     cfg.on_starting(server)
     worker = server.worker_class(1, os.getpid(), [], application, cfg.timeout, cfg, server.log)
     cfg.pre_fork(server, worker)
-    worker.load_wsgi()
     return worker
 
 
 async def _fault_of(worker: Any) -> str | None:  # noqa: ANN401 gunicorn has no types
+    # Only here, because gunicorn.conf.py has imported everything again.
+    from server.assembly import prepare_blobs  # noqa: PLC0415
+    from server.jobs.blobs import UnsuitableBlobs  # noqa: PLC0415
+
     settings = worker.settings
     if settings.jobs == "embedded" and (fault := embedded.why_not(settings.store_socket, settings.valkey)):
         return fault
+    try:
+        if settings.jobs != "off" and settings.blob_url is not None:  # a directory would be made
+            await prepare_blobs(settings)
+    except UnsuitableBlobs as error:
+        return str(error)
+    worker.load_wsgi()
     lifespan = LifespanManager(worker.asgi, worker.log)
     await lifespan.startup()
     for method, path, fault in _QUESTIONS:

@@ -32,8 +32,8 @@ class BlobGone(Exception):
     """There is no file with this name, or its group was removed."""
 
 
-class UnsuitableDirectory(Exception):
-    """The files of jobs cannot be kept in a directory; the text says why."""
+class UnsuitableBlobs(Exception):
+    """The files of jobs cannot be kept where they are to be; the text says why."""
 
 
 class Blobs(Protocol):
@@ -56,8 +56,9 @@ class Blobs(Protocol):
 
         Raises:
             BlobGone: the group was removed.
-            FileExistsError: there is a file with this name.
+            FileExistsError: there is a file with this name; not every place notices.
             OSError: there is no room for it; nothing is left behind.
+            StoreAway: the place cannot be reached, now or in any other call.
         """
 
     async def keep_all(self, files: Mapping[str, FileIO], group: str) -> None:
@@ -81,6 +82,20 @@ class Blobs(Protocol):
 
     def groups(self) -> AsyncIterator[tuple[str, float]]:
         """Iterate over all groups, each with its last change in seconds of Unix time."""
+
+
+def is_group(text: str) -> bool:
+    """Whether a text may be the name of a group."""
+    return _GROUP.fullmatch(text) is not None
+
+
+def place_of(group: str, name: str | None = None) -> str:
+    """Return the path of a group, or of a file in it, below the place of all."""
+    if not is_group(group):
+        raise ValueError(f"not a group: {group!r}")
+    if name is not None and not _NAME.fullmatch(name):
+        raise ValueError(f"not a name: {name!r}")
+    return f"{group[:2]}/{group}" if name is None else f"{group[:2]}/{group}/{name}"
 
 
 class Spool:
@@ -116,7 +131,7 @@ class Directory:
         """Make the directory if it is not there, and see that it is fit for its purpose.
 
         Raises:
-            UnsuitableDirectory: it cannot be written to, or its file system has no unnamed files.
+            UnsuitableBlobs: it cannot be written to, or its file system has no unnamed files.
         """
         root = self._root
         try:
@@ -129,7 +144,7 @@ class Directory:
                 reason = os.strerror(errno.ENOTDIR)
             if error.errno in _NO_UNNAMED_FILES:
                 reason = "its file system does not support O_TMPFILE; choose one on ext4, XFS, Btrfs or tmpfs"
-            raise UnsuitableDirectory(f"Cannot keep the files of jobs in {root}: {reason}") from None
+            raise UnsuitableBlobs(f"Cannot keep the files of jobs in {root}: {reason}") from None
 
     def new(self) -> FileIO:
         """Open an empty file that has no name."""
@@ -173,14 +188,10 @@ class Directory:
                 yield found
 
     def _group(self, group: str) -> Path:
-        if not _GROUP.fullmatch(group):
-            raise ValueError(f"not a group: {group!r}")
-        return self._root / group[:2] / group
+        return self._root / place_of(group)
 
     def _path(self, group: str, name: str) -> Path:
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"not a name: {name!r}")
-        return self._group(group) / name
+        return self._root / place_of(group, name)
 
     def _keep(self, files: Mapping[Path, FileIO], must_exist: bool) -> None:  # noqa: FBT001 given by place
         """Link files of one directory, then write it all to the disk: one commit of the journal does for all.
@@ -256,6 +267,6 @@ def _groups_in(parent: Path) -> list[tuple[str, float]]:
     with suppress(FileNotFoundError, NotADirectoryError):
         for directory in parent.iterdir():
             with suppress(FileNotFoundError):
-                if _GROUP.fullmatch(directory.name):
+                if is_group(directory.name):
                     found.append((directory.name, directory.stat().st_mtime))
     return found

@@ -7,15 +7,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from io import FileIO
 from itertools import count
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from server.cluster.dispatch import Dispatcher
 from server.cluster.memory_files import NO_ROOM
-from server.cluster.supervisor import OnDemandEngine
+from server.cluster.supervisor import OnDemandEngines
 from server.errors import OperationRefused, StoreAway, TemporaryFailure
 from server.jobs import owners
 from server.jobs.blobs import Blobs
-from server.jobs.model import Claim, Failure, JobState, Result
+from server.jobs.model import Claim, Failure, Result
 from server.jobs.store import Store
 from server.jobs.threads import run_in_thread
 from server.logs import get_logger
@@ -28,15 +28,31 @@ T = TypeVar("T")
 #: How often the progress of running jobs is reported, and dead consumers are looked for, in seconds.
 _TICK_S = 1.0
 
+#: How long to hold a job whose files cannot be reached, in seconds.
+_FILES_AWAY_S = 1.0
+
+
+class _Try(NamedTuple):
+    """A try that runs.
+
+    Attributes:
+        task: runs it, and is cancelled to stop it.
+        end: waits for its end, whatever that is.
+    """
+
+    claim: Claim
+    task: asyncio.Task[None]
+    end: asyncio.Task[None]
+
 
 class Consumer:
-    """Runs jobs for one worker, several at a time: one in the engine, the others ready for it.
+    """Runs jobs for one worker, several at a time: one in each of its engines, the others ready for them.
 
     Args:
         store: where jobs are claimed.
         blobs: where their files are.
         dispatcher: sends them to the background engines of the machine.
-        engine: the worker's own, which starts when it is wanted.
+        engines: the worker's own, which start when they are wanted.
         operations: those that jobs may name.
         at_once: how many jobs to hold at a time; 0 only keeps the owner known to the store.
         lease_s: how long a claim lasts, in seconds; it is renewed three times as often.
@@ -47,7 +63,7 @@ class Consumer:
         store: Store,
         blobs: Blobs,
         dispatcher: Dispatcher,
-        engine: OnDemandEngine,
+        engines: OnDemandEngines,
         operations: Mapping[str, Operation],
         *,
         at_once: int,
@@ -56,13 +72,13 @@ class Consumer:
         self._store = store
         self._blobs = blobs
         self._dispatcher = dispatcher
-        self._engine = engine
+        self._engines = engines
         self._operations = operations
         self._at_once = at_once
         self._lease_s = lease_s
         self._kinds = [f"{each.name} {each.version}" for each in operations.values()]
         self._requests = count(1)
-        self._running: dict[str, tuple[Claim, asyncio.Task[None]]] = {}
+        self._running: dict[str, _Try] = {}
         self._progress: dict[str, int] = {}
         self._has_ended = asyncio.Event()  # a job, so that there is room for another one
 
@@ -74,10 +90,9 @@ class Consumer:
                 if self._at_once:
                     group.create_task(self._claim())
         finally:
-            tasks = [task for _, task in self._running.values()]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            for each in self._running.values():
+                each.task.cancel()
+            await asyncio.gather(*(each.end for each in self._running.values()))
 
     async def _claim(self) -> None:
         request = str(next(self._requests))
@@ -100,8 +115,9 @@ class Consumer:
             request = str(next(self._requests))
             for claim in claims:
                 self.stop_job(str(claim.id))  # an earlier try, whose lease has ended unnoticed
-                task = asyncio.create_task(self._run(claim))
-                self._running[str(claim.id)] = claim, task
+                task = asyncio.create_task(self._try(claim))
+                end = asyncio.create_task(self._end(claim, task))
+                self._running[str(claim.id)] = _Try(claim, task, end)
             if not claims:
                 await self._store.wait_for_bell(self._kinds, idle_s)
 
@@ -119,7 +135,7 @@ class Consumer:
 
     async def _renew_once(self) -> None:
         progress, self._progress = self._progress, {}
-        fences = {id: claim.fence for id, (claim, _) in self._running.items()}
+        fences = {id: each.claim.fence for id, each in self._running.items()}
         renewal = await self._store.renew(fences, progress)
         for id in (*renewal.lost, *renewal.cancelled):
             self.stop_job(id)
@@ -133,27 +149,30 @@ class Consumer:
     def stop_job(self, id: str) -> None:
         """Stop a job that is to be cancelled, if it runs here."""
         if id in self._running:
-            self._running[id][1].cancel()
+            self._running[id].task.cancel()
 
-    async def _run(self, claim: Claim) -> None:
-        """Run one try to its end, and report it."""
+    async def _end(self, claim: Claim, task: asyncio.Task[None]) -> None:
+        """Wait for the end of a try, which may be cancelled before it has begun."""
         try:
-            await self._try(claim)
-        except asyncio.CancelledError:  # this worker stops, or the job was cancelled, or is another's
-            await asyncio.shield(self._give_back(claim))
-            raise
-        except Exception:
-            log.exception("job_not_reported", job=str(claim.id))  # its lease will end
+            await asyncio.wait([task])
+            if task.cancelled():  # this worker stops, or the job was cancelled, or is another's
+                await self._give_back(claim)
+            elif error := task.exception():
+                log.error("job_not_reported", job=str(claim.id), exc_info=error)  # its lease will end
         finally:
-            if self._running[str(claim.id)][0] is claim:
+            if self._running[str(claim.id)].claim is claim:
                 del self._running[str(claim.id)]
                 self._progress.pop(str(claim.id), None)
             self._has_ended.set()
 
     async def _give_back(self, claim: Claim) -> None:
         with suppress(StoreAway):  # then its lease ends, or its owner is found dead
-            if await self._store.give_back(claim) is not JobState.COMPLETED:
-                await self._blobs.remove(claim.id.group, claim.id.result_name(claim.fence))
+            if not await self._store.give_back(claim):
+                await self._remove_result(claim)
+
+    async def _remove_result(self, claim: Claim) -> None:
+        with suppress(StoreAway):  # then it goes with its group
+            await self._blobs.remove(claim.id.group, claim.id.result_name(claim.fence))
 
     async def _try(self, claim: Claim) -> None:
         try:
@@ -162,13 +181,16 @@ class Consumer:
             failure = Failure(type(refusal).__name__, refusal.detail)
             await self._report(lambda: self._store.fail(claim, failure, is_final=True))
             log.info("job_failed", job=str(claim.id), error=failure.error)
+        except StoreAway:  # that of the files: it costs the job no try, but it must not be claimed at once
+            await asyncio.sleep(_FILES_AWAY_S)
+            await self._give_back(claim)
         except Exception as error:
             failure = _failure(error)
             log.warning("job_try_failed", job=str(claim.id), tries=claim.tries, exc_info=error)
             await self._report(lambda: self._store.fail(claim, failure, is_final=False))
         else:
             if not await self._report(lambda: self._store.complete(claim, result)):
-                await self._blobs.remove(claim.id.group, claim.id.result_name(claim.fence))
+                await self._remove_result(claim)
 
     async def _result_of(self, claim: Claim) -> Result:
         facts = claim.facts
@@ -176,7 +198,7 @@ class Consumer:
         # Defaults of parameters that came after the submission.
         parameters = operation.parameters.model_validate(facts.parameters).model_dump()
         with await self._blobs.open(claim.id.group, claim.id.input_name) as source, self._blobs.new() as sink:
-            with self._engine.wanted():
+            with self._engines.wanted():
                 done = await self._dispatcher.run_in_background(
                     source,
                     sink,

@@ -124,8 +124,6 @@ class Hub:
         log = self._logs.get(group)
         if log is None:
             log = self._logs[group] = _Log()
-            if self._hints is not None:
-                await self._hints.watch(group)
             log.reader = asyncio.create_task(self._read(group, log))
         log.watchers += 1
         try:
@@ -139,6 +137,8 @@ class Hub:
                     await self._hints.unwatch(group)
 
     async def _read(self, group: str, log: _Log) -> None:
+        if self._hints is not None:
+            await self._hints.watch(group)
         while True:
             log.hinted.clear()
             with suppress(StoreAway):

@@ -59,7 +59,11 @@ class Janitor:
             return
         fence, groups = kept
         for group in groups:
-            await self._blobs.remove_group(group)
+            try:
+                await self._blobs.remove_group(group)
+            except OSError as error:  # the others still expire
+                log.error("group_not_removed", group=group, error=str(error))  # noqa: TRY400 it says all
+                continue
             if not await self._store.expire(group, fence):
                 return
         if groups:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from server.cluster.supervisor import OnDemandEngine
+from server.cluster.supervisor import OnDemandEngines
 from server.jobs.consumer import Consumer
 from server.jobs.hub import Hub
 from server.jobs.janitor import Janitor
@@ -20,15 +20,15 @@ class Jobs:
 
     Args:
         store: closed at the end.
-        engine: stopped at the end.
+        engines: stopped at the end.
         consumer, hub, janitor: run until then.
     """
 
     def __init__(
-        self, store: Store, engine: OnDemandEngine, consumer: Consumer, hub: Hub, janitor: Janitor
+        self, store: Store, engines: OnDemandEngines, consumer: Consumer, hub: Hub, janitor: Janitor
     ) -> None:
         self._store = store
-        self._engine = engine
+        self._engines = engines
         self._consumer = consumer
         self._hub = hub
         self._janitor = janitor
@@ -47,7 +47,7 @@ class Jobs:
                         log.exception("jobs_failed")
                     await asyncio.sleep(_AFTER_BUG_S)
             finally:
-                await self._engine.stop()
+                await self._engines.stop()
 
     def close_streams(self) -> None:
         """End what clients wait for: they will come to another worker."""

@@ -7,7 +7,7 @@ was lost is made again. Reads need no script.
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict
 from math import ceil
 from pathlib import Path
@@ -101,7 +101,9 @@ class Store:
         self._max_bytes = max_bytes
         self._redis = _client(url)
         self._blocking = _client(url)
-        self._script = self._redis.register_script(_SCRIPT)
+        self._adding = self._redis.register_script(_SCRIPT)
+        # Without memory left, jobs must still be able to end and to expire.
+        self._script = self._redis.register_script(f"#!lua flags=allow-oom\n{_SCRIPT}")
         self._is_back = asyncio.Event()
         self._is_back.set()
         self._away_since_s = 0.0
@@ -243,9 +245,9 @@ class Store:
         """Report failure; if it is not final, the job is tried again later, as often as it may be."""
         await self._finish(claim, "failed" if is_final else "again", error=_compact(asdict(failure)))
 
-    async def give_back(self, claim: Claim) -> JobState | None:
-        """Return a job as if it had not been claimed; its state after that, or None if it is another's."""
-        return await self._finish(claim, "released")
+    async def give_back(self, claim: Claim) -> bool:
+        """Return a job as if it had not been claimed; True: it is completed, as its report was heard."""
+        return await self._finish(claim, "released") == JobState.COMPLETED
 
     async def _finish(self, claim: Claim, how: str, **more: str) -> JobState | None:
         error = more.pop("error", _compact(asdict(Failure("TooManyAttempts"))))
@@ -344,10 +346,11 @@ class Store:
     async def hints(self, groups: Iterable[str]) -> AsyncIterator["Hints"]:
         """Subscribe to hints about some groups, and about jobs of this owner that are to be cancelled."""
         async with self._blocking.pubsub(ignore_subscribe_messages=True) as subscription:
-            hints = Hints(subscription, self._notice)
-            await hints.subscribe(f"cancel:{self.owner}")
-            for group in tuple(groups):
-                await hints.watch(group)
+            hints = Hints(subscription, self._noticing)
+            with self._noticing():
+                await subscription.subscribe(f"{_PREFIX}cancel:{self.owner}")
+                for group in tuple(groups):
+                    await hints.watch(group)
             yield hints
 
     # --- keeping house -----------------------------------------------------------------------------------
@@ -378,6 +381,11 @@ class Store:
         """Whether the store knows a group."""
         return bool(await self._guarded(lambda: self._redis.exists(f"{_PREFIX}group:{group}")))
 
+    def raise_if_away(self) -> None:
+        """Raise StoreAway if the store has been away for longer than the grace."""
+        if self._left_s() <= 0:
+            raise _away()
+
     async def wait_until_back(self) -> None:
         """Wait until the store answers, however long that takes."""
         await self._is_back.wait()
@@ -386,7 +394,8 @@ class Store:
 
     async def _ask(self, verb: str, **args: object) -> dict[str, Any]:
         text = _compact(_given({"owner": self.owner, "ttl_ms": self._ttl_ms, **args}))
-        answer = await self._guarded(lambda: self._script(keys=[_PREFIX], args=[verb, text]))
+        script = self._adding if verb == "submit" else self._script
+        answer = await self._guarded(lambda: script(keys=[_PREFIX], args=[verb, text]))
         found: dict[str, Any] = json.loads(answer)
         return found
 
@@ -430,11 +439,8 @@ class Store:
             StoreAway: the grace is over.
             QueueFull: the memory of the store is full.
         """
-        left_s = self._grace_s
-        if not self._is_back.is_set():
-            left_s -= asyncio.get_running_loop().time() - self._away_since_s
         try:
-            async with asyncio.timeout(max(0, left_s)):
+            async with asyncio.timeout(max(0, self._left_s())):
                 while True:
                     await self._is_back.wait()
                     try:
@@ -448,7 +454,20 @@ class Store:
                         self._notice(error)
         except TimeoutError as error:
             self._notice(error)
-            raise StoreAway("The store of the jobs does not answer. Try again in a second.") from None
+            raise _away() from None
+
+    def _left_s(self) -> float:
+        """Return how much of the grace is left."""
+        if self._is_back.is_set():
+            return self._grace_s
+        return self._grace_s - (asyncio.get_running_loop().time() - self._away_since_s)
+
+    @contextmanager
+    def _noticing(self) -> Iterator[None]:
+        try:
+            yield
+        except _AWAY as error:
+            self._notice(error)
 
     def _notice(self, error: Exception) -> None:
         """From now on wait until the store answers again."""
@@ -474,43 +493,28 @@ class Hints:
     """A subscription: pairs of `news` and a group whose log has grown, or `cancel` and the id of a job.
 
     Hints may be lost; the iteration ends when the store is away.
-
-    Args:
-        subscription: to no channel.
-        on_away: told why the store is away.
     """
 
-    def __init__(self, subscription: PubSub, on_away: Callable[[Exception], None]) -> None:
+    def __init__(self, subscription: PubSub, noticing: Callable[[], AbstractContextManager[None]]) -> None:
         self._subscription = subscription
-        self._on_away = on_away
-
-    async def subscribe(self, channel: str) -> None:
-        """Listen to a channel."""
-        with self._noticed():
-            await self._subscription.subscribe(_PREFIX + channel)
+        self._noticing = noticing
 
     async def watch(self, group: str) -> None:
         """Ask for hints about a group."""
-        await self.subscribe(f"news:{group}")
+        with self._noticing():
+            await self._subscription.subscribe(f"{_PREFIX}news:{group}")
 
     async def unwatch(self, group: str) -> None:
         """Ask for no more of them."""
-        with self._noticed():
+        with self._noticing():
             await self._subscription.unsubscribe(f"{_PREFIX}news:{group}")
 
     async def __aiter__(self) -> AsyncIterator[tuple[str, str]]:
-        with self._noticed():
-            while self._subscription.subscribed:  # else the store was away
+        with self._noticing():
+            while self._subscription.subscribed:  # else the store was away before it began
                 if message := await self._subscription.get_message(timeout=BLOCK_S):
                     kind, _, subject = message["channel"].removeprefix(_PREFIX).partition(":")
                     yield kind, subject if kind == "news" else message["data"]
-
-    @contextmanager
-    def _noticed(self) -> Iterator[None]:
-        try:
-            yield
-        except _AWAY as error:
-            self._on_away(error)
 
 
 def _client(url: str) -> "redis.Redis":
@@ -540,12 +544,14 @@ def _idempotency(given: Idempotency | None) -> dict[str, Any] | None:
 
 def _checked(answer: dict[str, Any]) -> dict[str, Any]:
     if "reused" in answer:
-        raise KeyReused(
-            "This Idempotency-Key came with another submission before. Use a new key for each submission."
-        )
+        raise KeyReused(KeyReused.example)
     if "gone" in answer:
         raise Dropped
     return answer
+
+
+def _away() -> StoreAway:
+    return StoreAway("The store of the jobs does not answer. Try again in a second.")
 
 
 def _full(gap_ms: float, max_jobs: int) -> QueueFull:

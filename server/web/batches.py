@@ -36,6 +36,9 @@ _PAGE = 1000
 #: How many items are submitted at once.
 _CHUNK = 32
 
+#: How many bytes they may have together, unless one alone has more: they may be in memory.
+_CHUNK_BYTES = 32 * 2**20
+
 #: How much of a result is read for one write to the client, in bytes.
 _PIECE_BYTES = 1 << 18
 
@@ -73,6 +76,7 @@ class BatchesResource:
         """Answer 202 when all of it is kept; what fails before leaves nothing behind."""
         options, facts = self._read(req)
         key = idempotency_key(req)
+        self._store.raise_if_away()
         batch = new_id()
         try:
             digests: list[str] | None = None if key is None else []
@@ -129,7 +133,8 @@ async def _chunks(found: AsyncIterable[Item]) -> AsyncGenerator[Mapping[NewJob, 
         async for item in found:
             file = files.enter_context(FileIO(os.dup(item.file.fileno())))  # it is closed after its turn
             chunk[NewJob(os.fstat(file.fileno()).st_size, item.index, item.name)] = file
-            if len(chunk) == _CHUNK or item.index == 0:
+            is_large = sum(job.bytes for job in chunk) >= _CHUNK_BYTES
+            if len(chunk) == _CHUNK or is_large or item.index == 0:
                 yield chunk
                 files.close()
                 chunk = {}

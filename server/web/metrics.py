@@ -4,7 +4,7 @@ The counts are in shared memory, so any worker can answer for all of them, none 
 and no files are left behind (the client's own multiprocess mode keeps some for each process).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry
@@ -13,14 +13,22 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.registry import Collector
 
 from server.cluster.scoreboard import Snapshot
+from server.jobs.model import Queue
 
 MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 
-def render(snapshot: Snapshot) -> bytes:
-    """Write a snapshot in Prometheus' text format."""
+def render(snapshot: Snapshot, queues: Sequence[Queue] | None = None) -> bytes:
+    """Write a snapshot in Prometheus' text format.
+
+    Args:
+        snapshot: of the scoreboard.
+        queues: of the store, none while it is away; None when there are no jobs.
+    """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Once(snapshot))
+    if queues is not None:
+        registry.register(_Queues(queues))
     return generate_latest(registry)
 
 
@@ -75,3 +83,20 @@ class _Once(Collector):
             ("flip_engine_deaths", "Engines that died, background engines included.", now.engine_deaths),
         ):
             yield CounterMetricFamily(name, text, value)
+
+
+class _Queues(Collector):
+    def __init__(self, queues: Sequence[Queue]) -> None:
+        self._queues = queues
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily("flip_store_up", "Whether the store of the jobs answers.", bool(self._queues))
+        jobs = GaugeMetricFamily("flip_jobs", "Jobs that are kept, by state.", labels=["queue", "state"])
+        ended = CounterMetricFamily("flip_jobs_ended", "Jobs that have ended.", labels=["queue"])
+        paused = GaugeMetricFamily("flip_queue_paused", "Whether the queue is paused.", labels=["queue"])
+        for queue in self._queues:
+            for state, count in queue.jobs.items():
+                jobs.add_metric([queue.name, state], count)
+            ended.add_metric([queue.name], queue.ended)
+            paused.add_metric([queue.name], queue.is_paused)
+        yield from (jobs, ended, paused)

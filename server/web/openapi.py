@@ -1,33 +1,76 @@
-"""The API document (OpenAPI 3.1): the operations from their table, the rest from `openapi_base.json`."""
+"""The API document (OpenAPI 3.1).
+
+The operations are from their table, what has to do with jobs is from `openapi_jobs.json`, and the rest from
+`openapi_base.json`.
+"""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from server.errors import OperationRefused, PoisonImage, TooMuchWork
+from server.errors import KeyReused, PoisonImage, ServiceError, TooMuchWork
 from server.operations.registry import Operation
 from server.web import problems
 from server.web.parameters import schemas
+from server.web.submissions import OPTIONS
 
 _BASE = Path(__file__).parent / "openapi_base.json"
+_JOBS = Path(__file__).parent / "openapi_jobs.json"
 
 #: What any operation may be refused with, by the cluster.
 _BY_THE_CLUSTER = (TooMuchWork, PoisonImage)
 
+#: And the submission of a job.
+_OF_JOBS = (KeyReused,)
+
 _COMMON_HEADERS = ("X-Request-ID", "X-Response-Time", "X-Worker-PID", "X-Content-Type-Options")
 _REQUEST_ID = "5f2c0b7f4a3e9d1c8b6a5f4e3d2c1b0a"
+
+#: The parameters of a submission.
+_SUBMISSION = (*OPTIONS, "Idempotency-Key")
 
 _Node = dict[str, Any]
 
 
-def document(operations: Iterable[Operation]) -> _Node:
-    """Make the document of a service with these operations."""
-    base: _Node = json.loads(_BASE.read_bytes())
-    components = _Components(base["components"])
-    paths = {f"/{operation.name}": {"post": _post(operation, components)} for operation in operations}
-    return {**base, "paths": {**paths, **base["paths"]}}
+def document(operations: Collection[Operation], queues: Sequence[str] = ()) -> _Node:
+    """Make the document of a service.
+
+    Args:
+        operations: each has a route of its own.
+        queues: those that a job can go to; none: there are no jobs.
+    """
+    whole: _Node = json.loads(_BASE.read_bytes())
+    if queues:
+        whole = _merged(whole, json.loads(_JOBS.read_bytes()))
+        whole["components"]["schemas"]["QueueName"] = {"type": "string", "enum": list(queues)}
+    components = _Components(whole["components"])
+    paths = {f"/{each.name}": {"post": _post(each, components, has_jobs=bool(queues))} for each in operations}
+    if queues:
+        whole["paths"]["/batches"]["post"]["parameters"] = _of_a_batch(operations, components)
+    whole["paths"] = {**paths, **whole["paths"]}
+    _add_common_headers(whole)
+    return whole
+
+
+def _merged(one: _Node, other: _Node) -> _Node:
+    """Merge two parts of a document, which have no more than objects and lists in common."""
+    whole = {**one, **other}
+    for name in one.keys() & other.keys():
+        is_list = isinstance(one[name], list)
+        whole[name] = one[name] + other[name] if is_list else _merged(one[name], other[name])
+    return whole
+
+
+def _add_common_headers(whole: _Node) -> None:
+    """Add the headers that every response has."""
+    described = [operation["responses"] for path in whole["paths"].values() for operation in path.values()]
+    for responses in (*described, whole["components"]["responses"]):
+        for response in responses.values():
+            if "$ref" not in response:
+                common = {name: _reference("headers", name) for name in _COMMON_HEADERS}
+                response["headers"] = common | response.get("headers", {})
 
 
 class _Components:
@@ -48,29 +91,53 @@ def _reference(kind: str, name: str) -> _Node:
     return {"$ref": f"#/components/{kind}/{name}"}
 
 
-def _post(operation: Operation, components: _Components) -> _Node:
+def _post(operation: Operation, components: _Components, *, has_jobs: bool) -> _Node:
     responses = {
         "200": components.share("responses", operation.outcome.__name__, _success(operation, components)),
         "400": _reference("responses", "BadRequest"),
         "408": _reference("responses", "UploadTooSlow"),
         "413": _reference("responses", "UploadTooLarge"),
-        **_refusals(operation, components),
+        **_refusals((*operation.refusals, *_BY_THE_CLUSTER, *(_OF_JOBS if has_jobs else ())), components),
         "500": _reference("responses", "InternalServerError"),
         "503": _reference("responses", "ServiceUnavailable"),
         "default": _reference("responses", "OtherProblem"),
     }
+    parameters = [
+        components.share("parameters", name, _parameter(operation, name, schema))
+        for name, schema in schemas(operation.parameters).items()
+    ]
+    if has_jobs:
+        responses |= {"202": _reference("responses", "Accepted"), "503": _reference("responses", "NotTaken")}
+        parameters += [_reference("parameters", name) for name in ("Prefer", *_SUBMISSION)]
     return {
         "operationId": operation.name,
         "tags": ["images"],
         "summary": operation.summary,
         "description": operation.description,
-        "parameters": [
-            components.share("parameters", name, _parameter(operation, name, schema))
-            for name, schema in schemas(operation.parameters).items()
-        ],
+        "parameters": parameters,
         "requestBody": components.share("requestBodies", "Image", _body(operation)),
         "responses": responses,
     }
+
+
+def _of_a_batch(operations: Collection[Operation], components: _Components) -> list[_Node]:
+    """Return the parameters of `POST /batches`: which operation, those of all of them, and the options."""
+    operation = {
+        "name": "operation",
+        "in": "query",
+        "required": True,
+        "description": "What is done to each image. Only the parameters of its own route can be given.",
+        "schema": {"type": "string", "enum": [each.name for each in operations]},
+    }
+    found: dict[str, _Node] = {}
+    for each in operations:
+        for name, schema in schemas(each.parameters).items():
+            parameter = _parameter(each, name, schema)
+            if parameter.pop("required", False):  # by one operation, not by all
+                found[name] = parameter
+            else:
+                found[name] = components.share("parameters", name, parameter)
+    return [operation, *found.values(), *(_reference("parameters", name) for name in _SUBMISSION)]
 
 
 def _parameter(operation: Operation, name: str, schema: Mapping[str, Any]) -> _Node:
@@ -111,7 +178,7 @@ def _body(operation: Operation) -> _Node:
 
 def _success(operation: Operation, components: _Components) -> _Node:
     properties = operation.outcome.model_json_schema()["properties"]
-    headers = {name: _reference("headers", name) for name in (*_COMMON_HEADERS, "X-Engine-PID")}
+    headers = {"X-Engine-PID": _reference("headers", "X-Engine-PID")}
     headers["Server-Timing"] = components.share("headers", "Server-Timing", _timing(operation.stages))
     for name, field in operation.outcome.headers.items():
         schema = {
@@ -136,11 +203,11 @@ def _timing(stages: Iterable[str]) -> _Node:
     }
 
 
-def _refusals(operation: Operation, components: _Components) -> dict[str, _Node]:
-    """Return the responses for all ways in which the operation may be refused, by status."""
-    classes = sorted((*operation.refusals, *_BY_THE_CLUSTER), key=problems.STATUS_OF.__getitem__)
+def _refusals(classes: Iterable[type[ServiceError]], components: _Components) -> dict[str, _Node]:
+    """Return the responses for all ways in which an operation may be refused, by status."""
     responses = {}
-    for status, grouped in groupby(classes, problems.STATUS_OF.__getitem__):
+    by_status = sorted(classes, key=problems.STATUS_OF.__getitem__)
+    for status, grouped in groupby(by_status, problems.STATUS_OF.__getitem__):
         group = list(grouped)
         phrase = problems.Problem.of_status(status, "").title
         name = group[0].__name__ if len(group) == 1 else phrase.replace(" ", "")
@@ -148,11 +215,10 @@ def _refusals(operation: Operation, components: _Components) -> dict[str, _Node]
     return responses
 
 
-def _refusal(group: Iterable[type[OperationRefused]]) -> _Node:
+def _refusal(group: Iterable[type[ServiceError]]) -> _Node:
     found = [problems.Problem.of_error(cls(cls.example)) for cls in group]
     return {
         "description": f"{'; '.join(problem.title for problem in found)}.",
-        "headers": {name: _reference("headers", name) for name in _COMMON_HEADERS},
         "content": {
             problems.MEDIA_TYPE: {
                 "schema": _reference("schemas", "Problem"),

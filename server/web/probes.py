@@ -2,15 +2,18 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
 from falcon.asgi import Request, Response
 
 from server.cluster.scoreboard import Cell, Row, Scoreboard, State
-from server.errors import ServiceUnavailable
+from server.errors import ServiceUnavailable, StoreAway
+from server.jobs.model import Queue
+from server.jobs.store import Store
 from server.web import metrics
+from server.web.queues import describe_queue
 
 
 class Front:
@@ -54,14 +57,38 @@ class Readyz:
     on_head = on_get
 
 
-class Status:
-    """`GET /status`: the scoreboard as JSON, one object per worker."""
+class QueueReader:
+    """Reads the queues for probes, which answer while the store is away too.
 
-    def __init__(self, scoreboard: Scoreboard) -> None:
+    Args:
+        store: where the queues are; None when there are no jobs.
+        names: of the queues.
+    """
+
+    def __init__(self, store: Store | None, names: Sequence[str]) -> None:
+        self._store = store
+        self._names = names
+
+    async def read(self) -> Sequence[Queue] | None:
+        """Return all queues, none while the store is away; None when there are no jobs."""
+        if self._store is None:
+            return None
+        try:
+            return await self._store.queues(self._names)
+        except StoreAway:
+            return ()
+
+
+class Status:
+    """`GET /status`: the scoreboard as JSON, one object per worker, and the queues."""
+
+    def __init__(self, scoreboard: Scoreboard, queues: QueueReader) -> None:
         self._scoreboard = scoreboard
+        self._queues = queues
 
     async def on_get(self, _req: Request, resp: Response) -> None:
-        """Answer with what every worker is doing."""
+        """Answer with what every worker is doing, and with what waits."""
+        queues = await self._queues.read()
         resp.media = {
             "workers": [
                 {
@@ -76,22 +103,25 @@ class Status:
                     "engine_deaths": worker.engine_deaths,
                 }
                 for worker in self._scoreboard.snapshot().workers
-            ]
+            ],
+            "is_store_up": None if queues is None else bool(queues),
+            "queues": [describe_queue(queue) for queue in queues or ()],
         }
 
     on_head = on_get
 
 
 class Metrics:
-    """`GET /metrics`: the scoreboard for Prometheus, the same from every worker."""
+    """`GET /metrics`: the scoreboard and the queues for Prometheus, the same from every worker."""
 
-    def __init__(self, scoreboard: Scoreboard) -> None:
+    def __init__(self, scoreboard: Scoreboard, queues: QueueReader) -> None:
         self._scoreboard = scoreboard
+        self._queues = queues
 
     async def on_get(self, _req: Request, resp: Response) -> None:
         """Answer in the text format."""
         resp.content_type = metrics.MEDIA_TYPE
-        resp.data = metrics.render(self._scoreboard.snapshot())
+        resp.data = metrics.render(self._scoreboard.snapshot(), await self._queues.read())
 
     on_head = on_get
 

@@ -52,6 +52,7 @@ OUR_FAULT = "This is our fault and has been logged. If it happens again, report 
 #: What to do next, for failures that the framework detects before our code runs.
 _FRAMEWORK_DETAILS = {
     HTTPStatus.NOT_FOUND: "There is nothing here. GET /openapi.json lists what there is.",
+    HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE: "The range is beyond the file. Content-Range has its size.",
     HTTPStatus.METHOD_NOT_ALLOWED: "This path does not answer to {method}. Use one of: {allow}.",
     HTTPStatus.INTERNAL_SERVER_ERROR: OUR_FAULT,
 }
@@ -60,6 +61,7 @@ _FRAMEWORK_DETAILS = {
 _PHRASES = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "Content Too Large",
     HTTPStatus.REQUEST_URI_TOO_LONG: "URI Too Long",
+    HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE: "Range Not Satisfiable",
     HTTPStatus.UNPROCESSABLE_ENTITY: "Unprocessable Content",
 }
 

@@ -17,14 +17,16 @@ _PAGE = 100
 class QueuesResource:
     """`GET /queues`: all queues."""
 
-    def __init__(self, store: Store, names: Sequence[str]) -> None:
+    def __init__(self, store: Store, names: Sequence[str], operators: Operators) -> None:
         self._store = store
         self._names = names
+        self._operators = operators
 
-    async def on_get(self, _req: Request, resp: Response) -> None:
+    async def on_get(self, req: Request, resp: Response) -> None:
         """Answer with the number of jobs in each state."""
+        self._operators.check(req)
         resp.set_header("Cache-Control", "no-store")
-        resp.media = {"queues": [_describe(queue) for queue in await self._store.queues(self._names)]}
+        resp.media = {"queues": [describe_queue(queue) for queue in await self._store.queues(self._names)]}
 
 
 class QueueResource:
@@ -64,10 +66,11 @@ class QueueResource:
 
     async def _answer(self, resp: Response, name: str) -> None:
         (queue,) = await self._store.queues([name])
-        resp.media = _describe(queue)
+        resp.media = describe_queue(queue)
 
 
-def _describe(queue: Queue) -> dict[str, object]:
+def describe_queue(queue: Queue) -> dict[str, object]:
+    """Describe a queue as JSON."""
     return {
         "name": queue.name,
         "is_paused": queue.is_paused,

@@ -119,6 +119,7 @@ class Submissions:
         options, rest = self._options.read(req.query_string)
         parameters = query.choose(rest)
         key = idempotency_key(req)
+        self._store.raise_if_away()
         exchange = Exchange.of(req.scope)
         ticket = exchange.ticket = exchange.resources.enter_context(
             self._admission.admit(self._uploads.length_of(req))
@@ -161,7 +162,7 @@ def refusing_when_full() -> Iterator[None]:
             raise
         log.error("no_room_for_submission", error=str(error))  # noqa: TRY400 it says all
         raise ServiceUnavailable(
-            "There is no room to keep it at the moment. Try again later.", _FULL_RETRY_S
+            "There is no room on the disk for it at the moment. Try again later.", _FULL_RETRY_S
         ) from error
 
 

@@ -3,14 +3,13 @@
 import asyncio
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
-from support.store import DEADLINE_S, StoreServer, binaries, check_laws, store_server
+from support.store import DEADLINE_S, StoreServer, binaries, check_laws, eventually, store_server, stores
 
 from server.errors import Expired, KeyReused, NoSuchJob, QueueFull, StoreAway
 from server.jobs.model import (
@@ -52,17 +51,6 @@ def _laws(server: StoreServer) -> Iterator[None]:
     check_laws(server.client)
 
 
-@asynccontextmanager
-async def stores(server: StoreServer, *owners: str, **settings: float) -> AsyncIterator[list[Store]]:
-    values = {"grace_s": 5.0, "ttl_s": 60.0, "lease_s": 60.0, "max_jobs": 10_000, "max_bytes": 1 << 30}
-    opened = [Store(server.url, owner=owner, **{**values, **settings}) for owner in owners]  # type: ignore[arg-type]
-    try:
-        yield opened
-    finally:
-        for store in opened:
-            await store.__aexit__()
-
-
 def with_store(test: Callable[[Store], Awaitable[None]], **settings: float) -> Callable[[StoreServer], None]:
     """Make a test of one that takes a store."""
 
@@ -88,9 +76,7 @@ async def claim(store: Store, count: int = 1, kinds: list[str] = KINDS) -> list[
 
 async def claim_one(store: Store) -> Claim:
     """Claim a job, however long it takes until there is one."""
-    while not (claims := await claim(store)):  # noqa: ASYNC110 time in the store must pass
-        await asyncio.sleep(0.01)
-    return claims[0]
+    return (await eventually(lambda: claim(store)))[0]
 
 
 async def state(store: Store, id: str) -> JobState:
@@ -474,9 +460,9 @@ def test_there_is_one_janitor_and_another_one_after_its_lease(server: StoreServe
             first = await one.keep_house(10, 0.2, 60)
             assert await other.keep_house(10, 0.2, 60) is None
             assert await one.keep_house(10, 0.2, 60) == first
-            while (second := await other.keep_house(10, 60, 60)) is None:  # noqa: ASYNC110 as above
-                await asyncio.sleep(0.02)
+            second = await eventually(lambda: other.keep_house(10, 60, 60))
             assert first is not None
+            assert second is not None
             assert second[0] > first[0]
             assert await one.keep_house(10, 0.2, 60) is None
 
@@ -579,3 +565,41 @@ def test_calls_fail_at_once_when_the_store_has_been_away_for_longer_and_work_whe
             await submit(store)
 
     asyncio.run(test())
+
+
+def test_jobs_end_and_expire_when_the_store_has_no_memory_left(server: StoreServer) -> None:
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "me", ttl_s=0.0) as (store,):
+            for _ in range(2):
+                await submit(store)
+            server.client.config_set("maxmemory", 1)
+            try:
+                with pytest.raises(QueueFull):
+                    await submit(store)
+                for claimed in await claim(store, 2):
+                    assert await store.complete(claimed, RESULT)
+                kept = await store.keep_house(10, 60, 60)
+                assert kept is not None
+                for group in kept[1]:
+                    assert await store.expire(group, kept[0])
+                assert len(kept[1]) == 2
+            finally:
+                server.client.config_set("maxmemory", 0)
+            await submit(store)
+
+    asyncio.run(test())
+
+
+@using()
+async def test_a_cancellation_is_never_lost(store: Store) -> None:
+    async def ask_for_ever() -> None:
+        while True:
+            await store.has("0" * 32)
+            await store.wait_for_bell(KINDS, 0.001)
+
+    for turns in range(60):  # of the event loop: wherever a call is then
+        task = asyncio.create_task(ask_for_ever())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])

@@ -1,9 +1,12 @@
 """HTTP that no client should speak, and requests made from the OpenAPI document, right and wrong."""
 
 import secrets
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import httpx
 import pytest
@@ -18,7 +21,9 @@ from fuzz import malformed
 from fuzz.conftest import EXTENT
 from fuzz.images import sound_files
 from server.operations.images import OPERATIONS
+from server.settings import Settings
 from server.web.openapi import document
+from server.web.submissions import OPTIONS
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +31,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """One worker, so that its log lines stand in the order of the requests."""
     sample = tmp_path_factory.mktemp("sample") / "small.jpg"
     sample.write_bytes(sound_files()["JPEG baseline"].data)
-    with LiveServer(environ={"WEB_CONCURRENCY": "1", "FLIP_SAMPLE_IMAGE": str(sample)}) as server:
+    environ = {
+        "WEB_CONCURRENCY": "1",
+        "FLIP_SAMPLE_IMAGE": str(sample),
+        "FLIP_JOBS": "embedded",
+        "FLIP_DATA_DIR": str(tmp_path_factory.mktemp("data")),
+    }
+    with LiveServer(environ=environ) as server:
         yield server
 
 
@@ -34,6 +45,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
 def client(server: LiveServer) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=DEADLINE_S) as client:
         yield client
+
+
+#: What is logged, at any time, about jobs that were submitted before.
+OF_JOBS = {"engine_online", "engine_retired", "job_failed"}
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +59,7 @@ def _service_is_as_before(server: LiveServer, client: httpx.Client) -> Iterator[
     assert client.post("/flip", headers={"X-Request-ID": request_id}).status_code == 200
     server.wait_for("request", after=seen, request_id=request_id)
     assert [event for event in server.events[seen:] if event.get("path", "").endswith("/smuggled")] == []
-    assert [event for event in server.events[seen:] if event["event"] != "request"] == []
+    assert {event["event"] for event in server.events[seen:]} <= {"request", *OF_JOBS}
     assert processes(client) == before
 
 
@@ -93,6 +108,17 @@ def everything(connection: socket.socket) -> bytes:
 
 # --- From the document ------------------------------------------------------------------------------------
 
+
+def packed(kind: str) -> bytes:
+    """An archive with two images."""
+    with tempfile.TemporaryDirectory() as directory:
+        files = Path(directory, "files")
+        files.mkdir()
+        for number, title in enumerate(("JPEG baseline", "PNG L")):
+            (files / str(number)).write_bytes(sound_files()[title].data)
+        return Path(shutil.make_archive(str(Path(directory, "archive")), kind, files)).read_bytes()
+
+
 #: The document cannot say what an image is; these are some of each kind.
 for name in ("jpeg", "png", "webp", "gif", "tiff", "bmp", "avif", "ppm", "qoi"):
     media_type = "image/x-portable-anymap" if name == "ppm" else f"image/{name}"
@@ -102,7 +128,11 @@ schemathesis.openapi.media_type(
     "application/octet-stream", st.sampled_from([file.data for file in sound_files().values()])
 )
 
-api = schemathesis.openapi.from_dict(document(OPERATIONS.values()))
+schemathesis.openapi.media_type("application/zip", st.sampled_from([packed("zip")]))
+schemathesis.openapi.media_type("application/x-tar", st.sampled_from([packed("tar")]))
+schemathesis.openapi.media_type("application/gzip", st.sampled_from([packed("gztar")]))
+
+api = schemathesis.openapi.from_dict(document(OPERATIONS.values(), Settings().queues))
 # A wrong request may be refused for its length before it is parsed.
 api.config.checks.negative_data_rejection.expected_statuses.append("414")
 
@@ -118,8 +148,18 @@ api.config.checks.negative_data_rejection.expected_statuses.append("414")
 def test_every_request_that_the_document_can_make_is_answered_as_it_says(
     case: schemathesis.Case, server: LiveServer
 ) -> None:
-    # Whether a sound image can be turned without loss is more than the document can say.
-    may_be_refused = (case.query or {}).get("path") == "lossless"
+    # More than the document can say: that options are for later only, which of them go together, which
+    # parameters an operation has in a batch, and whether a sound image can be turned without loss.
+    query, headers = case.query or {}, case.headers or {}
+    if case.path != "/batches" and not query.keys().isdisjoint(OPTIONS):
+        case.headers = {**headers, "Prefer": "respond-async"}
+    may_be_refused = (
+        query.get("path") == "lossless"
+        or query.keys() >= {"delay", "not_before"}
+        or "callback" in query
+        or "Idempotency-Key" in headers
+        or case.path == "/batches"
+    )
     case.call_and_validate(
         base_url=server.url, excluded_checks=[positive_data_acceptance] if may_be_refused else []
     )

@@ -204,6 +204,38 @@ def test_a_paused_queue_keeps_its_jobs_until_it_is_resumed(server: LiveServer) -
     assert ended(server, location)["state"] == "completed"
 
 
+def test_probes_tell_what_waits(server: LiveServer) -> None:
+    location = submit(server, png(), "/flip?queue=slow&delay=3600")
+    status = httpx.get(server.url + "/status").json()
+    assert status["is_store_up"]
+    assert status["queues"] == httpx.get(server.url + "/queues").json()["queues"]
+    assert {queue["name"]: queue["jobs"]["delayed"] for queue in status["queues"]} == {
+        "default": 0,
+        "slow": 1,
+    }
+    metrics = httpx.get(server.url + "/metrics").text.splitlines()
+    assert {"flip_store_up 1.0", 'flip_jobs{queue="slow",state="delayed"} 1.0'} <= set(metrics)
+    httpx.delete(server.url + location)
+    assert 'flip_jobs{queue="slow",state="delayed"} 0.0' in httpx.get(server.url + "/metrics").text
+
+
+def test_probes_answer_while_the_store_is_away(tmp_path: Path) -> None:
+    environ = {
+        "FLIP_JOBS": "remote",
+        "FLIP_QUEUE_URL": f"unix://{tmp_path}/nothing",
+        "FLIP_DATA_DIR": str(tmp_path),
+    }
+    with LiveServer(environ=environ) as server:
+        status = httpx.get(server.url + "/status").json()
+        assert (len(status["workers"]) > 0, status["is_store_up"], status["queues"]) == (True, False, [])
+        metrics = httpx.get(server.url + "/metrics").text
+        assert "flip_store_up 0.0" in metrics
+        assert "flip_engines " in metrics
+        response = httpx.get(server.url + "/queues")
+        assert (response.status_code, response.json()["type"]) == (503, "urn:flipcluster:problem:store-away")
+        assert httpx.post(server.url + "/flip", content=png()).status_code == 200
+
+
 def test_a_failed_job_is_listed_and_can_be_run_again(server: LiveServer) -> None:
     location = submit(server, b"no image")
     assert ended(server, location)["state"] == "failed"
@@ -217,8 +249,13 @@ def test_a_failed_job_is_listed_and_can_be_run_again(server: LiveServer) -> None
     "header",
     [{"X-Forwarded-For": "203.0.113.9"}, {"Forwarded": "for=203.0.113.9"}, {"Sec-Fetch-Site": "cross-site"}],
 )
-def test_only_operators_on_the_machine_may_pause_a_queue(server: LiveServer, header: dict[str, str]) -> None:
-    response = httpx.post(server.url + "/queues/slow/pause", headers=header)
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/queues"), ("POST", "/queues/slow/pause"), ("GET", "/queues/slow/failed")]
+)
+def test_queues_are_for_operators_on_the_machine(
+    server: LiveServer, header: dict[str, str], method: str, path: str
+) -> None:
+    response = httpx.request(method, server.url + path, headers=header)
     assert (response.status_code, response.json()["type"]) == (403, "urn:flipcluster:problem:forbidden")
 
 

@@ -4,18 +4,35 @@ import re
 import shlex
 import subprocess
 import sys
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from PIL import Image
-from support.live_server import ROOT, LiveServer, run
+from support.live_server import DEADLINE_S, ROOT, LiveServer, run
 
 from benchmarks.comparison.report import markdown, read, summarise
 from benchmarks.comparison.tables import have_ours_failed
 
 README = (ROOT / "README.md").read_text()
+
+
+def blocks(document: Path) -> list[str]:
+    return re.findall(r"```sh\n(.*?)```", document.read_text(), re.DOTALL)
+
+
+def script(document: Path) -> str:
+    """All blocks about jobs: a later command uses what an earlier one has put into a variable."""
+    return "".join(block for block in blocks(document) if re.search(r"\$(job|batch|queue)\b|=\$\(", block))
+
+
 COMMANDS = [
-    line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()
+    line
+    for block in blocks(ROOT / "README.md")
+    if block not in script(ROOT / "README.md")
+    for line in block.splitlines()
 ]
 EXAMPLE = ROOT / "benchmarks" / "results" / "example"
 DOCUMENTS = [
@@ -45,6 +62,32 @@ def test_a_curl_line_gives_an_image(server: LiveServer, tmp_path: Path, command:
     (output,) = (path for path in tmp_path.iterdir() if path.is_file())
     with Image.open(output) as image:
         image.load()
+
+
+@pytest.fixture(scope="module")
+def with_jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    environ = {"FLIP_JOBS": "embedded", "FLIP_DATA_DIR": str(tmp_path_factory.mktemp("data"))}
+    with LiveServer(environ=environ) as server:
+        yield server
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/jobs.md"])
+def test_the_commands_about_jobs_work_one_after_the_other(
+    with_jobs: LiveServer, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "images").symlink_to(ROOT / "images")
+    commands = script(ROOT / name).replace("http://localhost:8000", with_jobs.url)
+    commands = commands.replace("curl ", f"curl --silent --show-error --fail --max-time {DEADLINE_S:.0f} ")
+    result = subprocess.run(
+        ["sh", "-eux"], input=commands, cwd=tmp_path, check=False, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    now = httpx.post(with_jobs.url + "/flip", content=(ROOT / "images" / "landscape.jpg").read_bytes())
+    assert (tmp_path / "flipped.jpg").read_bytes() == now.content
+    with zipfile.ZipFile(tmp_path / "flipped.zip") as archive:
+        assert archive.namelist() == ["000000.jpg", "000001.jpg", "manifest.json"]
+        assert archive.read("000000.jpg") == now.content
+    assert "event: ended" in result.stdout
 
 
 @pytest.mark.parametrize(

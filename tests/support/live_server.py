@@ -3,10 +3,10 @@
 import subprocess
 from collections.abc import Sequence
 
-from benchmarks.harness.server import ROOT, Event, LiveServer, clean_environ
+from benchmarks.harness.server import ROOT, Event, LiveServer, LiveWorker, clean_environ
 from benchmarks.harness.waiting import DEADLINE_S
 
-__all__ = ["DEADLINE_S", "ROOT", "Event", "LiveServer", "clean_environ", "curl", "run"]
+__all__ = ["DEADLINE_S", "ROOT", "Event", "LiveServer", "LiveWorker", "clean_environ", "curl", "run"]
 
 
 def curl(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:

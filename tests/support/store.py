@@ -6,12 +6,16 @@ import os
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
+
+from server.jobs.store import Store
+
+T = TypeVar("T")
 
 DEADLINE_S = 20.0
 
@@ -88,7 +92,35 @@ def store_server(binary: str, directory: Path) -> Iterator[StoreServer]:
         server.close()
 
 
-def check_laws(client: Any) -> None:  # noqa: ANN401 redis-py has no narrow types
+@asynccontextmanager
+async def stores(server: StoreServer, *owners: str, **settings: float) -> AsyncIterator[list[Store]]:
+    """Open a client of the store for each owner."""
+    values: dict[str, Any] = {
+        "grace_s": 5.0,
+        "ttl_s": 60.0,
+        "lease_s": 60.0,
+        "max_jobs": 10_000,
+        "max_bytes": 1 << 30,
+    }
+    opened = [Store(server.url, owner=owner, **{**values, **settings}) for owner in owners]
+    try:
+        yield opened
+    finally:
+        for store in opened:
+            await store.__aexit__()
+
+
+async def eventually(look: Callable[[], T | Awaitable[T]]) -> T:
+    """Look again and again until the result is true; the test as a whole has a deadline."""
+    while True:
+        found = look()
+        seen = await found if isinstance(found, Awaitable) else found
+        if seen:
+            return seen
+        await asyncio.sleep(0.01)
+
+
+def check_laws(client: redis.Redis) -> None:
     """See that all that the store knows fits together."""
     jobs = {
         key.removeprefix(f"{PREFIX}job:"): client.hgetall(key) for key in client.scan_iter(f"{PREFIX}job:*")
@@ -129,7 +161,7 @@ def check_laws(client: Any) -> None:  # noqa: ANN401 redis-py has no narrow type
         _check_group(client, group, states)
 
 
-def _check_group(client: Any, group: str, states: Counter[str]) -> None:  # noqa: ANN401 as above
+def _check_group(client: redis.Redis, group: str, states: Counter[str]) -> None:
     stored = client.hgetall(f"{PREFIX}group:{group}")
     final = {state: states[state] for state in ("completed", "failed", "cancelled")}
     assert {state: int(stored[state]) for state in final} == final

@@ -116,6 +116,7 @@ def test_the_problems_of_the_framework_and_the_server_have_sections() -> None:
         405,
         408,
         414,
+        416,
         426,
         431,
         500,
@@ -131,7 +132,7 @@ def test_every_section_says_when_and_what_to_do() -> None:
 
 
 def test_every_problem_of_the_openapi_document_has_its_section() -> None:
-    api = document(OPERATIONS.values())
+    api = document(OPERATIONS.values(), Settings().queues)
     examples = [
         example["value"]
         for response in api["components"]["responses"].values()

@@ -22,7 +22,7 @@ from server.cluster.memory_files import MemoryFilePool, memory_file
 from server.cluster.messages import now_us
 from server.cluster.quarantine import Quarantine
 from server.cluster.scoreboard import Cell
-from server.cluster.supervisor import OnDemandEngine, Supervisor
+from server.cluster.supervisor import OnDemandEngines, Supervisor
 from server.errors import PoisonImage, TooMuchWork
 from server.operations.run import RunSpec
 
@@ -83,9 +83,9 @@ class Cluster:
         return self.background_engine
 
     @asynccontextmanager
-    async def on_demand(self, idle_s: float = DEADLINE_S) -> AsyncIterator[OnDemandEngine]:
+    async def on_demand(self, idle_s: float = DEADLINE_S) -> AsyncIterator[OnDemandEngines]:
         """Have an engine for background work, and stop it."""
-        engine = OnDemandEngine(self.background_supervisor, idle_s=idle_s)
+        engine = OnDemandEngines([self.background_supervisor], idle_s=idle_s)
         try:
             yield engine
         finally:

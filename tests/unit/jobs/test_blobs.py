@@ -1,4 +1,4 @@
-"""Blobs: a kept file is there until it is removed, and nothing else ever is."""
+"""Blobs in a directory: a kept file is there until it is removed, and nothing else ever is."""
 
 import asyncio
 import os
@@ -13,8 +13,7 @@ import pytest
 from support.asgi import run
 
 from server.cluster.memory_files import memory_file
-from server.jobs.blobs import BlobGone, Blobs, Directory, Spool, UnsuitableDirectory
-from server.jobs.model import JobId, new_id
+from server.jobs.blobs import BlobGone, Blobs, Directory, Spool, UnsuitableBlobs
 
 GROUP = "0123456789abcdef" * 2
 OTHER = "fedcba9876543210" * 2
@@ -80,28 +79,6 @@ async def groups(blobs: Blobs) -> dict[str, float]:
     return {group: changed_s async for group, changed_s in blobs.groups()}
 
 
-def test_a_kept_file_can_be_opened_as_often_as_wanted(blobs: Directory) -> None:
-    async def test() -> None:
-        await put(blobs, b"input", GROUP, "0.in")
-        await put(blobs, b"result", GROUP, "0.3.out", must_exist=True)
-        await put(blobs, b"another", OTHER, "0.in")
-        for _ in range(2):
-            assert await get(blobs, GROUP, "0.in") == b"input"
-            assert await get(blobs, GROUP, "0.3.out") == b"result"
-            assert await get(blobs, OTHER, "0.in") == b"another"
-
-    run(test())
-
-
-def test_the_names_of_jobs_are_accepted(blobs: Directory) -> None:
-    async def test() -> None:
-        for job in (JobId(new_id()), JobId(new_id(), 4_999)):
-            await put(blobs, b"input", job.group, job.input_name)
-            await put(blobs, b"result", job.group, job.result_name(17), must_exist=True)
-
-    run(test())
-
-
 def test_a_file_that_is_not_kept_leaves_nothing(blobs: Directory, root: Path) -> None:
     with blobs.new() as file:
         file.write(b"half")
@@ -137,20 +114,6 @@ def test_a_name_is_given_once(blobs: Directory, root: Path) -> None:
     run(test())
 
 
-def test_a_file_that_has_a_name_already_is_copied(blobs: Directory, tmp_path: Path) -> None:
-    sample = tmp_path / "sample"
-    sample.write_bytes(b"sample")
-
-    async def test() -> None:
-        with FileIO(sample) as file:
-            await blobs.keep(file, GROUP, "0.in")
-            assert file.tell() == 0
-        sample.write_bytes(b"changed")
-        assert await get(blobs, GROUP, "0.in") == b"sample"
-
-    run(test())
-
-
 def test_a_copy_that_has_no_room_leaves_nothing(blobs: Directory, root: Path, oversize_sample: Path) -> None:
     async def test() -> None:
         with FileIO(oversize_sample) as file, pytest.raises(OSError, match="File too large"):
@@ -167,31 +130,6 @@ def test_a_file_that_cannot_be_linked_leaves_no_directory(blobs: Directory, root
 
     run(test())
     assert not (root / GROUP[:2] / GROUP).exists()
-
-
-def test_what_is_not_there_is_gone_and_can_be_removed_again(blobs: Directory) -> None:
-    async def test() -> None:
-        for name in ("0.in", "0.1.out"):
-            with pytest.raises(BlobGone):
-                await blobs.open(GROUP, name)
-            await blobs.remove(GROUP, name)
-        await blobs.remove_group(GROUP)
-        await put(blobs, b"input", GROUP, "0.in")
-        await blobs.remove(GROUP, "0.in")
-        with pytest.raises(BlobGone):
-            await blobs.open(GROUP, "0.in")
-
-    run(test())
-
-
-def test_an_open_file_outlives_its_removal(blobs: Directory) -> None:
-    async def test() -> None:
-        await put(blobs, b"input", GROUP, "0.in")
-        with await blobs.open(GROUP, "0.in") as file:
-            await blobs.remove_group(GROUP)
-            assert file.read() == b"input"
-
-    run(test())
 
 
 def test_a_group_is_removed_with_all_its_files_and_no_other_is(blobs: Directory, root: Path) -> None:
@@ -289,13 +227,13 @@ def test_groups_are_listed_with_their_last_change(blobs: Directory, root: Path) 
 
 def test_a_directory_that_cannot_be_made_is_refused_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UnsuitableDirectory, match="file/blobs: Not a directory"):
+    with pytest.raises(UnsuitableBlobs, match="file/blobs: Not a directory"):
         Directory(tmp_path / "file" / "blobs").prepare()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may open files in /proc for writing")
 def test_a_file_system_without_unnamed_files_is_refused_with_a_way_out() -> None:
-    with pytest.raises(UnsuitableDirectory, match="does not support O_TMPFILE; choose one on ext4"):
+    with pytest.raises(UnsuitableBlobs, match="does not support O_TMPFILE; choose one on ext4"):
         Directory(Path("/proc")).prepare()
 
 

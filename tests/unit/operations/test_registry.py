@@ -66,7 +66,7 @@ def test_an_engine_loads_nothing_that_only_workers_need() -> None:
 
 
 def test_a_worker_loads_no_decoder() -> None:
-    code = "import sys; import server.app; print({'PIL', 'server.imaging'} & set(sys.modules))"
+    code = "import sys; import server.app, server.worker; print({'PIL', 'server.imaging'} & set(sys.modules))"
     output = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
     assert output == "set()\n"
     assert Dispatcher.__module__ == "server.cluster.dispatch"

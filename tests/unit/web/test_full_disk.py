@@ -1,0 +1,78 @@
+"""A disk without room for what is submitted is not taken for a bug of ours."""
+
+import asyncio
+import os
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import falcon.asgi
+import httpx
+import pytest
+from falcon.asgi import Request, Response
+
+from server.cluster.scoreboard import Scoreboard
+from server.jobs.blobs import Directory, Spool
+from server.jobs.intake import Limits
+from server.jobs.store import Store
+from server.operations.images import OPERATIONS
+from server.web.batches import BatchesResource
+from server.web.envelope import Envelope
+from server.web.parameters import Query
+from server.web.problems import add_error_handlers
+from server.web.submissions import OptionReader, Submissions
+from server.web.uploads import Uploads
+
+
+class FullDirectory(Directory):
+    """A directory whose file system has no room left."""
+
+    def new(self) -> FileIO:
+        return FileIO(os.open("/dev/full", os.O_RDWR), "r+b")
+
+
+class Later:
+    """Submits whatever is posted."""
+
+    def __init__(self, submissions: Submissions) -> None:
+        self._submissions = submissions
+
+    async def on_post(self, req: Request, resp: Response) -> None:
+        operation = OPERATIONS["flip"]
+        await self._submissions.submit(req, resp, operation, Query(operation.parameters))
+
+
+async def answer(blobs: Directory, path: str, **content: Any) -> httpx.Response:
+    limits: dict[str, Any] = {"grace_s": 0.01, "ttl_s": 60, "lease_s": 60, "max_jobs": 10, "max_bytes": 1000}
+    options = OptionReader(["default"], 5)
+    uploads = Uploads(max_body_bytes=1000, timeout_s=60, sample=Path("/dev/null"), files=Spool(blobs))
+    async with Store("unix:///nowhere", owner="me", **limits) as store:
+        app = falcon.asgi.App()
+        add_error_handlers(app)
+        app.add_route("/flip", Later(Submissions(store, blobs, uploads, options)))
+        app.add_route("/batches", BatchesResource(store, blobs, options, OPERATIONS, Limits(9, 9999, 999, 9)))
+        transport = httpx.ASGITransport(app=Envelope(app, Scoreboard(rows=1).claim()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.post(path, **content)
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("/flip", {"content": b"an image"}),
+        ("/flip", {"files": {"image": b"an image"}}),
+        ("/batches?operation=flip", {"files": {"image": b"an image"}}),
+        ("/batches?operation=flip", {"content": b"PK\3\4 and so on"}),
+    ],
+)
+def test_a_submission_is_refused_until_there_is_room(
+    tmp_path: Path, path: str, content: dict[str, Any]
+) -> None:
+    response = asyncio.run(answer(FullDirectory(tmp_path), path, **content))
+    assert (response.status_code, response.json()["type"]) == (
+        503,
+        "urn:flipcluster:problem:service-unavailable",
+    )
+    assert int(response.headers["Retry-After"]) > 1
+    assert "disk" in response.json()["detail"]
+    assert list(tmp_path.iterdir()) == []
