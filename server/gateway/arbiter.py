@@ -106,7 +106,7 @@ class Hooks:
             self._settings,
         )
         worker.forked_s = time.monotonic()
-        worker.tasks_before = worker.membership.row[Cell.TASKS]
+        worker.tasks_before = worker.membership.row.all_tasks
         worker.boot_delay_s = self._delays_s.pop() if self._delays_s else 0.0
         self._being_forked.append(worker)
 
@@ -124,7 +124,7 @@ class Hooks:
         """In the arbiter: a worker has ended; when that leaves too few and was not planned, it crashed."""
         row = worker.membership.row
         was_planned = row[Cell.STATE] == State.STOPPING  # --max-requests, or a stop
-        did_work = row[Cell.TASKS] > worker.tasks_before
+        did_work = row.all_tasks > worker.tasks_before
         worker.membership.scoreboard.release(row)
         if len(server.WORKERS) < server.num_workers and not was_planned:
             self._delays_s.append(

@@ -550,6 +550,27 @@ def test_a_call_waits_for_a_store_that_comes_back_within_the_grace(server: Store
     asyncio.run(test())
 
 
+def test_hints_end_when_the_store_goes_away_and_begin_again_when_it_is_back(server: StoreServer) -> None:
+    async def heard(store: Store) -> list[tuple[str, str]]:
+        async with store.hints(["0" * 32]) as hints:
+            return [hint async for hint in hints]
+
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "me") as (store,):
+            listening = asyncio.create_task(heard(store))
+            await submit(store)
+            server.kill()
+            assert await listening == []
+            assert await heard(store) == []  # nor can it be asked for them
+            back = asyncio.create_task(store.wait_until_back())
+            await asyncio.sleep(0)
+            assert not back.done()  # or whoever listens would ask on and on
+            await asyncio.to_thread(server.start)
+            await back
+
+    asyncio.run(test())
+
+
 def test_calls_fail_at_once_when_the_store_has_been_away_for_longer_and_work_when_it_is_back(
     server: StoreServer,
 ) -> None:
