@@ -355,9 +355,12 @@ class Store:
         """Subscribe to hints about some groups, and about jobs of this owner that are to be cancelled."""
         async with self._blocking.pubsub(ignore_subscribe_messages=True) as subscription:
             hints = Hints(subscription)
-            with suppress(*_AWAY):
+            try:
                 await self._blocking.initialize()  # a cluster's subscription does not ask where its slots are
                 await subscription.subscribe(f"{_PREFIX}cancel:{self.owner}")
+            except _AWAY as error:
+                self._notice(error)
+            else:
                 for group in tuple(groups):
                     await hints.watch(group)
             yield hints
@@ -535,7 +538,7 @@ class Hints:
 
     async def __aiter__(self) -> AsyncIterator[tuple[str, str]]:
         with suppress(*_AWAY):
-            while True:
+            while self._subscription.subscribed:
                 if message := await self._subscription.get_message(timeout=BLOCK_S):
                     kind, _, subject = message["channel"].removeprefix(_PREFIX).partition(":")
                     yield kind, subject if kind == "news" else message["data"]
