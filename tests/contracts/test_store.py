@@ -537,6 +537,24 @@ async def test_what_never_was_is_not_found(store: Store) -> None:
             await store.job(id)
 
 
+def test_hints_end_at_once_while_the_store_is_away(server: StoreServer) -> None:
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "me") as (store,):
+            server.kill()
+            async with store.hints([new_id()]) as hints:
+                assert [hint async for hint in hints] == []
+            waiting = asyncio.create_task(store.wait_until_back())
+            await asyncio.to_thread(server.start)
+            await waiting
+            async with store.hints([]) as hints:
+                id = await submit(store)
+                await claim(store)
+                await store.cancel_job(JobId(id))
+                assert await anext(aiter(hints)) == ("cancel", id)
+
+    asyncio.run(test())
+
+
 def test_a_call_waits_for_a_store_that_comes_back_within_the_grace(server: StoreServer) -> None:
     async def test() -> None:
         async with asyncio.timeout(DEADLINE_S), stores(server, "me", grace_s=10.0) as (store,):
