@@ -358,18 +358,10 @@ class Store:
     async def hints(self, groups: Iterable[str]) -> AsyncIterator["Hints"]:
         """Subscribe to hints about some groups, and about jobs of this owner that are to be cancelled."""
         async with self._blocking.pubsub(ignore_subscribe_messages=True) as subscription:
-<<<<<<< HEAD
             hints = Hints(subscription, self._noticing)
             with self._noticing():
-=======
-            hints = Hints(subscription)
-            try:
->>>>>>> remote
                 await self._blocking.initialize()  # a cluster's subscription does not ask where its slots are
                 await subscription.subscribe(f"{_PREFIX}cancel:{self.owner}")
-            except _AWAY as error:
-                self._notice(error)
-            else:
                 for group in tuple(groups):
                     await hints.watch(group)
             yield hints
@@ -557,13 +549,8 @@ class Hints:
             await self._subscription.unsubscribe(f"{_PREFIX}news:{group}")
 
     async def __aiter__(self) -> AsyncIterator[tuple[str, str]]:
-<<<<<<< HEAD
         with self._noticing():
             while self._subscription.subscribed:  # else the store was away before it began
-=======
-        with suppress(*_AWAY):
-            while self._subscription.subscribed:
->>>>>>> remote
                 if message := await self._subscription.get_message(timeout=BLOCK_S):
                     kind, _, subject = message["channel"].removeprefix(_PREFIX).partition(":")
                     yield kind, subject if kind == "news" else message["data"]
