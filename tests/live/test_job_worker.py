@@ -26,7 +26,12 @@ def environ() -> Iterator[dict[str, str]]:
         tempfile.TemporaryDirectory() as directory,
         store_server(binaries()["redis-server"], Path(directory)) as store,
     ):
-        yield {"FLIP_JOBS": "remote", "FLIP_QUEUE_URL": store.url, "FLIP_DATA_DIR": f"{directory}/data"}
+        yield {
+            "FLIP_JOBS": "remote",
+            "FLIP_QUEUE_URL": store.url,
+            "FLIP_DATA_DIR": f"{directory}/data",
+            "FLIP_LEASE_S": "300",  # no lease ends here
+        }
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +103,7 @@ def test_the_jobs_of_a_worker_that_was_killed_are_taken_over(
     with LiveWorker(environ) as doomed:
         wait_until_one_runs(locations)
         doomed.kill()
-    with LiveWorker(environ) as heir:
-        assert heir.wait_for("jobs_released")["jobs"] >= 1
+    with LiveWorker(environ):  # it releases them at its start, unless the web server has done so
         assert have_ended(locations)
     assert max(job(location)["tries"] for location in locations) == 2
 
