@@ -12,7 +12,7 @@ DEV := .venv/.dev-$(VERSION)
 COMPILED := .venv/.compiled-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: again help install serve test fuzz lint check format benchmark ratios peers machines methods chaos chaos-jobs soak lock clean
+.PHONY: again help install serve test fuzz lint check format benchmark ratios peers machines methods chaos chaos-jobs soak soak-jobs lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -103,6 +103,9 @@ chaos-jobs: install ## check the promises to jobs under kills, restarts and full
 MINUTES ?= 30
 soak: install ## run everything at once for MINUTES=30: does memory grow, does anything fail
 	$(BIN)/python -m benchmarks.survival.soak --minutes $(MINUTES)
+
+soak-jobs: install ## run jobs of all kinds for MINUTES=20, with kills: does anything grow, is anything lost
+	$(BIN)/python -m benchmarks.survival.soak_jobs --minutes $(MINUTES) --seed $(SEED)
 
 LOCK = uv pip compile -q --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 lock: ## pin the requirements again, with hashes (needs uv)

@@ -117,9 +117,16 @@ def _webhook_secret(secret: SecretStr | None) -> SecretStr | None:
     return secret
 
 
+_STORE_URL = r"unix://.+|rediss?(\+cluster)?://.+|rediss?\+sentinel://[^/]+/[^/?]+.*"
+
+
 def _store_url(url: SecretStr | None) -> SecretStr | None:
-    if url is not None and not re.match("(redis|rediss|unix)://.", url.get_secret_value()):
-        raise PydanticCustomError("store_url", "Input should be a redis://, rediss:// or unix:// URL")
+    if url is not None and not re.fullmatch(_STORE_URL, url.get_secret_value()):
+        raise PydanticCustomError(
+            "store_url",
+            "Input should be a redis://, rediss:// or unix:// URL, redis+sentinel://HOST,HOST/SERVICE or "
+            "redis+cluster://HOST,HOST",
+        )
     return url
 
 
@@ -271,8 +278,9 @@ class Settings(BaseModel):
         BeforeValidator(_not_empty),
         AfterValidator(_store_url),
         Field(
-            description="Where the store is, with `FLIP_JOBS=remote`: `redis://`, `rediss://` (TLS) or "
-            "`unix://`."
+            description="Where the store is, with `FLIP_JOBS=remote`: `redis://`, `rediss://` (TLS), "
+            "`unix://`, `redis+sentinel://HOST,HOST/SERVICE` or `redis+cluster://HOST,HOST`, the last two "
+            "with TLS as `rediss+`; [runbook.md](runbook.md) has examples."
         ),
     ] = None
     blob_url: Annotated[

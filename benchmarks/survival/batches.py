@@ -19,11 +19,13 @@ import httpx
 from PIL import Image
 from redis import Redis
 
-from benchmarks.harness import processes
+from benchmarks.harness import messages, processes
 from benchmarks.harness.answers import Flipped
+from benchmarks.harness.exchanges import ask, outcome
+from benchmarks.harness.findings import Finding
 from benchmarks.harness.server import ENGINE, LiveServer
 from benchmarks.harness.waiting import DEADLINE_S, until
-from benchmarks.survival.cluster import OK, cluster, image
+from benchmarks.survival.cluster import OK, cluster, image, listed
 
 ACCEPTED = 202
 
@@ -98,10 +100,15 @@ def submit_job(server: LiveServer, body: bytes, query: str = "path=pixels") -> s
 
 def get(server: LiveServer, path: str) -> dict[str, Any]:
     """Return a document of the service."""
-    answer = httpx.get(server.url + path, timeout=DEADLINE_S)
-    assert answer.status_code == OK, answer.text
-    document: dict[str, Any] = answer.json()
+    document: dict[str, Any] = json.loads(fetch(server, path))
     return document
+
+
+def fetch(server: LiveServer, path: str) -> bytes:
+    """Return what the service has at a path."""
+    answer = ask(server.address, messages.get(path))
+    assert answer.status == OK, f"{path}: {outcome(answer)} {answer.body!r}"
+    return answer.body
 
 
 class Watch:
@@ -117,12 +124,9 @@ class Watch:
 
     def left(self, server: LiveServer) -> int:
         """Return how many remain as far as is known: the service may not answer at the moment."""
-        try:
-            answer = httpx.get(server.url + self._location, timeout=2.0)
-        except httpx.TransportError:
-            return self.remaining[-1]
-        if answer.status_code == OK:
-            self.remaining.append(answer.json()["remaining"])
+        answer = ask(server.address, messages.get(self._location), deadline_s=2.0)
+        if answer.status == OK:
+            self.remaining.append(json.loads(answer.body)["remaining"])
         return self.remaining[-1]
 
     @property
@@ -171,14 +175,13 @@ def _faults_of_log(lines: list[dict[str, Any]], expected: dict[str, int], total:
 def _faults_of_item(server: LiveServer, item: Item, job: dict[str, Any]) -> Iterator[str]:
     if job["state"] != ("failed" if item.is_damaged else "completed"):
         yield f"{job['href']} is {job['state']}: {job['error']}"
-    elif not item.is_damaged:
-        answer = httpx.get(server.url + job["result"]["href"], timeout=DEADLINE_S)
-        if fault := _flipped(item.body).fault_of(answer.content):
-            yield f"the result of {job['href']} ({answer.status_code}): {fault}"
+    elif not item.is_damaged and (fault := flipped(item.body).fault_of(fetch(server, job["result"]["href"]))):
+        yield f"the result of {job['href']}: {fault}"
 
 
 @cache
-def _flipped(body: bytes) -> Flipped:
+def flipped(body: bytes) -> Flipped:
+    """Return the right answers to an image."""
     return Flipped(body)
 
 
@@ -239,6 +242,16 @@ def wait_until_ended(server: LiveServer, location: str, deadline_s: float = BATC
 
     assert until(look, deadline_s), f"not ended: {seen}\n{server.log}"
     return seen
+
+
+def bugs(server: LiveServer) -> list[str]:
+    """Return the last line of each traceback that a service has logged."""
+    return [event["exception"].splitlines()[-1] for event in server.events if "exception" in event]
+
+
+def no_bugs(found: Sequence[str]) -> Finding:
+    """Say which bugs a service has logged."""
+    return Finding("no bug is logged", listed(Counter(found)), not found)
 
 
 def kill(pid: int) -> float:

@@ -25,12 +25,14 @@ from benchmarks.survival.batches import (
     ACCEPTED,
     BATCH_S,
     PREFIX,
+    bugs,
     data_directory,
     faults_of_batch,
     get,
     items,
     job_cluster,
     kill,
+    no_bugs,
     store,
     submit_batch,
     wait_until_ended,
@@ -116,6 +118,7 @@ def submissions(
             states == {"completed": len(locations)},
         ),
         Finding("the new arbiter stops with all of its processes", f"left: {left}", not left),
+        no_bugs(bugs(server)),
     ]
 
 

@@ -13,27 +13,29 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-import httpx
 from redis import Redis
 
 from benchmarks.harness import processes
-from benchmarks.harness.answers import Flipped
 from benchmarks.harness.findings import Finding
 from benchmarks.harness.server import STORE, WORKER, LiveServer
-from benchmarks.harness.waiting import DEADLINE_S, until
+from benchmarks.harness.waiting import until
 from benchmarks.survival.batches import (
     BATCH_S,
     Watch,
     background_engines,
+    bugs,
     data_directory,
     faults_of_batch,
+    fetch,
     files_of,
+    flipped,
     groups_in,
     holder,
     items,
     job_cluster,
     job_in_store,
     kill,
+    no_bugs,
     store,
     submit_batch,
     submit_job,
@@ -94,6 +96,7 @@ def kill_rounds(
         Finding(
             "no process is left", f"exit code {exit_code}, left: {left_over}", not left_over and not exit_code
         ),
+        no_bugs(service.bugs),
         Finding(
             "seconds from the submission to the end: median and maximum",
             f"{median(took_s):.1f}, {max(took_s):.1f}",
@@ -109,6 +112,7 @@ class _Service:
     def __init__(self, data: Path) -> None:
         self._data = data
         self._sessions: list[int] = []
+        self.bugs: list[str] = []
         self._start()
 
     def _start(self) -> None:
@@ -117,7 +121,7 @@ class _Service:
 
     def restart(self) -> None:
         """Kill all of its processes at once, and start it again."""
-        self.server.kill()
+        self.close()
         self._start()
 
     def left_over(self) -> list[int]:
@@ -125,8 +129,9 @@ class _Service:
         return [pid for session in self._sessions for pid in processes.of_session(session)]
 
     def close(self) -> None:
-        """End it."""
+        """End it at once."""
         self.server.kill()
+        self.bugs += bugs(self.server)
 
 
 def frozen_worker(times: int = 5, body: str = "big") -> list[Finding]:
@@ -146,8 +151,7 @@ def frozen_worker(times: int = 5, body: str = "big") -> list[Finding]:
                 faults.append(f"{before} became {after}")
             if after["tries"] != "2" or files != {"0.in", f"0.{after['fence']}.out"}:
                 faults.append(f"{after['tries']} tries, files {sorted(files)}")
-            answer = httpx.get(f"{server.url}{location}/result", timeout=DEADLINE_S)
-            if fault := Flipped(image(body)).fault_of(answer.content):
+            if fault := flipped(image(body)).fault_of(fetch(server, f"{location}/result")):
                 faults.append(fault)
     return [
         Finding(

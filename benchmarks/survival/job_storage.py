@@ -16,7 +16,6 @@ from pathlib import Path
 import httpx
 from redis.exceptions import ConnectionError  # noqa: A004 that of the store
 
-from benchmarks.harness.answers import Flipped
 from benchmarks.harness.findings import Finding
 from benchmarks.harness.server import ROOT, LiveServer, clean_environ
 from benchmarks.harness.waiting import DEADLINE_S, until
@@ -24,6 +23,8 @@ from benchmarks.survival.batches import (
     ACCEPTED,
     BATCH_S,
     data_directory,
+    fetch,
+    flipped,
     get,
     job_cluster,
     store,
@@ -72,7 +73,7 @@ def full_disk() -> list[Finding]:
                 Finding(
                     f"{what}: what was accepted before is there",
                     get(server, kept)["state"],
-                    not Flipped(image("small")).fault_of(_result(server, kept)),
+                    not flipped(image("small")).fault_of(fetch(server, f"{kept}/result")),
                 ),
             ]
     return findings
@@ -122,10 +123,6 @@ def _accepted(server: LiveServer) -> str:
         timeout=DEADLINE_S,
     )
     return answer.headers["location"] if answer.status_code == ACCEPTED else ""
-
-
-def _result(server: LiveServer, location: str) -> bytes:
-    return httpx.get(f"{server.url}{location}/result", timeout=DEADLINE_S).content
 
 
 def _said(server: LiveServer, after: int) -> str:

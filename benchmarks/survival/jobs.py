@@ -29,14 +29,14 @@ SCENARIOS: dict[str, Callable[..., list[Finding]]] = {
 
 #: Small counts that take less than a minute in all; the tests use them too.
 QUICK: dict[str, dict[str, object]] = {
-    "kill_rounds": {"rounds": 2, "size": (640, 480)},
+    "kill_rounds": {"rounds": 2, "size": (320, 240)},
     "frozen_worker": {"times": 1, "body": "medium"},
     "second_tries": {"kills": 2},
     "submissions": {"store_kills": 1, "grace_s": 15.0},
-    "shared_directory": {"batch_of": 30, "size": (640, 480)},
+    "shared_directory": {"batch_of": 30, "size": (320, 240)},
     "full_disk": {},
     "unusable_directory": {"kinds": ("read-only",)},
-    "damaged_store": {"jobs": 6},
+    "damaged_store": {"jobs": 4},
 }
 
 

@@ -194,6 +194,11 @@ class Row:
         self[Cell.BACKGROUND_TASKS] += 1
         self[Cell.BACKGROUND_US] += service_us
 
+    @property
+    def all_tasks(self) -> int:
+        """How many tasks engines have finished for this row's workers, for clients and in the background."""
+        return self[Cell.TASKS] + self[Cell.BACKGROUND_TASKS]
+
     def snapshot(self) -> WorkerSnapshot:
         """Read the cells that say how this worker is doing."""
         return WorkerSnapshot(

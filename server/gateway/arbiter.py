@@ -1,5 +1,6 @@
 """The arbiter: gunicorn's hooks, which make a cluster of its workers."""
 
+import asyncio
 import contextlib
 import ctypes
 import gc
@@ -22,6 +23,7 @@ from server.gateway.worker import Worker
 from server.imaging.jpeg import kernel
 from server.jobs.blobs import Directory, UnsuitableBlobs
 from server.jobs.embedded import EmbeddedStore, StoreNotStarted
+from server.jobs.store import warn_of_losses
 from server.logs import get_logger
 from server.settings import Settings
 
@@ -87,6 +89,8 @@ class Hooks:
         # A bucket is asked by another process: obstore has threads, which must not be there before a fork.
         if self._settings.blob_url is not None and (reason := preflight.why_not(server)):
             sys.exit(reason)
+        if self._settings.jobs == "remote" and (url := self._settings.store_url):
+            asyncio.run(warn_of_losses(url))
         if reason := kernel.why_not():
             log.warning(
                 "lossless_unavailable", reason=f"{reason}; install a C compiler and run `make install`"
@@ -102,7 +106,7 @@ class Hooks:
             self._settings,
         )
         worker.forked_s = time.monotonic()
-        worker.tasks_before = worker.membership.row[Cell.TASKS]
+        worker.tasks_before = worker.membership.row.all_tasks
         worker.boot_delay_s = self._delays_s.pop() if self._delays_s else 0.0
         self._being_forked.append(worker)
 
@@ -120,7 +124,7 @@ class Hooks:
         """In the arbiter: a worker has ended; when that leaves too few and was not planned, it crashed."""
         row = worker.membership.row
         was_planned = row[Cell.STATE] == State.STOPPING  # --max-requests, or a stop
-        did_work = row[Cell.TASKS] > worker.tasks_before
+        did_work = row.all_tasks > worker.tasks_before
         worker.membership.scoreboard.release(row)
         if len(server.WORKERS) < server.num_workers and not was_planned:
             self._delays_s.append(

@@ -29,7 +29,7 @@ T = TypeVar("T")
 #: How many callbacks a worker posts at a time.
 _CALLBACKS_AT_ONCE = 8
 
-#: How often the progress of running jobs is reported, in seconds.
+#: How often the progress of running jobs is reported, and dead consumers are looked for, in seconds.
 _TICK_S = 1.0
 
 #: How long to hold a job whose files cannot be reached, in seconds.
@@ -139,10 +139,11 @@ class Consumer:
         loop = asyncio.get_running_loop()
         due_s = loop.time()
         while True:
-            if loop.time() >= due_s or self._progress:
-                due_s = loop.time() + self._lease_s / 3
-                with suppress(StoreAway):
+            with suppress(StoreAway):
+                if loop.time() >= due_s or self._progress:
+                    due_s = loop.time() + self._lease_s / 3
                     await self._renew_once()
+                await self._release_dead()
             await asyncio.sleep(_TICK_S)
 
     async def _renew_once(self) -> None:
@@ -151,6 +152,8 @@ class Consumer:
         renewal = await self._store.renew(fences, progress)
         for id in (*renewal.lost, *renewal.cancelled):
             self.stop_job(id)
+
+    async def _release_dead(self) -> None:
         for owner in await self._store.holders():
             if owners.is_dead(owner):
                 released = await self._store.release(owner)

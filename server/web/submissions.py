@@ -175,7 +175,7 @@ def refusing_when_full() -> Iterator[None]:
             raise
         log.error("no_room_for_submission", error=str(error))  # noqa: TRY400 it says all
         raise ServiceUnavailable(
-            "There is no room to keep it at the moment. Try again later.", _FULL_RETRY_S
+            "There is no room on the disk for it at the moment. Try again later.", _FULL_RETRY_S
         ) from error
 
 

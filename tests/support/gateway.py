@@ -23,6 +23,9 @@ from support.wire import Answer
 #: How long any wait may take, in seconds.
 DEADLINE_S = 20.0
 
+#: What gunicorn.conf.py changes and matters here: uvloop would be used wherever it is installed.
+_AS_CONFIGURED = {"asgi_disconnect_grace_period": 0, "asgi_loop": "asyncio"}
+
 Event = dict[str, Any]
 
 
@@ -129,7 +132,7 @@ class Gateway:
         self, app: App, settings: Settings | None = None, config: dict[str, object] | None = None
     ) -> None:
         cfg = Config()
-        for name, value in {"asgi_disconnect_grace_period": 0, **(config or {})}.items():
+        for name, value in {**_AS_CONFIGURED, **(config or {})}.items():
             cfg.set(name, value)
         self.membership = Membership.alone(Quarantine(60))
         self.worker = Worker(1, os.getppid(), [], None, cfg.timeout, cfg, Logger(cfg))

@@ -132,11 +132,12 @@ def test_workers_that_crash_without_work_wait_longer_and_longer(arbiter: Any) ->
     assert delays == [0, 0, FIRST_DELAY_S, 2 * FIRST_DELAY_S]
 
 
-def test_a_worker_that_did_work_is_replaced_at_once(arbiter: Any) -> None:
+@pytest.mark.parametrize("work", [Cell.TASKS, Cell.BACKGROUND_TASKS])
+def test_a_worker_that_did_work_is_replaced_at_once(arbiter: Any, work: Cell) -> None:
     for _ in range(4):
         worker = arbiter.fork()
         assert worker.boot_delay_s == 0
-        worker.membership.row[Cell.TASKS] += 1
+        worker.membership.row[work] += 1
         arbiter.end(worker)
 
 

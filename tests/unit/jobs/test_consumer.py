@@ -452,3 +452,40 @@ def test_a_result_is_reported_when_the_store_is_back(server: StoreServer, direct
     with capture_logs() as events:
         run(test())
     assert {"store_away", "store_back"} <= {event["event"] for event in events}
+
+
+def test_dead_consumers_are_looked_for_long_before_leases_are_renewed(
+    server: StoreServer, directory: Path
+) -> None:
+    # The process id of this test, in use by a process that was started at another time.
+    dead = f"{owners.own_name().rpartition(':')[0]}:1"
+
+    async def test() -> None:
+        async with worker(server, directory) as it, stores(server, dead) as (lost,):
+            stand_ins: Any = it.dispatcher, it.engine
+            it.consumer = Consumer(it.store, it.blobs, *stand_ins, OPERATIONS, at_once=0, lease_s=3600)
+            async with it.running():
+                id = await it.submit()
+                for request in ("1", "2"):  # the first may be found by the first look, the second is not
+                    assert (await lost.claim(request, KINDS, 1))[0]
+                    await it.until(id, JobState.WAITING)
+
+    run(test())
+
+
+def test_a_consumer_that_stops_at_any_moment_holds_no_job(server: StoreServer, directory: Path) -> None:
+    async def test() -> None:
+        async with worker(server, directory) as it:
+            it.dispatcher.gate.clear()
+            id = await it.submit()
+            for steps in range(60):
+                async with stores(server, f"worker {steps}") as (store,):
+                    stand_ins: Any = it.dispatcher, it.engine
+                    it.consumer = Consumer(store, it.blobs, *stand_ins, OPERATIONS, at_once=3, lease_s=60)
+                    async with it.running():
+                        for _ in range(steps):
+                            await asyncio.sleep(0)
+                job = await it.store.job(id)
+                assert (job.state, job.tries) == (JobState.WAITING, 0), f"after {steps} steps"
+
+    run(test())
