@@ -125,7 +125,7 @@ def _serve(req: Request, resp: Response, file: FileIO, result: Result, tag: str)
 
 def _range(req: Request, tag: str) -> tuple[int, int] | None:
     """Return the range that is wanted; one that makes no sense, or of another result, is ignored."""
-    if not _has(req, "If-Range", tag, default=True):
+    if req.get_header("If-Range", default=tag) != tag:
         return None
     with suppress(falcon.HTTPInvalidHeader):
         if req.range_unit == "bytes":
@@ -133,11 +133,9 @@ def _range(req: Request, tag: str) -> tuple[int, int] | None:
     return None
 
 
-def _has(req: Request, header: str, tag: str, *, default: bool = False) -> bool:
+def _has(req: Request, header: str, tag: str) -> bool:
     """Whether an entity tag is among those in a header."""
-    value = req.get_header(header)
-    if value is None:
-        return default
+    value = req.get_header(header, default="")
     return value.strip() == "*" or tag in {each.strip().removeprefix("W/") for each in value.split(",")}
 
 

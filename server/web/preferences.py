@@ -9,7 +9,8 @@ from falcon.asgi import Request
 #: The longest time that an answer is held back, in seconds: proxies in front often give up after a minute.
 _LONGEST_WAIT_S = 50
 
-_PREFERENCE = re.compile(r'\s*([^\s=;,"]+)\s*(?:=\s*(?:"([^"]*)"|([^\s;,"]*)))?[^,]*(?:,|$)')
+#: What stands between two commas; quoted text may hold some. Possessive: it is never read twice.
+_PREFERENCE = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*+"?)++', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +29,9 @@ class Preferences:
     def of(cls, req: Request) -> Self:
         """Read the preferences of a request; of one that is there more than once the first counts."""
         given: dict[str, str] = {}
-        for name, quoted, plain in _PREFERENCE.findall(req.get_header("Prefer", default="")):
-            given.setdefault(name.lower(), quoted or plain)
+        for preference in _PREFERENCE.findall(req.get_header("Prefer", default="")):
+            name, _, value = preference.partition(";")[0].partition("=")
+            given.setdefault(name.strip().lower(), value.strip().removeprefix('"').removesuffix('"'))
         wait = given.get("wait", "")
         is_number = wait.isascii() and wait.isdigit() and len(wait) < 10  # noqa: PLR2004 digits
         return cls("respond-async" in given, min(int(wait), _LONGEST_WAIT_S) if is_number else 0)

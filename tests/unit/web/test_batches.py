@@ -226,3 +226,42 @@ def test_a_batch_with_a_key_is_carried_out_once(server: StoreServer, tmp_path: P
             assert sorted(left_over(server, tmp_path)) == before
 
     run(test())
+
+
+def test_a_form_of_a_hundred_thousand_parts_is_refused_at_the_first_that_is_too_many(
+    server: StoreServer, tmp_path: Path
+) -> None:
+    body = form(100_000)[0]
+    chunks = [body[start : start + 1000] for start in range(0, len(body), 1000)]
+
+    async def test() -> None:
+        async with stores(server, "me") as (store,):
+            to_app = Server()
+            to_app.body(*chunks)
+            headers = [(b"content-type", FORM["Content-Type"].encode())]
+            await to_app.call(app_of(store, Directory(tmp_path)), scope_of(PATH, headers=headers))
+            assert to_app.status == 413
+            assert to_app.asked < 100  # of as many thousand chunks
+            assert left_over(server, tmp_path) == []
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "a\r\nSet-Cookie: b", "\x1b[31m", 'a"b', "x" * 5000, "\u202e"]
+)
+def test_a_name_is_nothing_but_text(server: StoreServer, tmp_path: Path, name: str) -> None:
+    async def test() -> None:
+        async with stores(server, "me") as (store,), client(store, Directory(tmp_path)) as http:
+            with io.BytesIO() as file:
+                with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+                    archive.addfile(tarfile.TarInfo(name))
+                response = await http.post(PATH, content=file.getvalue())
+            assert response.status_code == 202
+            (item,) = await store.items(response.json()["id"], range(1))
+            assert item.name is not None
+            assert item.name.isprintable()
+            assert len(item.name) <= 200
+            assert [Path(left).name for left in left_over(server, tmp_path) if "/" in left] == ["0.in"]
+
+    run(test())

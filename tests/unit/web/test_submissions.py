@@ -2,11 +2,14 @@
 
 import errno
 import os
+import re
 
 import pytest
 
-from server.errors import ServiceUnavailable
-from server.web.submissions import refusing_when_full
+from server.errors import BadParameter, ServiceUnavailable
+from server.jobs.callbacks import Callbacks
+from server.jobs.model import Callback, JobId, Schedule, new_id
+from server.web.submissions import OptionReader, Options, refusing_when_full
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
@@ -19,3 +22,89 @@ def test_a_full_disk_refuses_a_submission_for_a_time(number: int) -> None:
 def test_another_error_of_the_disk_stays_ours() -> None:
     with pytest.raises(OSError, match="Input/output"), refusing_when_full():
         raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+NOW = Options(Schedule("default"), 5)
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("", NOW),
+        ("priority=0", Options(Schedule("default", 0), 5)),
+        ("priority=9&queue=slow&attempts=100", Options(Schedule("slow", 9), 100)),
+        ("delay=2592000", Options(Schedule("default", delay_s=2592000), 5)),
+        ("not_before=2001-09-09T01:46:40Z", Options(Schedule("default", not_before_s=1e9), 5)),
+        ("not_before=2001-09-09T03:46:40%2B02:00", Options(Schedule("default", not_before_s=1e9), 5)),
+        (
+            "callback=https://a.example/%3Fb",
+            Options(Schedule("default"), 5, Callback("https://a.example/?b", 10)),
+        ),
+    ],
+)
+def test_options_are_read(query: str, expected: Options) -> None:
+    reader = OptionReader(["default", "slow"], 5, Callbacks(["a.example"], "no secret, it is a test"))
+    assert reader.read(f"{query}&angle=90") == (expected, {"angle": "90"})
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *(
+            "priority=10",
+            "priority=-1",
+            "priority=%C2%B2",
+            "priority=",
+            "priority=1&priority=1",
+            "attempts=0",
+        ),
+        *(
+            "attempts=101",
+            "delay=2592001",
+            "delay=1e3",
+            "delay=9999999999",
+            "queue=",
+            "queue=callbacks",
+            "queue=other",
+        ),
+        *(
+            "not_before=tomorrow",
+            "not_before=2001-09-09",
+            "not_before=2001-09-09T01:46:40",
+            "not_before=1000000000",
+        ),
+        *(
+            "not_before=9999-99-99T00:00:00Z",
+            "delay=0&not_before=2001-09-09T01:46:40Z",
+            "callback=https://b.example/",
+        ),
+        *("callback=", "callback=https://a.example/&callback=https://a.example/"),
+    ],
+)
+def test_an_option_that_is_wrong_is_refused(query: str) -> None:
+    reader = OptionReader(["default", "slow"], 5, Callbacks(["a.example"], "no secret, it is a test"))
+    with pytest.raises(BadParameter):
+        reader.read(query)
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00%2B23:59", "9999-12-31T23:59:59-23:59"])
+def test_the_first_and_the_last_moment_are_moments(moment: str) -> None:
+    options, _ = OptionReader(["default"], 5).read(f"not_before={moment}")
+    assert abs(options.schedule.not_before_s) > 1e10
+
+
+def test_ids_cannot_be_guessed_and_only_ids_are_ids() -> None:
+    ids = {new_id() for _ in range(1000)}
+    assert len(ids) == 1000
+    assert all(re.fullmatch("[0-9a-f]{32}", id) for id in ids)  # 128 bits
+    for text in (
+        "",
+        "0" * 31,
+        "0" * 33,
+        "A" * 32,
+        "0" * 32 + "-01",
+        "0" * 32 + "-",
+        "0" * 32 + "\n",
+        "../" + "0" * 29,
+    ):
+        assert JobId.parse(text) is None
