@@ -78,7 +78,7 @@ def create_service(settings: Settings, membership: Membership, environ: Mapping[
     for name, operation in OPERATIONS.items():
         transform = Transform(operation, admission, uploads, dispatcher, memory_files, submissions)
         app.add_route(f"/{name}", transform)
-    queue_reader = probes.QueueReader(store, settings.queues)
+    queue_reader = probes.QueueReader(store, settings.queue_names)
     app.add_route("/", probes.Front())
     app.add_route("/healthz", probes.Healthz())
     app.add_route("/readyz", probes.Readyz(membership.scoreboard, row))
@@ -91,17 +91,17 @@ def create_service(settings: Settings, membership: Membership, environ: Mapping[
 
 def _add_jobs(app: falcon.asgi.App[Request, Response], settings: Settings, parts: JobParts) -> Submissions:
     """Add all that has to do with jobs to an app."""
-    store, blobs, hub, _ = parts
+    store, blobs, hub = parts.store, parts.blobs, parts.hub
     uploads = Uploads(
         max_body_bytes=settings.max_body_bytes,
         timeout_s=settings.upload_timeout_s,
         sample=settings.sample_image,
         files=Spool(blobs),
     )
-    options = OptionReader(settings.queues, settings.job_attempts)
+    options = OptionReader(settings.queues, settings.job_attempts, parts.callbacks)
     token = settings.admin_token
     operators = Operators(None if token is None else token.get_secret_value())
-    queue = queues.QueueResource(store, settings.queues, operators)
+    queue = queues.QueueResource(store, settings.queue_names, operators)
     batch = batches.BatchResource(store)
     app.add_route("/jobs/{id}", jobs.JobResource(store, hub))
     app.add_route("/jobs/{id}/result", jobs.ResultResource(store, blobs))
@@ -118,7 +118,7 @@ def _add_jobs(app: falcon.asgi.App[Request, Response], settings: Settings, parts
     app.add_route("/batches/{id}/items", batch, suffix="items")
     app.add_route("/batches/{id}/archive", batches.ArchiveResource(store, blobs))
     app.add_route("/batches/{id}/events", events.BatchEvents(store, hub))
-    app.add_route("/queues", queues.QueuesResource(store, settings.queues, operators))
+    app.add_route("/queues", queues.QueuesResource(store, settings.queue_names, operators))
     for verb in ("pause", "resume", "failed"):
         app.add_route(f"/queues/{{name}}/{verb}", queue, suffix=verb)
     return Submissions(store, blobs, uploads, options)

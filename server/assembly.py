@@ -8,6 +8,7 @@ from server.cluster.engine import EngineConfig
 from server.cluster.supervisor import OnDemandEngines, Supervisor
 from server.jobs import owners
 from server.jobs.blobs import Blobs, Directory, UnsuitableBlobs
+from server.jobs.callbacks import Callbacks
 from server.jobs.consumer import Consumer
 from server.jobs.hub import Hub
 from server.jobs.janitor import Janitor
@@ -24,12 +25,14 @@ class JobParts(NamedTuple):
     """What has to do with jobs in one process.
 
     Attributes:
+        callbacks: None when there are none.
         service: runs; it uses all of the others.
     """
 
     store: Store
     blobs: Blobs
     hub: Hub
+    callbacks: Callbacks | None
     service: Jobs
 
 
@@ -72,6 +75,9 @@ def assemble_jobs(
     )
     blobs = open_blobs(settings)
     engines = OnDemandEngines(supervisors)
+    callbacks = None
+    if settings.callback_hosts and settings.callback_secret:
+        callbacks = Callbacks(settings.callback_hosts, settings.callback_secret.get_secret_value())
     consumer = Consumer(
         store,
         blobs,
@@ -80,9 +86,11 @@ def assemble_jobs(
         OPERATIONS,
         at_once=settings.jobs_at_once * len(supervisors),
         lease_s=settings.lease_s,
+        callbacks=callbacks,
     )
     hub = Hub(store, consumer.stop_job)
-    return JobParts(store, blobs, hub, Jobs(store, engines, consumer, hub, Janitor(store, blobs)))
+    service = Jobs(store, engines, consumer, hub, Janitor(store, blobs))
+    return JobParts(store, blobs, hub, callbacks, service)
 
 
 def open_blobs(settings: Settings) -> Blobs:

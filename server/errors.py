@@ -27,7 +27,8 @@
     │   ├── NoSuchQueue             there is none of this name
     │   ├── NotDone                 it has no result yet
     │   ├── Expired                 it was there, and is not kept any more
-    │   └── TooManyAttempts         each try ended in a crash or a failure of ours
+    │   ├── TooManyAttempts         each try ended in a crash or a failure of ours
+    │   └── CallbackFailed          the host of a callback did not accept it
     └── TemporaryFailure            not the caller's fault: try again later
         ├── ServiceUnavailable      overload, or no memory at the moment
         ├── StoreAway               the store of the jobs does not answer
@@ -214,6 +215,12 @@ class TooManyAttempts(JobError):
     """Each try of the job ended in a crash or a failure of ours."""
 
     title = "The job was given up"
+
+
+class CallbackFailed(JobError):
+    """The host of a callback did not accept it, or may not be asked to."""
+
+    title = "The callback was not accepted"
 
 
 class TemporaryFailure(ServiceError):

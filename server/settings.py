@@ -4,6 +4,7 @@ Read from environment variables with the prefix `FLIP_`. What gunicorn already h
 number of workers, time-outs) is set in `gunicorn.conf.py` or on its command line.
 """
 
+import base64
 import os
 import re
 from collections.abc import Mapping
@@ -37,7 +38,10 @@ _Seconds = Annotated[float, Field(gt=0, le=1e9)]
 _SOCKET_PATH_BYTES = 108
 
 #: Values that an error must not repeat: they are, or may hold, passwords.
-_SECRETS = frozenset({"admin_token", "queue_url"})
+_SECRETS = frozenset({"admin_token", "callback_secret", "queue_url"})
+
+#: The fewest characters of a secret that others could try out on what it has signed.
+_SECRET_LENGTH = 24
 
 #: The queue of the callbacks, to which no client may submit.
 CALLBACKS = "callbacks"
@@ -85,9 +89,44 @@ def _queue_names(value: object) -> object:
     return names
 
 
+def _host_names(value: object) -> object:
+    if value is None:
+        return None
+    names = tuple(name.strip().lower() for name in value.split(",")) if isinstance(value, str) else value
+    if not isinstance(names, tuple) or not all(re.fullmatch("[a-z0-9._:-]{1,253}", name) for name in names):
+        raise PydanticCustomError(
+            "host_names", "Input should be names of hosts without a port, separated by commas"
+        )
+    return names
+
+
+def _webhook_secret(secret: SecretStr | None) -> SecretStr | None:
+    """Check the form of a secret of the Standard Webhooks specification."""
+    if secret is None:
+        return None
+    text = secret.get_secret_value()
+    try:
+        if text.startswith("whsec_"):
+            base64.b64decode(text.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        raise PydanticCustomError("base64", "Input should be base64 after `whsec_`") from None
+    if len(secret) < _SECRET_LENGTH:
+        raise PydanticCustomError(
+            "too_short", "Input should have at least {length} characters", {"length": _SECRET_LENGTH}
+        )
+    return secret
+
+
+_STORE_URL = r"unix://.+|rediss?(\+cluster)?://.+|rediss?\+sentinel://[^/]+/[^/?]+.*"
+
+
 def _store_url(url: SecretStr | None) -> SecretStr | None:
-    if url is not None and not re.match("(redis|rediss|unix)://.", url.get_secret_value()):
-        raise PydanticCustomError("store_url", "Input should be a redis://, rediss:// or unix:// URL")
+    if url is not None and not re.fullmatch(_STORE_URL, url.get_secret_value()):
+        raise PydanticCustomError(
+            "store_url",
+            "Input should be a redis://, rediss:// or unix:// URL, redis+sentinel://HOST,HOST/SERVICE or "
+            "redis+cluster://HOST,HOST",
+        )
     return url
 
 
@@ -239,8 +278,9 @@ class Settings(BaseModel):
         BeforeValidator(_not_empty),
         AfterValidator(_store_url),
         Field(
-            description="Where the store is, with `FLIP_JOBS=remote`: `redis://`, `rediss://` (TLS) or "
-            "`unix://`."
+            description="Where the store is, with `FLIP_JOBS=remote`: `redis://`, `rediss://` (TLS), "
+            "`unix://`, `redis+sentinel://HOST,HOST/SERVICE` or `redis+cluster://HOST,HOST`, the last two "
+            "with TLS as `rediss+`; [runbook.md](runbook.md) has examples."
         ),
     ] = None
     blob_url: Annotated[
@@ -335,6 +375,25 @@ class Settings(BaseModel):
             "queues and to retry jobs. When it is not set, they may do so from the machine itself only."
         ),
     ] = None
+    callback_hosts: Annotated[
+        tuple[str, ...] | None,
+        BeforeValidator(_host_names),
+        BeforeValidator(_not_empty),
+        Field(
+            description="Names of the hosts that callbacks may be posted to, separated by commas. Their "
+            "addresses must be public. When it is not set, there are no callbacks."
+        ),
+    ] = None
+    callback_secret: Annotated[
+        SecretStr | None,
+        BeforeValidator(_not_empty),
+        AfterValidator(_webhook_secret),
+        Field(
+            description="Secret that callbacks are signed with, of at least 24 characters: `whsec_` and a "
+            "key in base64, as in the Standard Webhooks specification, or any text. Needed with "
+            "`FLIP_CALLBACK_HOSTS`."
+        ),
+    ] = None
     log_format: Annotated[
         LogFormat,
         Field(
@@ -366,6 +425,17 @@ class Settings(BaseModel):
                 {"excess": excess_bytes},
             )
         return self
+
+    @model_validator(mode="after")
+    def _can_sign(self) -> Self:
+        if self.callback_hosts and self.callback_secret is None:
+            raise PydanticCustomError("no_secret", "FLIP_CALLBACK_SECRET: needed with FLIP_CALLBACK_HOSTS")
+        return self
+
+    @property
+    def queue_names(self) -> tuple[str, ...]:
+        """The names of all queues, that of the callbacks included if there are any."""
+        return (*self.queues, CALLBACKS) if self.callback_hosts else self.queues
 
     @property
     def store_socket(self) -> Path:

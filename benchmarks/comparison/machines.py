@@ -111,7 +111,14 @@ class Machine:
 
 
 class Rack:
-    """All machines, joined by a switch."""
+    """Machines that are joined by a switch.
+
+    Args:
+        addresses: of each machine, by its name.
+    """
+
+    def __init__(self, addresses: Mapping[str, str]) -> None:
+        self._addresses = addresses
 
     def __enter__(self) -> Self:
         self._all = ExitStack()
@@ -119,7 +126,7 @@ class Rack:
             self._switch = self._machine("switch")
             self._switch.run("ip", "link", "add", "switch", "type", "bridge")
             self._switch.run("ip", "link", "set", "switch", "up")
-            self._machines = {name: self._joined(name, address) for name, address in ADDRESSES.items()}
+            self._machines = {name: self._joined(name, address) for name, address in self._addresses.items()}
         except BaseException:
             self._all.close()
             raise
@@ -130,6 +137,14 @@ class Rack:
 
     def __getitem__(self, name: str) -> Machine:
         return self._machines[name]
+
+    def cut_off(self, name: str) -> None:
+        """Pull the cable of a machine: nothing reaches it, and nothing says so."""
+        self._switch.run("ip", "link", "set", "dev", name, "down")
+
+    def join(self, name: str) -> None:
+        """Plug it in again."""
+        self._switch.run("ip", "link", "set", "dev", name, "up")
 
     def _machine(self, name: str) -> Machine:
         machine = Machine(name)
@@ -235,7 +250,7 @@ class Drive:
 def play(seconds: float) -> list[Finding]:
     """Drive one instance, then both; then let one of them end in the middle."""
     front = f"http://{ADDRESSES['front']}"
-    with Rack() as rack, TemporaryDirectory() as directory:
+    with Rack(ADDRESSES) as rack, TemporaryDirectory() as directory:
         deployment = Deployment(rack, Path(directory))
         alone = deployment.drive(f"http://{ADDRESSES['one']}:8000", seconds).outcome()
         before = {name: deployment.answers_of(name) for name in _INSTANCES}

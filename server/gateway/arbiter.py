@@ -1,5 +1,6 @@
 """The arbiter: gunicorn's hooks, which make a cluster of its workers."""
 
+import asyncio
 import contextlib
 import ctypes
 import gc
@@ -22,6 +23,7 @@ from server.gateway.worker import Worker
 from server.imaging.jpeg import kernel
 from server.jobs.blobs import Directory, UnsuitableBlobs
 from server.jobs.embedded import EmbeddedStore, StoreNotStarted
+from server.jobs.store import warn_of_losses
 from server.logs import get_logger
 from server.settings import Settings
 
@@ -87,6 +89,8 @@ class Hooks:
         # A bucket is asked by another process: obstore has threads, which must not be there before a fork.
         if self._settings.blob_url is not None and (reason := preflight.why_not(server)):
             sys.exit(reason)
+        if self._settings.jobs == "remote" and (url := self._settings.store_url):
+            asyncio.run(warn_of_losses(url))
         if reason := kernel.why_not():
             log.warning(
                 "lossless_unavailable", reason=f"{reason}; install a C compiler and run `make install`"

@@ -1,7 +1,9 @@
 """Callbacks: tell a client's server that a job or a batch has ended.
 
-Signed as the Standard Webhooks specification 1.0 says. A callback is a job of its own, so it is tried again,
-with a growing delay, and can be looked at and retried as any other job.
+A callback is a job of its own, so it is tried again, with a growing delay, and can be looked at and retried
+as any other job. It goes to hosts that the operator has listed, and there to public addresses only.
+
+Source: Standard Webhooks specification 1.0; IANA IPv6 Global Unicast Address Assignments.
 """
 
 import asyncio
@@ -10,63 +12,82 @@ import hashlib
 import hmac
 import json
 import socket
+import ssl
 import time
-from collections.abc import Sequence
-from ipaddress import ip_address
-from urllib.parse import urlsplit
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv6Address, IPv6Network, ip_address
+from typing import Any
 
 import httpx
 
-from server.errors import BadParameter
-from server.jobs.model import Batch, Claim
-from server.jobs.store import Store
+from server.errors import BadParameter, CallbackFailed
+from server.jobs.model import Callback, Claim
 
-#: How long one post may take, in seconds.
+#: The operation of the jobs that the store makes for callbacks.
+KIND = "callback 1"
+
+#: How often one is posted, at most: the last time after 17 minutes.
+_ATTEMPTS = 10
+
+#: How long one post may take, from the look-up of the name to the status, in seconds.
 _TIMEOUT_S = 10.0
+
+_LONGEST_URL = 2000
 
 _PORTS = {"http": 80, "https": 443}
 
+#: What the specification puts before a secret in base64.
+_PREFIX = "whsec_"
 
-class CallbackFailed(Exception):
-    """The client's server did not accept it; the text says why."""
+#: All IPv6 addresses that are public today.
+_GLOBAL_UNICAST = IPv6Network("2000::/3")
 
 
 class Callbacks:
     """Posts callbacks.
 
     Args:
-        store: what has ended is read there.
         hosts: the names of the only hosts that are posted to.
-        secret: what they are signed with.
+        secret: what they are signed with: in base64 after `whsec_`, or any text.
         is_public_only: whether hosts with a private address are refused.
+        timeout_s: how long one post may take, in seconds.
     """
 
     def __init__(
-        self, store: Store, hosts: Sequence[str], secret: str, *, is_public_only: bool = True
+        self,
+        hosts: Sequence[str],
+        secret: str,
+        *,
+        is_public_only: bool = True,
+        timeout_s: float = _TIMEOUT_S,
     ) -> None:
-        self._store = store
         self._hosts = frozenset(hosts)
-        self._secret = secret.encode()
+        self._key = key_of(secret)
         self._is_public_only = is_public_only
+        self._timeout_s = timeout_s
+        self._tls = ssl.create_default_context()
 
-    def check(self, url: str) -> str:
+    def accept(self, url: str) -> Callback:
         """Accept the URL of a callback.
 
         Raises:
             BadParameter: it is none, or its host is not allowed.
         """
         try:
-            parts = urlsplit(url)
-            is_well_formed = parts.scheme in _PORTS and not parts.username and parts.port != 0
-        except ValueError:
-            is_well_formed = False
-        if not is_well_formed:
-            raise BadParameter("The parameter `callback` is no URL. Give one that begins with https://.")
-        if parts.hostname not in self._hosts:
+            parsed = httpx.URL(url)
+        except httpx.InvalidURL:
+            parsed = httpx.URL()
+        is_wrong = parsed.scheme not in _PORTS or parsed.userinfo or not 0 < _port(parsed) < 1 << 16
+        if is_wrong or len(url) > _LONGEST_URL:
             raise BadParameter(
-                "The host in `callback` is not allowed here. The operator lists hosts in FLIP_CALLBACK_HOSTS."
+                "The parameter `callback` is wrong. Give a URL that begins with https:// and has "
+                f"no password and at most {_LONGEST_URL} characters."
             )
-        return url
+        if _host(parsed) not in self._hosts:
+            raise BadParameter(
+                "The host in `callback` is not in FLIP_CALLBACK_HOSTS. Ask the operator for it."
+            )
+        return Callback(url, _ATTEMPTS)
 
     async def post(self, claim: Claim) -> None:
         """Post one callback.
@@ -74,46 +95,56 @@ class Callbacks:
         Raises:
             CallbackFailed: it was not accepted.
         """
-        batch = await self._store.batch(claim.facts.parameters["group"])
-        url = claim.facts.parameters["url"]
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
-        if host not in self._hosts:
-            raise CallbackFailed(f"the host {host} is not allowed any more")
-        address = await self._resolve(host, port)
-        body = json.dumps(_payload(batch)).encode()
-        # To the address that was checked: a second look-up could give another one.
-        target = httpx.URL(url).copy_with(host=address)
+        parameters = claim.facts.parameters
+        url = httpx.URL(parameters["url"])
+        if _host(url) not in self._hosts:
+            raise CallbackFailed("The host is not allowed any more.")
+        body = json.dumps(_payload(parameters)).encode()
         try:
-            async with httpx.AsyncClient(
-                timeout=_TIMEOUT_S, trust_env=False, follow_redirects=False
-            ) as client:
-                response = await client.post(
-                    target,
-                    content=body,
-                    headers={**self._signed(str(claim.id), body), "Host": parts.netloc},
-                    extensions={"sni_hostname": host},
-                )
+            async with asyncio.timeout(self._timeout_s):
+                status = await self._send(url, body, self._signed(str(claim.id), body))
+        except TimeoutError:
+            raise CallbackFailed(f"The host did not answer within {self._timeout_s:g} s.") from None
         except httpx.HTTPError as error:
-            raise CallbackFailed(str(error) or type(error).__name__) from None
-        if not response.is_success:
-            raise CallbackFailed(f"it was answered with status {response.status_code}")
+            reason = str(error) or type(error).__name__  # may quote what the host has sent
+            raise CallbackFailed(f"The post failed: {ascii(reason)[1:-1]}.") from None
+        if not httpx.codes.is_success(status):
+            raise CallbackFailed(f"The host answered with status {status}.")
 
-    async def _resolve(self, host: str, port: int) -> str:
+    async def _send(self, url: httpx.URL, body: bytes, headers: Mapping[str, str]) -> int:
+        """Post to the first address that a connection can be made to, and return the status."""
+        host = _host(url)
+        addresses = await self._resolve(host, _port(url))
+        failure: httpx.ConnectError | None = None
+        async with httpx.AsyncClient(verify=self._tls, timeout=self._timeout_s, trust_env=False) as client:
+            for address in addresses:
+                try:
+                    async with client.stream(
+                        "POST",
+                        # The address that was checked: a second look-up could give another one.
+                        url.copy_with(host=address),
+                        content=body,
+                        headers={**headers, "Host": url.netloc.decode()},
+                        extensions={"sni_hostname": host},  # the certificate must be the host's
+                    ) as response:
+                        return response.status_code  # the body is not read
+                except httpx.ConnectError as error:
+                    failure = error
+        raise failure or CallbackFailed("The host has no address.")
+
+    async def _resolve(self, host: str, port: int) -> list[str]:
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            raise CallbackFailed(f"the host {host} is not known: {error}") from None
+        except OSError:
+            raise CallbackFailed("The name of the host is not known.") from None
         addresses = [str(address[0]) for *_, address in found]
-        if self._is_public_only and not all(
-            ip_address(each.partition("%")[0]).is_global for each in addresses
-        ):
-            raise CallbackFailed(f"the host {host} has an address that is not public")
-        return addresses[0]
+        if self._is_public_only and not all(is_public(each) for each in addresses):
+            raise CallbackFailed("The host has an address that is not public.")
+        return addresses
 
     def _signed(self, id: str, body: bytes) -> dict[str, str]:
         moment = str(int(time.time()))
-        signed = hmac.digest(self._secret, f"{id}.{moment}.".encode() + body, hashlib.sha256)
+        signed = hmac.digest(self._key, f"{id}.{moment}.".encode() + body, hashlib.sha256)
         return {
             "Content-Type": "application/json",
             "Webhook-Id": id,
@@ -122,17 +153,44 @@ class Callbacks:
         }
 
 
-def _payload(batch: Batch) -> dict[str, object]:
-    kind = "batch" if batch.is_batch else "job"
+def key_of(secret: str) -> bytes:
+    """Return the key that a secret stands for.
+
+    Raises:
+        ValueError: it begins with `whsec_`, and no base64 follows.
+    """
+    if secret.startswith(_PREFIX):
+        return base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
+    return secret.encode()
+
+
+def is_public(text: str) -> bool:
+    """Whether an address is one of the public Internet, and stands for no other one behind a translator."""
+    address = ip_address(text)
+    if isinstance(address, IPv6Address):
+        if address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        elif address not in _GLOBAL_UNICAST or address.sixtofour is not None:
+            return False
+    return address.is_global and not address.is_multicast
+
+
+def _host(url: httpx.URL) -> str:
+    return url.raw_host.decode()
+
+
+def _port(url: httpx.URL) -> int:
+    return _PORTS[url.scheme] if url.port is None else url.port
+
+
+def _payload(parameters: Mapping[str, Any]) -> dict[str, object]:
+    kind, plural = ("batch", "batches") if parameters["is_batch"] else ("job", "jobs")
     return {
         "type": f"{kind}.ended",
-        "timestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(batch.ended_s or 0)),
+        "timestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(parameters["ended_ms"] / 1000)),
         "data": {
-            "id": batch.id,
-            "href": f"/{'batches' if batch.is_batch else 'jobs'}/{batch.id}",
-            "total": batch.total,
-            "completed": batch.completed,
-            "failed": batch.failed,
-            "cancelled": batch.cancelled,
+            "id": parameters["group"],
+            "href": f"/{plural}/{parameters['group']}",
+            **parameters["counts"],
         },
     }

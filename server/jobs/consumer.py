@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from io import FileIO
 from itertools import count
@@ -12,9 +12,10 @@ from typing import NamedTuple, TypeVar
 from server.cluster.dispatch import Dispatcher
 from server.cluster.memory_files import NO_ROOM
 from server.cluster.supervisor import OnDemandEngines
-from server.errors import OperationRefused, StoreAway, TemporaryFailure
+from server.errors import CallbackFailed, OperationRefused, StoreAway, TemporaryFailure
 from server.jobs import owners
 from server.jobs.blobs import Blobs
+from server.jobs.callbacks import KIND, Callbacks
 from server.jobs.model import Claim, Failure, Result
 from server.jobs.store import Store
 from server.jobs.threads import run_in_thread
@@ -24,6 +25,9 @@ from server.operations.registry import Operation
 log = get_logger(__name__)
 
 T = TypeVar("T")
+
+#: How many callbacks a worker posts at a time.
+_CALLBACKS_AT_ONCE = 8
 
 #: How often the progress of running jobs is reported, and dead consumers are looked for, in seconds.
 _TICK_S = 1.0
@@ -56,6 +60,7 @@ class Consumer:
         operations: those that jobs may name.
         at_once: how many jobs to hold at a time; 0 only keeps the owner known to the store.
         lease_s: how long a claim lasts, in seconds; it is renewed three times as often.
+        callbacks: posts them; None leaves them to others.
     """
 
     def __init__(  # noqa: PLR0913 one for each collaborator
@@ -68,15 +73,19 @@ class Consumer:
         *,
         at_once: int,
         lease_s: float,
+        callbacks: Callbacks | None = None,
     ) -> None:
         self._store = store
         self._blobs = blobs
         self._dispatcher = dispatcher
         self._engines = engines
         self._operations = operations
-        self._at_once = at_once
+        self._callbacks = callbacks
         self._lease_s = lease_s
-        self._kinds = [f"{each.name} {each.version}" for each in operations.values()]
+        # Callbacks have places of their own: hosts that do not answer must not hold images up.
+        self._places = {tuple(f"{each.name} {each.version}" for each in operations.values()): at_once}
+        if callbacks and at_once:
+            self._places[(KIND,)] = _CALLBACKS_AT_ONCE
         self._requests = count(1)
         self._running: dict[str, _Try] = {}
         self._progress: dict[str, int] = {}
@@ -87,20 +96,21 @@ class Consumer:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._renew())
-                if self._at_once:
-                    group.create_task(self._claim())
+                for kinds, at_once in self._places.items():
+                    if at_once:
+                        group.create_task(self._claim(kinds, at_once))
         finally:
             for each in self._running.values():
                 each.task.cancel()
             await asyncio.gather(*(each.end for each in self._running.values()))
 
-    async def _claim(self) -> None:
+    async def _claim(self, kinds: Sequence[str], at_once: int) -> None:
         request = str(next(self._requests))
         while True:
-            while (room := self._at_once - len(self._running)) == 0:
+            while (room := at_once - self._count_running(kinds)) == 0:
                 self._has_ended.clear()
                 await self._has_ended.wait()
-            asking = asyncio.ensure_future(self._store.claim(request, self._kinds, room))
+            asking = asyncio.ensure_future(self._store.claim(request, kinds, room))
             try:
                 claims, idle_s = await asyncio.shield(asking)
             except StoreAway:  # it may have been carried out: ask the same again
@@ -119,7 +129,10 @@ class Consumer:
                 end = asyncio.create_task(self._end(claim, task))
                 self._running[str(claim.id)] = _Try(claim, task, end)
             if not claims:
-                await self._store.wait_for_bell(self._kinds, idle_s)
+                await self._store.wait_for_bell(kinds, idle_s)
+
+    def _count_running(self, kinds: Sequence[str]) -> int:
+        return sum(each.claim.facts.kind in kinds for each in self._running.values())
 
     async def _renew(self) -> None:
         """Keep the leases, report progress, and take over what dead consumers of this machine held."""
@@ -176,11 +189,15 @@ class Consumer:
 
     async def _try(self, claim: Claim) -> None:
         try:
-            result = await self._result_of(claim)
+            result = await self._work(claim)
         except OperationRefused as refusal:
             failure = Failure(type(refusal).__name__, refusal.detail)
             await self._report(lambda: self._store.fail(claim, failure, is_final=True))
             log.info("job_failed", job=str(claim.id), error=failure.error)
+        except CallbackFailed as error:
+            failure = Failure(type(error).__name__, error.detail)
+            log.warning("callback_failed", job=str(claim.id), tries=claim.tries, error=error.detail)
+            await self._report(lambda: self._store.fail(claim, failure, is_final=False))
         except StoreAway:  # that of the files: it costs the job no try, but it must not be claimed at once
             await asyncio.sleep(_FILES_AWAY_S)
             await self._give_back(claim)
@@ -191,6 +208,12 @@ class Consumer:
         else:
             if not await self._report(lambda: self._store.complete(claim, result)):
                 await self._remove_result(claim)
+
+    async def _work(self, claim: Claim) -> Result | None:
+        if self._callbacks and claim.facts.kind == KIND:
+            await self._callbacks.post(claim)
+            return None
+        return await self._result_of(claim)
 
     async def _result_of(self, claim: Claim) -> Result:
         facts = claim.facts

@@ -24,9 +24,10 @@ from server.logs import get_logger
 
 log = get_logger(__name__)
 
-#: How long a connection and one request may take.
+#: How long a connection and one request may take. A large file is put in several requests, and fetching one
+#: goes on where it got stuck.
 _CONNECT = timedelta(seconds=1)
-_REQUEST = timedelta(seconds=60)
+_REQUEST = timedelta(seconds=10)
 
 #: How often a request that failed is repeated at most, and for how long.
 _RETRIES = 2

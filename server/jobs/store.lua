@@ -20,7 +20,7 @@
 --   counts:QUEUE  hash     jobs per state; ended: how many have, ever
 --   failed:QUEUE  zset     failed jobs, by when they failed
 --   totals        hash     jobs and bytes that are not final; gap_ms: moving average between two ends
---   claims        hash     owner: its last request and what it was given
+--   claims        hash     'OWNER KIND …', as it asked: its last request and what it was given
 --   owners        zset     consumers, by when they were last heard of
 --   unsealed      zset     batches that are still being submitted, by when that began
 --   expiry        zset     groups that have ended, by when they expire
@@ -137,19 +137,20 @@ local function end_group(group)
   redis.call('HSET', at, 'ended', now)
   redis.call('ZADD', key('expiry'), now + args.ttl_ms, group)
   local counts = read(at, 'total', 'completed', 'failed', 'cancelled')
-  log(group, {
-    ended = {
-      total = tonumber(counts.total),
-      completed = tonumber(counts.completed),
-      failed = tonumber(counts.failed),
-      cancelled = tonumber(counts.cancelled),
-    },
-  })
+  local ended = {
+    total = tonumber(counts.total),
+    completed = tonumber(counts.completed),
+    failed = tonumber(counts.failed),
+    cancelled = tonumber(counts.cancelled),
+  }
+  log(group, { ended = ended })
   local callback = facts_of(group).callback
   if callback then
-    local id = redis.sha1hex(group .. ' ' .. now)
+    local id = redis.sha1hex(group .. ' ' .. redis.call('INCR', key('sequence')))
+    local is_batch = redis.call('HGET', at, 'is_batch') == '1'
     new_group(id, cjson.encode({ operation = 'callback', version = 1, attempts = callback.attempts,
-      parameters = { url = callback.url, group = group } }), false, 'store')
+      parameters = { url = callback.url, group = group, is_batch = is_batch, ended_ms = now, counts = ended } }),
+      false, 'store')
     submit_one(id, id, { lane = 'callbacks callback 1', priority = 5, bytes = 0 })
   end
 end
@@ -325,7 +326,8 @@ end
 
 -- Give an owner up to `count` jobs of the kinds that it has: the first by score, over all lanes.
 function verbs.claim()
-  local last = redis.call('HGET', key('claims'), args.owner)
+  local asker = args.owner .. ' ' .. table.concat(args.kinds, ' ')
+  local last = redis.call('HGET', key('claims'), asker)
   if last then
     last = cjson.decode(last)
     if last.request == args.request then
@@ -379,7 +381,7 @@ function verbs.claim()
   end
   local due = redis.call('ZRANGE', key('due'), 0, 0, 'WITHSCORES')
   local answer = { jobs = claimed, due_ms = due[2] and math.max(0, due[2] - now) }
-  redis.call('HSET', key('claims'), args.owner, cjson.encode({ request = args.request, answer = answer }))
+  redis.call('HSET', key('claims'), asker, cjson.encode({ request = args.request, answer = answer }))
   redis.call('ZADD', key('owners'), now, args.owner)
   return answer
 end
@@ -433,7 +435,7 @@ function verbs.finish()
   elseif job.cancel then
     finish(job, 'cancelled', {})
   elseif args.how == 'completed' then
-    finish(job, 'completed', { 'result', args.result })
+    finish(job, 'completed', args.result and { 'result', args.result } or {})
     redis.call('HDEL', key('job', job.id), 'error', 'progress')
   else
     finish(job, 'failed', { 'error', args.error })
@@ -561,6 +563,15 @@ function verbs.holders()
   return { owners = holders }
 end
 
+local function forget_owner(owner)
+  for _, asker in ipairs(redis.call('HKEYS', key('claims'))) do
+    if asker:match('^%S+') == owner then
+      redis.call('HDEL', key('claims'), asker)
+    end
+  end
+  redis.call('ZREM', key('owners'), owner)
+end
+
 -- Take the jobs of a dead owner back before their leases end.
 function verbs.release()
   local released = 0
@@ -571,8 +582,7 @@ function verbs.release()
       released = released + 1
     end
   end
-  redis.call('HDEL', key('claims'), args.owner)
-  redis.call('ZREM', key('owners'), args.owner)
+  forget_owner(args.owner)
   return { released = released }
 end
 
@@ -588,8 +598,7 @@ function verbs.keep_house()
   end
   redis.call('HSET', at, 'owner', args.owner, 'until', now + args.lease_ms)
   for _, owner in ipairs(redis.call('ZRANGEBYSCORE', key('owners'), '-inf', now - args.silent_ms)) do
-    redis.call('HDEL', key('claims'), owner)
-    redis.call('ZREM', key('owners'), owner)
+    forget_owner(owner)
   end
   -- What expires, and batches whose upload ended with the process that received it.
   local groups = redis.call('ZRANGEBYSCORE', key('expiry'), '-inf', now, 'LIMIT', 0, args.count)

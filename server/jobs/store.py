@@ -6,6 +6,7 @@ was lost is made again. Reads need no script.
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict
@@ -15,10 +16,13 @@ from typing import Any, Self, TypeVar
 
 import redis.asyncio as redis
 from redis.asyncio.client import PubSub
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
+from redis.exceptions import ClusterError, OutOfMemoryError, ReadOnlyError, RedisClusterException, RedisError
 from redis.exceptions import ConnectionError as NotConnected
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError
 from redis.exceptions import TimeoutError as TookTooLong
 
 from server.errors import Expired, KeyReused, NoSuchJob, QueueFull, StoreAway
@@ -51,6 +55,13 @@ _SCRIPT = (Path(__file__).parent / "store.lua").read_text()
 _PREFIX = "{flip}:"
 _PRIORITY = 2**40  # as in the script
 
+#: URLs of several hosts, in the form that other clients have for Sentinel: redis-py has none.
+_MANY_HOSTS = re.compile(
+    r"(?P<scheme>rediss?)\+(?P<topology>sentinel|cluster)://"
+    r"(?P<login>[^@/]*@|)(?P<hosts>[^@/?]+)(?P<path>/[^?]*|)(?P<query>\?.*|)"
+)
+_OF_ONE_HOST = frozenset({"host", "port", "connection_class"})
+
 #: How long an idle consumer blocks at most: so late is a job that is due, or whose bell was lost.
 BLOCK_S = 2.0
 
@@ -62,7 +73,7 @@ _LOOK_EVERY_S = 0.25
 _REMEMBER_S = 86400
 
 #: What the store says when it is not there, while it loads its data, or while another one takes over.
-_AWAY = (NotConnected, TookTooLong, ReadOnlyError, OSError)
+_AWAY = (NotConnected, TookTooLong, ReadOnlyError, ClusterError, RedisClusterException, OSError)
 
 
 class Dropped(Exception):
@@ -73,7 +84,7 @@ class Store:
     """A client of the store.
 
     Args:
-        url: `redis://`, `rediss://` or `unix://`.
+        url: as `Settings.queue_url` describes it.
         owner: who claims and submits, unique over all machines.
         grace_s: how long a call waits for a store that is away, in seconds; once it has been away for longer,
             calls fail at once.
@@ -117,8 +128,8 @@ class Store:
             self._looking.cancel()
             with suppress(asyncio.CancelledError):
                 await self._looking
-        await self._redis.aclose()
-        await self._blocking.aclose()
+        for client in (self._redis, self._blocking):
+            await _close(client)
 
     # --- submitting --------------------------------------------------------------------------------------
 
@@ -207,7 +218,7 @@ class Store:
         """Claim up to `count` jobs.
 
         Args:
-            request: unique for each claim; one that is asked again gets the same jobs.
+            request: unique for each claim of these kinds; one that is asked again gets the same jobs.
             kinds: the operations that the caller has, as in `Facts.kind`.
             count: how many, at most.
 
@@ -237,9 +248,10 @@ class Store:
         answer = await self._ask("renew", fences=fences, progress=progress, lease_ms=self._lease_ms)
         return Renewal(list(answer["lost"]), list(answer["cancelled"]))
 
-    async def complete(self, claim: Claim, result: Result) -> bool:
+    async def complete(self, claim: Claim, result: Result | None) -> bool:
         """Report success; False: nobody wants the result, because the job was cancelled or is another's."""
-        return await self._finish(claim, "completed", result=_compact(asdict(result))) is JobState.COMPLETED
+        more = {} if result is None else {"result": _compact(asdict(result))}
+        return await self._finish(claim, "completed", **more) is JobState.COMPLETED
 
     async def fail(self, claim: Claim, failure: Failure, *, is_final: bool) -> None:
         """Report failure; if it is not final, the job is tried again later, as often as it may be."""
@@ -348,6 +360,7 @@ class Store:
         async with self._blocking.pubsub(ignore_subscribe_messages=True) as subscription:
             hints = Hints(subscription, self._noticing)
             with self._noticing():
+                await self._blocking.initialize()  # a cluster's subscription does not ask where its slots are
                 await subscription.subscribe(f"{_PREFIX}cancel:{self.owner}")
                 for group in tuple(groups):
                     await hints.watch(group)
@@ -479,14 +492,40 @@ class Store:
 
     async def _look(self) -> None:
         while True:
-            with suppress(RedisError, OSError, TimeoutError):
+            with suppress(RedisError, *_AWAY, TimeoutError):
                 async with asyncio.timeout(_ANSWER_S):
-                    await self._redis.ping()
+                    await self._redis.exists(f"{_PREFIX}totals")  # where the keys are, in a cluster
                     break
             await asyncio.sleep(_LOOK_EVERY_S)
         away_s = asyncio.get_running_loop().time() - self._away_since_s
         log.info("store_back", away_s=round(away_s, 3))
         self._is_back.set()
+
+
+async def warn_of_losses(url: str) -> None:
+    """Log what would make a store lose jobs, or that it is away: to be called at the start.
+
+    Args:
+        url: of a store that the service has not started itself.
+    """
+    client = _client(url)
+    try:
+        async with asyncio.timeout(_ANSWER_S):
+            told = await client.info()
+    except (RedisError, *_AWAY) as error:
+        log.warning("store_away", error=str(error) or repr(error))
+        return
+    finally:
+        await _close(client)
+    reasons = []
+    if told.get("maxmemory_policy") != "noeviction":
+        reasons.append(
+            f"it may evict jobs: set maxmemory-policy from {told.get('maxmemory_policy')} to noeviction"
+        )
+    if not told.get("aof_enabled"):
+        reasons.append("what it acknowledges is not on its disk: set appendonly to yes")
+    if reasons:
+        log.warning("store_may_lose_jobs", reason="; ".join(reasons))
 
 
 class Hints:
@@ -518,15 +557,50 @@ class Hints:
 
 
 def _client(url: str) -> "redis.Redis":
-    return redis.from_url(
-        url,
-        decode_responses=True,
+    """Make a client for a URL; what redis-py takes from the query of a URL may be in all of them."""
+    options: dict[str, Any] = {
+        "decode_responses": True,
         # Ours are around the calls: with one of its own, redis-py sends within asyncio.wait_for, which in
         # Python 3.11 loses a cancellation that comes when all is sent, and a worker would never end.
-        socket_timeout=None,
-        socket_connect_timeout=_ANSWER_S,
-        retry=Retry(NoBackoff(), 0),  # ours knows the grace
+        "socket_timeout": None,
+        "socket_connect_timeout": _ANSWER_S,
+        "retry": Retry(NoBackoff(), 0),  # ours knows the grace
+    }
+    if not (many := _MANY_HOSTS.fullmatch(url)):
+        return redis.from_url(url, **options)
+    service, _, database = many["path"].strip("/").partition("/")
+    nodes = [
+        parse_url(f"{many['scheme']}://{many['login']}{host}/{database}{many['query']}")
+        for host in many["hosts"].split(",")
+    ]
+    tls: dict[str, Any] = {name: value for name, value in nodes[0].items() if name.startswith("ssl_")}
+    if many["scheme"] == "rediss":
+        tls["ssl"] = True
+    shared = {name: value for name, value in nodes[0].items() if name not in _OF_ONE_HOST}
+    given: dict[str, Any] = {**shared, **tls, **options}
+    if many["topology"] == "cluster":
+        hosts = [ClusterNode(node["host"], node.get("port", 6379)) for node in nodes]
+        cluster: Any = RedisCluster(startup_nodes=hosts, **given)  # it has the same methods
+        return cluster  # type: ignore[no-any-return]
+    login = {
+        name.removeprefix("sentinel_"): given.pop(name)
+        for name in tuple(given)
+        if name.startswith("sentinel_")
+    }
+    sentinel = Sentinel(  # type: ignore[no-untyped-call]
+        [(node["host"], node.get("port", 26379)) for node in nodes],
+        sentinel_kwargs={**tls, **login, **options},
+        **given,
     )
+    return sentinel.master_for(service)  # type: ignore[no-any-return]
+
+
+async def _close(client: "redis.Redis") -> None:
+    await client.aclose()
+    pool = getattr(client, "connection_pool", None)  # a cluster has none
+    if isinstance(pool, SentinelConnectionPool):
+        for sentinel in pool.sentinel_manager.sentinels:
+            await sentinel.aclose()
 
 
 def _given(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import json
 import mimetypes
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping
-from contextlib import ExitStack, aclosing, suppress
+from contextlib import ExitStack, aclosing
 from io import FileIO, RawIOBase
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
@@ -71,6 +71,7 @@ class BatchesResource:
         self._operations = operations
         self._queries = {name: Query(operation.parameters) for name, operation in operations.items()}
         self._limits = limits
+        self._dropping: set[asyncio.Task[None]] = set()
 
     async def on_post(self, req: Request, resp: Response) -> None:
         """Answer 202 when all of it is kept; what fails before leaves nothing behind."""
@@ -121,9 +122,18 @@ class BatchesResource:
                 await self._store.submit_items(batch, facts, tuple(chunk), options.schedule)
 
     async def _drop(self, batch: str) -> None:
-        with suppress(StoreAway):  # then the janitor finds it
+        """Delete what was kept of a batch; if the store is away, as soon as it is back."""
+        try:
             await self._store.drop(batch)
+        except StoreAway:  # the janitor would leave the batch to this process for as long as it lives
+            later = asyncio.create_task(self._drop_later(batch))
+            self._dropping.add(later)
+            later.add_done_callback(self._dropping.discard)
         await self._blobs.remove_group(batch)
+
+    async def _drop_later(self, batch: str) -> None:
+        await self._store.wait_until_back()
+        await self._drop(batch)
 
 
 async def _chunks(found: AsyncIterable[Item]) -> AsyncGenerator[Mapping[NewJob, FileIO], None]:

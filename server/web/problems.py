@@ -40,6 +40,7 @@ STATUS_OF: dict[type[errors.ServiceError], HTTPStatus] = {
     errors.NotDone: HTTPStatus.NOT_FOUND,
     errors.Expired: HTTPStatus.GONE,
     errors.TooManyAttempts: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.CallbackFailed: HTTPStatus.BAD_GATEWAY,
     errors.ServiceUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.StoreAway: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.QueueFull: HTTPStatus.SERVICE_UNAVAILABLE,

@@ -16,6 +16,7 @@ from server.cluster.memory_files import NO_ROOM
 from server.cluster.scoreboard import Scoreboard
 from server.errors import BadParameter, KeyReused, QueueFull, ServiceUnavailable
 from server.jobs.blobs import Blobs
+from server.jobs.callbacks import Callbacks
 from server.jobs.model import FIRST, LAST, Callback, Facts, Idempotency, JobId, NewJob, Schedule, new_id
 from server.jobs.store import Store
 from server.jobs.threads import run_in_thread
@@ -55,11 +56,13 @@ class OptionReader:
     Args:
         queues: the names that there are, the default first.
         attempts: how many tries a job has if nothing else is said.
+        callbacks: accepts their URLs; None when there are none.
     """
 
-    def __init__(self, queues: Sequence[str], attempts: int) -> None:
+    def __init__(self, queues: Sequence[str], attempts: int, callbacks: Callbacks | None = None) -> None:
         self._queues = queues
         self._attempts = attempts
+        self._callbacks = callbacks
 
     def read(self, query: str) -> tuple[Options, dict[str, str | list[str]]]:
         """Read the options of a query, and return what is left of it.
@@ -87,7 +90,17 @@ class OptionReader:
             not_before_s=_moment(given["not_before"]) if "not_before" in given else 0,
         )
         attempts = _whole("attempts", given.get("attempts", str(self._attempts)), 1, _MOST_ATTEMPTS)
-        return Options(schedule, attempts)
+        return Options(schedule, attempts, self._callback(given.get("callback")))
+
+    def _callback(self, url: str | None) -> Callback | None:
+        if url is None:
+            return None
+        if self._callbacks is None:
+            raise BadParameter(
+                "There are no callbacks here, as the operator allows no hosts in FLIP_CALLBACK_HOSTS. Leave "
+                "`callback` out, and ask with `Prefer: wait` or follow the events."
+            )
+        return self._callbacks.accept(url)
 
 
 class Submissions:

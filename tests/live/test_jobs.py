@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import socket
 import subprocess
 import tarfile
 import zipfile
@@ -168,6 +169,14 @@ def test_an_option_that_is_wrong_is_named(server: LiveServer, query: str, named:
     response = httpx.post(f"{server.url}/flip?{query}", content=png(), headers=ASYNC)
     assert (response.status_code, response.json()["type"]) == (400, "urn:flipcluster:problem:bad-parameter")
     assert named in response.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/flip?", "/batches?operation=flip&"])
+def test_there_are_no_callbacks_without_a_list_of_hosts(server: LiveServer, path: str) -> None:
+    url = f"{server.url}{path}callback=https://example.com/"
+    response = httpx.post(url, files={"image": ("a.png", png())}, headers=ASYNC)
+    assert response.status_code == 400
+    assert "FLIP_CALLBACK_HOSTS" in response.json()["detail"]
 
 
 def test_options_are_for_later_only(server: LiveServer) -> None:
@@ -402,3 +411,31 @@ def test_a_stop_gives_running_jobs_back_and_a_start_finishes_them(tmp_path: Path
         ["find", str(tmp_path / "data"), "-perm", "/077"], capture_output=True, text=True, check=True
     )
     assert left.stdout == ""
+
+
+def test_a_callback_to_a_host_with_a_private_address_is_tried_again_and_never_posted(tmp_path: Path) -> None:
+    environ = {
+        "FLIP_JOBS": "embedded",
+        "FLIP_DATA_DIR": str(tmp_path / "data"),
+        "FLIP_CALLBACK_HOSTS": "localhost",
+        "FLIP_CALLBACK_SECRET": "no secret, as it is in a test",
+    }
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        LiveServer(environ=environ) as server,
+    ):
+        url = f"http://localhost:{listener.getsockname()[1]}/"
+        other = httpx.post(server.url + "/flip?callback=http://127.0.0.1/", content=png(), headers=ASYNC)
+        assert other.status_code == 400
+        location = submit(server, png(), f"/flip?callback={url}")
+        assert ended(server, location)["state"] == "completed"
+
+        def delayed() -> int:
+            queues = httpx.get(server.url + "/queues").json()["queues"]
+            return sum(queue["jobs"]["delayed"] for queue in queues if queue["name"] == "callbacks")
+
+        assert until(delayed) == 1
+        listener.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+        server.wait_for("callback_failed", error="The host has an address that is not public.")

@@ -17,34 +17,36 @@ URL = f"s3://{BUCKET}/jobs"
 
 _KEY, _SECRET = "tester", "a secret for tests"
 
+#: What the server is given, and what its clients are given besides its address.
+CREDENTIALS = {"NANIO_ACCESS_KEY": _KEY, "NANIO_SECRET_KEY": _SECRET}
+REGION = {"AWS_ACCESS_KEY_ID": _KEY, "AWS_SECRET_ACCESS_KEY": _SECRET, "AWS_REGION": "us-east-1"}
+
+
+def command(directory: Path, host: str, port: int) -> list[str]:
+    """Return the command of a server; a directory in its directory is a bucket."""
+    return [
+        *(sys.executable, "-m", "nanio", "serve", "--data-dir", str(directory)),
+        *("--host", host, "--port", str(port), "--log-level", "warning", "--no-access-log"),
+    ]
+
 
 class S3Server:
-    """An S3 server that is ready, with an empty bucket; its data outlive it.
+    """An S3 server that is ready, with an empty bucket.
 
     Args:
         directory: for its data.
+
+    Attributes:
+        environ: the variables that lead to it.
     """
 
     def __init__(self, directory: Path) -> None:
         (directory / BUCKET).mkdir()
         self._port = free_port()
-        self._command = [
-            *(sys.executable, "-m", "nanio", "serve", "--data-dir", str(directory)),
-            *("--host", "127.0.0.1", "--port", str(self._port), "--log-level", "warning", "--no-access-log"),
-        ]
-        #: The variables that lead to it.
-        self.environ = {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._port}",
-            "AWS_ACCESS_KEY_ID": _KEY,
-            "AWS_SECRET_ACCESS_KEY": _SECRET,
-            "AWS_REGION": "us-east-1",
-        }
-        self.start()
-
-    def start(self) -> None:
-        """Start it and wait until it listens."""
-        credentials = {"NANIO_ACCESS_KEY": _KEY, "NANIO_SECRET_KEY": _SECRET}
-        self._process = subprocess.Popen(self._command, env=os.environ | credentials)
+        self.environ = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._port}", **REGION}
+        self._process = subprocess.Popen(
+            command(directory, "127.0.0.1", self._port), env=os.environ | CREDENTIALS
+        )
         assert until(self._listens), "no S3 server"
 
     def kill(self) -> None:

@@ -1,4 +1,4 @@
-"""A real store for tests: a server on a unix socket, and the laws that its data obey at any moment."""
+"""Real stores for tests, and the laws that their data obey at any moment."""
 
 import asyncio
 import json
@@ -6,18 +6,18 @@ import os
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import redis
 
+from benchmarks.harness.server import free_port
+from benchmarks.harness.waiting import DEADLINE_S, until
 from server.jobs.store import Store
 
 T = TypeVar("T")
-
-DEADLINE_S = 20.0
 
 PREFIX = "{flip}:"
 
@@ -32,40 +32,48 @@ def binaries() -> dict[str, str]:
     return found
 
 
-class StoreServer:
-    """A server of the Redis protocol that is ready.
+_OF_A_STORE = (
+    *("--appendonly", "yes", "--appendfsync", "always", "--save", ""),
+    *("--hash-max-listpack-value", "512", "--maxmemory-policy", "noeviction"),
+)
+
+
+class Server:
+    """One server process of the Redis protocol.
 
     Args:
         binary: its path.
-        directory: an empty one, whose path is short enough for a socket.
+        directory: of its data; its path is short enough for a socket.
+        options: besides those of every store.
+        sentinel: the configuration of a Sentinel, if it is one.
     """
 
-    def __init__(self, binary: str, directory: Path) -> None:
-        self._socket = directory / "s"
-        self.url = f"unix://{self._socket}"
-        self._arguments = [
-            *(binary, "--port", "0", "--unixsocket", str(self._socket), "--dir", str(directory)),
-            *("--appendonly", "yes", "--appendfsync", "always", "--save", "", "--loglevel", "warning"),
-            *("--hash-max-listpack-value", "512", "--maxmemory-policy", "noeviction"),
-        ]
-        self.client = redis.Redis.from_url(self.url, decode_responses=True)
+    def __init__(self, binary: str, directory: Path, *options: str, sentinel: Path | None = None) -> None:
+        directory.mkdir(exist_ok=True)
+        self.socket = directory / "s"
+        kind = _OF_A_STORE if sentinel is None else (str(sentinel), "--sentinel")
+        place = ("--port", "0", "--unixsocket", str(self.socket), "--dir", str(directory))
+        self._command = [binary, *kind, "--loglevel", "warning", *place, *options]
         self.start()
 
-    def start(self) -> None:
-        """Start it and wait until it answers."""
-        self.process = subprocess.Popen(self._arguments)
-        asyncio.run(self._answers())
+    def client(self, password: str | None = None) -> "redis.Redis":
+        """Make a client, which the caller closes."""
+        return redis.Redis(unix_socket_path=str(self.socket), decode_responses=True, password=password)
 
-    async def _answers(self) -> None:
-        async with asyncio.timeout(DEADLINE_S):
-            while True:
-                try:
-                    self.client.ping()
-                except redis.exceptions.ConnectionError:
-                    assert self.process.poll() is None
-                    await asyncio.sleep(0.01)
-                else:
-                    return
+    def start(self) -> None:
+        """Start it; returns when it has read its data."""
+        self.process = subprocess.Popen(self._command)
+        with self.client() as client:
+            assert until(lambda: self._answers(client))
+
+    def _answers(self, client: "redis.Redis") -> bool:
+        assert self.process.poll() is None
+        try:
+            return bool(client.ping())
+        except redis.AuthenticationError:
+            return True
+        except redis.ConnectionError:
+            return False
 
     def kill(self) -> None:
         """End it at once."""
@@ -76,6 +84,42 @@ class StoreServer:
         """Send it a signal."""
         os.kill(self.process.pid, number)
 
+
+class StoreServer:
+    """A store that is ready.
+
+    Args:
+        servers: of which it consists.
+        url: as the store is given it.
+        client: for looking into it.
+    """
+
+    def __init__(self, servers: Sequence[Server], url: str, client: Any) -> None:  # noqa: ANN401 either kind
+        self.servers = servers
+        self.url = url
+        self.client = client
+
+    def start(self) -> None:
+        """Start it again."""
+        for server in self.servers:
+            server.start()
+
+    def kill(self) -> None:
+        """End it at once."""
+        for server in self.servers:
+            server.kill()
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        for server in self.servers:
+            server.signal(number)
+
+    def limit_memory(self, memory_bytes: int) -> None:
+        """Let each server have no more than that; 0 for no limit."""
+        for server in self.servers:
+            with server.client() as client:
+                client.config_set("maxmemory", memory_bytes)
+
     def close(self) -> None:
         """End it."""
         self.client.close()
@@ -84,12 +128,73 @@ class StoreServer:
 
 @contextmanager
 def store_server(binary: str, directory: Path) -> Iterator[StoreServer]:
-    """Run a server until the block ends."""
-    server = StoreServer(binary, directory)
+    """Run a server on a socket until the block ends."""
+    server = Server(binary, directory)
+    with _closed(StoreServer([server], f"unix://{server.socket}", server.client())) as store:
+        yield store
+
+
+@contextmanager
+def store_with_tls(binary: str, directory: Path) -> Iterator[StoreServer]:
+    """Run a server whose certificate is signed by itself, until the block ends."""
+    key, certificate, port = str(directory / "key.pem"), str(directory / "certificate.pem"), free_port()
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=IP:127.0.0.1", "-days", "1", "-keyout", key, "-out", certificate),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=DEADLINE_S,
+    )
+    options = ("--tls-port", str(port), "--tls-cert-file", certificate, "--tls-key-file", key)
+    server = Server(
+        binary, directory, *options, "--tls-ca-cert-file", certificate, "--tls-auth-clients", "no"
+    )
+    url = f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}"
+    with _closed(StoreServer([server], url, server.client())) as store:
+        yield store
+
+
+@contextmanager
+def store_cluster(binary: str, directory: Path) -> Iterator[StoreServer]:
+    """Run a cluster of three servers until the block ends."""
+    ports = [free_port() for _ in range(3)]
+    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--bind", "127.0.0.1")
+    servers = [
+        Server(
+            *(binary, directory / str(port), *options),
+            *("--port", str(port), "--cluster-port", str(free_port())),
+        )
+        for port in ports
+    ]
+    hosts = [f"127.0.0.1:{port}" for port in ports]
+    subprocess.run(
+        ["redis-cli", "--cluster", "create", *hosts, "--cluster-yes"],
+        check=True,
+        capture_output=True,
+        timeout=DEADLINE_S,
+    )
+    client = until(lambda: _cluster_client(ports[0]))
+    with _closed(StoreServer(servers, f"redis+cluster://{','.join(hosts)}", client)) as store:
+        yield store
+
+
+@contextmanager
+def _closed(store: StoreServer) -> Iterator[StoreServer]:
     try:
-        yield server
+        yield store
     finally:
-        server.close()
+        store.close()
+
+
+def _cluster_client(port: int) -> redis.RedisCluster | None:
+    """Return a client once the cluster works."""
+    with suppress(redis.RedisError, redis.exceptions.RedisClusterException):
+        client = redis.RedisCluster("127.0.0.1", port, decode_responses=True)
+        client.exists(f"{PREFIX}totals")
+        return client
+    return None
 
 
 @asynccontextmanager
@@ -142,7 +247,8 @@ def check_laws(client: redis.Redis) -> None:
             live.update(jobs=1, bytes=int(job["bytes"]))
         assert ("owner" in job) == (state == "active"), job
         assert ("ended" in job) == (state in {"completed", "failed", "cancelled"}), job
-        assert ("result" in job) == (state == "completed"), job
+        # Callbacks have no result.
+        assert ("result" in job) == (state == "completed" and job["lane"] != "callbacks callback 1"), job
     assert client.smembers(f"{PREFIX}lanes") == lanes.keys()
     for lane, ids in lanes.items():
         assert set(client.zrange(f"{PREFIX}wait:{lane}", 0, -1)) == ids

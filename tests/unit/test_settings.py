@@ -82,6 +82,10 @@ def test_variables_without_the_prefix_are_ignored(name: str) -> None:
         ("FLIP_JOBS", "on"),
         ("FLIP_DATA_DIR", ""),
         ("FLIP_QUEUE_URL", ""),
+        ("FLIP_BLOB_URL", ""),
+        ("FLIP_BLOB_URL", "s3://"),
+        ("FLIP_BLOB_URL", "s3://bucket/"),
+        ("FLIP_BLOB_URL", "https://bucket"),
         ("FLIP_VALKEY", ""),
         ("FLIP_RESULT_TTL_S", "0"),
         ("FLIP_MAX_QUEUED_JOBS", "0"),
@@ -169,11 +173,29 @@ def test_settings_make_no_directory(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("url", ["redis://host:1/0", "rediss://user:secret@host", "unix:///run/valkey.sock"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://host:1/0",
+        "rediss://user:secret@host",
+        "unix:///run/valkey.sock",
+        "redis+sentinel://one:26379,two/images",
+        "rediss+sentinel://:secret@one,two/images/0?ssl_ca_certs=/ca.pem",
+        "redis+cluster://one:7000,two:7000",
+    ],
+)
 def test_a_store_of_ones_own_is_used_where_jobs_are_remote(url: str) -> None:
     assert Settings.from_environ({"FLIP_JOBS": "remote", "FLIP_QUEUE_URL": url}).store_url == url
     for other in ({}, {"FLIP_JOBS": "embedded"}, {"FLIP_JOBS": "off"}):
         assert refusal({**other, "FLIP_QUEUE_URL": url}) == "FLIP_QUEUE_URL: needs FLIP_JOBS=remote"
+
+
+@pytest.mark.parametrize(
+    "url", ["redis+sentinel://one,two", "redis+other://one", "unix+cluster://one", "redis://"]
+)
+def test_an_address_of_no_store_is_refused(url: str) -> None:
+    text = refusal({"FLIP_JOBS": "remote", "FLIP_QUEUE_URL": url})
+    assert text.startswith("FLIP_QUEUE_URL: Input should be a redis://, rediss:// or unix:// URL")
 
 
 def test_there_is_no_store_without_jobs() -> None:
@@ -234,3 +256,28 @@ def test_a_program_that_cannot_be_run_is_refused(tmp_path: Path, kind: str) -> N
     if kind == "not executable":
         program.chmod(0o700)
         assert Settings.from_environ({"FLIP_VALKEY": str(program)}).valkey == program
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"HOSTS": "a.example"}, "FLIP_CALLBACK_SECRET: needed with FLIP_CALLBACK_HOSTS"),
+        ({"SECRET": "x" * 23}, "FLIP_CALLBACK_SECRET: Input should have at least 24 characters"),
+        ({"SECRET": "whsec_" + "x" * 23}, "FLIP_CALLBACK_SECRET: Input should be base64 after `whsec_`"),
+        ({"HOSTS": ""}, "FLIP_CALLBACK_HOSTS: Input should not be empty; leave the variable out instead"),
+        ({"HOSTS": "https://a.example"}, "FLIP_CALLBACK_HOSTS: Input should be names of hosts"),
+        ({"HOSTS": "a.example,"}, "FLIP_CALLBACK_HOSTS: Input should be names of hosts"),
+    ],
+)
+def test_callbacks_need_hosts_and_a_secret(given: dict[str, str], expected: str) -> None:
+    text = refusal({f"FLIP_CALLBACK_{name}": value for name, value in given.items()})
+    assert text.startswith(expected)
+    assert "xxx" not in text
+
+
+def test_the_hosts_of_callbacks_are_a_list() -> None:
+    settings = Settings.from_environ(
+        {"FLIP_CALLBACK_HOSTS": "A.example, ::1", "FLIP_CALLBACK_SECRET": "whsec_" + "x" * 24}
+    )
+    assert settings.callback_hosts == ("a.example", "::1")
+    assert "xxx" not in repr(settings)
