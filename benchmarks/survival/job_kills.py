@@ -137,8 +137,9 @@ class _Service:
 def frozen_worker(times: int = 5, body: str = "big") -> list[Finding]:
     """Freeze a worker until its job has run again elsewhere, and wake it: it changes nothing any more."""
     faults = []
-    # With one job at a time, a worker that claims another one is done with the one before.
-    limits = {"FLIP_LEASE_S": "3", "FLIP_JOBS_AT_ONCE": "1"}
+    # With one job at a time, a worker that claims another one is done with the one before. The arbiter would
+    # kill one that is frozen for long.
+    limits = {"FLIP_LEASE_S": "3", "FLIP_JOBS_AT_ONCE": "1", "GUNICORN_CMD_ARGS": "--timeout 300"}
     with data_directory() as data, job_cluster(data, **limits) as server, store(data) as client:
         for _ in range(times):
             location, frozen = _frozen_with_a_job(server, client, image(body))

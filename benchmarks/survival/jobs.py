@@ -33,7 +33,7 @@ QUICK: dict[str, dict[str, object]] = {
     "frozen_worker": {"times": 1, "body": "medium"},
     "second_tries": {"kills": 2},
     "submissions": {"store_kills": 1, "grace_s": 15.0},
-    "shared_directory": {"batch_of": 30, "size": (320, 240)},
+    "shared_directory": {"batch_of": 30, "size": (320, 240), "grace_s": 15.0},
     "full_disk": {},
     "unusable_directory": {"kinds": ("read-only",)},
     "damaged_store": {"jobs": 4},
