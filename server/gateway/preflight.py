@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -33,6 +34,9 @@ log = get_logger("server.arbiter")
 #: How long the preflight may take, in seconds; and how much longer the arbiter waits for its own message.
 DEADLINE_S = 20
 GRACE_S = 5
+
+#: How often the store is looked at while the preflight runs, in seconds.
+_LOOK_EVERY_S = 0.1
 
 #: What is asked of the app, and what is wrong when it does not answer 200.
 _QUESTIONS = (("GET", "/readyz", "no engine starts"), ("POST", "/flip", "the sample image is not flipped"))
@@ -79,22 +83,38 @@ def why_not(server: Arbiter) -> str | None:
     environ = server.cfg.env_orig
     path = filter(None, [_IMPORT_ROOT, environ.get("PYTHONPATH")])
     try:
-        result = subprocess.run(  # noqa: S603 ourselves
-            [sys.executable, "-m", "server.check", *sys.argv[1:]],
-            cwd=server.START_CTX["cwd"],
-            env={**environ, "PYTHONPATH": os.pathsep.join(path)},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            timeout=DEADLINE_S + GRACE_S,
-        )
+        with (
+            subprocess.Popen(  # noqa: S603 ourselves
+                [sys.executable, "-m", "server.check", *sys.argv[1:]],
+                cwd=server.START_CTX["cwd"],
+                env={**environ, "PYTHONPATH": os.pathsep.join(path)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+            ) as process
+        ):
+            said = _said_by(process, server)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
-    if result.returncode == 0:
+    if process.returncode == 0:
         return None
-    return (result.stderr.splitlines() or [f"the check ended with {result.returncode}"])[-1]
+    return (said.splitlines() or [f"the check ended with {process.returncode}"])[-1]
+
+
+def _said_by(process: "subprocess.Popen[str]", server: Arbiter) -> str:
+    """Wait for the end of a process; meanwhile a store that dies is replaced, as at other times."""
+    deadline_s = time.monotonic() + DEADLINE_S + GRACE_S
+    while True:
+        try:
+            return process.communicate(timeout=_LOOK_EVERY_S)[1]
+        except subprocess.TimeoutExpired as late:
+            if time.monotonic() > deadline_s:
+                process.kill()
+                raise subprocess.TimeoutExpired(late.cmd, DEADLINE_S + GRACE_S) from None
+            if server.store:
+                server.store.watch()
 
 
 def _load() -> Any:  # noqa: ANN401 gunicorn has no types

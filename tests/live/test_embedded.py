@@ -15,6 +15,7 @@ from redis import Redis
 from support.live_server import DEADLINE_S, ROOT, LiveServer, run
 
 from benchmarks.harness import processes
+from benchmarks.harness.waiting import until
 
 GUNICORN = [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0"]
 CHECK = [sys.executable, "-m", "server.check"]
@@ -92,6 +93,22 @@ def test_a_server_that_is_killed_while_old_workers_drain_is_replaced(data: Path)
         os.kill(pid_of(data), signal.SIGKILL)
         server.wait_for("store_online", count=2)
         finish()
+
+
+def test_a_server_that_is_killed_during_the_preflight_is_replaced(data: Path) -> None:
+    def preflight() -> list[int]:
+        return [pid for pid in processes.tree(server.pid) if "server.check" in processes.command(pid)]
+
+    with LiveServer(environ=environ(data)) as server:
+        os.kill(server.pid, signal.SIGHUP)
+        (pid,) = until(preflight)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            os.kill(pid_of(data), signal.SIGKILL)
+            server.wait_for("store_online", count=2)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        server.wait_for("worker_online", count=2)
 
 
 def test_a_stop_ends_the_server_after_the_last_worker(data: Path) -> None:
