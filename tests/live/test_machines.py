@@ -16,7 +16,7 @@ from support.live_server import DEADLINE_S, ROOT, clean_environ
 from support.s3 import BUCKET, CREDENTIALS, REGION, command
 from support.store import binaries
 
-from benchmarks.comparison.machines import Machine, Rack
+from benchmarks.harness.rack import Machine, Rack
 from benchmarks.harness.waiting import until
 
 ADDRESSES = {"web": "10.0.0.1", "worker": "10.0.0.2", "store": "10.0.0.3", "files": "10.0.0.4"}
