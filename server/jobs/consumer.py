@@ -14,7 +14,7 @@ from server.cluster.memory_files import NO_ROOM
 from server.cluster.supervisor import OnDemandEngines
 from server.errors import CallbackFailed, OperationRefused, StoreAway, TemporaryFailure
 from server.jobs import owners
-from server.jobs.blobs import Blobs
+from server.jobs.blobs import BlobGone, Blobs
 from server.jobs.callbacks import KIND, Callbacks
 from server.jobs.model import Claim, Failure, Result
 from server.jobs.store import Store
@@ -198,6 +198,10 @@ class Consumer:
             failure = Failure(type(error).__name__, error.detail)
             log.warning("callback_failed", job=str(claim.id), tries=claim.tries, error=error.detail)
             await self._report(lambda: self._store.fail(claim, failure, is_final=False))
+        except BlobGone:  # its batch was dropped, as a rule: then the store knows the job no more
+            log.info("job_files_gone", job=str(claim.id))
+            failure = Failure("TooManyAttempts", "The files of the job are gone. Submit the work again.")
+            await self._report(lambda: self._store.fail(claim, failure, is_final=True))
         except StoreAway:  # that of the files: it costs the job no try, but it must not be claimed at once
             await asyncio.sleep(_FILES_AWAY_S)
             await self._give_back(claim)

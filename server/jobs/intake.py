@@ -479,6 +479,8 @@ def _records(kind: bytes, data: bytes) -> dict[bytes, bytes]:
     start = 0
     while start < len(data):
         space = data.find(b" ", start)
+        if space <= start:
+            raise BadArchive(_DAMAGED)
         end = start + _whole(data[start:space], 10)
         if not space < end <= len(data):
             raise BadArchive(_DAMAGED)

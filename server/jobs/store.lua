@@ -519,6 +519,10 @@ function verbs.retry()
   if not job then
     return { gone = true }
   end
+  local expires = redis.call('ZSCORE', key('expiry'), job.group)
+  if expires and tonumber(expires) <= now then
+    return { expired = true } -- its files are being removed
+  end
   if job.state == 'failed' or job.state == 'cancelled' then
     local at = key('group', job.group)
     redis.call('HINCRBY', at, job.state, -1)
@@ -530,6 +534,7 @@ function verbs.retry()
     redis.call('HSET', key('job', job.id), 'tries', 0)
     redis.call('HDEL', key('job', job.id), 'ended', 'error', 'progress')
     wait(job)
+    log(job.group, { job = job.id, state = job.state }) -- the log has no end any more
   end
   return { state = job.state }
 end

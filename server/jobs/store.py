@@ -285,8 +285,13 @@ class Store:
         await self._ask_in_parts("cancel_group", group=batch)
 
     async def retry(self, id: JobId) -> None:
-        """Let a failed or cancelled job run again."""
-        await self._ask("retry", id=str(id))
+        """Let a failed or cancelled job run again.
+
+        Raises:
+            Expired: it is not kept any more.
+        """
+        if "expired" in await self._ask("retry", id=str(id)):
+            raise Expired("It is not kept any more. Submit the work again.")
 
     async def pause(self, queue: str) -> None:
         """Let no job of a queue be claimed."""

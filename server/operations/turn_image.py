@@ -11,7 +11,7 @@ from functools import partial
 from io import FileIO
 from typing import TYPE_CHECKING, Any, cast
 
-from server.errors import TooManyPixels
+from server.errors import TooManyPixels, UnsupportedImage
 from server.imaging.codecs import Effort, Format
 from server.imaging.geometry import Turn
 from server.imaging.jpeg.kernel import Impossible, kernel
@@ -64,6 +64,8 @@ def _turn(  # noqa: PLR0913, PLR0917 a run's five and what to do
 
 def _mapped(source: FileIO) -> mmap.mmap:
     size = os.fstat(source.fileno()).st_size
+    if not size:
+        raise UnsupportedImage(UnsupportedImage.example)
     try:
         return mmap.mmap(
             source.fileno(), size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ

@@ -85,7 +85,7 @@ class BatchesResource:
                 await self._submit(req, batch, facts, options, digests)
             idempotency = None
             if key is not None and digests is not None:
-                idempotency = Idempotency(key, fingerprint(facts, options, digests))
+                idempotency = Idempotency(key, fingerprint("batch", facts, options, digests))
             kept = await self._store.seal(batch, idempotency)
         except BaseException:
             await asyncio.shield(self._drop(batch))

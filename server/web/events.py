@@ -1,6 +1,7 @@
 """Events: server-sent events of jobs and batches, on any worker (HTML Living Standard, section 9.2)."""
 
 from collections.abc import AsyncIterator
+from http import HTTPStatus
 
 from falcon.asgi import Request, Response, SSEvent
 
@@ -8,7 +9,7 @@ from server.errors import BadParameter
 from server.jobs.hub import Hub
 from server.jobs.model import Batch, JobId
 from server.jobs.store import Store
-from server.web.batches import batch_id
+from server.web.batches import find_batch
 from server.web.exchange import Exchange
 from server.web.jobs import describe, job_id
 
@@ -25,14 +26,16 @@ class JobEvents:
 
     async def on_get(self, req: Request, resp: Response, id: str) -> None:
         """Answer with one event for its state now, and one for each change until its end."""
-        parsed = job_id(id)
-        await self._store.job(parsed)
-        _stream(req, resp, self._events(parsed))
+        job = await self._store.job(job_id(id))
+        if job.state.is_final and req.get_header("Last-Event-ID") == job.state:
+            resp.status = HTTPStatus.NO_CONTENT  # a browser that has seen the end asks no more
+            return
+        _stream(req, resp, self._events(job.id))
 
     async def _events(self, id: JobId) -> AsyncIterator[SSEvent]:
         yield SSEvent(retry=_RETRY_MS)
         async for job in self._hub.follow_job(id):
-            yield SSEvent(event=job.state, json=describe(job)) if job else SSEvent()
+            yield SSEvent(event=job.state, event_id=job.state, json=describe(job)) if job else SSEvent()
 
 
 class BatchEvents:
@@ -49,7 +52,10 @@ class BatchEvents:
             raise BadParameter(
                 "The header Last-Event-ID is wrong. Send the id of the last event, or leave it out."
             )
-        batch = await self._store.batch(batch_id(id))
+        batch = await find_batch(self._store, id)
+        if batch.ended_s is not None and not await self._store.log(batch.id, int(seen)):
+            resp.status = HTTPStatus.NO_CONTENT
+            return
         _stream(req, resp, self._events(batch, int(seen)))
 
     async def _events(self, batch: Batch, seen: int) -> AsyncIterator[SSEvent]:

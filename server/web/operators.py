@@ -31,8 +31,8 @@ class Operators:
                 has made a browser send it.
         """
         if self._token is not None:
-            sent = req.get_header("Authorization", default="")
-            if not hmac.compare_digest(sent.encode(), f"Bearer {self._token}".encode()):
+            scheme, _, sent = req.get_header("Authorization", default="").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(sent.encode(), self._token.encode()):
                 raise Unauthorized(
                     "This is for operators. Send `Authorization: Bearer` with the value of FLIP_ADMIN_TOKEN."
                 )

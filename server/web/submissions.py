@@ -144,7 +144,7 @@ class Submissions:
             async with self._uploads.received(req, exchange, ticket) as upload:
                 if key is not None:
                     digest = await run_in_thread(digest_of, upload)
-                    idempotency = Idempotency(key, fingerprint(facts, options, [digest]))
+                    idempotency = Idempotency(key, fingerprint("job", facts, options, [digest]))
                 await self._blobs.keep(upload, id.group, id.input_name)
                 size = upload.seek(0, 2)
         try:
@@ -200,9 +200,16 @@ def idempotency_key(req: Request) -> str | None:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def fingerprint(facts: Facts, options: Options, digests: Sequence[str]) -> str:
-    """Return a digest of everything that was submitted."""
-    return hashlib.sha256(repr((facts, options, digests)).encode()).hexdigest()
+def fingerprint(kind: str, facts: Facts, options: Options, inputs: Sequence[object]) -> str:
+    """Return a digest of everything that was submitted.
+
+    Args:
+        kind: `job` or `batch`.
+        facts: what is done to each input.
+        options: how it is carried out.
+        inputs: a digest of each, and whatever else was sent with it.
+    """
+    return hashlib.sha256(repr((kind, facts, options, inputs)).encode()).hexdigest()
 
 
 def digest_of(file: FileIO) -> str:

@@ -400,6 +400,56 @@ def test_a_batch_is_cancelled(server: LiveServer) -> None:
     assert (batch["cancelled"], batch["remaining"], batch["has_ended"]) == (5, 0, True)
 
 
+def test_a_key_of_a_job_is_not_that_of_a_batch(server: LiveServer) -> None:
+    submit(server, png("yellow"), **{"Idempotency-Key": "k2"})
+    response = httpx.post(
+        server.url + "/batches?operation=flip",
+        files={"image": ("a.png", png("yellow"))},
+        headers={"Idempotency-Key": "k2"},
+    )
+    assert (response.status_code, response.json()["type"]) == (422, "urn:flipcluster:problem:key-reused")
+
+
+def test_an_empty_item_fails_at_once_as_what_it_is(server: LiveServer) -> None:
+    response = httpx.post(
+        server.url + "/batches?operation=flip",
+        files=[("image", ("a.png", png())), ("image", (".keep", b""))],
+    )
+    job = ended(server, response.headers["location"].replace("batches", "jobs") + "-1")
+    assert (job["state"], job["tries"]) == ("failed", 1)
+    assert job["error"]["type"] == "urn:flipcluster:problem:unsupported-image"
+
+
+def test_a_batch_that_runs_again_has_events_until_it_ends_again(server: LiveServer) -> None:
+    url = server.url + "/batches?operation=flip&queue=slow"
+    response = httpx.post(url, files=[("image", ("a.png", png())), ("image", ("b.png", b"no image"))])
+    location = response.headers["location"]
+    seen = events_of(server, location + "/events")
+    assert [kind for _, kind, _ in seen][-1] == "ended"
+    finished = httpx.get(server.url + location + "/events", headers={"Last-Event-ID": "3"})
+    assert (finished.status_code, finished.content) == (204, b"")
+    httpx.post(server.url + "/queues/slow/pause")
+    assert httpx.post(server.url + location.replace("batches", "jobs") + "-1/retry").status_code == 200
+    with httpx.stream("GET", server.url + location + "/events", headers={"Last-Event-ID": "3"}) as stream:
+        lines = stream.iter_lines()
+        until_waiting = [next(line for line in lines if line.startswith("event:"))]
+        httpx.post(server.url + "/queues/slow/resume")
+        rest = [line for line in lines if line.startswith("event:")]
+    assert until_waiting + rest == ["event: waiting", "event: failed", "event: ended"]
+
+
+def test_a_job_in_no_batch_has_no_events_of_a_batch(server: LiveServer, done: dict[str, Any]) -> None:
+    response = httpx.get(server.url + done["href"].replace("jobs", "batches") + "/events")
+    assert (response.status_code, response.json()["type"]) == (404, "urn:flipcluster:problem:no-such-job")
+
+
+def test_the_events_of_a_job_that_were_seen_to_the_end_are_no_more(
+    server: LiveServer, done: dict[str, Any]
+) -> None:
+    response = httpx.get(server.url + done["href"] + "/events", headers={"Last-Event-ID": "completed"})
+    assert (response.status_code, response.content) == (204, b"")
+
+
 def test_a_stop_gives_running_jobs_back_and_a_start_finishes_them(tmp_path: Path) -> None:
     environ = {"FLIP_JOBS": "embedded", "FLIP_DATA_DIR": str(tmp_path / "data")}
     with LiveServer(environ=environ) as server:

@@ -212,6 +212,17 @@ def test_a_tar_of_each_format_is_taken(new_file: Callable[[], FileIO], tar_forma
     assert take(new_file, TAR, tarred(files, tar_format)) == list(files.items())
 
 
+@pytest.mark.parametrize("records", [b"00", b"0", b"5", b" path=a", b"0 path=a", b"-1 a=b", b"99 a=b"])
+def test_an_extended_header_that_makes_no_sense_is_refused(
+    new_file: Callable[[], FileIO], records: bytes
+) -> None:
+    header = tarfile.TarInfo("header")
+    header.type, header.size = b"x", len(records)
+    body = header.tobuf(tarfile.USTAR_FORMAT) + records.ljust(512, b"\0") + tarred({"a": b"a"})
+    with pytest.raises(BadArchive):
+        take(new_file, TAR, body)
+
+
 def test_gzip_files_in_a_row_are_one(new_file: Callable[[], FileIO]) -> None:
     tar = tarred(FILES)
     body = gzip.compress(tar[:1000]) + gzip.compress(tar[1000:])
