@@ -29,6 +29,10 @@ log = get_logger(__name__)
 _CONNECT = timedelta(seconds=1)
 _REQUEST = timedelta(seconds=10)
 
+#: How long an idle connection is used again: less than servers keep one open, as a request that meets its end
+#: fails.
+_IDLE = timedelta(seconds=3)
+
 #: How often a request that failed is repeated at most, and for how long.
 _RETRIES = 2
 _RETRY = timedelta(seconds=5)
@@ -64,6 +68,7 @@ class S3:
                 client_options={
                     "connect_timeout": _CONNECT,
                     "timeout": _REQUEST,
+                    "pool_idle_timeout": _IDLE,
                     "allow_http": True,  # for an endpoint that says so
                 },
                 retry_config={"max_retries": _RETRIES, "retry_timeout": _RETRY},
