@@ -263,13 +263,13 @@ def neighbours(rounds: int) -> list[Finding]:
                 alone = _p95_ms(server, image)
                 location = _submit_batch(server, item, items)
                 before_s, began_s = processes.sum_cpu_s(server.processes()), time.monotonic()
-                beside = _p95_ms(server, image)
+                loaded = _p95_ms(server, image)
                 busy_s = processes.sum_cpu_s(server.processes()) - before_s
                 shares.append(busy_s / (time.monotonic() - began_s) / 2)
                 assert httpx.get(server.url + location).json()["remaining"] > 0
                 httpx.delete(server.url + location, timeout=60)
                 until(lambda: httpx.get(server.url + location).json()["remaining"] == 0, _DEADLINE_S)  # noqa: B023
-                ratios.append(beside / alone)
+                ratios.append(loaded / alone)
         findings += [
             Finding(
                 f"p95 of requests during {name} over that without: 1.3",

@@ -1,4 +1,4 @@
-"""The hub: tells whoever watches a group when something has happened to it."""
+"""The hub: tells watchers when something has happened to a job or a batch."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping

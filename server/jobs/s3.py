@@ -98,8 +98,8 @@ class S3:
         key = place_of(group, name)
         with _translated():
             await obstore.put_async(self._bucket, key, _content(file))
-            # The input is deleted before the last look of whoever removes the group: either it finds this
-            # result, or the input is found missing here.
+            # The input is deleted before the last look at a group that is removed: either that look finds
+            # this result, or the input is found missing here.
             if must_exist and not await self._has(place_of(group, f"{name.partition('.')[0]}.in")):
                 await obstore.delete_async(self._bucket, key)
                 raise BlobGone(f"{group} was removed")

@@ -592,7 +592,7 @@ def test_hints_end_when_the_store_goes_away_and_begin_again_when_it_is_back(serv
             assert await heard(store) == []  # nor can it be asked for them
             back = asyncio.create_task(store.wait_until_back())
             await asyncio.sleep(0)
-            assert not back.done()  # or whoever listens would ask on and on
+            assert not back.done()  # or a listener would ask on and on
             await asyncio.to_thread(server.start)
             await back
 
