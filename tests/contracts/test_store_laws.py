@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 )
 from support.store import PREFIX, StoreServer, binaries, check_laws, store_server
 
-from server.errors import KeyReused, QueueFull
+from server.errors import Expired, KeyReused, QueueFull
 from server.jobs.model import (
     Callback,
     Claim,
@@ -204,7 +204,8 @@ class Life(RuleBasedStateMachine):
 
     @rule(id=jobs, owner=owners, n=times)
     def retry(self, id: JobId, owner: str, n: int) -> None:
-        self.do(lambda: self.stores[owner].retry(id), n)
+        with suppress(Expired):
+            self.do(lambda: self.stores[owner].retry(id), n)
         self.ended.pop(str(id), None)
 
     @rule(queue=st.sampled_from(["default", "slow"]), is_paused=st.booleans(), n=times)

@@ -49,6 +49,12 @@ class Watched:
         with replica.client(PASSWORD) as client:
             assert until(lambda: client.info("replication")["master_link_status"] == "up")
 
+    def is_replicated(self) -> bool:
+        """Whether the replica has all that the master has."""
+        with self.master.client(PASSWORD) as client:
+            told = client.info("replication")
+        return bool(told["slave0"]["offset"] == told["master_repl_offset"])
+
 
 @pytest.fixture
 def watched() -> Iterator[Watched]:
@@ -63,6 +69,9 @@ def test_a_replica_takes_over_when_the_master_dies(watched: Watched) -> None:
         )
         async with asyncio.timeout(2 * DEADLINE_S), store:
             before = await store.submit(new_id(), FACTS, NewJob(1), Schedule("default"))
+            assert await asyncio.to_thread(
+                until, watched.is_replicated
+            )  # else it may be lost with the master
             async with store.hints([before]):
                 watched.master.kill()
                 during = await store.submit(new_id(), FACTS, NewJob(1), Schedule("default"))

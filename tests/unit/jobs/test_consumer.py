@@ -22,7 +22,7 @@ from server.cluster.dispatch import EngineBug
 from server.cluster.messages import Done, Spent
 from server.errors import DamagedImage, ServiceUnavailable
 from server.jobs import owners
-from server.jobs.blobs import BlobGone, Directory
+from server.jobs.blobs import Directory
 from server.jobs.consumer import Consumer
 from server.jobs.hub import Hub
 from server.jobs.model import Claim, Facts, Failure, JobId, JobState, NewJob, Schedule, new_id
@@ -238,7 +238,8 @@ def test_a_job_whose_input_is_gone_fails(server: StoreServer, directory: Path) -
 
     with capture_logs() as events:
         run(test())
-    assert any(isinstance(event.get("exc_info"), BlobGone) for event in events)
+    assert [event["log_level"] for event in events if event["event"] == "job_files_gone"] == ["info"]
+    assert not any(event.get("exc_info") for event in events)
 
 
 def test_no_more_jobs_are_held_than_there_is_room_for(server: StoreServer, directory: Path) -> None:
