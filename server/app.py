@@ -2,32 +2,29 @@
 
 import os
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import falcon.asgi
-from falcon.asgi import Request, Response
 
 from server import logs
 from server.admission import Admission
-from server.assembly import JobParts, assemble_jobs, engine_config
 from server.cluster.dispatch import Dispatcher
 from server.cluster.membership import Membership
 from server.cluster.memory_files import MemoryFilePool
 from server.cluster.quarantine import Quarantine
 from server.cluster.supervisor import Supervisor
-from server.jobs.blobs import Spool
-from server.jobs.intake import Limits
-from server.jobs.service import Jobs
+from server.engines import engine_config
 from server.operations.images import OPERATIONS
 from server.settings import Settings
-from server.web import batches, events, jobs, openapi, probes, queues
+from server.web import openapi, probes
 from server.web.envelope import App, Envelope
 from server.web.lifespan import Lifespan
-from server.web.operators import Operators
 from server.web.problems import add_error_handlers
-from server.web.submissions import OptionReader, Submissions
 from server.web.transforms import Transform
 from server.web.uploads import Uploads
+
+if TYPE_CHECKING:
+    from server.jobs.service import Jobs
 
 
 class Service(NamedTuple):
@@ -39,7 +36,7 @@ class Service(NamedTuple):
     """
 
     app: App
-    jobs: Jobs | None
+    jobs: "Jobs | None"
 
 
 def create_service(settings: Settings, membership: Membership, environ: Mapping[str, str]) -> Service:
@@ -71,10 +68,13 @@ def create_service(settings: Settings, membership: Membership, environ: Mapping[
     add_error_handlers(app)
     jobs, submissions, store = None, None, None
     if (url := settings.store_url) is not None:
+        from server.assembly import assemble_jobs  # noqa: PLC0415 see there
+        from server.web.job_routes import add_job_routes  # noqa: PLC0415 see there
+
         background = Supervisor(membership.work, row, engine_config(settings, is_background=True), environ)
         parts = assemble_jobs(settings, url, dispatcher, [background])
         jobs, store = parts.service, parts.store
-        submissions = _add_jobs(app, settings, parts)
+        submissions = add_job_routes(app, settings, parts)
     for name, operation in OPERATIONS.items():
         transform = Transform(operation, admission, uploads, dispatcher, memory_files, submissions)
         app.add_route(f"/{name}", transform)
@@ -87,41 +87,6 @@ def create_service(settings: Settings, membership: Membership, environ: Mapping[
     document = openapi.document(OPERATIONS.values(), settings.queues if store else ())
     app.add_route("/openapi.json", probes.OpenApi(document))
     return Service(Envelope(app, row), jobs)
-
-
-def _add_jobs(app: falcon.asgi.App[Request, Response], settings: Settings, parts: JobParts) -> Submissions:
-    """Add all that has to do with jobs to an app."""
-    store, blobs, hub = parts.store, parts.blobs, parts.hub
-    uploads = Uploads(
-        max_body_bytes=settings.max_body_bytes,
-        timeout_s=settings.upload_timeout_s,
-        sample=settings.sample_image,
-        files=Spool(blobs),
-    )
-    options = OptionReader(settings.queues, settings.job_attempts, parts.callbacks)
-    token = settings.admin_token
-    operators = Operators(None if token is None else token.get_secret_value())
-    queue = queues.QueueResource(store, settings.queue_names, operators)
-    batch = batches.BatchResource(store)
-    app.add_route("/jobs/{id}", jobs.JobResource(store, hub))
-    app.add_route("/jobs/{id}/result", jobs.ResultResource(store, blobs))
-    app.add_route("/jobs/{id}/events", events.JobEvents(store, hub))
-    app.add_route("/jobs/{id}/retry", jobs.RetryResource(store, operators))
-    limits = Limits(
-        items=settings.max_batch_items,
-        bytes=settings.max_batch_bytes,
-        item_bytes=settings.max_body_bytes,
-        ratio=settings.max_batch_ratio,
-    )
-    app.add_route("/batches", batches.BatchesResource(store, blobs, options, OPERATIONS, limits))
-    app.add_route("/batches/{id}", batch)
-    app.add_route("/batches/{id}/items", batch, suffix="items")
-    app.add_route("/batches/{id}/archive", batches.ArchiveResource(store, blobs))
-    app.add_route("/batches/{id}/events", events.BatchEvents(store, hub))
-    app.add_route("/queues", queues.QueuesResource(store, settings.queue_names, operators))
-    for verb in ("pause", "resume", "failed"):
-        app.add_route(f"/queues/{{name}}/{verb}", queue, suffix=verb)
-    return Submissions(store, blobs, uploads, options)
 
 
 def get_app() -> App:

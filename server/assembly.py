@@ -1,14 +1,15 @@
-"""Assembly: what the workers with a web server and those without have in common, made from the settings."""
+"""Assembly: what has to do with jobs in one process, made from the settings.
+
+A worker without jobs imports none of it: the clients of the store and of callbacks take 10 MB.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from server.cluster.dispatch import Dispatcher
-from server.cluster.engine import EngineConfig
 from server.cluster.supervisor import OnDemandEngines, Supervisor
 from server.jobs import owners
 from server.jobs.blobs import Blobs, Directory, UnsuitableBlobs
-from server.jobs.callbacks import Callbacks
 from server.jobs.consumer import Consumer
 from server.jobs.hub import Hub
 from server.jobs.janitor import Janitor
@@ -18,6 +19,7 @@ from server.operations.images import OPERATIONS
 from server.settings import Settings
 
 if TYPE_CHECKING:
+    from server.jobs.callbacks import Callbacks
     from server.jobs.s3 import S3
 
 
@@ -32,25 +34,8 @@ class JobParts(NamedTuple):
     store: Store
     blobs: Blobs
     hub: Hub
-    callbacks: Callbacks | None
+    callbacks: "Callbacks | None"
     service: Jobs
-
-
-def engine_config(settings: Settings, *, is_background: bool) -> EngineConfig:
-    """Return the limits of the engines of one role."""
-    return EngineConfig(
-        operations={name: operation.spec for name, operation in OPERATIONS.items()},
-        limits={
-            "max_pixels": settings.max_pixels,
-            "max_frames": settings.max_frames,
-            "max_total_pixels": settings.max_total_pixels,
-        },
-        nice=settings.engine_nice,
-        timeout_s=settings.engine_timeout_s,
-        memory_bytes=settings.engine_memory_bytes,
-        max_tasks=settings.engine_max_tasks,
-        is_background=is_background,
-    )
 
 
 def assemble_jobs(
@@ -77,6 +62,8 @@ def assemble_jobs(
     engines = OnDemandEngines(supervisors)
     callbacks = None
     if settings.callback_hosts and settings.callback_secret:
+        from server.jobs.callbacks import Callbacks  # noqa: PLC0415 its client takes 3 MB
+
         callbacks = Callbacks(settings.callback_hosts, settings.callback_secret.get_secret_value())
     consumer = Consumer(
         store,

@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from server import logs
-from server.assembly import assemble_jobs, engine_config, prepare_blobs
+from server.assembly import assemble_jobs, prepare_blobs
 from server.cluster.cpus import usable_cores
 from server.cluster.dispatch import Dispatcher
 from server.cluster.membership import Membership
 from server.cluster.memory_files import MemoryFilePool
 from server.cluster.quarantine import Quarantine
 from server.cluster.supervisor import Supervisor
+from server.engines import engine_config
 from server.jobs.blobs import UnsuitableBlobs
 from server.jobs.service import Jobs
 from server.logs import get_logger

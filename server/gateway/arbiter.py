@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import importlib
 import os
 import resource
 import signal
@@ -23,7 +24,6 @@ from server.gateway.worker import Worker
 from server.imaging.jpeg import kernel
 from server.jobs.blobs import Directory, UnsuitableBlobs
 from server.jobs.embedded import EmbeddedStore, StoreNotStarted
-from server.jobs.store import warn_of_losses
 from server.logs import get_logger
 from server.settings import Settings
 
@@ -53,6 +53,8 @@ class Hooks:
         self._backoff = Backoff()
         self._delays_s: list[float] = []  # one for each crash after which no worker has been forked yet
         self._being_forked: list[Worker] = []  # at most one
+        if settings.store_url is not None:
+            importlib.import_module("server.web.job_routes")  # before the fork: workers share its memory
 
     def on_starting(self, server: "Arbiter") -> None:
         """Refuse what gunicorn would start and the cluster could not keep running."""
@@ -90,6 +92,8 @@ class Hooks:
         if self._settings.blob_url is not None and (reason := preflight.why_not(server)):
             sys.exit(reason)
         if self._settings.jobs == "remote" and (url := self._settings.store_url):
+            from server.jobs.store import warn_of_losses  # noqa: PLC0415 there is none without jobs
+
             asyncio.run(warn_of_losses(url))
         if reason := kernel.why_not():
             log.warning(

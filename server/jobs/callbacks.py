@@ -23,9 +23,6 @@ import httpx
 from server.errors import BadParameter, CallbackFailed
 from server.jobs.model import Callback, Claim
 
-#: The operation of the jobs that the store makes for callbacks.
-KIND = "callback 1"
-
 #: How often one is posted, at most: the last time after 17 minutes.
 _ATTEMPTS = 10
 

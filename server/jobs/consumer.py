@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from io import FileIO
 from itertools import count
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from server.cluster.dispatch import Dispatcher
 from server.cluster.memory_files import NO_ROOM
@@ -15,12 +15,14 @@ from server.cluster.supervisor import OnDemandEngines
 from server.errors import CallbackFailed, OperationRefused, StoreAway, TemporaryFailure
 from server.jobs import owners
 from server.jobs.blobs import BlobGone, Blobs
-from server.jobs.callbacks import KIND, Callbacks
-from server.jobs.model import Claim, Failure, Result
+from server.jobs.model import CALLBACK_KIND, Claim, Failure, Result
 from server.jobs.store import Store
 from server.jobs.threads import run_in_thread
 from server.logs import get_logger
 from server.operations.registry import Operation
+
+if TYPE_CHECKING:
+    from server.jobs.callbacks import Callbacks
 
 log = get_logger(__name__)
 
@@ -73,7 +75,7 @@ class Consumer:
         *,
         at_once: int,
         lease_s: float,
-        callbacks: Callbacks | None = None,
+        callbacks: "Callbacks | None" = None,
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -85,7 +87,7 @@ class Consumer:
         # Callbacks have places of their own: hosts that do not answer must not hold images up.
         self._places = {tuple(f"{each.name} {each.version}" for each in operations.values()): at_once}
         if callbacks and at_once:
-            self._places[(KIND,)] = _CALLBACKS_AT_ONCE
+            self._places[(CALLBACK_KIND,)] = _CALLBACKS_AT_ONCE
         self._requests = count(1)
         self._running: dict[str, _Try] = {}
         self._progress: dict[str, int] = {}
@@ -214,7 +216,7 @@ class Consumer:
                 await self._remove_result(claim)
 
     async def _work(self, claim: Claim) -> Result | None:
-        if self._callbacks and claim.facts.kind == KIND:
+        if self._callbacks and claim.facts.kind == CALLBACK_KIND:
             await self._callbacks.post(claim)
             return None
         return await self._result_of(claim)

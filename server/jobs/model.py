@@ -10,6 +10,9 @@ from typing import Any
 #: An id of a job or a batch. A client that knows it may use it, so it cannot be guessed.
 _ID = re.compile(r"(?P<group>[0-9a-f]{32}|[0-9a-f]{40})(-(?P<index>0|[1-9][0-9]{0,9}))?")
 
+#: The kind of the jobs that the store makes for callbacks.
+CALLBACK_KIND = "callback 1"
+
 #: Priorities: the first and the last to be served.
 FIRST, LAST = 0, 9
 

@@ -4,16 +4,17 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from falcon.asgi import Request, Response
 
 from server.cluster.scoreboard import Cell, Row, Scoreboard, State
 from server.errors import ServiceUnavailable, StoreAway
 from server.jobs.model import Queue
-from server.jobs.store import Store
 from server.web import metrics
-from server.web.queues import describe_queue
+
+if TYPE_CHECKING:
+    from server.jobs.store import Store
 
 
 class Front:
@@ -65,7 +66,7 @@ class QueueReader:
         names: of the queues.
     """
 
-    def __init__(self, store: Store | None, names: Sequence[str]) -> None:
+    def __init__(self, store: "Store | None", names: Sequence[str]) -> None:
         self._store = store
         self._names = names
 
@@ -109,6 +110,16 @@ class Status:
         }
 
     on_head = on_get
+
+
+def describe_queue(queue: Queue) -> dict[str, object]:
+    """Describe a queue as JSON."""
+    return {
+        "name": queue.name,
+        "is_paused": queue.is_paused,
+        "jobs": {state.value: count for state, count in queue.jobs.items()},
+        "ended": queue.ended,
+    }
 
 
 class Metrics:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from falcon.asgi import Request, Response
 
 from server.errors import BadParameter, NoSuchQueue
-from server.jobs.model import Queue
 from server.jobs.store import Store
 from server.web.jobs import describe
 from server.web.operators import Operators
+from server.web.probes import describe_queue
 
 #: How many failed jobs are listed at once.
 _PAGE = 100
@@ -67,13 +67,3 @@ class QueueResource:
     async def _answer(self, resp: Response, name: str) -> None:
         (queue,) = await self._store.queues([name])
         resp.media = describe_queue(queue)
-
-
-def describe_queue(queue: Queue) -> dict[str, object]:
-    """Describe a queue as JSON."""
-    return {
-        "name": queue.name,
-        "is_paused": queue.is_paused,
-        "jobs": {state.value: count for state, count in queue.jobs.items()},
-        "ended": queue.ended,
-    }

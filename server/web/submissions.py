@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
 from io import FileIO
+from typing import TYPE_CHECKING
 
 from falcon.asgi import Request, Response
 from falcon.uri import parse_query_string
@@ -16,15 +17,17 @@ from server.cluster.memory_files import NO_ROOM
 from server.cluster.scoreboard import Scoreboard
 from server.errors import BadParameter, KeyReused, QueueFull, ServiceUnavailable
 from server.jobs.blobs import Blobs
-from server.jobs.callbacks import Callbacks
 from server.jobs.model import FIRST, LAST, Callback, Facts, Idempotency, JobId, NewJob, Schedule, new_id
-from server.jobs.store import Store
 from server.jobs.threads import run_in_thread
 from server.logs import get_logger
 from server.operations.registry import Operation
 from server.web.exchange import Exchange
 from server.web.parameters import Query
 from server.web.uploads import Uploads
+
+if TYPE_CHECKING:
+    from server.jobs.callbacks import Callbacks
+    from server.jobs.store import Store
 
 log = get_logger(__name__)
 
@@ -59,7 +62,7 @@ class OptionReader:
         callbacks: accepts their URLs; None when there are none.
     """
 
-    def __init__(self, queues: Sequence[str], attempts: int, callbacks: Callbacks | None = None) -> None:
+    def __init__(self, queues: Sequence[str], attempts: int, callbacks: "Callbacks | None" = None) -> None:
         self._queues = queues
         self._attempts = attempts
         self._callbacks = callbacks
@@ -113,7 +116,7 @@ class Submissions:
         options: reads how they are to be carried out.
     """
 
-    def __init__(self, store: Store, blobs: Blobs, uploads: Uploads, options: OptionReader) -> None:
+    def __init__(self, store: "Store", blobs: Blobs, uploads: Uploads, options: OptionReader) -> None:
         self._store = store
         self._blobs = blobs
         self._uploads = uploads

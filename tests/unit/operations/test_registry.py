@@ -1,5 +1,6 @@
 """Operations are found by name, and what a worker loads of them holds no decoder."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,6 @@ from pkgutil import resolve_name
 
 import pytest
 
-from server.cluster.dispatch import Dispatcher
 from server.errors import OperationRefused
 from server.operations.images import OPERATIONS
 from server.operations.registry import Operation, by_name
@@ -69,4 +69,30 @@ def test_a_worker_loads_no_decoder() -> None:
     code = "import sys; import server.app, server.worker; print({'PIL', 'server.imaging'} & set(sys.modules))"
     output = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
     assert output == "set()\n"
-    assert Dispatcher.__module__ == "server.cluster.dispatch"
+
+
+@pytest.mark.parametrize(
+    ("environ", "loaded"),
+    [
+        ({"FLIP_JOBS": "off"}, set()),
+        ({"FLIP_JOBS": "remote", "FLIP_QUEUE_URL": "redis://localhost"}, {"redis", "multipart"}),
+        (
+            {
+                "FLIP_JOBS": "remote",
+                "FLIP_QUEUE_URL": "redis://localhost",
+                "FLIP_CALLBACK_HOSTS": "localhost",
+                "FLIP_CALLBACK_SECRET": "a secret of thirty characters.",
+            },
+            {"redis", "multipart", "httpx"},
+        ),
+    ],
+)
+def test_a_worker_loads_no_client_that_it_does_not_use(environ: dict[str, str], loaded: set[str]) -> None:
+    code = (
+        "import sys; from server.gateway import arbiter; from server.app import get_app; get_app();"
+        "print(sorted({'redis', 'multipart', 'httpx'} & set(sys.modules)))"
+    )
+    output = subprocess.check_output(
+        [sys.executable, "-c", code], cwd=ROOT, text=True, env={**os.environ, **environ}
+    )
+    assert output == f"{sorted(loaded)}\n"
