@@ -36,7 +36,7 @@ from server.jobs.store import Store
 _ASYNC = {"Prefer": "respond-async"}
 _FACTS = Facts("flip", 1, {}, attempts=5)
 _DEFAULT = Schedule("default")
-_RESULT = Result({"media_type": "image/png"}, 0, "0" * 64, 1)
+_RESULT = Result({"media_type": "image/png"}, 0, 1)
 _CONSUMERS, _AT_ONCE = 2, 3
 
 #: What is promised.

@@ -3,9 +3,10 @@
 Each group, a batch or a single job, has a directory of its own, so that expiry is the removal of a directory.
 A file has no name while it is written: when its process dies, the kernel frees it.
 
-Source: open(2) on O_TMPFILE, linkat(2).
+Source: open(2) on O_TMPFILE, linkat(2), sync_file_range(2).
 """
 
+import ctypes
 import errno
 import os
 import re
@@ -23,6 +24,10 @@ _NAME = re.compile(r"(0|[1-9][0-9]{0,9})\.(in|[1-9][0-9]{0,15}\.out)")
 
 #: What open(2) says when a file system has no unnamed files, the second on one that ignores the flag.
 _NO_UNNAMED_FILES = frozenset({errno.EOPNOTSUPP, errno.EISDIR})
+
+#: For sync_file_range(2).
+_OFF = ctypes.c_int64
+_SYNC_FILE_RANGE_WRITE = 2
 
 #: How much one sendfile(2) may copy, in bytes.
 _COPY_BYTES = 1 << 30
@@ -62,7 +67,7 @@ class Blobs(Protocol):
         """
 
     async def keep_all(self, files: Mapping[str, FileIO], group: str) -> None:
-        """Give files from `new` their names, as `keep` does; together that takes much less time.
+        """Give files from `new` or `open` their names, as `keep` does; together that takes much less time.
 
         After a failure some of them may have their names.
         """
@@ -161,7 +166,7 @@ class Directory:
             await run_in_thread(self._keep, {path: file}, must_exist)
 
     async def keep_all(self, files: Mapping[str, FileIO], group: str) -> None:
-        """Give files from `new` their names; they are durable when this returns. See `Blobs`."""
+        """Give files their names; they are durable when this returns. See `Blobs`."""
         paths = {self._path(group, name): file for name, file in files.items()}
         await run_in_thread(self._keep, paths, False)  # noqa: FBT003 given by place
 
@@ -208,6 +213,8 @@ class Directory:
                     # Without the descriptor, CPython links the symbolic link instead of the file.
                     os.link(f"/proc/self/fd/{file.fileno()}", path.name, dst_dir_fd=descriptor)
                 for file in files.values():
+                    _start_writing(file)
+                for file in files.values():
                     os.fsync(file.fileno())
                 os.fsync(descriptor)
             if is_new:
@@ -221,6 +228,13 @@ class Directory:
             if isinstance(error, FileNotFoundError):
                 raise BlobGone(f"{directory.name} was removed") from None
             raise
+
+
+def _start_writing(file: FileIO) -> None:
+    """Let the disk begin with a file while others follow: waiting for each in turn takes twice as long."""
+    with suppress(AttributeError):  # another C library
+        # Only a hint, so its failure is none.
+        ctypes.CDLL(None).sync_file_range(file.fileno(), _OFF(0), _OFF(0), _SYNC_FILE_RANGE_WRITE)
 
 
 def _make(directory: Path) -> bool:

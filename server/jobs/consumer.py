@@ -1,11 +1,9 @@
 """The consumer: claims jobs and has the background engines run them."""
 
 import asyncio
-import hashlib
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from io import FileIO
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -17,7 +15,6 @@ from server.jobs import owners
 from server.jobs.blobs import BlobGone, Blobs
 from server.jobs.model import CALLBACK_KIND, Claim, Failure, Result
 from server.jobs.store import Store
-from server.jobs.threads import run_in_thread
 from server.logs import get_logger
 from server.operations.registry import Operation
 
@@ -235,9 +232,8 @@ class Consumer:
                     parameters,
                     on_progress=lambda part: self._note(claim, part),
                 )
-            digest = await run_in_thread(_digest, sink)
             await self._blobs.keep(sink, claim.id.group, claim.id.result_name(claim.fence), must_exist=True)
-            return Result(done.outcome, os.fstat(sink.fileno()).st_size, digest, claim.fence)
+            return Result(done.outcome, os.fstat(sink.fileno()).st_size, claim.fence)
 
     def _note(self, claim: Claim, part: float) -> None:
         self._progress[str(claim.id)] = int(100 * part)
@@ -249,11 +245,6 @@ class Consumer:
                 return await call()
             except StoreAway:
                 await self._store.wait_until_back()
-
-
-def _digest(file: FileIO) -> str:
-    file.seek(0)
-    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _failure(error: Exception) -> Failure:

@@ -402,7 +402,9 @@ async def _inflated(reader: _Reader, limits: Limits) -> AsyncGenerator[bytes, No
         expansion.packed_bytes += len(chunk)
         left: bytes | memoryview = chunk
         while left:
-            if inflater.eof:
+            if inflater.eof:  # another one, or padding
+                if not (left := bytes(left).lstrip(b"\0")):
+                    break
                 inflater = zlib.decompressobj(_GZIP)
             try:
                 piece = await run_in_thread(inflater.decompress, left, _PIECE_BYTES)

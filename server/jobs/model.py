@@ -172,13 +172,11 @@ class Result:
     Attributes:
         outcome: what the operation reported, its media type among it.
         bytes: the size of the file.
-        digest: SHA-256 of it, in hexadecimal.
         fence: of the try, which is part of the file's name.
     """
 
     outcome: Mapping[str, Any]
     bytes: int
-    digest: str
     fence: int
 
 

@@ -184,7 +184,7 @@ class Store:
             "submit",
             group=group,
             facts=_compact(_given(asdict(facts))),
-            jobs=[_given({**how, **asdict(job)}) for job in jobs],
+            jobs=[_given({**how, "bytes": job.bytes, "index": job.index, "name": job.name}) for job in jobs],
             is_batch=is_batch,
             is_continued=is_continued,
             max_jobs=self._max_jobs,

@@ -4,6 +4,7 @@ import asyncio
 import json
 import mimetypes
 import os
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping
 from contextlib import ExitStack, aclosing
 from io import FileIO, RawIOBase
@@ -11,13 +12,14 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from falcon.asgi import Request, Response
 
-from server.errors import BadParameter, NoSuchJob, NotDone, StoreAway, UploadTooLarge
-from server.jobs.blobs import Blobs
+from server.errors import BadParameter, NoSuchJob, NotDone, ServiceUnavailable, StoreAway, UploadTooLarge
+from server.jobs.blobs import BlobGone, Blobs
 from server.jobs.intake import Item, Limits, items
 from server.jobs.model import Batch, Facts, Idempotency, Job, JobId, JobState, NewJob, new_id
 from server.jobs.store import Store
 from server.jobs.threads import run_in_thread
 from server.operations.registry import Operation
+from server.web import stored
 from server.web.jobs import as_time, describe
 from server.web.parameters import Query
 from server.web.submissions import (
@@ -34,7 +36,10 @@ from server.web.submissions import (
 _PAGE = 1000
 
 #: How many items are submitted at once.
-_CHUNK = 32
+_CHUNK = 64
+
+#: How many chunks are submitted at once.
+_AT_ONCE = 2
 
 #: How many bytes they may have together, unless one alone has more: they may be in memory.
 _CHUNK_BYTES = 32 * 2**20
@@ -81,8 +86,13 @@ class BatchesResource:
         batch = new_id()
         try:
             digests: list[str] | None = None if key is None else []
-            with refusing_when_full():
-                await self._submit(req, batch, facts, options, digests)
+            try:
+                with refusing_when_full():
+                    await self._submit(req, batch, facts, options, digests)
+            except BlobGone:
+                raise ServiceUnavailable(
+                    "Files of the batch were removed while it was received. Send it again."
+                ) from None
             idempotency = None
             if key is not None and digests is not None:
                 idempotency = Idempotency(key, fingerprint("batch", facts, options, digests))
@@ -112,14 +122,52 @@ class BatchesResource:
             raise UploadTooLarge(
                 f"The batch is larger than {self._limits.bytes} bytes. Split it into several batches."
             )
-        upload = items(req.content_type or "", req.stream, self._blobs.new, self._limits)
-        async with aclosing(upload) as found, aclosing(_chunks(found)) as chunks:
-            async for chunk in chunks:
-                if digests is not None:
-                    digests += await run_in_thread(_digests_of, chunk.values())
-                files = {JobId(batch, job.index).input_name: file for job, file in chunk.items()}
-                await self._blobs.keep_all(files, batch)
-                await self._store.submit_items(batch, facts, tuple(chunk), options.schedule)
+        if (req.content_type or "").partition(";")[0].strip().lower() == stored.MEDIA_TYPE:
+            upload = stored.stored_items(req.stream, self._store, self._blobs, self._limits)
+        else:
+            upload = items(req.content_type or "", req.stream, self._blobs.new, self._limits)
+        # While one chunk goes into the store, another one goes to the disk, and a third is received.
+        tasks: deque[asyncio.Task[None]] = deque()
+        try:
+            async with aclosing(upload) as found, aclosing(_chunks(found)) as chunks:
+                async for chunk in chunks:
+                    with ExitStack() as unless_submitted:
+                        unless_submitted.callback(chunk.close)
+                        if len(tasks) == _AT_ONCE:
+                            await tasks[0]
+                            tasks.popleft()
+                        unless_submitted.pop_all()
+                    after = tasks[-1] if tasks else None
+                    task = asyncio.create_task(
+                        self._submit_chunk(chunk, after, batch, facts, options, digests)
+                    )
+                    task.add_done_callback(chunk.close)
+                    tasks.append(task)
+            for task in tasks:
+                await task
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _submit_chunk(  # noqa: PLR0913, PLR0917 once
+        self,
+        chunk: "_Chunk",
+        after: asyncio.Task[None] | None,
+        batch: str,
+        facts: Facts,
+        options: Options,
+        digests: list[str] | None,
+    ) -> None:
+        """Submit a chunk; its files are kept while the one before is still being submitted."""
+        names = {JobId(batch, job.index).input_name: file for job, file in chunk.files.items()}
+        more = [] if digests is None else await run_in_thread(_digests_of, chunk.files.values())
+        await self._blobs.keep_all(names, batch)
+        if after is not None:
+            await after
+        if digests is not None:
+            digests += more
+        await self._store.submit_items(batch, facts, tuple(chunk.files), options.schedule)
 
     async def _drop(self, batch: str) -> None:
         """Delete what was kept of a batch; if the store is away, as soon as it is back."""
@@ -136,19 +184,45 @@ class BatchesResource:
         await self._drop(batch)
 
 
-async def _chunks(found: AsyncIterable[Item]) -> AsyncGenerator[Mapping[NewJob, FileIO], None]:
-    """Collect items; the first one comes alone, so that engines can begin."""
-    chunk: dict[NewJob, FileIO] = {}
-    with ExitStack() as files:
+class _Chunk:
+    """Items that are submitted together.
+
+    Attributes:
+        files: by their jobs, in order.
+        bytes: of all.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[NewJob, FileIO] = {}
+        self.bytes = 0
+
+    def close(self, *_: object) -> None:
+        """Close the files."""
+        for file in self.files.values():
+            file.close()
+
+    def add(self, item: Item) -> None:
+        """Add an item, whose own file is closed after its turn."""
+        file = FileIO(os.dup(item.file.fileno()))
+        size = os.fstat(file.fileno()).st_size
+        self.files[NewJob(size, item.index, item.name)] = file
+        self.bytes += size
+
+
+async def _chunks(found: AsyncIterable[Item]) -> AsyncGenerator[_Chunk, None]:
+    """Collect items; the first one comes alone, so that engines can begin. The caller closes each chunk."""
+    chunk = _Chunk()
+    with ExitStack() as unless_yielded:
         async for item in found:
-            file = files.enter_context(FileIO(os.dup(item.file.fileno())))  # it is closed after its turn
-            chunk[NewJob(os.fstat(file.fileno()).st_size, item.index, item.name)] = file
-            is_large = sum(job.bytes for job in chunk) >= _CHUNK_BYTES
-            if len(chunk) == _CHUNK or is_large or item.index == 0:
+            if not chunk.files:
+                unless_yielded.callback(chunk.close)
+            chunk.add(item)
+            if len(chunk.files) == _CHUNK or chunk.bytes >= _CHUNK_BYTES or item.index == 0:
+                unless_yielded.pop_all()
                 yield chunk
-                files.close()
-                chunk = {}
-        if chunk:
+                chunk = _Chunk()
+        unless_yielded.pop_all()
+        if chunk.files:
             yield chunk
 
 
@@ -166,6 +240,8 @@ class BatchResource:
         """Answer with its counters."""
         resp.set_header("Cache-Control", "no-store")
         resp.media = describe_batch(await find_batch(self._store, id))
+
+    on_head = on_get
 
     async def on_delete(self, _req: Request, resp: Response, id: str) -> None:
         """Cancel what waits, and ask what runs to stop."""
@@ -188,6 +264,8 @@ class BatchResource:
             "next": f"/batches/{batch.id}/items?start={end}" if end < batch.total else None,
         }
 
+    on_head_items = on_get_items
+
 
 class ArchiveResource:
     """`GET /batches/{id}/archive`: all results as a zip, written while it is sent.
@@ -209,6 +287,8 @@ class ArchiveResource:
         resp.content_type = "application/zip"
         resp.set_header("Content-Disposition", f'attachment; filename="{batch.id}.zip"')
         resp.stream = self._archive(batch)
+
+    on_head = on_get
 
     async def _archive(self, batch: Batch) -> AsyncIterator[bytes]:
         sent = _Sent()

@@ -1,6 +1,7 @@
 """Jobs: what has become of work that was taken for later, and its result."""
 
 import os
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -23,6 +24,9 @@ from server.web.problems import Problem
 
 #: How much of a result is read for one write to the client, in bytes.
 _PIECE_BYTES = 1 << 18
+
+#: The last no bytes: a range that no file can satisfy.
+_LAST_NONE = re.compile(r"bytes\s*=\s*-0+\s*", re.ASCII)
 
 
 class JobResource:
@@ -48,6 +52,8 @@ class JobResource:
                 job = await self._store.job(job.id)
         resp.set_header("Cache-Control", "no-store")
         resp.media = describe(job)
+
+    on_head = on_get
 
     async def on_delete(self, _req: Request, resp: Response, id: str) -> None:
         """Cancel it: at once if it waits; one that runs is asked to stop (202)."""
@@ -90,7 +96,7 @@ class ResultResource:
         job = await self._store.job(job_id(id))
         if job.state is not JobState.COMPLETED or job.result is None:
             raise _not_done(job)
-        tag = f'"{job.result.digest}"'
+        tag = f'"{job.id}.{job.result.fence}"'  # a file is never changed, and each try makes one of its own
         resp.set_headers({"ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache"})
         if _has(req, "If-None-Match", tag):
             resp.status = HTTPStatus.NOT_MODIFIED
@@ -108,7 +114,7 @@ class ResultResource:
 def _serve(req: Request, resp: Response, file: FileIO, result: Result, tag: str) -> None:
     resp.content_type = str(result.outcome["media_type"])
     first, last = 0, result.bytes - 1
-    wanted = _range(req, tag)
+    wanted = _range(req, result.bytes, tag)
     if wanted is not None:
         start, end = wanted
         first = max(0, result.bytes + start) if start < 0 else start
@@ -123,10 +129,12 @@ def _serve(req: Request, resp: Response, file: FileIO, result: Result, tag: str)
         resp.stream = _pieces(file, first, last + 1)
 
 
-def _range(req: Request, tag: str) -> tuple[int, int] | None:
+def _range(req: Request, size: int, tag: str) -> tuple[int, int] | None:
     """Return the range that is wanted; one that makes no sense, or of another result, is ignored."""
-    if req.get_header("If-Range", default=tag) != tag:
+    if req.method == "HEAD" or req.get_header("If-Range", default=tag) != tag:
         return None
+    if _LAST_NONE.fullmatch(req.get_header("Range", default="")):
+        return size, size
     with suppress(falcon.HTTPInvalidHeader):
         if req.range_unit == "bytes":
             return req.range
@@ -190,7 +198,7 @@ def describe(job: Job) -> dict[str, Any]:
 
 
 def _describe_result(href: str, result: Result) -> Mapping[str, Any]:
-    return {"href": f"{href}/result", "bytes": result.bytes, "sha256": result.digest, **result.outcome}
+    return {"href": f"{href}/result", "bytes": result.bytes, **result.outcome}
 
 
 def describe_failure(failure: Failure) -> Mapping[str, Any]:

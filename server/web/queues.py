@@ -28,6 +28,8 @@ class QueuesResource:
         resp.set_header("Cache-Control", "no-store")
         resp.media = {"queues": [describe_queue(queue) for queue in await self._store.queues(self._names)]}
 
+    on_head = on_get
+
 
 class QueueResource:
     """`/queues/{name}/…`: the operator's verbs for one queue."""
@@ -58,6 +60,8 @@ class QueueResource:
         jobs = await self._store.failed(name, int(start), _PAGE)
         resp.set_header("Cache-Control", "no-store")
         resp.media = {"queue": name, "jobs": [describe(job) for job in jobs]}
+
+    on_head_failed = on_get_failed
 
     def _check(self, req: Request, name: str) -> None:
         self._operators.check(req)

@@ -89,6 +89,18 @@ def test_files_can_be_kept_together(blobs: Blobs) -> None:
     run(test())
 
 
+def test_a_file_of_one_group_can_be_given_to_another(blobs: Blobs) -> None:
+    async def test() -> None:
+        first, second = new_id(), new_id()
+        await put(blobs, b"result", first, "0.1.out")
+        with await blobs.open(first, "0.1.out") as file:
+            await blobs.keep_all({"0.in": file, "1.in": file}, second)
+        await blobs.remove_group(first)
+        assert [await get(blobs, second, name) for name in ("0.in", "1.in")] == [b"result"] * 2
+
+    run(test())
+
+
 def test_a_new_file_is_empty_and_has_no_name(blobs: Blobs) -> None:
     with blobs.new() as file:
         assert (file.read(), os.fstat(file.fileno()).st_nlink) == (b"", 0)

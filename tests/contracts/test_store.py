@@ -43,7 +43,7 @@ from server.jobs.store import Dropped, Store
 FACTS = Facts("flip", 1, {"format": None, "strip": False}, attempts=3)
 KINDS = ["flip 1"]
 DEFAULT = Schedule("default")
-RESULT = Result({"media_type": "image/png"}, 7, "ab" * 32, 1)
+RESULT = Result({"media_type": "image/png"}, 7, 1)
 DAMAGED = Failure("DamagedImage", "It is damaged.")
 
 

@@ -173,7 +173,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(claim=claims, owner=owners, n=times)
     def complete(self, claim: Claim, owner: str, n: int) -> None:
-        result = None if claim.facts.operation == "callback" else Result({}, 1, "ab" * 32, claim.fence)
+        result = None if claim.facts.operation == "callback" else Result({}, 1, claim.fence)
         assert len(set(self.do(lambda: self.stores[owner].complete(claim, result), n))) == 1
 
     @rule(claim=claims, owner=owners, is_final=st.booleans(), n=times)

@@ -13,7 +13,7 @@ from server.jobs.store import Store
 
 FACTS = Facts("flip", 1, {}, attempts=3)
 KINDS = ["flip 1"]
-RESULT = Result({}, 7, "ab" * 32, 1)
+RESULT = Result({}, 7, 1)
 
 
 async def submit_batch(store: Store, total: int) -> str:

@@ -3,9 +3,11 @@
 import asyncio
 import errno
 import io
+import json
 import tarfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from io import FileIO
 from pathlib import Path
 
@@ -16,8 +18,9 @@ from support.asgi import Server, run, scope_of
 from support.store import PREFIX, StoreServer, eventually, stores
 
 from server.cluster.scoreboard import Scoreboard
-from server.jobs.blobs import Directory
+from server.jobs.blobs import BlobGone, Directory
 from server.jobs.intake import Limits
+from server.jobs.model import Result
 from server.jobs.store import Store
 from server.operations.images import OPERATIONS
 from server.web.batches import BatchesResource
@@ -30,11 +33,11 @@ ITEM = b"an image"
 LIMITS = Limits(items=50, bytes=100_000, item_bytes=1000, ratio=100)
 
 
-def app_of(store: Store, blobs: Directory) -> App:
+def app_of(store: Store, blobs: Directory, limits: Limits = LIMITS) -> App:
     app = falcon.asgi.App()
     add_error_handlers(app)
     options = OptionReader(["default"], 5)
-    app.add_route("/batches", BatchesResource(store, blobs, options, OPERATIONS, LIMITS))
+    app.add_route("/batches", BatchesResource(store, blobs, options, OPERATIONS, limits))
     return Envelope(app, Scoreboard(rows=1).claim())
 
 
@@ -45,8 +48,8 @@ def form(count: int, *, is_whole: bool = True) -> tuple[bytes, Mapping[str, str]
 
 
 @asynccontextmanager
-async def client(store: Store, blobs: Directory) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(app=app_of(store, blobs))
+async def client(store: Store, blobs: Directory, limits: Limits = LIMITS) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app=app_of(store, blobs, limits))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as opened:
         yield opened
 
@@ -84,6 +87,7 @@ def member(name: str, kind: bytes) -> bytes:
 
 
 FORM = form(0)[1]
+JSON = {"Content-Type": "application/json; charset=utf-8"}
 FIELD = b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\nb\r\n--b--'
 
 
@@ -117,13 +121,106 @@ def test_an_upload_that_is_wrong_in_the_middle_leaves_nothing(
     run(test())
 
 
+ABSENT = f"/jobs/{'0' * 32}/result"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected", "named"),
+    [
+        (b"", "400 bad-parameter", "no JSON"),
+        (b"{", "400 bad-parameter", "no JSON"),
+        (b"[" * 5_000, "400 bad-parameter", "no JSON"),
+        (b"\xff", "400 bad-parameter", "no JSON"),
+        (b"[]", "400 bad-parameter", "one member"),
+        (b"{}", "400 bad-parameter", "one member"),
+        (b'{"items": [], "more": 1}', "400 bad-parameter", "one member"),
+        (b'{"items": []}', "400 bad-parameter", "no list"),
+        (b'{"items": {"0": 1}}', "400 bad-parameter", "no list"),
+        (b'{"items": [7]}', "400 bad-parameter", "Item 0 cannot be used"),
+        (b'{"items": ["/jobs/../result"]}', "400 bad-parameter", "Item 0 cannot be used"),
+        (f'{{"items": ["{ABSENT}"]}}'.encode(), "400 bad-parameter", "Item 0 cannot be used"),
+        (b'{"items": [%b1]}' % (b"1," * 50), "413 too-many-items", "more than 50"),
+        (b" " * 10_000, "413 too-many-items", "more than 50"),
+    ],
+)
+def test_a_document_that_names_no_results_is_refused(
+    server: StoreServer, tmp_path: Path, content: bytes, expected: str, named: str
+) -> None:
+    async def test() -> None:
+        async with stores(server, "me") as (store,), client(store, Directory(tmp_path)) as http:
+            response = await http.post(PATH, content=content, headers=JSON)
+            assert f"{response.status_code} {slug(response)}" == expected
+            assert named in response.json()["detail"]
+            assert left_over(server, tmp_path) == []
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("results", "limits", "expected"),
+    [
+        (1, LIMITS, "202"),
+        (2, LIMITS, "400 bad-parameter"),  # the second one is not done
+        (1, replace(LIMITS, item_bytes=3), "413 upload-too-large"),
+        (1, replace(LIMITS, bytes=3), "413 upload-too-large"),
+    ],
+)
+def test_a_document_that_names_results_makes_a_batch_or_leaves_nothing(
+    server: StoreServer, tmp_path: Path, results: int, limits: Limits, expected: str
+) -> None:
+    async def test() -> None:
+        blobs = Directory(tmp_path)
+        async with (
+            stores(server, "me") as (store,),
+            client(store, blobs) as anyone,
+            client(store, blobs, limits) as http,
+        ):
+            first = (await anyone.post(PATH, content=form(results)[0], headers=FORM)).json()["id"]
+            claims, _ = await store.claim("1", ["flip 1"], 1)
+            with blobs.new() as file:
+                file.write(b"done")
+                await blobs.keep(file, first, claims[0].id.result_name(1))
+            await store.complete(claims[0], Result({}, 4, 1))
+            before = left_over(server, tmp_path)
+            addresses = [f"/jobs/{first}-{index}/result" for index in range(results)]
+            response = await http.post(PATH, content=json.dumps({"items": addresses}), headers=JSON)
+            if expected == "202":
+                assert response.status_code == 202
+                second = (await store.items(response.json()["id"], range(2)))[0]
+                assert (second.bytes, second.name) == (4, "a.png")
+                await blobs.remove_group(first)  # the other one has the file as well
+                with await blobs.open(second.id.group, second.id.input_name) as kept:
+                    assert kept.read() == b"done"
+            else:
+                assert f"{response.status_code} {slug(response)}" == expected
+                assert sorted(left_over(server, tmp_path)) == sorted(before)
+
+    run(test())
+
+
+def test_files_that_are_removed_meanwhile_are_told_and_leave_nothing(
+    server: StoreServer, tmp_path: Path
+) -> None:
+    class Removed(Directory):
+        async def keep_all(self, files: Mapping[str, FileIO], group: str) -> None:
+            raise BlobGone(group)
+
+    async def test() -> None:
+        async with stores(server, "me") as (store,), client(store, Removed(tmp_path)) as http:
+            response = await http.post(PATH, content=form(40)[0], headers=FORM)
+            assert (response.status_code, slug(response)) == (503, "service-unavailable")
+            assert left_over(server, tmp_path) == []
+
+    run(test())
+
+
 def test_a_disk_that_becomes_full_in_the_middle_leaves_nothing(server: StoreServer, tmp_path: Path) -> None:
     class Filling(Directory):
         calls = 0
 
         async def keep_all(self, files: Mapping[str, FileIO], group: str) -> None:
             self.calls += 1
-            if self.calls == 3:
+            if self.calls == 2:
                 raise OSError(errno.ENOSPC, "No space left on device")
             await super().keep_all(files, group)
 
@@ -132,7 +229,7 @@ def test_a_disk_that_becomes_full_in_the_middle_leaves_nothing(server: StoreServ
         async with stores(server, "me") as (store,), client(store, blobs) as http:
             response = await http.post(PATH, content=form(40)[0], headers=FORM)
             assert (response.status_code, slug(response)) == (503, "service-unavailable")
-            assert blobs.calls == 3
+            assert blobs.calls == 2
             assert left_over(server, tmp_path) == []
 
     run(test())

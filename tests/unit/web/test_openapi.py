@@ -515,7 +515,9 @@ def test_a_job_and_its_result_are_answered_as_documented(ask: Ask, path: str) ->
     tag = check(ask, "GET", result, documented, 200).headers["ETag"]
     for method in ("GET", "HEAD"):
         check(ask, method, result, documented, 200)
-        check(ask, method, result, documented, 206, headers={"Range": "bytes=0-9"})
+        check(
+            ask, method, result, documented, 206 if method == "GET" else 200, headers={"Range": "bytes=0-9"}
+        )
         check(ask, method, result, documented, 304, headers={"If-None-Match": tag})
     check(ask, "GET", result, documented, 416, headers={"Range": "bytes=999999-"})
     check(ask, "GET", f"{href}/events", "/jobs/{id}/events", 200)
