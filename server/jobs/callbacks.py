@@ -23,7 +23,7 @@ import httpx
 from server.errors import BadParameter, CallbackFailed
 from server.jobs.model import Callback, Claim
 
-#: How often one is posted, at most: the last time after 17 minutes.
+#: How often one is posted, at most: the last time after 9 minutes.
 _ATTEMPTS = 10
 
 #: How long one post may take, from the look-up of the name to the status, in seconds.

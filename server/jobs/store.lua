@@ -6,14 +6,14 @@
 -- Each verb may be repeated: if its answer was lost, asking again changes nothing and gives the same answer.
 --
 -- A job belongs to a group: its batch, or itself alone. Its id is GROUP-INDEX in a batch, and GROUP alone.
--- Its lane is 'QUEUE OPERATION VERSION': a consumer takes from the lanes whose operation it has.
+-- Its subqueue is 'QUEUE OPERATION VERSION': a consumer takes from the subqueues whose operation it has.
 --
---   job:ID        hash     lane score state tries fence bytes name created started ended owner cancel said
+--   job:ID        hash     subqueue score state tries fence bytes name created started ended owner cancel said
 --                          progress result error
 --   group:ID      hash     facts total remaining completed failed cancelled is_batch owner sealed created ended
 --   log:GROUP     list     one line per job that ended, and one when all have: a position is an event id
---   wait:LANE     zset     waiting jobs by score: priority, then order of submission
---   lanes         set      lanes in which a job waits
+--   wait:SUBQUEUE     zset     waiting jobs by score: priority, then order of submission
+--   subqueues     set      those in which a job waits
 --   due           zset     delayed jobs, by when they are due
 --   lease         zset     active jobs, by when their lease ends
 --   bell:KIND     zset     one member while a job of 'OPERATION VERSION' waits: idle consumers block on it
@@ -53,13 +53,13 @@ local function read(of, ...)
 end
 
 local function load(id)
-  local job = read(key('job', id), 'lane', 'score', 'state', 'tries', 'fence', 'bytes', 'owner', 'cancel', 'said')
+  local job = read(key('job', id), 'subqueue', 'score', 'state', 'tries', 'fence', 'bytes', 'owner', 'cancel', 'said')
   if not job.state then
     return nil
   end
   job.id = id
   job.group = id:match('^(%x+)%-') or id
-  job.queue, job.kind = job.lane:match('^(%S+) (.+)$')
+  job.queue, job.kind = job.subqueue:match('^(%S+) (.+)$')
   job.tries, job.fence, job.bytes = tonumber(job.tries), tonumber(job.fence), tonumber(job.bytes)
   return job
 end
@@ -91,8 +91,8 @@ end
 
 local function wait(job)
   move(job, 'waiting')
-  redis.call('ZADD', key('wait', job.lane), job.score, job.id)
-  redis.call('SADD', key('lanes'), job.lane)
+  redis.call('ZADD', key('wait', job.subqueue), job.score, job.id)
+  redis.call('SADD', key('subqueues'), job.subqueue)
   if redis.call('SISMEMBER', key('paused'), job.queue) == 0 then
     ring(job.kind)
   end
@@ -106,9 +106,9 @@ end
 -- Take a job out of wherever it is queued.
 local function leave(job)
   if job.state == 'waiting' then
-    redis.call('ZREM', key('wait', job.lane), job.id)
-    if redis.call('EXISTS', key('wait', job.lane)) == 0 then
-      redis.call('SREM', key('lanes'), job.lane)
+    redis.call('ZREM', key('wait', job.subqueue), job.id)
+    if redis.call('EXISTS', key('wait', job.subqueue)) == 0 then
+      redis.call('SREM', key('subqueues'), job.subqueue)
     end
   elseif job.state == 'delayed' then
     redis.call('ZREM', key('due'), job.id)
@@ -151,7 +151,7 @@ local function end_group(group)
     new_group(id, cjson.encode({ operation = 'callback', version = 1, attempts = callback.attempts,
       parameters = { url = callback.url, group = group, is_batch = is_batch, ended_ms = now, counts = ended } }),
       false, 'store')
-    submit_one(id, id, { lane = 'callbacks callback 1', priority = 5, bytes = 0 })
+    submit_one(id, id, { subqueue = 'callbacks callback 1', priority = 5, bytes = 0 })
   end
 end
 
@@ -220,8 +220,8 @@ end
 function submit_one(id, group, job)
   local sequence = redis.call('INCR', key('sequence'))
   job.id, job.score = id, string.format('%.0f', job.priority * PRIORITY + sequence)
-  job.queue, job.kind = job.lane:match('^(%S+) (.+)$')
-  redis.call('HSET', key('job', id), 'lane', job.lane, 'score', job.score, 'tries', 0, 'fence', 0,
+  job.queue, job.kind = job.subqueue:match('^(%S+) (.+)$')
+  redis.call('HSET', key('job', id), 'subqueue', job.subqueue, 'score', job.score, 'tries', 0, 'fence', 0,
     'bytes', job.bytes, 'created', now)
   if job.name then
     redis.call('HSET', key('job', id), 'name', job.name)
@@ -324,7 +324,7 @@ function verbs.seal()
   return { accepted = true }
 end
 
--- Give an owner up to `count` jobs of the kinds that it has: the first by score, over all lanes.
+-- Give an owner up to `count` jobs of the kinds that it has: the first by score, over all subqueues.
 function verbs.claim()
   local asker = args.owner .. ' ' .. table.concat(args.kinds, ' ')
   local last = redis.call('HGET', key('claims'), asker)
@@ -342,18 +342,18 @@ function verbs.claim()
   for _, queue in ipairs(redis.call('SMEMBERS', key('paused'))) do
     is_paused[queue] = true
   end
-  local lanes = {}
-  for _, lane in ipairs(redis.call('SMEMBERS', key('lanes'))) do
-    local queue, kind = lane:match('^(%S+) (.+)$')
+  local subqueues = {}
+  for _, subqueue in ipairs(redis.call('SMEMBERS', key('subqueues'))) do
+    local queue, kind = subqueue:match('^(%S+) (.+)$')
     if is_known[kind] and not is_paused[queue] then
-      table.insert(lanes, lane)
+      table.insert(subqueues, subqueue)
     end
   end
   local claimed = {}
   for taken = 1, args.count + 1 do
     local best, score
-    for _, lane in ipairs(lanes) do
-      local first = redis.call('ZRANGE', key('wait', lane), 0, 0, 'WITHSCORES')
+    for _, subqueue in ipairs(subqueues) do
+      local first = redis.call('ZRANGE', key('wait', subqueue), 0, 0, 'WITHSCORES')
       if first[1] and (not score or tonumber(first[2]) < score) then
         best, score = first[1], tonumber(first[2])
       end
@@ -546,8 +546,8 @@ end
 
 function verbs.resume()
   redis.call('SREM', key('paused'), args.queue)
-  for _, lane in ipairs(redis.call('SMEMBERS', key('lanes'))) do
-    local queue, kind = lane:match('^(%S+) (.+)$')
+  for _, subqueue in ipairs(redis.call('SMEMBERS', key('subqueues'))) do
+    local queue, kind = subqueue:match('^(%S+) (.+)$')
     if queue == args.queue then
       ring(kind)
     end

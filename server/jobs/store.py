@@ -175,7 +175,7 @@ class Store:
         idempotency: Idempotency | None,
     ) -> Mapping[str, Any]:
         how = {
-            "lane": f"{schedule.queue} {facts.kind}",
+            "subqueue": f"{schedule.queue} {facts.kind}",
             "priority": schedule.priority,
             "delay_ms": int(schedule.delay_s * 1000),
             "not_before_ms": int(schedule.not_before_s * 1000),
@@ -660,7 +660,7 @@ def _job(id: JobId, fields: Mapping[str, str], facts: str) -> Job:
     return Job(
         id=id,
         state=JobState(fields["state"]),
-        queue=fields["lane"].partition(" ")[0],
+        queue=fields["subqueue"].partition(" ")[0],
         priority=FIRST + score // _PRIORITY,
         facts=_facts(facts),
         bytes=int(fields["bytes"]),

