@@ -58,7 +58,10 @@ class Hooks:
 
     def on_starting(self, server: "Arbiter") -> None:
         """Refuse what gunicorn would start and the cluster could not keep running."""
-        if reason := why_not(server.cfg, server.worker_class, server.num_workers):
+        reason = why_not(server.cfg, server.worker_class, server.num_workers)
+        if reason is None and self._settings.jobs != "off" and self._settings.blob_url is None:
+            reason = why_no_jobs(server.cfg)
+        if reason:
             sys.exit(f"flipcluster: {reason}")
         self._take_over(server)
         # A stop signal between fork() and Worker.init_signals would be lost: the inherited handlers only
@@ -197,6 +200,16 @@ def why_not(cfg: "Config", worker_class: type, num_workers: int) -> str | None:
         ),
     )
     return next((reason for is_so, reason in faults if is_so), None)
+
+
+def why_no_jobs(cfg: "Config") -> str | None:
+    """Say why workers could not read the files of jobs; None when they can."""
+    if cfg.uid != os.geteuid():
+        return (
+            "--user: the files of jobs belong to the user who starts gunicorn; start it as the user that its "
+            "workers are to have, or set FLIP_JOBS=off"
+        )
+    return None
 
 
 def sleep_or_exit(delay_s: float) -> None:

@@ -1,12 +1,14 @@
 """Blobs on S3, for machines that share no directory; the only module that imports obstore.
 
-Files are in memory here, and whole objects there. Nothing relies on conditional requests, which not every S3
-server has: names are unique, and a late result is looked after once it is there.
+Here files are unnamed ones in the directory for temporary files, and there whole objects. Nothing relies on
+conditional requests, which not every S3 server has: names are unique, and a late result is looked after once
+it is there.
 """
 
 import asyncio
 import mmap
 import re
+import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,7 +18,6 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-from server.cluster.memory_files import memory_file
 from server.errors import StoreAway
 from server.jobs.blobs import BlobGone, UnsuitableBlobs, is_group, place_of
 from server.jobs.model import JobId, new_id
@@ -77,12 +78,18 @@ class S3:
             raise UnsuitableBlobs(_unsuitable(url, error)) from None
 
     async def check(self) -> None:
-        """See whether files can be put, listed and deleted.
+        """See whether files can be put, listed and deleted, and temporary ones made.
 
         Raises:
             UnsuitableBlobs: no; the text says why.
         """
         group = new_id()
+        try:
+            self.new().close()
+        except OSError as error:
+            raise UnsuitableBlobs(
+                f"FLIP_BLOB_URL: no temporary files can be made: {error}; set TMPDIR"
+            ) from None
         try:
             await obstore.put_async(self._bucket, place_of(group, JobId(group).input_name), b"")
             await self._remove_group(group)
@@ -90,8 +97,8 @@ class S3:
             raise UnsuitableBlobs(_unsuitable(self._url, error)) from None
 
     def new(self) -> FileIO:
-        """Open an empty file, in memory."""
-        return memory_file("blob")
+        """Open an empty file, on this machine's disk and without a name (`TMPDIR` says where)."""
+        return tempfile.TemporaryFile("r+b", buffering=0)
 
     async def keep(self, file: FileIO, group: str, name: str, *, must_exist: bool = False) -> None:
         """Put a file; it is durable when this returns. See `Blobs`."""

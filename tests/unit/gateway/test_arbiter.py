@@ -1,5 +1,6 @@
 """gunicorn's hooks: what starts, which place a worker gets, and when the next one has to wait."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from support.live_server import ROOT
 
 from server.cluster.backoff import FIRST_DELAY_S
 from server.cluster.scoreboard import Cell, State
-from server.gateway.arbiter import Hooks, invitation, why_not
+from server.gateway.arbiter import Hooks, invitation, why_no_jobs, why_not
 from server.gateway.worker import Worker
 from server.settings import Settings
 
@@ -90,6 +91,11 @@ def test_what_the_cluster_cannot_run_with_is_refused_with_a_way_out(
 
 def test_gunicorn_as_it_is_configured_is_fine() -> None:
     assert why_not(config(), Worker, 2) is None
+    assert why_no_jobs(config()) is None
+
+
+def test_workers_of_another_user_could_not_read_the_files_of_jobs() -> None:
+    assert "FLIP_JOBS=off" in (why_no_jobs(config(user=os.geteuid() + 1)) or "")
 
 
 @pytest.mark.parametrize(
