@@ -11,6 +11,9 @@ from pathlib import Path
 #: service manager sends them to the whole group. The worker decides when its engine stops.
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
+#: The lowest priority of nice(2).
+_NICEST = 19
+
 #: When the machine runs out of memory, the kernel kills an engine before a worker (proc(5)).
 _OOM_SCORE = 500
 
@@ -36,7 +39,10 @@ def enter_background(*, file_bytes: int) -> None:
     Args:
         file_bytes: size of the largest file that it may write (RLIMIT_FSIZE of setrlimit(2)), on disk.
     """
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    try:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    except OSError:  # musl has no such function; this is the next best
+        os.setpriority(os.PRIO_PROCESS, 0, _NICEST)
     _limit(resource.RLIMIT_FSIZE, file_bytes)
 
 

@@ -55,6 +55,17 @@ def test_a_background_engine_gets_only_the_cpu_time_that_is_left() -> None:
     assert confined(code).stdout == "True\n"
 
 
+def test_a_background_engine_is_last_where_the_c_library_cannot_do_more() -> None:
+    code = """
+        def absent(*_):
+            raise OSError(errno.ENOSYS, "Function not implemented")
+        os.sched_setscheduler = absent
+        sandbox.enter_background(file_bytes=1)
+        print(os.getpriority(os.PRIO_PROCESS, 0))
+    """
+    assert confined(dedent(code), before="import errno").stdout == "19\n"
+
+
 def test_a_result_of_a_background_engine_that_is_too_large_is_an_error_and_no_signal(tmp_path: Path) -> None:
     code = """
         sandbox.enter_background(file_bytes=1000)
