@@ -72,6 +72,10 @@ _LOOK_EVERY_S = 0.25
 #: How long an idempotency key is remembered, and that an expired job was there, in seconds.
 _REMEMBER_S = 86400
 
+#: How many calls are made at a time: redis-py has a connection for each, which takes long to make over TLS,
+#: and takes a lack of connections for a store that is away.
+_CALLS_AT_ONCE = 8
+
 #: What the store says when it is not there, while it loads its data, or while another one takes over.
 _AWAY = (NotConnected, TookTooLong, ReadOnlyError, ClusterError, RedisClusterException, OSError)
 
@@ -115,6 +119,7 @@ class Store:
         self._adding = self._redis.register_script(_SCRIPT)
         # Without memory left, jobs must still be able to end and to expire.
         self._script = self._redis.register_script(f"#!lua flags=allow-oom\n{_SCRIPT}")
+        self._places = asyncio.Semaphore(_CALLS_AT_ONCE)
         self._is_back = asyncio.Event()
         self._is_back.set()
         self._away_since_s = 0.0
@@ -457,22 +462,23 @@ class Store:
             StoreAway: the grace is over.
             QueueFull: the memory of the store is full.
         """
-        try:
-            async with asyncio.timeout(max(0, self._left_s())):
-                while True:
-                    await self._is_back.wait()
-                    try:
-                        async with asyncio.timeout(_ANSWER_S):
-                            return await call()
-                    except OutOfMemoryError:
-                        raise QueueFull(
-                            "The store of the jobs has no memory left. Try again later.", 60
-                        ) from None
-                    except _AWAY as error:
-                        self._notice(error)
-        except TimeoutError as error:
-            self._notice(error)
-            raise _away() from None
+        async with self._places:  # to wait for others says nothing about the store
+            try:
+                async with asyncio.timeout(max(0, self._left_s())):
+                    while True:
+                        await self._is_back.wait()
+                        try:
+                            async with asyncio.timeout(_ANSWER_S):
+                                return await call()
+                        except OutOfMemoryError:
+                            raise QueueFull(
+                                "The store of the jobs has no memory left. Try again later.", 60
+                            ) from None
+                        except _AWAY as error:
+                            self._notice(error)
+            except TimeoutError as error:
+                self._notice(error)
+                raise _away() from None
 
     def _left_s(self) -> float:
         """Return how much of the grace is left."""

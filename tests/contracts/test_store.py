@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from redis.exceptions import ClusterDownError
+from structlog.testing import capture_logs
 from support.store import (
     DEADLINE_S,
     StoreServer,
@@ -641,6 +642,18 @@ def test_jobs_end_and_expire_when_the_store_has_no_memory_left(server: StoreServ
             await submit(store)
 
     asyncio.run(test())
+
+
+def test_more_calls_at_once_than_connections_wait_for_each_other(server: StoreServer) -> None:
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "me", grace_s=DEADLINE_S) as (store,):
+            batch = await submit_batch(store, 1)
+            found = await asyncio.gather(*(store.batch(batch) for _ in range(500)))
+            assert {each.id for each in found} == {batch}
+
+    with capture_logs() as events:
+        asyncio.run(test())
+    assert events == []
 
 
 @using()
