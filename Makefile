@@ -97,7 +97,7 @@ methods: install peers ## compare ways to flip a JPEG on one core, with libvips 
 chaos: install ## check the promises under kills, overload and slow clients (about 20 minutes)
 	$(BIN)/python -m benchmarks.survival.chaos
 
-chaos-jobs: install ## check the promises to jobs under kills, restarts and full disks (about 10 minutes; SEED=7)
+chaos-jobs: install ## check the promises to jobs under kills, restarts and full disks (about 12 minutes; SEED=7)
 	$(BIN)/python -m benchmarks.survival.jobs --seed $(SEED)
 
 MINUTES ?= 30

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -47,6 +48,12 @@ def start(
     wrapped = [sys.executable, "-ISc", _DIE_WITH_PARENT, *own, *command]
     process: subprocess.Popen[str] = subprocess.Popen(wrapped, text=True, start_new_session=True, **options)
     return process
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process have as many connections open as it may (RLIMIT_NOFILE of setrlimit(2))."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def tree(pid: int) -> Iterator[int]:

@@ -29,8 +29,8 @@ Event = dict[str, Any]
 
 ARBITER, WORKER, ENGINE, STORE = "arbiter", "worker", "engine", "store"
 
-#: What the command lines of processes that are no workers have in them.
-_MARKS = {ENGINE: "server.cluster.engine", STORE: "valkey-server"}
+#: What the command lines of processes have in them; the store may be any program that speaks its protocol.
+_MARKS = {ENGINE: "server.cluster.engine", WORKER: "gunicorn", STORE: "unixsocket"}
 
 _HOST = "127.0.0.1"
 
@@ -276,8 +276,9 @@ class LiveServer(Server):
         first, *others = self.processes()
         roles: dict[str, list[int]] = {ARBITER: [first], WORKER: [], ENGINE: []}
         for pid, command in _commands(others):
-            role = next((role for role, mark in _MARKS.items() if mark in command), WORKER)
-            roles.setdefault(role, []).append(pid)
+            role = next((role for role, mark in _MARKS.items() if mark in command), None)
+            if role is not None:  # a preflight has none
+                roles.setdefault(role, []).append(pid)
         return roles
 
     @staticmethod

@@ -1,6 +1,6 @@
 """The promises to jobs and batches: one scenario after the other, with a table.
 
-Run it with `make chaos-jobs`, on a machine that does nothing else; it takes about ten minutes.
+Run it with `make chaos-jobs`, on a machine that does nothing else; it takes about twelve minutes.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from functools import partial
 from time import strftime
 
 from benchmarks.harness.findings import Finding
-from benchmarks.survival import job_handovers, job_kills, job_storage
+from benchmarks.survival import job_handovers, job_kills, job_storage, job_watchers
 from benchmarks.survival.chaos import are_kept
 
 SCENARIOS: dict[str, Callable[..., list[Finding]]] = {
@@ -24,6 +24,8 @@ SCENARIOS: dict[str, Callable[..., list[Finding]]] = {
         job_storage.full_disk,
         job_storage.unusable_directory,
         job_storage.damaged_store,
+        job_watchers.watchers,
+        job_watchers.stop_with_watchers,
     )
 }
 
@@ -37,12 +39,16 @@ QUICK: dict[str, dict[str, object]] = {
     "full_disk": {},
     "unusable_directory": {"kinds": ("read-only",)},
     "damaged_store": {"jobs": 4},
+    "watchers": {"clients": 60, "batch_of": 30, "grace_s": 15.0},
+    "stop_with_watchers": {"clients": 60, "measured_s": 0.1, "grace_s": 15.0},
 }
+
+_CHOOSING = frozenset({"kill_rounds", "watchers"})
 
 
 def play(name: str, *, is_quick: bool = False, seed: int | None = None) -> list[Finding]:
-    """Run one scenario, in full or with small counts; the seed is for the one that chooses at random."""
-    seeded = {"seed": seed} if seed is not None and name == "kill_rounds" else {}
+    """Run one scenario, in full or with small counts; the seed is for those that choose at random."""
+    seeded = {"seed": seed} if seed is not None and name in _CHOOSING else {}
     return SCENARIOS[name](**(QUICK[name] if is_quick else {}), **seeded)
 
 

@@ -3,7 +3,6 @@
 They share the cores with the service, so any other CPU time of theirs would count as the service's.
 """
 
-import resource
 import select
 import socket
 import threading
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from benchmarks.harness.messages import post
-from benchmarks.harness.processes import accepted_from
+from benchmarks.harness.processes import accepted_from, raise_descriptor_limit
 from benchmarks.harness.server import Address
 from benchmarks.harness.waiting import DEADLINE_S, until
 
@@ -85,8 +84,7 @@ class Crowd:
     """
 
     def __init__(self, address: Address, body: bytes, sizes: Mapping[str, int]) -> None:
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        raise_descriptor_limit()
         self._address = address
         request = post(body)
         head_bytes = len(request) - len(body)

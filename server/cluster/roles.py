@@ -11,12 +11,14 @@ class Role:
     """Which tasks an engine takes, and where its supervisor reports.
 
     Attributes:
+        name: as the log has it.
         lanes: those it takes tasks from, the most urgent one first. A new task goes into the last one, a task
             whose engine crashed into the first.
         pid: the cell of the engine's process id.
         lost_task, lost_pid, lost_status: the cells that say how the last engine died.
     """
 
+    name: str
     lanes: tuple[Lane, ...]
     pid: Cell
     lost_task: Cell
@@ -25,10 +27,16 @@ class Role:
 
 
 INTERACTIVE = Role(
-    (Lane.RETRY, Lane.INTERACTIVE), Cell.ENGINE_PID, Cell.LOST_TASK, Cell.LOST_PID, Cell.LOST_STATUS
+    "interactive",
+    (Lane.RETRY, Lane.INTERACTIVE),
+    Cell.ENGINE_PID,
+    Cell.LOST_TASK,
+    Cell.LOST_PID,
+    Cell.LOST_STATUS,
 )
 
 BACKGROUND = Role(
+    "background",
     (Lane.BACKGROUND,),
     Cell.BACKGROUND_PID,
     Cell.BACKGROUND_LOST_TASK,

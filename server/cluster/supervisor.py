@@ -127,7 +127,7 @@ class Supervisor:
             try:
                 exited = await self._run_engine()
                 if exited.is_planned:
-                    log.info("engine_retired", pid=exited.pid, tasks=exited.done)
+                    log.info("engine_retired", role=self._role.name, pid=exited.pid, tasks=exited.done)
                     continue
                 # An engine that crashed on a task had started: that is no crash loop.
                 did_work = exited.done > 0 or exited.task != 0
@@ -137,7 +137,7 @@ class Supervisor:
             self._row[Cell.ENGINE_DEATHS] += 1
             lived_s = clock() - started_s
             delay_s = backoff.delay_s(lived_s, did_work=did_work)
-            log.error(event, **facts, lived_s=round(lived_s, 3), restart_in_s=delay_s)
+            log.error(event, role=self._role.name, **facts, lived_s=round(lived_s, 3), restart_in_s=delay_s)
             self._first_attempt.set()
             await asyncio.sleep(delay_s)
 
@@ -154,7 +154,8 @@ class Supervisor:
             try:
                 if await self._is_ready(ours, process):
                     self._row[self._role.pid] = process.pid
-                    log.info("engine_online", pid=process.pid, boot_ms=(now_us() - started_us) // 1000)
+                    boot_ms = (now_us() - started_us) // 1000
+                    log.info("engine_online", role=self._role.name, pid=process.pid, boot_ms=boot_ms)
                     self._first_attempt.set()
                 returncode = await process.wait()
                 exited = EngineExit(process.pid, returncode, recorder.task, recorder.done)

@@ -142,6 +142,7 @@ class Hooks:
         """Stop the store, now that the last worker has ended."""
         if server.store:
             server.store.stop()
+        gc.freeze()  # as in a worker
 
     def _take_over(self, server: "Arbiter") -> None:
         preflight.guard(server)

@@ -12,7 +12,7 @@ import stat
 import struct
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from io import BufferedWriter, FileIO
 from typing import Any, Self, TypeAlias, TypeVar, TypeVarTuple
@@ -31,6 +31,10 @@ _SPLIT = "Split it into several batches."
 _AGAIN = "Make it again, for example with `zip -r images.zip images` or `tar -cf images.tar images`."
 _DAMAGED = f"The archive is damaged, or neither a zip nor a tar. {_AGAIN}"
 _CUT_OFF = "The archive is incomplete. Send all of it."
+_NO_BATCH = (
+    "This is neither a form nor a zip, a tar or a tar.gz. Send one of these, made for example with "
+    "`zip -r images.zip images`; a single image goes to /flip with `Prefer: respond-async`."
+)
 
 #: How much of a name is kept, in characters.
 _NAME_LENGTH = 200
@@ -166,6 +170,8 @@ async def _members(
         return _zip(reader, new_file, limits)
     if start.startswith(_GZIP_START):
         return _tar(_Reader(_inflated(reader, limits)))
+    if not _is_tar(await reader.peek(_BLOCK_BYTES)):
+        raise BadArchive(_NO_BATCH)
     return _tar(reader)
 
 
@@ -255,6 +261,11 @@ async def _form(boundary: str, chunks: AsyncIterable[bytes]) -> AsyncGenerator[_
     async with aclosing(_events(parser, chunks)) as events:
         async for segment in events:
             if segment.filename is None:
+                if "filename*=" in segment.header("Content-Disposition"):
+                    raise MalformedMultipart(
+                        "The form names a file by `filename*` alone, which RFC 7578 forbids. Send its name "
+                        "as `filename`, in UTF-8."
+                    )
                 raise MalformedMultipart(
                     f"The form has a field that is no file. {_FORM} Parameters go into the query."
                 )
@@ -272,7 +283,10 @@ async def _events(parser: PushMultipartParser, chunks: AsyncIterable[bytes]) -> 
                 yield event
         parser.close()
     except MultipartError as error:
-        raise MalformedMultipart(f"{error}. {_FORM}") from None
+        what, *causes = error.args
+        if causes:  # only one has a cause
+            what = "The header of a part is not in UTF-8"
+        raise MalformedMultipart(f"{what}. {_FORM}") from None
 
 
 async def _content(events: AsyncGenerator[Any, None]) -> AsyncGenerator[bytearray, None]:
@@ -433,9 +447,7 @@ class _Header:
     @classmethod
     def parse(cls, block: bytes) -> Self:
         """Take a block apart."""
-        if _octal(block[148:156]) != sum(block) - sum(block[148:156]) + 8 * ord(
-            " "
-        ):  # of the checksum itself
+        if not _is_intact(block):
             raise BadArchive(_DAMAGED)
         name = _text(block[:100])
         if block[257:263] == b"ustar\0" and (prefix := _text(block[345:500])):
@@ -446,6 +458,18 @@ class _Header:
         """Return what an extended header before this one makes of it."""
         size = _whole(records[b"size"], 10) if b"size" in records else self.size
         return replace(self, name=records.get(b"path", self.name), size=size)
+
+
+def _is_tar(start: bytes) -> bool:
+    """Whether a tar can begin with these bytes; one without members begins with zeros."""
+    with suppress(BadArchive):
+        return len(start) == _BLOCK_BYTES and (not any(start) or _is_intact(start))
+    return False
+
+
+def _is_intact(header: bytes) -> bool:
+    """Whether the checksum of a header is right; it is made with blanks in its own place."""
+    return _octal(header[148:156]) == sum(header) - sum(header[148:156]) + 8 * ord(" ")
 
 
 async def _tar(reader: _Reader) -> AsyncGenerator[_Member, None]:

@@ -21,7 +21,14 @@ from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
-from redis.exceptions import ClusterError, OutOfMemoryError, ReadOnlyError, RedisClusterException, RedisError
+from redis.exceptions import (
+    ClusterError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as NotConnected
 from redis.exceptions import TimeoutError as TookTooLong
 
@@ -51,6 +58,9 @@ T = TypeVar("T")
 
 _SCRIPT = (Path(__file__).parent / "store.lua").read_text()
 
+#: Without memory left, jobs must still be able to end and to expire.
+_DESPITE_OOM = "#!lua flags=allow-oom\n"
+
 #: The hash tag keeps all keys in one slot of a cluster.
 _PREFIX = "{flip}:"
 _PRIORITY = 2**40  # as in the script
@@ -72,8 +82,16 @@ _LOOK_EVERY_S = 0.25
 #: How long an idempotency key is remembered, and that an expired job was there, in seconds.
 _REMEMBER_S = 86400
 
+#: How many calls are made at a time: redis-py has a connection for each, which takes long to make over TLS,
+#: and takes a lack of connections for a store that is away.
+_CALLS_AT_ONCE = 8
+
 #: What the store says when it is not there, while it loads its data, or while another one takes over.
-_AWAY = (NotConnected, TookTooLong, ReadOnlyError, ClusterError, RedisClusterException, OSError)
+_AWAY = (NotConnected, TookTooLong, ClusterError, RedisClusterException, OSError)
+
+#: How its errors begin while it answers and refuses each change, besides that of a replica: it cannot write
+#: to its disk, or has too few replicas.
+_REFUSALS = ("MISCONF", "NOREPLICAS")
 
 
 class Dropped(Exception):
@@ -105,7 +123,6 @@ class Store:
         max_bytes: int,
     ) -> None:
         self.owner = owner
-        self._grace_s = grace_s
         self._ttl_ms = int(ttl_s * 1000)
         self._lease_ms = int(lease_s * 1000)
         self._max_jobs = max_jobs
@@ -113,21 +130,26 @@ class Store:
         self._redis = _client(url)
         self._blocking = _client(url)
         self._adding = self._redis.register_script(_SCRIPT)
-        # Without memory left, jobs must still be able to end and to expire.
-        self._script = self._redis.register_script(f"#!lua flags=allow-oom\n{_SCRIPT}")
-        self._is_back = asyncio.Event()
-        self._is_back.set()
-        self._away_since_s = 0.0
-        self._looking: asyncio.Task[None] | None = None
+        self._script = self._redis.register_script(_DESPITE_OOM + _SCRIPT)
+        # A script that says nothing of itself may write, so it is refused when a change would be.
+        changing_nothing = self._redis.register_script(f"{_DESPITE_OOM}return 1")
+        self._answers = _Breaker(
+            lambda: self._redis.exists(f"{_PREFIX}totals"),  # where the keys are, in a cluster
+            grace_s,
+            "store_away",
+            "store_back",
+        )
+        self._takes_changes = _Breaker(
+            lambda: changing_nothing(keys=[_PREFIX]), grace_s, "store_read_only", "store_writable"
+        )
+        self._places = asyncio.Semaphore(_CALLS_AT_ONCE)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._looking is not None:
-            self._looking.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._looking
+        await self._answers.stop()
+        await self._takes_changes.stop()
         for client in (self._redis, self._blocking):
             await _close(client)
 
@@ -234,9 +256,15 @@ class Store:
     async def wait_for_bell(self, kinds: Sequence[str], timeout_s: float) -> None:
         """Wait until a job of one of these kinds waits, but no longer than that, and less when in doubt."""
         bells = [f"{_PREFIX}bell:{kind}" for kind in kinds]
-        with suppress(*_AWAY):
+        try:
             async with asyncio.timeout(timeout_s + _ANSWER_S):
                 await self._blocking.bzpopmin(bells, timeout_s or 0.001)
+        except _AWAY:
+            pass
+        except ResponseError as error:
+            if not _is_refusal(error):
+                raise
+            self._takes_changes.open(error)
 
     async def renew(self, fences: Mapping[str, int], progress: Mapping[str, int]) -> Renewal:
         """Renew the leases of jobs.
@@ -400,20 +428,22 @@ class Store:
         return bool(await self._guarded(lambda: self._redis.exists(f"{_PREFIX}group:{group}")))
 
     def raise_if_away(self) -> None:
-        """Raise StoreAway if the store has been away for longer than the grace."""
-        if self._left_s() <= 0:
-            raise _away()
+        """Raise StoreAway if the store has been away, or has taken no changes, for longer than the grace."""
+        for breaker in (self._answers, self._takes_changes):
+            if breaker.left_s() <= 0:
+                raise self._away()
 
     async def wait_until_back(self) -> None:
-        """Wait until the store answers, however long that takes."""
-        await self._is_back.wait()
+        """Wait until the store answers and takes changes, however long that takes."""
+        await self._answers.wait()
+        await self._takes_changes.wait()
 
     # --- asking ------------------------------------------------------------------------------------------
 
     async def _ask(self, verb: str, **args: object) -> dict[str, Any]:
         text = _compact(_given({"owner": self.owner, "ttl_ms": self._ttl_ms, **args}))
         script = self._adding if verb == "submit" else self._script
-        answer = await self._guarded(lambda: script(keys=[_PREFIX], args=[verb, text]))
+        answer = await self._guarded(lambda: script(keys=[_PREFIX], args=[verb, text]), is_change=True)
         found: dict[str, Any] = json.loads(answer)
         return found
 
@@ -450,61 +480,124 @@ class Store:
             "There is no job or batch with this id. Use the address that the submission answered with."
         )
 
-    async def _guarded(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _guarded(self, call: Callable[[], Awaitable[T]], *, is_change: bool = False) -> T:
         """Call the store, again and again while it is away, within the grace.
+
+        Args:
+            call: repeatable.
+            is_change: whether it waits for a store that takes changes; all scripts do.
 
         Raises:
             StoreAway: the grace is over.
             QueueFull: the memory of the store is full.
         """
+        breakers = (self._answers, self._takes_changes) if is_change else (self._answers,)
+        is_asking = False
         try:
-            async with asyncio.timeout(max(0, self._left_s())):
+            async with asyncio.timeout(max(0, min(each.left_s() for each in breakers))), self._places:
                 while True:
-                    await self._is_back.wait()
-                    try:
+                    for breaker in breakers:
+                        await breaker.wait()
+                    is_asking = True
+                    with self._noticing():
                         async with asyncio.timeout(_ANSWER_S):
                             return await call()
-                    except OutOfMemoryError:
-                        raise QueueFull(
-                            "The store of the jobs has no memory left. Try again later.", 60
-                        ) from None
-                    except _AWAY as error:
-                        self._notice(error)
         except TimeoutError as error:
-            self._notice(error)
-            raise _away() from None
-
-    def _left_s(self) -> float:
-        """Return how much of the grace is left."""
-        if self._is_back.is_set():
-            return self._grace_s
-        return self._grace_s - (asyncio.get_running_loop().time() - self._away_since_s)
+            # To wait for other calls says nothing about the store.
+            if is_asking and all(breaker.is_closed for breaker in breakers):
+                self._answers.open(error)
+            raise self._away() from None
 
     @contextmanager
     def _noticing(self) -> Iterator[None]:
+        """Open a breaker instead of raising that the store is away, or takes no changes.
+
+        Raises:
+            QueueFull: the memory of the store is full.
+        """
         try:
             yield
+        except OutOfMemoryError:
+            raise QueueFull("The store of the jobs has no memory left. Try again later.", 60) from None
         except _AWAY as error:
-            self._notice(error)
+            self._answers.open(error)
+        except ResponseError as error:
+            if not _is_refusal(error):
+                raise
+            self._takes_changes.open(error)
 
-    def _notice(self, error: Exception) -> None:
-        """From now on wait until the store answers again."""
-        if self._is_back.is_set():
-            self._is_back.clear()
-            self._away_since_s = asyncio.get_running_loop().time()
-            log.warning("store_away", error=str(error) or repr(error))
-            self._looking = asyncio.create_task(self._look())
+    def _away(self) -> StoreAway:
+        if self._answers.is_closed and not self._takes_changes.is_closed:
+            return StoreAway("The store of the jobs takes no changes at the moment. Try again in a second.")
+        return StoreAway("The store of the jobs does not answer. Try again in a second.")
 
-    async def _look(self) -> None:
+
+class _Breaker:
+    """A circuit breaker for one thing that the store does: open from a failure until a probe succeeds.
+
+    Args:
+        probe: does that thing without consequences.
+        grace_s: how long a call waits for it while the breaker is open, in seconds.
+        opened, closed: the events to be logged.
+    """
+
+    def __init__(
+        self, probe: Callable[[], Awaitable[object]], grace_s: float, opened: str, closed: str
+    ) -> None:
+        self._probe = probe
+        self._grace_s = grace_s
+        self._opened = opened
+        self._closed = closed
+        self._is_closed = asyncio.Event()
+        self._is_closed.set()
+        self._open_since_s = 0.0
+        self._probing: asyncio.Task[None] | None = None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the store does it, as far as is known."""
+        return self._is_closed.is_set()
+
+    async def wait(self) -> None:
+        """Wait until it is closed."""
+        await self._is_closed.wait()
+
+    def left_s(self) -> float:
+        """Return how much of the grace is left, in seconds."""
+        if self.is_closed:
+            return self._grace_s
+        return self._grace_s - (asyncio.get_running_loop().time() - self._open_since_s)
+
+    def open(self, error: Exception) -> None:
+        """Open it, unless it is open, and probe until it can be closed."""
+        if self.is_closed:
+            self._is_closed.clear()
+            self._open_since_s = asyncio.get_running_loop().time()
+            log.warning(self._opened, error=str(error) or repr(error))
+            self._probing = asyncio.create_task(self._probe_until_closed())
+
+    async def stop(self) -> None:
+        """Probe no more."""
+        if self._probing is not None:
+            self._probing.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._probing
+
+    async def _probe_until_closed(self) -> None:
         while True:
             with suppress(RedisError, *_AWAY, TimeoutError):
                 async with asyncio.timeout(_ANSWER_S):
-                    await self._redis.exists(f"{_PREFIX}totals")  # where the keys are, in a cluster
+                    await self._probe()
                     break
             await asyncio.sleep(_LOOK_EVERY_S)
-        away_s = asyncio.get_running_loop().time() - self._away_since_s
-        log.info("store_back", away_s=round(away_s, 3))
-        self._is_back.set()
+        open_s = asyncio.get_running_loop().time() - self._open_since_s
+        log.info(self._closed, away_s=round(open_s, 3))
+        self._is_closed.set()
+
+
+def _is_refusal(error: ResponseError) -> bool:
+    """Whether the store refuses changes as such, and not this one."""
+    return isinstance(error, ReadOnlyError) or str(error).startswith(_REFUSALS)
 
 
 async def warn_of_losses(url: str) -> None:
@@ -627,10 +720,6 @@ def _checked(answer: dict[str, Any]) -> dict[str, Any]:
     if "gone" in answer:
         raise Dropped
     return answer
-
-
-def _away() -> StoreAway:
-    return StoreAway("The store of the jobs does not answer. Try again in a second.")
 
 
 def _full(gap_ms: float, max_jobs: int) -> QueueFull:

@@ -21,7 +21,7 @@ from server.jobs.threads import run_in_thread
 from server.operations.registry import Operation
 from server.web import stored
 from server.web.jobs import as_time, describe
-from server.web.parameters import Query
+from server.web.parameters import Query, read_start
 from server.web.submissions import (
     OptionReader,
     Options,
@@ -251,12 +251,10 @@ class BatchResource:
 
     async def on_get_items(self, req: Request, resp: Response, id: str) -> None:
         """Answer with its jobs, a thousand at once; `?start=1000` for those after the first thousand."""
-        start = req.get_param("start", default="0")
-        if not (start.isascii() and start.isdigit() and len(start) < 10):  # noqa: PLR2004 digits
-            raise BadParameter("The parameter `start` is wrong. Give a whole number, 0 or more.")
+        start = read_start(req.query_string)
         batch = await find_batch(self._store, id)
-        end = min(batch.total, int(start) + _PAGE)
-        jobs = await self._store.items(batch.id, range(int(start), end))
+        end = min(batch.total, start + _PAGE)
+        jobs = await self._store.items(batch.id, range(start, end))
         resp.set_header("Cache-Control", "no-store")
         resp.media = {
             "batch": f"/batches/{batch.id}",

@@ -52,22 +52,44 @@ class Query:
             for name in self._choices
             if name in given or name in self._required
         }
-        if given:
-            raise BadParameter(
-                f"There is no parameter {_names(given)} here. "
-                "Leave it out; /openapi.json lists what there is."
-            )
+        _refuse_unknown(given)
         return values
 
     def _value(self, name: str, value: str | list[str] | None) -> object:
         expected = self._expected[name]
         if value is None:
             raise BadParameter(f"The parameter `{name}` is missing. Give {expected}.")
-        if isinstance(value, list):
-            raise BadParameter(f"The parameter `{name}` is there more than once. Give it once.")
+        value = _single(name, value)
         if value not in self._choices[name]:
             raise BadParameter(f"The parameter `{name}` is {_quoted(value)}. Give {expected}.")
         return self._choices[name][value]
+
+
+def read_start(query: str) -> int:
+    """Return the value of `start` in the query of a list, which has no other parameter.
+
+    Raises:
+        BadParameter: one is unknown or repeated, or `start` is no number.
+    """
+    given = parse_query_string(query, keep_blank=True, csv=False)
+    start = _single("start", given.pop("start", "0"))
+    _refuse_unknown(given)
+    if not (start.isascii() and start.isdigit() and len(start) < 10):  # noqa: PLR2004 digits
+        raise BadParameter("The parameter `start` is wrong. Give a whole number, 0 or more.")
+    return int(start)
+
+
+def _refuse_unknown(left: Mapping[str, object]) -> None:
+    if left:
+        raise BadParameter(
+            f"There is no parameter {_names(left)} here. Leave it out; /openapi.json lists what there is."
+        )
+
+
+def _single(name: str, value: str | list[str]) -> str:
+    if isinstance(value, list):
+        raise BadParameter(f"The parameter `{name}` is there more than once. Give it once.")
+    return value
 
 
 def schemas(parameters: type[Parameters]) -> dict[str, dict[str, Any]]:

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 from falcon.asgi import Request, Response
 
-from server.errors import BadParameter, NoSuchQueue
+from server.errors import NoSuchQueue
 from server.jobs.store import Store
 from server.web.jobs import describe
 from server.web.operators import Operators
+from server.web.parameters import read_start
 from server.web.probes import describe_queue
 
 #: How many failed jobs are listed at once.
@@ -54,10 +55,7 @@ class QueueResource:
     async def on_get_failed(self, req: Request, resp: Response, name: str) -> None:
         """Answer with its failed jobs, the newest first; `?start=100` for those after the first hundred."""
         self._check(req, name)
-        start = req.get_param("start", default="0")
-        if not (start.isascii() and start.isdigit() and len(start) < 10):  # noqa: PLR2004 digits
-            raise BadParameter("The parameter `start` is wrong. Give a whole number, 0 or more.")
-        jobs = await self._store.failed(name, int(start), _PAGE)
+        jobs = await self._store.failed(name, read_start(req.query_string), _PAGE)
         resp.set_header("Cache-Control", "no-store")
         resp.media = {"queue": name, "jobs": [describe(job) for job in jobs]}
 

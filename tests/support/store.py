@@ -116,9 +116,13 @@ class StoreServer:
 
     def limit_memory(self, memory_bytes: int) -> None:
         """Let each server have no more than that; 0 for no limit."""
+        self.configure("maxmemory", memory_bytes)
+
+    def configure(self, name: str, value: int | str) -> None:
+        """Change an option of each server."""
         for server in self.servers:
             with server.client() as client:
-                client.config_set("maxmemory", memory_bytes)
+                client.config_set(name, value)
 
     def close(self) -> None:
         """End it."""

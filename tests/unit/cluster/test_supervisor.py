@@ -153,6 +153,21 @@ def test_the_next_engine_comes_at_once_after_a_crash_over_a_task(tmp_path: Path)
     until_done(test)
 
 
+def test_the_log_tells_engines_of_requests_from_those_of_jobs(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with supervised() as cluster, cluster.on_demand() as engine:
+            await cluster.run("crash_once", bytes(tmp_path / "interactive"))
+            with engine.wanted():
+                await cluster.run_in_background("crash_once", bytes(tmp_path / "background"))
+                await cluster.until(lambda: len(cluster.logged("engine_online")) == 4)
+            online = [(event["role"], event["pid"]) for event in cluster.logged("engine_online")]
+            assert [role for role, _ in online] == ["interactive"] * 2 + ["background"] * 2
+            died = [(event["role"], event["pid"]) for event in cluster.logged("engine_died")]
+            assert died == [online[0], online[2]]
+
+    until_done(test)
+
+
 def test_a_stream_of_distinct_poison_images_does_not_delay_the_next_engine() -> None:
     async def test() -> None:
         async with supervised() as cluster:

@@ -569,6 +569,13 @@ def test_what_is_no_archive_is_refused_with_what_to_send(new_file: Callable[[], 
     assert "for example with `zip -r images.zip images`" in error.detail
 
 
+@pytest.mark.parametrize("body", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0" + b"x" * 5_000, b"x"])
+def test_a_single_image_is_sent_to_where_it_belongs(new_file: Callable[[], FileIO], body: bytes) -> None:
+    detail = refusal(new_file, "image/png", body).detail
+    assert detail.startswith("This is neither a form nor a zip, a tar or a tar.gz.")
+    assert "a single image goes to /flip with `Prefer: respond-async`" in detail
+
+
 @pytest.mark.parametrize(
     ("content_type", "body"),
     [
@@ -597,6 +604,11 @@ def test_an_archive_without_files_is_refused(
             "a field that is no file",
         ),
         (FORM, b"--cut\r\n\r\n\r\n--cut--", "Missing Content-Disposition"),
+        (
+            FORM,
+            form([("\u00fc", b"1")]).replace("\u00fc".encode(), b"\xfc"),
+            "The header of a part is not in UTF-8. ",
+        ),
         (FORM, b"--cut\r\n" + b"x" * 100_000, "header length exceeded"),
         (FORM, b"", "Unexpected end"),
     ],
@@ -608,6 +620,18 @@ def test_a_broken_form_is_refused_with_what_to_send(
     assert isinstance(error, MalformedMultipart)
     assert expected in error.detail
     assert "Send one file part for each image" in error.detail
+
+
+def test_a_name_that_is_given_in_the_form_of_headers_alone_is_refused(new_file: Callable[[], FileIO]) -> None:
+    body = form([("name", b"1")]).replace(b'filename="name"', b"filename*=UTF-8''%C3%BC.png")
+    error = refusal(new_file, FORM, body)
+    assert isinstance(error, MalformedMultipart)
+    assert error.detail == (
+        "The form names a file by `filename*` alone, which RFC 7578 forbids. "
+        "Send its name as `filename`, in UTF-8."
+    )
+    both = form([("name", b"1")]).replace(b'filename="name"', b"filename*=UTF-8''%C3%BC.png; filename=a.png")
+    assert take(new_file, FORM, both) == [("a.png", b"1")]
 
 
 @pytest.mark.parametrize(

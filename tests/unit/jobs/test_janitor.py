@@ -182,7 +182,7 @@ def test_the_files_of_a_store_that_is_away_are_no_orphans(server: StoreServer, r
                         yield found
 
             running = asyncio.create_task(Janitor(store, Leaving(root)).run())
-            await eventually(lambda: store._looking is not None)
+            await eventually(lambda: not store._answers.is_closed)
             await asyncio.to_thread(server.start)
             await store.wait_until_back()
             assert groups(root) == {known}

@@ -531,6 +531,8 @@ def test_a_job_without_a_result_is_answered_as_documented(ask: Ask) -> None:
     check(ask, "GET", f"{href}/result", "/jobs/{id}/result", 404)
     check(ask, "HEAD", f"{href}/result", "/jobs/{id}/result", 404)
     check(ask, "GET", "/queues/default/failed", "/queues/{name}/failed", 200, headers=TOKEN)
+    for wrong in ("start=x", "start=1&start=1", "count=1"):
+        check(ask, "GET", f"/queues/default/failed?{wrong}", "/queues/{name}/failed", 400, headers=TOKEN)
     href = submitted(ask, "/flip", image(), {"delay": "3600"})
     check(ask, "DELETE", href, "/jobs/{id}", 200)
 
@@ -544,7 +546,8 @@ def test_a_batch_is_answered_as_documented(ask: Ask) -> None:
     check(ask, "GET", f"{href}/items", "/batches/{id}/items", 200)
     check(ask, "GET", f"{href}/archive", "/batches/{id}/archive", 200)
     check(ask, "DELETE", href, "/batches/{id}", 200)
-    check(ask, "GET", f"{href}/items?start=x", "/batches/{id}/items", 400)
+    for wrong in ("start=x", "start=1&start=1", "count=1"):
+        check(ask, "GET", f"{href}/items?{wrong}", "/batches/{id}/items", 400)
     headers = {"Last-Event-ID": "x"}
     check(ask, "GET", f"{href}/events", "/batches/{id}/events", 400, headers=headers)
     files.append(files[0])

@@ -4,7 +4,7 @@ import pytest
 
 from server.errors import BadParameter
 from server.operations.images import OPERATIONS
-from server.web.parameters import Query
+from server.web.parameters import Query, read_start
 
 DEFAULTS = {"format": None, "quality": None, "strip": False, "path": None, "effort": "normal"}
 
@@ -76,3 +76,28 @@ def test_a_mistake_is_named_with_what_to_do(text: str, detail: str) -> None:
 )
 def test_a_mistake_in_a_rotation_is_named_with_what_to_do(text: str, detail: str) -> None:
     assert complaint(ROTATE, text) == detail
+
+
+@pytest.mark.parametrize(("text", "start"), [("", 0), ("start=0", 0), ("start=1000", 1000)])
+def test_a_list_starts_where_it_is_told_to(text: str, start: int) -> None:
+    assert read_start(text) == start
+
+
+@pytest.mark.parametrize(
+    ("text", "detail"),
+    [
+        *(
+            (f"start={value}", "The parameter `start` is wrong. Give a whole number, 0 or more.")
+            for value in ("", "-1", "1.5", "a", "1" * 10, "\u0661")
+        ),
+        ("start=1&start=1", "The parameter `start` is there more than once. Give it once."),
+        (
+            "start=1&count=5",
+            "There is no parameter `count` here. Leave it out; /openapi.json lists what there is.",
+        ),
+    ],
+)
+def test_a_mistake_in_the_query_of_a_list_is_named(text: str, detail: str) -> None:
+    with pytest.raises(BadParameter) as raised:
+        read_start(text)
+    assert raised.value.detail == detail
