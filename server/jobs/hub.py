@@ -53,13 +53,16 @@ class Hub:
     async def run(self) -> None:
         """Listen for hints until cancelled; what is missed while the store is away is read later."""
         while True:
-            async with self._store.hints(self._logs) as self._hints:
-                async for kind, subject in self._hints:
-                    if kind == "cancel":
-                        self._on_cancel(subject)
-                    elif subject in self._logs:
-                        self._logs[subject].hinted.set()
-            self._hints = None
+            async with self._store.hints(self._logs) as hints:
+                self._hints = hints
+                try:
+                    async for kind, subject in hints:
+                        if kind == "cancel":
+                            self._on_cancel(subject)
+                        elif subject in self._logs:
+                            self._logs[subject].hinted.set()
+                finally:
+                    self._hints = None  # the last watchers may leave after it, and would connect again
             await self._store.wait_until_back()
 
     def close(self) -> None:

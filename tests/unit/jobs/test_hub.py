@@ -161,6 +161,21 @@ def test_a_hub_that_closes_ends_all_streams_and_waits(server: StoreServer) -> No
     run(test())
 
 
+def test_a_watcher_that_outlives_the_subscription_does_not_connect_again(server: StoreServer) -> None:
+    async def test() -> None:
+        async with stores(server, "me") as (store,):
+            hub = Hub(store, ignore)
+            batch = await submit_batch(store, 1)
+            async with running(hub):
+                watcher = asyncio.create_task(watch(hub, batch))
+                await is_hinted(server, batch)
+            hub.close()
+            await watcher
+            assert not store._blocking.connection_pool._in_use_connections
+
+    run(test())
+
+
 def test_a_job_is_seen_in_each_of_its_states(server: StoreServer) -> None:
     async def test() -> None:
         async with stores(server, "me") as (store,):
