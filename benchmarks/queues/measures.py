@@ -19,12 +19,14 @@ _DEADLINE_S = 60.0
 _PAUSE_S = 1.0
 
 #: As many jobs are measured as take about so long, in seconds, within limits.
-_LONG_S = 2.0
+_LONG_S = 1.5
 _FEWEST, _MOST = 60, 3000
 
-#: The jobs of the kills: how many, and for how long each sleeps, in seconds.
-_LONG_JOBS, _LONG_JOB_S = 4, 1.0
-_SHORT_JOBS, _SHORT_JOB_S, _SUBMIT_EVERY_S = 400, 0.02, 0.005
+#: What is submitted when a worker is killed: the job that it is killed over, and some that it may hold.
+_VICTIM, _OTHERS = "sleep 1.0", ("sleep 0.1",) * 3
+
+#: What is submitted when a server is killed: how many jobs, what they do, and how often, in seconds.
+_JOBS, _JOB, _SUBMIT_EVERY_S = 400, "sleep 0.02", 0.005
 
 #: A submission that has no answer after so many seconds hangs.
 HANGS_S = 15.0
@@ -219,32 +221,27 @@ def kill_workers(
         What became of the jobs; None where none has started.
     """
     jobs: dict[Contender, list[str]] = {}
-    victims: dict[Contender, tuple[str, float]] = {}
+    killed_s: dict[Contender, float] = {}
     for contender in contenders:
-        jobs[contender] = contender.submit(*[f"sleep {_LONG_JOB_S}"] * _LONG_JOBS)
-        if (victim := until(lambda: _running(contender, jobs[contender]), _DEADLINE_S)) is not None:  # noqa: B023 called here
-            victims[contender] = victim, time.monotonic()
-            pid = contender.witness.life(victim).pids[-1]
+        jobs[contender] = contender.submit(_VICTIM, *_OTHERS)
+        victim = contender.witness.life(jobs[contender][0])
+        if until(lambda: contender.witness.count_started(jobs[contender][:1]), _DEADLINE_S):  # noqa: B023 called here
+            killed_s[contender] = time.monotonic()
+            pid = victim.pids[-1]
             contender.kill_worker_of(pid) if whole else contender.kill_process(pid)
             contender.supervise()
     _wait_for_all(jobs, wait_s)
     return {
-        contender.system.name: _killed(contender, *victims[contender], jobs[contender])
-        if contender in victims
+        contender.system.name: _killed(contender.witness.lives(jobs[contender]), killed_s[contender])
+        if contender in killed_s
         else None
         for contender in contenders
     }
 
 
-def _running(contender: Contender, jobs: Sequence[str]) -> str | None:
-    """Name a job that has started and not ended."""
-    lives = zip(jobs, contender.witness.lives(jobs), strict=True)
-    return next((job for job, life in lives if life.starts and not life.ends), None)
-
-
-def _killed(contender: Contender, victim: str, killed_s: float, jobs: Sequence[str]) -> Killed:
-    again = [start_s for start_s in contender.witness.life(victim).starts if start_s > killed_s]
-    return Killed(again[0] - killed_s if again else None, tally(contender.witness.lives(jobs)))
+def _killed(lives: Sequence[Life], killed_s: float) -> Killed:
+    again = [start_s for start_s in lives[0].starts if start_s > killed_s]
+    return Killed(again[0] - killed_s if again else None, tally(lives))
 
 
 def kill_servers(contenders: Sequence[Contender], wait_s: float) -> Mapping[str, Tally]:
@@ -257,9 +254,9 @@ def kill_servers(contenders: Sequence[Contender], wait_s: float) -> Mapping[str,
     jobs: dict[Contender, list[str]] = {}
     for contender in contenders:
         jobs[contender] = []
-        for number in at_intervals(_SHORT_JOBS, _SUBMIT_EVERY_S):
-            jobs[contender] += contender.submit(f"sleep {_SHORT_JOB_S}")
-            if number == _SHORT_JOBS // 2:
+        for number in at_intervals(_JOBS, _SUBMIT_EVERY_S):
+            jobs[contender] += contender.submit(_JOB)
+            if number == _JOBS // 2:
                 contender.kill_server()
                 contender.revive_server()
     _wait_for_all(jobs, wait_s)

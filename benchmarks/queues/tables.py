@@ -15,6 +15,9 @@ _QUEUE, _SERVICE = "ours-store", "ours"
 
 _DECIMALS_BELOW = 10.0
 
+#: What makes a message long, in characters.
+_LONG = 30
+
 Results = Mapping[System, Figures]
 
 
@@ -157,7 +160,7 @@ def _ratio(theirs: Sequence[Rate], ours: Sequence[Rate]) -> str:
 def _again(killed: Killed | None, wait_s: float) -> str:
     if killed is None:
         return _NOTHING
-    return f"not within {wait_s:.0f} s" if killed.again_s is None else f"{killed.again_s:.1f} s"
+    return f"not within {wait_s:.0f} s" if killed.again_s is None else f"{_number(killed.again_s)} s"
 
 
 def _lost(jobs: Tally | None) -> str:
@@ -173,7 +176,9 @@ def _answer(away: Away | None) -> str:
         return _NOTHING
     if away.after_s is None:
         return f"hangs for more than {HANGS_S:.0f} s"
-    return f"{away.said or 'accepted'} after {away.after_s:.2f} s"
+    # A long message is of use to who made it only.
+    said = away.said if len(away.said) < _LONG else away.said.partition(":")[0]
+    return f"{said or 'accepted'} after {away.after_s:.2f} s"
 
 
 def _spread(values: Sequence[float]) -> str:

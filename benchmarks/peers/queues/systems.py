@@ -232,4 +232,4 @@ print(*(f"{name} {version(name)}" for name in "rq celery bullmq redis greenstalk
 
 def _first_line(command: list[str]) -> str:
     said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
-    return (said.stdout or said.stderr).partition("\n")[0].strip()
+    return (said.stdout or said.stderr).strip().partition("\n")[0]
