@@ -95,7 +95,7 @@ methods: install peers ## compare ways to flip a JPEG on one core, with libvips 
 	$(BIN)/python -m benchmarks.cost.methods
 
 queues: install $(PYTHON_PEERS) ## compare our job queue with RQ, Celery, BullMQ, beanstalkd, gearmand and a table in MariaDB (15 minutes)
-	$(BIN)/python -m benchmarks.queues
+	$(BIN)/python -m benchmarks.queues $(if $(INTO),--into $(INTO))
 
 chaos: install ## check the promises under kills, overload and slow clients (about 20 minutes)
 	$(BIN)/python -m benchmarks.survival.chaos

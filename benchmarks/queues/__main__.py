@@ -23,12 +23,12 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.harness.server import ROOT
-from benchmarks.harness.tables import Table, markdown_table
+from benchmarks.harness.tables import Table
 from benchmarks.peers.queues.systems import SYSTEMS, System, missing, versions
 from benchmarks.queues import measures
 from benchmarks.queues.contender import WORKERS, Contender, NotReady, OurService
 from benchmarks.queues.measures import Figures, Unfinished
-from benchmarks.queues.tables import tables
+from benchmarks.queues.tables import markdown, tables
 from images.render import benchmark_image
 
 _RESULTS = ROOT / "benchmarks" / "results"
@@ -151,12 +151,6 @@ def write(directory: Path, benchmark_results: Mapping[System, Figures], found: S
         "tables": [asdict(table) for table in found],
     }
     (directory / "queues.json").write_text(json.dumps(document, indent=1) + "\n")
-
-
-def markdown(found: Sequence[Table]) -> str:
-    """Write tables as a document."""
-    lines = [line for table in found for line in markdown_table(table, "##")]
-    return "\n".join(["# Job queues compared", "", *lines]).rstrip("\n") + "\n"
 
 
 def _about(systems: Sequence[System], left_out: Sequence[str], rounds: int) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
-from benchmarks.harness.tables import Table
+from benchmarks.harness.tables import Table, markdown_table
 from benchmarks.peers.queues.systems import System
 from benchmarks.queues.measures import HANGS_S, Away, Figures, Killed, Rate
 from benchmarks.queues.witness import Tally
@@ -35,6 +35,12 @@ def tables(results: Results, wait_s: float, about: Mapping[str, str]) -> list[Ta
         _kills(results, wait_s),
         Table("About this run", ("", ""), tuple(about.items())),
     ]
+
+
+def markdown(found: Sequence[Table]) -> str:
+    """Write tables as a document."""
+    lines = [line for table in found for line in markdown_table(table, "##")]
+    return "\n".join(["# Job queues compared", "", *lines]).rstrip("\n") + "\n"
 
 
 def summary(results: Results, wait_s: float) -> Table:
