@@ -178,7 +178,10 @@ def _about(systems: Sequence[System], left_out: Sequence[str], rounds: int) -> d
 
 
 def main() -> None:
-    """Measure, print and write the tables; the exit code is 1 when something went wrong with ours."""
+    """Measure, print and write the tables, also of a run that is interrupted (Ctrl-C).
+
+    The exit code is 1 when something went wrong with ours.
+    """
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument(
         "systems", nargs="*", metavar="system", help=", ".join(each.name for each in SYSTEMS)
@@ -202,7 +205,10 @@ def main() -> None:
         benchmark = Benchmark(
             Path(directory), rounds=given.rounds, idle_s=given.idle, wait_s=given.wait, is_quick=given.quick
         )
-        benchmark.run(systems)
+        try:
+            benchmark.run(systems)
+        except KeyboardInterrupt:
+            left_out.append("all that had not been measured when the run was interrupted")
     found = tables(benchmark.results, given.wait, _about(systems, left_out, given.rounds))
     into = given.into or _RESULTS / time.strftime("%Y%m%d-%H%M%S")
     write(into, benchmark.results, found)
