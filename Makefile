@@ -12,7 +12,7 @@ DEV := .venv/.dev-$(VERSION)
 COMPILED := .venv/.compiled-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: again help install serve test fuzz lint check format benchmark ratios peers machines methods chaos chaos-jobs soak soak-jobs lock clean
+.PHONY: again help install serve test fuzz lint check format benchmark ratios peers machines methods queues chaos chaos-jobs soak soak-jobs lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -93,6 +93,9 @@ machines: $(BENCHMARK) $(COMPILED) ## simulate several machines on this one: two
 
 methods: install peers ## compare ways to flip a JPEG on one core, with libvips and sharp (about 5 minutes)
 	$(BIN)/python -m benchmarks.cost.methods
+
+queues: install $(PYTHON_PEERS) ## compare our job queue with RQ, Celery, BullMQ, beanstalkd, gearmand and a table in MariaDB (15 minutes)
+	$(BIN)/python -m benchmarks.queues $(if $(INTO),--into $(INTO))
 
 chaos: install ## check the promises under kills, overload and slow clients (about 20 minutes)
 	$(BIN)/python -m benchmarks.survival.chaos

@@ -7,13 +7,14 @@ import argparse
 import html as htmllib
 import sys
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.comparison import plots as drawing
 from benchmarks.comparison.recordings import Raw, read
 from benchmarks.comparison.summary import Summary, summarise, summary_json
-from benchmarks.comparison.tables import NO_DATA, Table, about, alarms, caveats, overview, sections, verdict
+from benchmarks.comparison.tables import NO_DATA, about, alarms, caveats, overview, sections, verdict
+from benchmarks.harness.tables import Table, escaped, markdown_table, read_tables
 
 __all__ = ["Raw", "Summary", "html", "markdown", "read", "summarise", "summary_json", "verdict", "write"]
 
@@ -63,45 +64,35 @@ def _markdown(summary: Summary) -> Iterator[str]:
     yield f"# {_TITLE}"
     yield ""
     for alarm in alarms(summary):
-        yield f"**{_escaped(alarm)}**"
+        yield f"**{escaped(alarm)}**"
         yield ""
-    yield from (f"> {_escaped(line)}" for line in _results(summary))
+    yield from (f"> {escaped(line)}" for line in _results(summary))
     yield ""
-    yield from _markdown_table(overview(summary), "##")
+    yield from markdown_table(overview(summary), "##")
     for section in sections(summary):
-        yield f"## {_escaped(section.title)}"
+        yield f"## {escaped(section.title)}"
         yield ""
         for table in section.tables:
-            yield from _markdown_table(table, "###")
+            yield from markdown_table(table, "###")
     yield "## Caveats"
     yield ""
-    yield from (f"- {_escaped(caveat)}" for caveat in caveats(summary))
+    yield from (f"- {escaped(caveat)}" for caveat in caveats(summary))
     yield ""
-    yield from _markdown_table(about(summary), "##")
-
-
-def _markdown_table(table: Table, level: str) -> Iterator[str]:
-    yield f"{level} {_escaped(table.title)}"
-    yield ""
-    yield f"| {' | '.join(map(_escaped, table.columns))} |"
-    yield "|---|" + ("---:|" if any(table.columns) else "---|") * (len(table.columns) - 1)
-    yield from (f"| {' | '.join(map(_escaped, row))} |" for row in table.rows)
-    yield ""
-    if table.note:
-        yield _escaped(table.note)
-        yield ""
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    yield from markdown_table(about(summary), "##")
 
 
 def _results(summary: Summary) -> list[str]:
     return verdict(summary).splitlines()[len(alarms(summary)) :]
 
 
-def html(summary: Summary, plots: Mapping[str, bytes]) -> str:
-    """Write the report as one page that needs no other file; `plots` are PNG by kind and image."""
+def html(summary: Summary, plots: Mapping[str, bytes], queues: Sequence[Table] = ()) -> str:
+    """Write the report as one page that needs no other file.
+
+    Args:
+        summary: all figures.
+        plots: PNG by kind and image.
+        queues: the tables of `make queues`, if it has written into the same directory.
+    """
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -120,6 +111,8 @@ def html(summary: Summary, plots: Mapping[str, bytes]) -> str:
             "</div>",
             *map(_html_table, section.tables),
         ]
+    if queues:
+        parts += ["<h2>Job queues</h2>", *map(_html_table, queues)]
     said = "".join(f"<li>{htmllib.escape(caveat)}</li>" for caveat in caveats(summary))
     parts += [f"<h2>Caveats</h2><ul>{said}</ul>", _html_table(about(summary), "about"), "</body></html>"]
     return "\n".join(parts) + "\n"
@@ -164,8 +157,13 @@ def write(directory: Path) -> Summary:
         (directory / "plots" / f"{name}.png").write_bytes(png)
     (directory / "summary.json").write_text(summary_json(summary))
     (directory / "summary.md").write_text(markdown(summary))
-    (directory / "report.html").write_text(html(summary, plots))
+    (directory / "report.html").write_text(html(summary, plots, _queues(directory)))
     return summary
+
+
+def _queues(directory: Path) -> list[Table]:
+    file = directory / "queues.json"
+    return read_tables(file.read_text()) if file.exists() else []
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from benchmarks.comparison.recordings import (
 )
 from benchmarks.comparison.scaling import FEWEST_POINTS
 from benchmarks.comparison.summary import BurstGain, Cell, Gain, Scaling, Spread, Summary
+from benchmarks.harness.tables import Table
 
 NO_DATA = "no data"
 _FEW_REPETITIONS = 5
@@ -44,20 +45,6 @@ _MUCH_BUSY = 1.2
 _ARTICLE_S = (16.0, 40.0), (10.0, 14.0)
 _ARTICLE_WORKERS = 8
 _ARTICLE_PEERS = "koa-jimp", "koa-jimp-cluster"
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table whose first column names the row.
-
-    Attributes:
-        note: an explanation.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ TESTS = ROOT / "tests"
 #: The tests of the benchmarks, and the test that README shows what the comparison writes.
 OF_BENCHMARKS = {
     TESTS / "live" / "test_benchmark.py",
+    TESTS / "live" / "test_queues.py",
     TESTS / "live" / "test_readme.py",
     TESTS / "live" / "test_survival.py",
     TESTS / "live" / "test_survival_of_jobs.py",

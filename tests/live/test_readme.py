@@ -15,6 +15,8 @@ from support.live_server import DEADLINE_S, ROOT, LiveServer, run
 
 from benchmarks.comparison.report import markdown, read, summarise
 from benchmarks.comparison.tables import have_ours_failed
+from benchmarks.harness.tables import read_tables
+from benchmarks.queues.tables import markdown as queues_markdown
 
 README = (ROOT / "README.md").read_text()
 
@@ -118,6 +120,20 @@ def test_the_tables_of_the_benchmark_in_the_readme_are_those_of_the_example() ->
     lines = [line for line in section.partition("\n## ")[0].splitlines() if line.startswith(("|", ">"))]
     assert len(lines) == 7  # head, rule, the article, its design, ours, ours as shipped; the verdict
     assert set(lines) <= set((EXAMPLE / "summary.md").read_text().splitlines())
+
+
+def test_the_table_of_queues_in_the_readme_is_that_of_the_example() -> None:
+    _, _, section = README.partition("\n## How its queue compares\n")
+    lines = [line for line in section.partition("\n## ")[0].splitlines() if line.startswith("|")]
+    table = (EXAMPLE / "queues.md").read_text().partition("\n## Job queues\n")[2].partition("\n## ")[0]
+    assert lines == [line for line in table.splitlines() if line.startswith("|")]
+    assert len(lines) > 2  # head and rule
+
+
+def test_the_example_of_queues_is_what_its_figures_say() -> None:
+    found = read_tables((EXAMPLE / "queues.json").read_text())
+    written = (EXAMPLE / "queues.md").read_text()
+    assert written == queues_markdown(found)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -401,6 +401,24 @@ def test_writing_makes_all_files(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").read_text() == html(summary, drawn)
 
 
+def test_a_report_shows_the_queues_that_were_measured_into_its_directory(tmp_path: Path) -> None:
+    shutil.copytree(RECORDED / "quick" / "raw", tmp_path / "raw")
+    write(tmp_path)
+    assert "Job queues" not in (tmp_path / "report.html").read_text()
+    table = {
+        "title": "Kills",
+        "columns": ["queue", "lost"],
+        "rows": [["a <queue>", "3 of 4"]],
+        "note": "once",
+    }
+    (tmp_path / "queues.json").write_text(json.dumps({"tables": [table]}))
+    write(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "<h2>Job queues</h2>" in page
+    assert "a &lt;queue&gt;" in page
+    assert "3\N{NO-BREAK SPACE}of\N{NO-BREAK SPACE}4" in page
+
+
 def test_the_order_of_rows_changes_nothing() -> None:
     raw = read(RECORDED / "article")
     turned: dict[str, Any] = {

@@ -1,0 +1,1 @@
+"""Job queues that ours is compared with: how each is started, submitted to and worked for."""
