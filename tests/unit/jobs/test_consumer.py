@@ -19,7 +19,7 @@ from support.store import PREFIX, StoreServer, eventually, stores
 
 from server.cluster.dispatch import EngineBug
 from server.cluster.messages import Done, Spent
-from server.errors import DamagedImage, ServiceUnavailable
+from server.errors import DamagedImage, ServiceUnavailable, StoreAway
 from server.jobs import owners
 from server.jobs.blobs import Directory
 from server.jobs.consumer import Consumer
@@ -432,9 +432,18 @@ def test_a_long_job_keeps_its_lease(server: StoreServer, directory: Path) -> Non
     run(test())
 
 
+def is_away(store: Store) -> bool:
+    """Whether it has been away for longer than the grace."""
+    try:
+        store.raise_if_away()
+    except StoreAway:
+        return True
+    return False
+
+
 def test_a_result_is_reported_when_the_store_is_back(server: StoreServer, directory: Path) -> None:
     async def test() -> None:
-        async with worker(server, directory, grace_s=0.1) as it, it.running():
+        async with worker(server, directory, grace_s=1) as it, it.running():
             it.dispatcher.gate.clear()
             id = await it.submit()
             await eventually(lambda: it.dispatcher.running)
@@ -442,6 +451,7 @@ def test_a_result_is_reported_when_the_store_is_back(server: StoreServer, direct
             it.dispatcher.gate.set()
             await eventually(lambda: not it.dispatcher.running)
             await eventually(lambda: len(it.files(id)) == 2)
+            await eventually(lambda: is_away(it.store))
             await asyncio.to_thread(server.start)
             await it.store.wait_until_back()
             await it.until(id, JobState.COMPLETED)
