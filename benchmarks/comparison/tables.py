@@ -276,12 +276,12 @@ def _article(summary: Summary, image: str) -> Table:
         (
             "",
             "workers of the cluster",
-            "one process, first answer",
-            "last answer",
-            "cluster, first answer",
-            "last answer",
-            "first sooner by",
-            "last sooner by",
+            "single process: first answer",
+            "single process: last answer",
+            "cluster: first answer",
+            "cluster: last answer",
+            "speed-up of the first answer",
+            "speed-up of the last answer",
         ),
         (article, *rows),
         "The article used Koa and Jimp, a photo of 6.7 MB and another machine:"

@@ -9,8 +9,8 @@ import asyncio
 import mmap
 import re
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from io import FileIO
 
@@ -150,7 +150,15 @@ class S3:
             each["path"] async for page in obstore.list(self._bucket, place_of(group)) for each in page
         ]:
             for start in range(0, len(keys), _PAGE):
-                await obstore.delete_async(self._bucket, keys[start : start + _PAGE])
+                await self._delete(keys[start : start + _PAGE])
+
+    async def _delete(self, keys: Sequence[str]) -> None:
+        """Delete objects; obstore repeats no request that is a POST, although this one can be repeated."""
+        for _ in range(_RETRIES):
+            with suppress(BaseError):
+                await obstore.delete_async(self._bucket, keys)
+                return
+        await obstore.delete_async(self._bucket, keys)
 
     async def groups(self) -> AsyncIterator[tuple[str, float]]:
         """Iterate over all groups, each with its last change. See `Blobs`."""

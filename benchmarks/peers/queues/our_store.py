@@ -39,7 +39,7 @@ def _work(address: str) -> None:
                     request = new_id()
                     for claim in claims:
                         work.run(claim.facts.parameters["job"])
-                        await store.complete(claim, Result({}, 0, "0" * 64, claim.fence))
+                        await store.complete(claim, Result({}, 0, claim.fence))
                     if not claims:
                         await store.wait_for_bell([_KIND], idle_s)
                 except StoreAway:
