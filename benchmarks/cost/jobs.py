@@ -33,6 +33,9 @@ from server.jobs.embedded import EmbeddedStore
 from server.jobs.model import Facts, NewJob, Result, Schedule, new_id
 from server.jobs.store import Store
 
+#: A flip of a JPEG as shipped: what a job adds would be lost in the noise of decoding and encoding it.
+_TARGET = "/flip"
+
 _ASYNC = {"Prefer": "respond-async"}
 _FACTS = Facts("flip", 1, {}, attempts=5)
 _DEFAULT = Schedule("default")
@@ -149,37 +152,49 @@ async def _submit(store: Store, jobs: int) -> None:
 
 
 def waiting() -> list[Finding]:
-    """Measure claims, and the memory of the store, with more and more jobs waiting."""
+    """Measure claims, and the memory of the store, with more and more jobs waiting.
+
+    A second store, in which few jobs wait, is asked in turn: a machine that gets slower does so for both.
+    """
 
     async def measure() -> tuple[list[float], float]:
-        found: list[float] = []
+        ratios: list[float] = []
         there = 0
-        async with client(url, "measure") as store:
+        async with client(small_url, "measure") as small, client(url, "measure") as store:
+            await _submit(small, _WAITING[0])
             for jobs in _WAITING:
                 await _submit(store, jobs - there)
                 there = jobs
-                taken_ms = []
-                for _ in range(200):
-                    began_s = time.perf_counter()
-                    (claimed,), _ = await store.claim(new_id(), [_FACTS.kind], 1)
-                    taken_ms.append((time.perf_counter() - began_s) * 1e3)
-                    await store.give_back(claimed)
-                found.append(median(taken_ms))
-            (pid,) = [pid for pid in processes.tree(os.getpid()) if "valkey" in processes.command(pid)]
-            return found, processes.memory_mb([pid])
+                few_ms, many_ms = [], []
+                for _ in range(300):
+                    few_ms.append(await _claim_ms(small))
+                    many_ms.append(await _claim_ms(store))
+                ratios.append(median(many_ms) / median(few_ms))
+            pids = [pid for pid in processes.tree(os.getpid()) if "valkey" in processes.command(pid)]
+            return ratios, max(processes.memory_mb([pid]) for pid in pids)
 
-    with embedded_store() as url:
-        claim_ms, memory_mb = asyncio.run(measure())
-    shown = ", ".join(f"{ms:.2f} ms" for ms in claim_ms)
-    growth = max(claim_ms) / claim_ms[0]
+    with embedded_store() as small_url, embedded_store() as url:
+        ratios, memory_mb = asyncio.run(measure())
+    shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
     return [
         Finding(
-            f"claim p50 with {_WAITING} waiting: within 1.5", f"{shown}: {growth:.2f}", growth <= _GROWTH
+            f"claim p50 with {_WAITING} waiting, over that with {_WAITING[0]}: 1.5",
+            shown,
+            max(ratios) <= _GROWTH,
         ),
         Finding(
             "memory of the store with 100,000 waiting: 60 MB", f"{memory_mb:.0f} MB", memory_mb < _MEMORY_MB
         ),
     ]
+
+
+async def _claim_ms(store: Store) -> float:
+    """Claim a job and give it back, and return what the claim took, in milliseconds."""
+    began_s = time.perf_counter()
+    (claimed,), _ = await store.claim(new_id(), [_FACTS.kind], 1)
+    took_ms = (time.perf_counter() - began_s) * 1e3
+    await store.give_back(claimed)
+    return took_ms
 
 
 def acceptance(items: int) -> list[Finding]:
@@ -212,7 +227,9 @@ def cpu(rounds: int, jobs: int) -> list[Finding]:
         _run_jobs(server, image, 5)
         for _ in range(rounds):
             of_request = _cpu_ms(
-                server, lambda: load.run(server.address, image, requests=jobs, at_once=2), jobs
+                server,
+                lambda: load.run(server.address, image, requests=jobs, at_once=2, target=_TARGET),
+                jobs,
             )
             of_job = _cpu_ms(server, lambda: _run_jobs(server, image, jobs), jobs)
             more_ms.append(of_job - of_request)
@@ -236,7 +253,7 @@ def _run_jobs(server: LiveServer, image: bytes, count: int) -> None:
     with httpx.Client(base_url=server.url, timeout=60) as http:
         ended = _ended(http) + count
         for _ in range(count):
-            http.post("/flip?path=pixels", content=image, headers=_ASYNC).raise_for_status()
+            http.post(_TARGET, content=image, headers=_ASYNC).raise_for_status()
         for _ in at_intervals(3000, 0.2):
             if _ended(http) == ended:
                 return
@@ -324,7 +341,7 @@ def main() -> None:
         "rate": lambda: rate(5000),
         "waiting": waiting,
         "acceptance": lambda: acceptance(1000),
-        "cpu": lambda: cpu(given.rounds, 40),
+        "cpu": lambda: cpu(2 * given.rounds, 60),
         "neighbours": lambda: neighbours(given.rounds),
     }
     if unknown := set(given.parts) - parts.keys():
