@@ -606,7 +606,7 @@ def test_calls_fail_at_once_when_the_store_has_been_away_for_longer_and_work_whe
     server: StoreServer,
 ) -> None:
     async def test() -> None:
-        async with asyncio.timeout(DEADLINE_S), stores(server, "me", grace_s=0.3) as (store,):
+        async with asyncio.timeout(DEADLINE_S), stores(server, "me", grace_s=2) as (store,):
             await submit(store)
             server.signal(signal.SIGSTOP)  # frozen: it accepts connections and answers nothing
             try:
@@ -690,7 +690,7 @@ def test_a_store_that_takes_no_changes_is_away_for_changes_alone(server: StoreSe
         ways.append(replica)
 
     async def test(way: Callable[[StoreServer], AbstractContextManager[None]]) -> None:
-        async with asyncio.timeout(DEADLINE_S), stores(server, "me", grace_s=0.3) as (store,):
+        async with asyncio.timeout(DEADLINE_S), stores(server, "me", grace_s=2) as (store,):
             id = await submit(store)
             with way(server):
                 for change in (submit, claim):

@@ -142,7 +142,7 @@ def _own_user() -> str:
 _FSYNC = "appendfsync always"
 _SNAPSHOTS = "none: a snapshot after an hour, 5 minutes with 100 changes, or 1 with 10,000"
 _IN_MEMORY = "none: in memory"
-_COMMITS = "each commit, as shipped"
+_COMMITS = "each commit (MariaDB's default)"
 
 _OURS = partial(System, is_peer=False)
 _ON_REDIS = partial(System, package="redis-server", program="redis-server")

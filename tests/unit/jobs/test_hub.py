@@ -126,7 +126,7 @@ def test_a_watcher_that_leaves_at_any_moment_takes_nothing_from_the_next(server:
 
 def test_what_happened_while_the_store_was_away_is_seen_afterwards(server: StoreServer) -> None:
     async def test() -> None:
-        async with stores(server, "me", grace_s=0.2) as (store,), stores(server, "other") as (other,):
+        async with stores(server, "me", grace_s=2) as (store,), stores(server, "other") as (other,):
             hub = Hub(store, ignore)
             batch = await submit_batch(store, 2)
             async with running(hub):

@@ -169,7 +169,7 @@ def test_old_files_without_a_job_are_removed_once_an_hour(server: StoreServer, r
 
 def test_the_files_of_a_store_that_is_away_are_no_orphans(server: StoreServer, root: Path) -> None:
     async def test() -> None:
-        async with stores(server, "me", grace_s=0.1) as (store,):
+        async with stores(server, "me", grace_s=2) as (store,):
             blobs = Directory(root)
             known = await submit(store, blobs, is_cancelled=False)
             age(root, known)

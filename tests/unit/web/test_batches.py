@@ -292,7 +292,7 @@ def test_a_store_that_goes_in_the_middle_keeps_nothing_when_it_is_back(
 ) -> None:
     async def test() -> None:
         blobs = Directory(tmp_path)
-        async with stores(server, "me", grace_s=0.1) as (store,):
+        async with stores(server, "me", grace_s=2) as (store,):
             to_app = Server()
             body, headers = form(40)
             raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
