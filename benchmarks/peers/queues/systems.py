@@ -176,7 +176,13 @@ def _durable_and_shipped(name: str, title: str, adapter: str) -> tuple[System, S
 
 
 SYSTEMS: tuple[System, ...] = (
-    _OURS("ours", "ours, the whole service", f"{_FSYNC}, and of each file", "our_service", is_service=True),
+    _OURS(
+        "ours",
+        "ours, the whole service",
+        f"{_FSYNC}, and an fsync of each file of a job",
+        "our_service",
+        is_service=True,
+    ),
     _OURS("ours-store", "ours, the queue alone", _FSYNC, "our_store", _valkey, is_queue_alone=True),
     *_durable_and_shipped("rq", "RQ", "rq_jobs"),
     *_durable_and_shipped("celery", "Celery", "celery_jobs"),
