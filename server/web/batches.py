@@ -16,7 +16,7 @@ from server.errors import BadParameter, NoSuchJob, NotDone, ServiceUnavailable, 
 from server.jobs.blobs import BlobGone, Blobs
 from server.jobs.intake import Item, Limits, items
 from server.jobs.model import Batch, Facts, Idempotency, Job, JobId, JobState, NewJob, new_id
-from server.jobs.store import Store
+from server.jobs.store import Dropped, Store
 from server.jobs.threads import run_in_thread
 from server.operations.registry import Operation
 from server.web import stored
@@ -89,7 +89,7 @@ class BatchesResource:
             try:
                 with refusing_when_full():
                     await self._submit(req, batch, facts, options, digests)
-            except BlobGone:
+            except (BlobGone, Dropped):
                 raise ServiceUnavailable(
                     "Files of the batch were removed while it was received. Send it again."
                 ) from None

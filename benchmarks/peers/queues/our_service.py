@@ -61,9 +61,5 @@ def _connect(address: str) -> Callable[[str], str]:
     return submit
 
 
-def _work(_address: str) -> None:
-    raise NotImplementedError("the service has its own workers")
-
-
 if __name__ == "__main__":
-    work.main(_work, _connect)
+    work.main(None, _connect)

@@ -65,19 +65,20 @@ def _flip(source: str, target: str, quality: str) -> None:
 _KINDS: dict[str, Callable[..., None]] = {"empty": _nothing, "sleep": sleep, "flip": _flip}
 
 
-def main(work: Callable[[str], None], connect: Callable[[str], Callable[[str], object]]) -> None:
+def main(work: Callable[[str], None] | None, connect: Callable[[str], Callable[[str], object]]) -> None:
     """Run as a worker or as a submitter, as the command line says: `work ADDRESS` or `submit ADDRESS`.
 
     A submitter reads jobs from its standard input, and tells the witness when it began to submit each, and
     whether that was acknowledged or refused.
 
     Args:
-        work: works for the server at an address until the process is killed.
+        work: works for the server at an address until the process is killed; None for a server that has
+            workers of its own.
         connect: returns a function that submits a job and returns when it is acknowledged; if it returns a
             text, the witness is told that too.
     """
     role, address = sys.argv[1:]
-    if role == "work":
+    if role == "work" and work is not None:
         note("online", "-")
         work(address)
         return

@@ -214,6 +214,28 @@ def test_files_that_are_removed_meanwhile_are_told_and_leave_nothing(
     run(test())
 
 
+def test_a_batch_that_is_dropped_meanwhile_is_told(server: StoreServer, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with stores(server, "me") as (store,):
+
+            class Dropping(Directory):
+                calls = 0
+
+                async def keep_all(self, files: Mapping[str, FileIO], group: str) -> None:
+                    self.calls += 1
+                    if self.calls == 2:  # as the janitor does with a batch whose owner it takes for dead
+                        await eventually(lambda: store.has(group))
+                        await store.drop(group)
+                    await super().keep_all(files, group)
+
+            async with client(store, Dropping(tmp_path)) as http:
+                response = await http.post(PATH, content=form(40)[0], headers=FORM)
+                assert (response.status_code, slug(response)) == (503, "service-unavailable")
+                assert left_over(server, tmp_path) == []
+
+    run(test())
+
+
 def test_a_disk_that_becomes_full_in_the_middle_leaves_nothing(server: StoreServer, tmp_path: Path) -> None:
     class Filling(Directory):
         calls = 0
