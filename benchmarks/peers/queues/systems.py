@@ -140,7 +140,7 @@ def _own_user() -> str:
 
 
 _FSYNC = "appendfsync always"
-_SNAPSHOTS = "none: a snapshot after an hour, 5 minutes with 100 changes, or 1 with 10,000"
+_SNAPSHOTS = "none: a snapshot after an hour, after 5 minutes with 100 changes, or after 1 minute with 10,000"
 _IN_MEMORY = "none: in memory"
 _COMMITS = "each commit (MariaDB's default)"
 
