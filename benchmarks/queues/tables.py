@@ -66,7 +66,7 @@ def summary(results: Results, wait_s: float) -> Table:
             "enqueue to start, idle",
             "empty jobs/s",
             "worker killed: its job runs again after",
-            "server killed: acknowledged jobs that were lost; that ran twice",
+            "server killed: acknowledged jobs lost; jobs run twice",
         ),
         tuple(rows),
     )
@@ -134,10 +134,10 @@ def _kills(results: Results, wait_s: float) -> Table:
         (
             "queue",
             "process of a job killed: it runs again after",
-            "jobs that were lost; that ran twice",
+            "jobs lost; jobs run twice",
             "whole worker killed: its job runs again after",
-            "jobs that were lost; that ran twice",
-            "server killed: acknowledged jobs that were lost; that ran twice",
+            "jobs lost; jobs run twice",
+            "server killed: acknowledged jobs lost; jobs run twice",
             "server away: a submission",
         ),
         tuple(rows),
