@@ -1,6 +1,7 @@
 """Submissions: take work for later, and answer 202 as soon as it is safe."""
 
 import hashlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,8 +35,9 @@ log = get_logger(__name__)
 #: When to try again after the disk was full, in seconds.
 _FULL_RETRY_S = 60
 
-#: The longest delay, in seconds: 30 days.
-_LONGEST_DELAY_S = 30 * 86400
+#: The longest delay: a job that waits takes room in the queue, and nothing else would end that.
+_LONGEST_DELAY_DAYS = 30
+_LONGEST_DELAY_S = _LONGEST_DELAY_DAYS * 86400
 
 _MOST_ATTEMPTS = 100
 _LONGEST_KEY = 255
@@ -235,4 +237,8 @@ def _moment(value: str) -> float:
         raise BadParameter(f"The parameter `not_before` is no time. {expected}") from None
     if moment.tzinfo is None:
         raise BadParameter(f"The parameter `not_before` has no offset from UTC. {expected}")
+    if moment.timestamp() > time.time() + _LONGEST_DELAY_S:
+        raise BadParameter(
+            f"The parameter `not_before` is more than {_LONGEST_DELAY_DAYS} days ahead. Give an earlier time."
+        )
     return moment.timestamp()
