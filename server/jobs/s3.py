@@ -18,6 +18,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
+from server.cluster.memory_files import write_all
 from server.errors import StoreAway
 from server.jobs.blobs import BlobGone, UnsuitableBlobs, is_group, place_of
 from server.jobs.model import JobId, new_id
@@ -128,7 +129,7 @@ class S3:
                 except FileNotFoundError:
                     raise BlobGone(f"{group} has no {name}") from None
                 async for piece in found.stream(_PIECE_BYTES):
-                    file.write(piece)
+                    write_all(file, piece)
             file.seek(0)
         except BaseException:
             file.close()

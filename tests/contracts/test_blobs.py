@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -257,6 +258,22 @@ def test_a_bucket_that_does_not_exist_is_refused_with_what_the_server_says() -> 
         "FLIP_BLOB_URL: cannot keep the files of jobs in s3://nowhere/jobs: "
         "The specified bucket does not exist"
     )
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_file_that_does_not_fit_is_not_taken_for_a_whole_one() -> None:
+    async def test() -> None:
+        blobs, group = S3(f"{URL}/{new_id()}"), new_id()
+        await put(blobs, LARGE, group, "0.in")
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(LARGE) - 1, hard))  # the last write is short
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                await blobs.open(group, "0.in")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    run(test())
 
 
 @pytest.mark.usefixtures("s3")
