@@ -11,7 +11,7 @@ import errno
 import os
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Protocol
@@ -69,7 +69,7 @@ class Blobs(Protocol):
     async def keep_all(self, files: Mapping[str, FileIO], group: str) -> None:
         """Give files from `new` or `open` their names, as `keep` does; together that takes much less time.
 
-        After a failure some of them may have their names.
+        After a failure some of them may have their names on S3.
         """
 
     async def open(self, group: str, name: str) -> FileIO:
@@ -209,15 +209,7 @@ class Directory:
         try:
             if not must_exist:
                 is_new = _make(directory)
-            with _opened(directory) as descriptor:
-                for path, file in files.items():
-                    # Without the descriptor, CPython links the symbolic link instead of the file.
-                    os.link(f"/proc/self/fd/{file.fileno()}", path.name, dst_dir_fd=descriptor)
-                if len(files) > 1:
-                    _start_writing(files.values())
-                for file in files.values():
-                    os.fsync(file.fileno())
-                os.fsync(descriptor)
+            _link(files, directory)
             if is_new:
                 _sync(directory.parent)
                 if directory.parent.name not in self._synced:
@@ -230,6 +222,21 @@ class Directory:
             if isinstance(error, FileNotFoundError):
                 raise BlobGone(f"{directory.name} was removed") from None
             raise
+
+
+def _link(files: Mapping[Path, FileIO], directory: Path) -> None:
+    """Link files into their directory and write all of it to the disk; after a failure none has a name."""
+    with _opened(directory) as descriptor, ExitStack() as undo:
+        for path, file in files.items():
+            # Without the descriptor, CPython links the symbolic link instead of the file.
+            os.link(f"/proc/self/fd/{file.fileno()}", path.name, dst_dir_fd=descriptor)
+            undo.callback(path.unlink, missing_ok=True)
+        if len(files) > 1:
+            _start_writing(files.values())
+        for file in files.values():
+            os.fsync(file.fileno())  # may be the first to notice that the disk is full
+        os.fsync(descriptor)
+        undo.pop_all()
 
 
 def _start_writing(files: Iterable[FileIO]) -> None:

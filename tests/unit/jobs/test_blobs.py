@@ -1,6 +1,7 @@
 """Blobs in a directory: a kept file is there until it is removed, and nothing else ever is."""
 
 import asyncio
+import errno
 import os
 import resource
 from collections.abc import Callable, Coroutine, Iterator
@@ -121,6 +122,30 @@ def test_a_copy_that_has_no_room_leaves_nothing(blobs: Directory, root: Path, ov
 
     run(test())
     assert tree(root) == set()
+
+
+@pytest.mark.parametrize("must_exist", [False, True])
+def test_a_file_that_has_no_room_on_the_disk_loses_its_name(
+    blobs: Directory, root: Path, monkeypatch: pytest.MonkeyPatch, must_exist: bool
+) -> None:
+    """The file system may notice only when it writes, at fsync(2)."""
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def test() -> None:
+        await put(blobs, b"input", GROUP, "0.in")
+        before = tree(root)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            with pytest.raises(OSError, match="No space left"):
+                await put(blobs, b"result", GROUP, "0.1.out", must_exist=must_exist)
+            with blobs.new() as first, blobs.new() as second, pytest.raises(OSError, match="No space left"):
+                await blobs.keep_all({"1.in": first, "2.in": second}, GROUP)
+        assert tree(root) == before
+        await put(blobs, b"result", GROUP, "0.1.out", must_exist=must_exist)  # the name is free
+
+    run(test())
 
 
 def test_a_file_that_cannot_be_linked_leaves_no_directory(blobs: Directory, root: Path) -> None:
