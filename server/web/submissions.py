@@ -1,5 +1,6 @@
 """Submissions: take work for later, and answer 202 as soon as it is safe."""
 
+import asyncio
 import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -150,7 +151,11 @@ class Submissions:
                 if key is not None:
                     digest = await run_in_thread(digest_of, upload)
                     idempotency = Idempotency(key, fingerprint("job", facts, options, [digest]))
-                await self._blobs.keep(upload, id.group, id.input_name)
+                try:
+                    await self._blobs.keep(upload, id.group, id.input_name)
+                except asyncio.CancelledError:  # the client has left: the file may have its name, but no job
+                    await asyncio.shield(self._blobs.remove_group(id.group))
+                    raise
                 size = upload.seek(0, 2)
         try:
             job = await self._store.submit(id.group, facts, NewJob(size), options.schedule, idempotency)
