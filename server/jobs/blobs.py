@@ -72,8 +72,14 @@ class Blobs(Protocol):
         After a failure some of them may have their names on S3.
         """
 
-    async def open(self, group: str, name: str) -> FileIO:
+    async def open(self, group: str, name: str, part: tuple[int, int] | None = None) -> FileIO:
         """Open a file for reading.
+
+        Args:
+            group: of the file.
+            name: within its group.
+            part: the first byte that is wanted, and the one after the last: all others may be missing, so
+                that they need not be fetched; None for all.
 
         Raises:
             BlobGone: there is none.
@@ -171,7 +177,12 @@ class Directory:
         paths = {self._path(group, name): file for name, file in files.items()}
         await run_in_thread(self._keep, paths, False)  # noqa: FBT003 given by place
 
-    async def open(self, group: str, name: str) -> FileIO:
+    async def open(
+        self,
+        group: str,
+        name: str,
+        part: tuple[int, int] | None = None,  # noqa: ARG002 nothing needs to be fetched
+    ) -> FileIO:
         """Open a file for reading. See `Blobs`."""
         try:
             return FileIO(self._path(group, name))

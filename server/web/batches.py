@@ -21,6 +21,7 @@ from server.jobs.store import Dropped, Store
 from server.jobs.threads import run_in_thread
 from server.operations.registry import Operation
 from server.web import stored
+from server.web.downloads import pieces
 from server.web.jobs import as_time, describe
 from server.web.parameters import Query, read_start
 from server.web.submissions import (
@@ -44,9 +45,6 @@ _AT_ONCE = 2
 
 #: How many bytes they may have together, unless one alone has more: they may be in memory.
 _CHUNK_BYTES = 32 * 2**20
-
-#: How much of a result is read for one write to the client, in bytes.
-_PIECE_BYTES = 1 << 18
 
 #: A year that zip can express; an archive of the same results is the same.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -309,8 +307,8 @@ class ArchiveResource:
                             ZipInfo(name, _EPOCH), "w", force_zip64=job.result.bytes >= 1 << 31
                         ) as member,
                     ):
-                        for offset in range(0, job.result.bytes, _PIECE_BYTES):
-                            member.write(os.pread(file.fileno(), _PIECE_BYTES, offset))
+                        async for piece in pieces(file, 0, job.result.bytes):
+                            member.write(piece)
                             yield sent.take()
             text = json.dumps({"batch": describe_batch(batch), "items": manifest}, indent=2)
             archive.writestr(ZipInfo("manifest.json", _EPOCH), text)

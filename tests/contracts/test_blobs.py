@@ -76,6 +76,20 @@ def test_a_kept_file_can_be_opened_as_often_as_wanted(blobs: Blobs) -> None:
     run(test())
 
 
+def test_a_part_of_a_file_can_be_opened(blobs: Blobs) -> None:
+    async def test() -> None:
+        group = new_id()
+        await put(blobs, LARGE, group, "0.1.out")
+        for start, end in ((0, 1), (5, 3 << 20), (len(LARGE) - 1, len(LARGE)), (0, 0), (7, 7)):
+            with await blobs.open(group, "0.1.out", (start, end)) as file:
+                assert os.pread(file.fileno(), end - start, start) == LARGE[start:end]
+        for part in ((0, 0), (5, 9)):
+            with pytest.raises(BlobGone):
+                await blobs.open(group, "0.2.out", part)
+
+    run(test())
+
+
 def test_files_can_be_kept_together(blobs: Blobs) -> None:
     async def test() -> None:
         group = new_id()
@@ -258,6 +272,19 @@ def test_a_bucket_that_does_not_exist_is_refused_with_what_the_server_says() -> 
         "FLIP_BLOB_URL: cannot keep the files of jobs in s3://nowhere/jobs: "
         "The specified bucket does not exist"
     )
+
+
+@pytest.mark.usefixtures("s3")
+def test_no_more_is_fetched_than_is_wanted() -> None:
+    async def test() -> None:
+        blobs, group = S3(f"{URL}/{new_id()}"), new_id()
+        await put(blobs, LARGE, group, "0.1.out")
+        with await blobs.open(group, "0.1.out", (5, 9)) as file:
+            assert file.read() == bytes(5) + LARGE[5:9]
+        with await blobs.open(group, "0.1.out", (0, 0)) as file:
+            assert file.read() == b""
+
+    run(test())
 
 
 @pytest.mark.usefixtures("s3")
