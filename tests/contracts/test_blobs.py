@@ -25,8 +25,11 @@ from server.jobs.s3 import S3
 #: Larger than what is put in one piece.
 LARGE = os.urandom(1 << 20) * 12
 
-WRONG_GROUPS = ["", ".", "..", "/etc", "A" * 32, "0" * 31, "0" * 33, "0" * 32 + "\n"]
-WRONG_NAMES = ["", "..", "in", "0.out", "0.0.out", "01.in", "0.in\n", "/0.in", "../0.in", "0.1.out/"]
+WRONG_GROUPS = ["", ".", "..", "/etc", "../" + "0" * 29, "A" * 32, "0" * 31, "0" * 33, "0" * 32 + "\n"]
+WRONG_NAMES = [
+    *("", ".", "..", "in", ".in", "0", "0.out", "0.0.out", "01.in", "0.in\n", "0.in\0", "/0.in", "../0.in"),
+    *("-1.in", "0.1.in", "0.1.out/", "a.in", "٣.in", "1" * 11 + ".in", "x" * 10_000),
+]
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +250,15 @@ def test_what_is_no_group_and_no_name_is_refused(
     async def test() -> None:
         with blobs.new() as file, pytest.raises(ValueError, match="not a"):
             await call(blobs, file, group, name)
+
+    run(test())
+
+
+@pytest.mark.parametrize("group", WRONG_GROUPS)
+def test_what_is_no_group_is_not_removed(blobs: Blobs, group: str) -> None:
+    async def test() -> None:
+        with pytest.raises(ValueError, match="not a group"):
+            await blobs.remove_group(group)
 
     run(test())
 
