@@ -24,7 +24,7 @@ from server.jobs.threads import run_in_thread
 from server.logs import get_logger
 from server.operations.registry import Operation
 from server.web.exchange import Exchange
-from server.web.parameters import Query
+from server.web.parameters import Query, whole
 from server.web.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -229,9 +229,10 @@ def digest_of(file: FileIO) -> str:
 
 
 def _whole(name: str, value: str, least: int, most: int) -> int:
-    if not (value.isascii() and value.isdigit() and len(value) < 10 and least <= int(value) <= most):  # noqa: PLR2004 digits
+    number = whole(value)
+    if number is None or not least <= number <= most:
         raise BadParameter(f"The parameter `{name}` is wrong. Give a whole number from {least} to {most}.")
-    return int(value)
+    return number
 
 
 def _moment(value: str) -> float:
