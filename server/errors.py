@@ -110,7 +110,7 @@ class Unauthorized(RequestError):
 
 
 class Forbidden(RequestError):
-    """An operator's request from another machine, while no token is configured."""
+    """An operator's request from another machine or through a proxy, while no token is configured."""
 
     title = "This is for operators on the same machine"
 

@@ -372,7 +372,8 @@ class Settings(BaseModel):
         BeforeValidator(_not_empty),
         Field(
             description="Token that operators send as `Authorization: Bearer`, to see, pause and resume "
-            "queues and to retry jobs. When it is not set, they may do so from the machine itself only."
+            "queues and to retry jobs. When it is not set, they may do so from the machine itself only, and "
+            "through no proxy. Set it behind a proxy on the same machine."
         ),
     ] = None
     callback_hosts: Annotated[

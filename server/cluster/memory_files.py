@@ -38,6 +38,17 @@ def has_room(file: FileIO) -> bool:
     return is_written
 
 
+def write_all(file: FileIO, data: bytes | memoryview) -> None:
+    """Write all of it, however often that takes: a raw write may be short (write(2)).
+
+    Raises:
+        OSError: there is no room for it.
+    """
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
 class MemoryFilePool:
     """Memory files that are written over, for uploads and for results.
 

@@ -11,7 +11,7 @@ import errno
 import os
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Protocol
@@ -69,11 +69,17 @@ class Blobs(Protocol):
     async def keep_all(self, files: Mapping[str, FileIO], group: str) -> None:
         """Give files from `new` or `open` their names, as `keep` does; together that takes much less time.
 
-        After a failure some of them may have their names.
+        After a failure some of them may have their names on S3.
         """
 
-    async def open(self, group: str, name: str) -> FileIO:
+    async def open(self, group: str, name: str, part: tuple[int, int] | None = None) -> FileIO:
         """Open a file for reading.
+
+        Args:
+            group: of the file.
+            name: within its group.
+            part: the first byte that is wanted, and the one after the last: all others may be missing, so
+                that they need not be fetched; None for all.
 
         Raises:
             BlobGone: there is none.
@@ -171,7 +177,12 @@ class Directory:
         paths = {self._path(group, name): file for name, file in files.items()}
         await run_in_thread(self._keep, paths, False)  # noqa: FBT003 given by place
 
-    async def open(self, group: str, name: str) -> FileIO:
+    async def open(
+        self,
+        group: str,
+        name: str,
+        part: tuple[int, int] | None = None,  # noqa: ARG002 nothing needs to be fetched
+    ) -> FileIO:
         """Open a file for reading. See `Blobs`."""
         try:
             return FileIO(self._path(group, name))
@@ -209,15 +220,7 @@ class Directory:
         try:
             if not must_exist:
                 is_new = _make(directory)
-            with _opened(directory) as descriptor:
-                for path, file in files.items():
-                    # Without the descriptor, CPython links the symbolic link instead of the file.
-                    os.link(f"/proc/self/fd/{file.fileno()}", path.name, dst_dir_fd=descriptor)
-                if len(files) > 1:
-                    _start_writing(files.values())
-                for file in files.values():
-                    os.fsync(file.fileno())
-                os.fsync(descriptor)
+            _link(files, directory)
             if is_new:
                 _sync(directory.parent)
                 if directory.parent.name not in self._synced:
@@ -230,6 +233,21 @@ class Directory:
             if isinstance(error, FileNotFoundError):
                 raise BlobGone(f"{directory.name} was removed") from None
             raise
+
+
+def _link(files: Mapping[Path, FileIO], directory: Path) -> None:
+    """Link files into their directory and write all of it to the disk; after a failure none has a name."""
+    with _opened(directory) as descriptor, ExitStack() as undo:
+        for path, file in files.items():
+            # Without the descriptor, CPython links the symbolic link instead of the file.
+            os.link(f"/proc/self/fd/{file.fileno()}", path.name, dst_dir_fd=descriptor)
+            undo.callback(path.unlink, missing_ok=True)
+        if len(files) > 1:
+            _start_writing(files.values())
+        for file in files.values():
+            os.fsync(file.fileno())  # may be the first to notice that the disk is full
+        os.fsync(descriptor)
+        undo.pop_all()
 
 
 def _start_writing(files: Iterable[FileIO]) -> None:

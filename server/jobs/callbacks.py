@@ -100,7 +100,7 @@ class Callbacks:
         try:
             async with asyncio.timeout(self._timeout_s):
                 status = await self._send(url, body, self._signed(str(claim.id), body))
-        except TimeoutError:
+        except (TimeoutError, httpx.TimeoutException):
             raise CallbackFailed(f"The host did not answer within {self._timeout_s:g} s.") from None
         except httpx.HTTPError as error:
             reason = str(error) or type(error).__name__  # may quote what the host has sent
@@ -112,8 +112,10 @@ class Callbacks:
         """Post to the first address that a connection can be made to, and return the status."""
         host = _host(url)
         addresses = await self._resolve(host, _port(url))
-        failure: httpx.ConnectError | None = None
-        async with httpx.AsyncClient(verify=self._tls, timeout=self._timeout_s, trust_env=False) as client:
+        failure: httpx.TransportError | None = None
+        # An address that does not answer leaves time for the others.
+        timeout = httpx.Timeout(self._timeout_s, connect=self._timeout_s / max(1, len(addresses)))
+        async with httpx.AsyncClient(verify=self._tls, timeout=timeout, trust_env=False) as client:
             for address in addresses:
                 try:
                     async with client.stream(
@@ -125,7 +127,7 @@ class Callbacks:
                         extensions={"sni_hostname": host},  # the certificate must be the host's
                     ) as response:
                         return response.status_code  # the body is not read
-                except httpx.ConnectError as error:
+                except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                     failure = error
         raise failure or CallbackFailed("The host has no address.")
 

@@ -1,8 +1,10 @@
 """The embedded store: a server that the arbiter starts, watches and stops.
 
 A lock decides who starts it. The server holds the lock itself, through a descriptor that it inherits, so the
-lock is free when, and only when, no server runs, however the last one ended. An arbiter that finds the lock
-taken is a guest: it uses the server of another service, and starts one when the lock is free (ADR 18).
+lock is free when, and only when, no server runs, however the last one ended. A child of the server, which it
+forks to rewrite its data, holds the lock too, so the whole process group is ended with a server. An arbiter
+that finds the lock taken is a guest: it uses the server of another service, and starts one when the lock is
+free (ADR 18).
 """
 
 import ctypes
@@ -124,6 +126,9 @@ class EmbeddedStore:
             except subprocess.TimeoutExpired:
                 self._server.kill()
                 self._server.wait()
+            # A child that rewrites the data outlives a server that was killed, and keeps the lock.
+            with suppress(ProcessLookupError):
+                os.killpg(self._server.pid, signal.SIGKILL)
             self._server = None
 
     def _ensure_server(self) -> None:
@@ -132,12 +137,10 @@ class EmbeddedStore:
         try:
             self._directory.parent.mkdir(0o700, parents=True, exist_ok=True)
             self._directory.mkdir(0o700, exist_ok=True)
+            if self._server is not None and self._server.poll() is not None:
+                self._bury(self._server.pid)
             with self._lock() as lock:
-                if lock is None:
-                    return
-                if self._server is not None:
-                    self._bury(self._server.pid)
-                if time.monotonic() >= self._start_at_s:
+                if lock is not None and self._server is None and time.monotonic() >= self._start_at_s:
                     self._launch(lock)
         except OSError as error:
             raise StoreNotStarted(_unusable(self._directory, error.strerror or str(error))) from None
@@ -195,6 +198,7 @@ class EmbeddedStore:
         self.stop()
         delay_s = self._backoff.delay_s(lived_s, did_work=self._has_answered)
         self._start_at_s = time.monotonic() + delay_s
+        self._has_answered = False
         log.error(
             "store_died",
             pid=pid,

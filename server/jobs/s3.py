@@ -18,6 +18,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
+from server.cluster.memory_files import write_all
 from server.errors import StoreAway
 from server.jobs.blobs import BlobGone, UnsuitableBlobs, is_group, place_of
 from server.jobs.model import JobId, new_id
@@ -118,22 +119,31 @@ class S3:
             if outcome is not None:
                 raise outcome
 
-    async def open(self, group: str, name: str) -> FileIO:
-        """Fetch a file. See `Blobs`."""
+    async def open(self, group: str, name: str, part: tuple[int, int] | None = None) -> FileIO:
+        """Fetch a file, or a part of it to its place in an empty one. See `Blobs`."""
+        key = place_of(group, name)
         file = self.new()
         try:
             with _translated():
                 try:
-                    found = await obstore.get_async(self._bucket, place_of(group, name))
+                    await self._fetch(key, file, part)
                 except FileNotFoundError:
                     raise BlobGone(f"{group} has no {name}") from None
-                async for piece in found.stream(_PIECE_BYTES):
-                    file.write(piece)
             file.seek(0)
         except BaseException:
             file.close()
             raise
         return file
+
+    async def _fetch(self, key: str, file: FileIO, part: tuple[int, int] | None) -> None:
+        start, end = part or (0, None)
+        if start == end:  # an empty range cannot be asked for
+            await obstore.head_async(self._bucket, key)
+            return
+        found = await obstore.get_async(self._bucket, key, options={"range": part} if part else None)
+        file.seek(start)
+        async for piece in found.stream(_PIECE_BYTES):
+            write_all(file, piece)
 
     async def remove(self, group: str, name: str) -> None:
         """Delete a file if it is there."""

@@ -5,9 +5,10 @@ import json
 import mimetypes
 import os
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
 from contextlib import ExitStack, aclosing
 from io import FileIO, RawIOBase
+from typing import TypeAlias
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from falcon.asgi import Request, Response
@@ -20,6 +21,7 @@ from server.jobs.store import Dropped, Store
 from server.jobs.threads import run_in_thread
 from server.operations.registry import Operation
 from server.web import stored
+from server.web.downloads import pieces
 from server.web.jobs import as_time, describe
 from server.web.parameters import Query, read_start
 from server.web.submissions import (
@@ -44,11 +46,11 @@ _AT_ONCE = 2
 #: How many bytes they may have together, unless one alone has more: they may be in memory.
 _CHUNK_BYTES = 32 * 2**20
 
-#: How much of a result is read for one write to the client, in bytes.
-_PIECE_BYTES = 1 << 18
-
 #: A year that zip can express; an archive of the same results is the same.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+
+#: What makes an item the same one when a batch is sent again: its name and a digest of its file.
+_Input: TypeAlias = tuple[str | None, str]
 
 
 class BatchesResource:
@@ -85,17 +87,17 @@ class BatchesResource:
         self._store.raise_if_away()
         batch = new_id()
         try:
-            digests: list[str] | None = None if key is None else []
+            inputs: list[_Input] | None = None if key is None else []
             try:
                 with refusing_when_full():
-                    await self._submit(req, batch, facts, options, digests)
+                    await self._submit(req, batch, facts, options, inputs)
             except (BlobGone, Dropped):
                 raise ServiceUnavailable(
                     "Files of the batch were removed while it was received. Send it again."
                 ) from None
             idempotency = None
-            if key is not None and digests is not None:
-                idempotency = Idempotency(key, fingerprint("batch", facts, options, digests))
+            if key is not None and inputs is not None:
+                idempotency = Idempotency(key, fingerprint("batch", facts, options, inputs))
             kept = await self._store.seal(batch, idempotency)
         except BaseException:
             await asyncio.shield(self._drop(batch))
@@ -115,9 +117,9 @@ class BatchesResource:
         return options, Facts(name, operation.version, parameters, options.attempts, options.callback)
 
     async def _submit(
-        self, req: Request, batch: str, facts: Facts, options: Options, digests: list[str] | None
+        self, req: Request, batch: str, facts: Facts, options: Options, inputs: list[_Input] | None
     ) -> None:
-        """Submit the items as they come, and add their digests to those that are wanted."""
+        """Submit the items as they come, and add to the inputs if these are wanted."""
         if (req.content_length or 0) > self._limits.bytes:
             raise UploadTooLarge(
                 f"The batch is larger than {self._limits.bytes} bytes. Split it into several batches."
@@ -139,7 +141,7 @@ class BatchesResource:
                         unless_submitted.pop_all()
                     after = tasks[-1] if tasks else None
                     task = asyncio.create_task(
-                        self._submit_chunk(chunk, after, batch, facts, options, digests)
+                        self._submit_chunk(chunk, after, batch, facts, options, inputs)
                     )
                     task.add_done_callback(chunk.close)
                     tasks.append(task)
@@ -157,16 +159,16 @@ class BatchesResource:
         batch: str,
         facts: Facts,
         options: Options,
-        digests: list[str] | None,
+        inputs: list[_Input] | None,
     ) -> None:
         """Submit a chunk; its files are kept while the one before is still being submitted."""
         names = {JobId(batch, job.index).input_name: file for job, file in chunk.files.items()}
-        more = [] if digests is None else await run_in_thread(_digests_of, chunk.files.values())
+        more = [] if inputs is None else await run_in_thread(_inputs_of, chunk.files)
         await self._blobs.keep_all(names, batch)
         if after is not None:
             await after
-        if digests is not None:
-            digests += more
+        if inputs is not None:
+            inputs += more
         await self._store.submit_items(batch, facts, tuple(chunk.files), options.schedule)
 
     async def _drop(self, batch: str) -> None:
@@ -226,8 +228,8 @@ async def _chunks(found: AsyncIterable[Item]) -> AsyncGenerator[_Chunk, None]:
             yield chunk
 
 
-def _digests_of(files: Iterable[FileIO]) -> list[str]:
-    return [digest_of(file) for file in files]
+def _inputs_of(files: Mapping[NewJob, FileIO]) -> list[_Input]:
+    return [(job.name, digest_of(file)) for job, file in files.items()]
 
 
 class BatchResource:
@@ -305,8 +307,8 @@ class ArchiveResource:
                             ZipInfo(name, _EPOCH), "w", force_zip64=job.result.bytes >= 1 << 31
                         ) as member,
                     ):
-                        for offset in range(0, job.result.bytes, _PIECE_BYTES):
-                            member.write(os.pread(file.fileno(), _PIECE_BYTES, offset))
+                        async for piece in pieces(file, 0, job.result.bytes):
+                            member.write(piece)
                             yield sent.take()
             text = json.dumps({"batch": describe_batch(batch), "items": manifest}, indent=2)
             archive.writestr(ZipInfo("manifest.json", _EPOCH), text)

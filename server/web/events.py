@@ -12,6 +12,7 @@ from server.jobs.store import Store
 from server.web.batches import find_batch
 from server.web.exchange import Exchange
 from server.web.jobs import describe, job_id
+from server.web.parameters import whole
 
 #: After how long a browser connects again, in milliseconds: at once, when its worker drains.
 _RETRY_MS = 500
@@ -47,16 +48,16 @@ class BatchEvents:
 
     async def on_get(self, req: Request, resp: Response, id: str) -> None:
         """Answer with the events after `Last-Event-ID`, or with all of them."""
-        seen = req.get_header("Last-Event-ID", default="0")
-        if not (seen.isascii() and seen.isdigit() and len(seen) < 10):  # noqa: PLR2004 digits
+        seen = whole(req.get_header("Last-Event-ID", default="0"))
+        if seen is None:
             raise BadParameter(
                 "The header Last-Event-ID is wrong. Send the id of the last event, or leave it out."
             )
         batch = await find_batch(self._store, id)
-        if batch.ended_s is not None and not await self._store.log(batch.id, int(seen)):
+        if batch.ended_s is not None and not await self._store.log(batch.id, seen):
             resp.status = HTTPStatus.NO_CONTENT
             return
-        _stream(req, resp, self._events(batch, int(seen)))
+        _stream(req, resp, self._events(batch, seen))
 
     async def _events(self, batch: Batch, seen: int) -> AsyncIterator[SSEvent]:
         yield SSEvent(retry=_RETRY_MS)

@@ -1,12 +1,10 @@
 """Jobs: what has become of work that was taken for later, and its result."""
 
-import os
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
-from io import FileIO
 from typing import Any
 
 import falcon
@@ -17,13 +15,11 @@ from server.jobs.blobs import BlobGone, Blobs
 from server.jobs.hub import Hub
 from server.jobs.model import Failure, Job, JobId, JobState, Result
 from server.jobs.store import Store
+from server.web.downloads import pieces
 from server.web.exchange import Exchange
 from server.web.operators import Operators
 from server.web.preferences import Preferences
 from server.web.problems import Problem
-
-#: How much of a result is read for one write to the client, in bytes.
-_PIECE_BYTES = 1 << 18
 
 #: The last no bytes: a range that no file can satisfy.
 _LAST_NONE = re.compile(r"bytes\s*=\s*-0+\s*", re.ASCII)
@@ -101,55 +97,56 @@ class ResultResource:
         if _has(req, "If-None-Match", tag):
             resp.status = HTTPStatus.NOT_MODIFIED
             return
+        size = job.result.bytes
+        wanted = _range(req, size, tag)
+        # Files on S3 are fetched, so no more is opened than is sent.
+        start, end = (0, 0) if req.method == "HEAD" else wanted or (0, size)
         try:
-            file = await self._blobs.open(job.id.group, job.id.result_name(job.result.fence))
+            file = await self._blobs.open(job.id.group, job.id.result_name(job.result.fence), (start, end))
         except BlobGone:
             raise Expired("The result is not kept any more. Submit the work again.") from None
         Exchange.of(req.scope).resources.enter_context(file)
-        _serve(req, resp, file, job.result, tag)
+        resp.content_type = str(job.result.outcome["media_type"])
+        resp.content_length = size
+        if wanted:
+            resp.status = HTTPStatus.PARTIAL_CONTENT
+            resp.set_header("Content-Range", f"bytes {start}-{end - 1}/{size}")
+            resp.content_length = end - start
+        if req.method != "HEAD":
+            resp.stream = pieces(file, start, end)
 
     on_head = on_get
 
 
-def _serve(req: Request, resp: Response, file: FileIO, result: Result, tag: str) -> None:
-    resp.content_type = str(result.outcome["media_type"])
-    first, last = 0, result.bytes - 1
-    wanted = _range(req, result.bytes, tag)
-    if wanted is not None:
-        start, end = wanted
-        first = max(0, result.bytes + start) if start < 0 else start
-        last = last if end == -1 else min(end, last)
-        if first > last:
-            resp.content_type = "application/problem+json"
-            raise falcon.HTTPRangeNotSatisfiable(result.bytes)
-        resp.status = HTTPStatus.PARTIAL_CONTENT
-        resp.set_header("Content-Range", f"bytes {first}-{last}/{result.bytes}")
-    resp.content_length = last - first + 1
-    if req.method != "HEAD":
-        resp.stream = _pieces(file, first, last + 1)
-
-
 def _range(req: Request, size: int, tag: str) -> tuple[int, int] | None:
-    """Return the range that is wanted; one that makes no sense, or of another result, is ignored."""
+    """Return the first byte that is wanted and the one after the last; None for all.
+
+    A range that makes no sense, or is one of another result, is ignored.
+
+    Raises:
+        HTTPRangeNotSatisfiable: it is behind the end.
+    """
     if req.method == "HEAD" or req.get_header("If-Range", default=tag) != tag:
         return None
     if _LAST_NONE.fullmatch(req.get_header("Range", default="")):
-        return size, size
+        raise falcon.HTTPRangeNotSatisfiable(size)
+    wanted = None
     with suppress(falcon.HTTPInvalidHeader):
-        if req.range_unit == "bytes":
-            return req.range
-    return None
+        wanted = req.range if req.range_unit == "bytes" else None
+    if wanted is None:
+        return None
+    first, last = wanted
+    start = max(0, size + first) if first < 0 else first
+    end = size if last == -1 else min(last + 1, size)
+    if start >= end:
+        raise falcon.HTTPRangeNotSatisfiable(size)
+    return start, end
 
 
 def _has(req: Request, header: str, tag: str) -> bool:
     """Whether an entity tag is among those in a header."""
     value = req.get_header(header, default="")
     return value.strip() == "*" or tag in {each.strip().removeprefix("W/") for each in value.split(",")}
-
-
-async def _pieces(file: FileIO, start: int, end: int) -> AsyncIterator[bytes]:
-    for offset in range(start, end, _PIECE_BYTES):
-        yield os.pread(file.fileno(), min(_PIECE_BYTES, end - offset), offset)
 
 
 def _not_done(job: Job) -> NotDone:

@@ -1,5 +1,6 @@
 """Parameters: a query read against the parameter schema of an operation."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -74,9 +75,14 @@ def read_start(query: str) -> int:
     given = parse_query_string(query, keep_blank=True, csv=False)
     start = _single("start", given.pop("start", "0"))
     _refuse_unknown(given)
-    if not (start.isascii() and start.isdigit() and len(start) < 10):  # noqa: PLR2004 digits
+    if (number := whole(start)) is None:
         raise BadParameter("The parameter `start` is wrong. Give a whole number, 0 or more.")
-    return int(start)
+    return number
+
+
+def whole(text: str) -> int | None:
+    """Read a whole number, 0 or more, of at most nine digits; None when it is none."""
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else None
 
 
 def _refuse_unknown(left: Mapping[str, object]) -> None:

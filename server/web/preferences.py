@@ -6,6 +6,8 @@ from typing import Self
 
 from falcon.asgi import Request
 
+from server.web.parameters import whole
+
 #: The longest time that an answer is held back, in seconds: proxies in front often give up after a minute.
 _LONGEST_WAIT_S = 50
 
@@ -32,6 +34,4 @@ class Preferences:
         for preference in _PREFERENCE.findall(req.get_header("Prefer", default="")):
             name, _, value = preference.partition(";")[0].partition("=")
             given.setdefault(name.strip().lower(), value.strip().removeprefix('"').removesuffix('"'))
-        wait = given.get("wait", "")
-        is_number = wait.isascii() and wait.isdigit() and len(wait) < 10  # noqa: PLR2004 digits
-        return cls("respond-async" in given, min(int(wait), _LONGEST_WAIT_S) if is_number else 0)
+        return cls("respond-async" in given, min(whole(given.get("wait", "")) or 0, _LONGEST_WAIT_S))

@@ -1,6 +1,8 @@
 """Submissions: take work for later, and answer 202 as soon as it is safe."""
 
+import asyncio
 import hashlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from server.jobs.threads import run_in_thread
 from server.logs import get_logger
 from server.operations.registry import Operation
 from server.web.exchange import Exchange
-from server.web.parameters import Query
+from server.web.parameters import Query, whole
 from server.web.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -34,8 +36,9 @@ log = get_logger(__name__)
 #: When to try again after the disk was full, in seconds.
 _FULL_RETRY_S = 60
 
-#: The longest delay, in seconds: 30 days.
-_LONGEST_DELAY_S = 30 * 86400
+#: The longest delay: a job that waits takes room in the queue, and nothing else would end that.
+_LONGEST_DELAY_DAYS = 30
+_LONGEST_DELAY_S = _LONGEST_DELAY_DAYS * 86400
 
 _MOST_ATTEMPTS = 100
 _LONGEST_KEY = 255
@@ -148,7 +151,11 @@ class Submissions:
                 if key is not None:
                     digest = await run_in_thread(digest_of, upload)
                     idempotency = Idempotency(key, fingerprint("job", facts, options, [digest]))
-                await self._blobs.keep(upload, id.group, id.input_name)
+                try:
+                    await self._blobs.keep(upload, id.group, id.input_name)
+                except asyncio.CancelledError:  # the client has left: the file may have its name, but no job
+                    await asyncio.shield(self._blobs.remove_group(id.group))
+                    raise
                 size = upload.seek(0, 2)
         try:
             job = await self._store.submit(id.group, facts, NewJob(size), options.schedule, idempotency)
@@ -222,9 +229,10 @@ def digest_of(file: FileIO) -> str:
 
 
 def _whole(name: str, value: str, least: int, most: int) -> int:
-    if not (value.isascii() and value.isdigit() and len(value) < 10 and least <= int(value) <= most):  # noqa: PLR2004 digits
+    number = whole(value)
+    if number is None or not least <= number <= most:
         raise BadParameter(f"The parameter `{name}` is wrong. Give a whole number from {least} to {most}.")
-    return int(value)
+    return number
 
 
 def _moment(value: str) -> float:
@@ -235,4 +243,8 @@ def _moment(value: str) -> float:
         raise BadParameter(f"The parameter `not_before` is no time. {expected}") from None
     if moment.tzinfo is None:
         raise BadParameter(f"The parameter `not_before` has no offset from UTC. {expected}")
+    if moment.timestamp() > time.time() + _LONGEST_DELAY_S:
+        raise BadParameter(
+            f"The parameter `not_before` is more than {_LONGEST_DELAY_DAYS} days ahead. Give an earlier time."
+        )
     return moment.timestamp()

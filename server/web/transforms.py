@@ -2,8 +2,6 @@
 
 import errno
 import os
-from collections.abc import AsyncIterator
-from io import FileIO
 
 from falcon.asgi import Request, Response
 
@@ -13,6 +11,7 @@ from server.cluster.memory_files import NO_ROOM, MemoryFilePool
 from server.cluster.messages import Spent
 from server.errors import ServiceUnavailable
 from server.operations.registry import Operation
+from server.web.downloads import pieces
 from server.web.exchange import Exchange
 from server.web.parameters import Query
 from server.web.preferences import Preferences
@@ -22,9 +21,6 @@ from server.web.uploads import Uploads
 #: What the kernel says when there is no more memory or no descriptor, or too many of them are in the work
 #: socket.
 _EXHAUSTED = NO_ROOM | {errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS, errno.ENOBUFS}
-
-#: How much of a result is read for one write to the client, in bytes.
-_PIECE_BYTES = 1 << 18
 
 
 class Transform:
@@ -88,7 +84,7 @@ class Transform:
         resp.content_length = size
         resp.set_header("X-Engine-PID", str(done.engine_pid))
         resp.set_header("Server-Timing", _server_timing(done.spent))
-        resp.stream = _pieces(result, size)
+        resp.stream = pieces(result, 0, size)
         exchange.engine_pid = done.engine_pid
         headers = self._operation.outcome.headers
         reported = {name: str(done.outcome[field]) for name, field in headers.items()}
@@ -100,8 +96,3 @@ def _server_timing(spent: Spent) -> str:
     """Write where the time went, in milliseconds (W3C Server Timing, section 3)."""
     parts_us = {"queue": spent.queue_us, **spent.stages_us}
     return ", ".join([f"{part};dur={us / 1e3:.1f}" for part, us in parts_us.items()])
-
-
-async def _pieces(result: FileIO, size: int) -> AsyncIterator[bytes]:
-    for offset in range(0, size, _PIECE_BYTES):
-        yield os.pread(result.fileno(), _PIECE_BYTES, offset)

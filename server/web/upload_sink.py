@@ -2,6 +2,8 @@
 
 from io import FileIO
 
+from server.cluster.memory_files import write_all
+
 
 class UploadSink:
     """A file that the app opens for what follows of a body, and that the server may write to.
@@ -46,14 +48,3 @@ class UploadSink:
             self._file = None
             raise
         self.written_bytes += len(data)
-
-
-def write_all(file: FileIO, data: bytes | memoryview) -> None:
-    """Write all of it, however often that takes: a raw write may be short (write(2)).
-
-    Raises:
-        OSError: there is no room for it.
-    """
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]

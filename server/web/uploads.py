@@ -13,9 +13,10 @@ from falcon.asgi.multipart import BodyPart, MultipartForm
 from falcon.media import MultipartFormHandler
 
 from server.admission import Ticket
+from server.cluster.memory_files import write_all
 from server.errors import MalformedMultipart, OperationRefused, UploadTooLarge, UploadTooSlow
 from server.web.exchange import Exchange
-from server.web.upload_sink import UploadSink, write_all
+from server.web.upload_sink import UploadSink
 
 _ONE_FILE = "Send one file part named `image`, as `curl -F image=@photo.jpg` does, or the image as the body."
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -24,8 +25,11 @@ from server.jobs.s3 import S3
 #: Larger than what is put in one piece.
 LARGE = os.urandom(1 << 20) * 12
 
-WRONG_GROUPS = ["", ".", "..", "/etc", "A" * 32, "0" * 31, "0" * 33, "0" * 32 + "\n"]
-WRONG_NAMES = ["", "..", "in", "0.out", "0.0.out", "01.in", "0.in\n", "/0.in", "../0.in", "0.1.out/"]
+WRONG_GROUPS = ["", ".", "..", "/etc", "../" + "0" * 29, "A" * 32, "0" * 31, "0" * 33, "0" * 32 + "\n"]
+WRONG_NAMES = [
+    *("", ".", "..", "in", ".in", "0", "0.out", "0.0.out", "01.in", "0.in\n", "0.in\0", "/0.in", "../0.in"),
+    *("-1.in", "0.1.in", "0.1.out/", "a.in", "٣.in", "1" * 11 + ".in", "x" * 10_000),
+]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +75,20 @@ def test_a_kept_file_can_be_opened_as_often_as_wanted(blobs: Blobs) -> None:
             assert await get(blobs, group, "0.in") == b"input"
             assert await get(blobs, group, "0.3.out") == LARGE
             assert await get(blobs, other, "0.in") == b""
+
+    run(test())
+
+
+def test_a_part_of_a_file_can_be_opened(blobs: Blobs) -> None:
+    async def test() -> None:
+        group = new_id()
+        await put(blobs, LARGE, group, "0.1.out")
+        for start, end in ((0, 1), (5, 3 << 20), (len(LARGE) - 1, len(LARGE)), (0, 0), (7, 7)):
+            with await blobs.open(group, "0.1.out", (start, end)) as file:
+                assert os.pread(file.fileno(), end - start, start) == LARGE[start:end]
+        for part in ((0, 0), (5, 9)):
+            with pytest.raises(BlobGone):
+                await blobs.open(group, "0.2.out", part)
 
     run(test())
 
@@ -236,6 +254,15 @@ def test_what_is_no_group_and_no_name_is_refused(
     run(test())
 
 
+@pytest.mark.parametrize("group", WRONG_GROUPS)
+def test_what_is_no_group_is_not_removed(blobs: Blobs, group: str) -> None:
+    async def test() -> None:
+        with pytest.raises(ValueError, match="not a group"):
+            await blobs.remove_group(group)
+
+    run(test())
+
+
 # --- S3 alone ---------------------------------------------------------------------------------------------
 
 
@@ -257,6 +284,35 @@ def test_a_bucket_that_does_not_exist_is_refused_with_what_the_server_says() -> 
         "FLIP_BLOB_URL: cannot keep the files of jobs in s3://nowhere/jobs: "
         "The specified bucket does not exist"
     )
+
+
+@pytest.mark.usefixtures("s3")
+def test_no_more_is_fetched_than_is_wanted() -> None:
+    async def test() -> None:
+        blobs, group = S3(f"{URL}/{new_id()}"), new_id()
+        await put(blobs, LARGE, group, "0.1.out")
+        with await blobs.open(group, "0.1.out", (5, 9)) as file:
+            assert file.read() == bytes(5) + LARGE[5:9]
+        with await blobs.open(group, "0.1.out", (0, 0)) as file:
+            assert file.read() == b""
+
+    run(test())
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_file_that_does_not_fit_is_not_taken_for_a_whole_one() -> None:
+    async def test() -> None:
+        blobs, group = S3(f"{URL}/{new_id()}"), new_id()
+        await put(blobs, LARGE, group, "0.in")
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(LARGE) - 1, hard))  # the last write is short
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                await blobs.open(group, "0.in")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    run(test())
 
 
 @pytest.mark.usefixtures("s3")

@@ -1,4 +1,4 @@
-"""The systemd unit and the runbook match the code."""
+"""The systemd unit, the configuration of nginx and the runbook match the code."""
 
 import re
 import shlex
@@ -9,9 +9,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from server.gateway import logger, preflight
+from server.operations.images import OPERATIONS
+from server.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 UNIT = (ROOT / "deploy" / "flipcluster.service").read_text()
+NGINX = (ROOT / "deploy" / "nginx.conf").read_text()
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
 HOME = "/opt/flipcluster"
 
@@ -61,6 +64,40 @@ def test_systemd_accepts_the_unit_where_there_is_one_to_ask(tmp_path: Path) -> N
             ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False, timeout=60
         )
         assert (result.returncode, result.stderr) == (0, "")
+
+
+def location(of: str) -> str:
+    """Return what nginx does in a location, without comments."""
+    (found,) = re.findall(
+        rf"^    location {re.escape(of)} \{{\n(.*?)^    \}}", NGINX, flags=re.MULTILINE | re.DOTALL
+    )
+    return re.sub(r"#.*", "", found)
+
+
+def megabytes(text: str) -> int:
+    ((number),) = re.findall(r"client_max_body_size (\d+)m;", text)
+    return int(number) << 20
+
+
+def test_nginx_lets_the_service_itself_refuse_what_is_too_large() -> None:
+    settings = Settings()
+    server = re.sub(r"^    location .*?^    \}", "", NGINX, flags=re.MULTILINE | re.DOTALL)
+    assert settings.max_body_bytes < megabytes(server) < 1.1 * settings.max_body_bytes
+    assert settings.max_batch_bytes < megabytes(location("= /batches")) < 1.1 * settings.max_batch_bytes
+
+
+def test_nginx_repeats_a_post_only_where_an_image_is_answered_at_once() -> None:
+    images = f"~ ^/({'|'.join(OPERATIONS)})$"
+    assert re.findall(r"proxy_next_upstream [^;]*non_idempotent", NGINX) == re.findall(
+        r"proxy_next_upstream [^;]*non_idempotent", location(images)
+    )
+    assert re.search(r'if \(\$http_prefer != ""\)', location(images))
+
+
+def test_nginx_says_that_a_request_has_come_through_it() -> None:
+    assert re.search(r"^    proxy_set_header X-Forwarded-For ", NGINX, flags=re.MULTILINE)
+    # One in a location would take away all those of the server.
+    assert not re.search(r"^        +proxy_set_header", NGINX, flags=re.MULTILINE)
 
 
 def test_the_runbook_explains_every_event_and_no_other() -> None:

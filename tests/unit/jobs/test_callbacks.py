@@ -8,8 +8,8 @@ import json
 import socket
 import ssl
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -291,6 +291,42 @@ def test_each_address_of_a_host_is_tried(monkeypatch: pytest.MonkeyPatch) -> Non
             resolve_to(monkeypatch, ["127.0.0.2", "127.0.0.1"])  # nothing listens on the first
             await on_loopback(("example.com",)).post(claim_of(f"http://example.com:{it.port}/"))
             assert it.connections == 1
+
+    run(test())
+
+
+@contextmanager
+def silent(address: str, port: int) -> Iterator[None]:
+    """Let connections to an address neither succeed nor be refused: its queue of them is full."""
+    with socket.socket() as listener, ExitStack() as stack:
+        listener.bind((address, port))
+        listener.listen(0)
+        for _ in range(3):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex((address, port))
+        yield
+
+
+def test_an_address_that_does_not_answer_leaves_time_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with host(OK) as it:
+            resolve_to(monkeypatch, ["127.0.0.2", "127.0.0.1"])
+            with silent("127.0.0.2", it.port):
+                callbacks = on_loopback(("example.com",), timeout_s=4)
+                await callbacks.post(claim_of(f"http://example.com:{it.port}/"))
+            assert it.connections == 1
+
+    run(test())
+
+
+def test_addresses_that_do_not_answer_are_a_host_that_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with host(OK) as it:
+            resolve_to(monkeypatch, ["127.0.0.2", "127.0.0.2"])
+            with silent("127.0.0.2", it.port):
+                callbacks = on_loopback(("example.com",), timeout_s=0.3)
+                assert "within 0.3 s" in await failure_of(callbacks, f"http://example.com:{it.port}/")
 
     run(test())
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -168,6 +168,24 @@ def test_a_server_that_ends_at_once_is_restarted_less_and_less_often(path: Path,
         store.stop()
     assert delays() == [0.0, 0.1, 0.2, 0.4]
     assert {event["reason"] for event in events if event["event"] == "store_died"} == {"no way"}
+
+
+def test_a_server_that_is_killed_while_it_rewrites_its_data_is_replaced(path: Path) -> None:
+    with running(path) as store:
+        pid = pid_of(path)
+        try:
+            with client(path) as redis:
+                redis.set("key", "value")
+                redis.config_set("rdb-key-save-delay", 600_000_000)  # microseconds: the rewrite does not end
+                redis.bgrewriteaof()
+                assert until(lambda: redis.info("persistence")["aof_rewrite_in_progress"])
+            os.kill(pid, signal.SIGKILL)
+            wait_for_another(store, path, than=pid)
+            with client(path) as redis:
+                assert redis.get("key") == "value"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
 
 
 def test_its_signals_are_not_blocked_and_those_of_a_terminal_do_not_reach_it(path: Path) -> None:

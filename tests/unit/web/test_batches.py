@@ -339,7 +339,11 @@ def test_a_batch_with_a_key_is_carried_out_once(server: StoreServer, tmp_path: P
             before = sorted(left_over(server, tmp_path))
             again = await http.post(PATH, content=form(20)[0], headers=headers)
             assert (again.status_code, again.json()) == (202, first.json())
-            for path, content in ((PATH, form(21)[0]), (PATH + "&priority=1", form(20)[0])):
+            renamed = form(20)[0].replace(b'filename="', b'filename="x', 1)
+            for path, content in (
+                *((PATH, form(21)[0]), (PATH + "&priority=1", form(20)[0])),
+                (PATH, renamed),
+            ):
                 other = await http.post(path, content=content, headers=headers)
                 assert (other.status_code, slug(other)) == (422, "key-reused")
             assert sorted(left_over(server, tmp_path)) == before

@@ -1,5 +1,6 @@
 """A result is served whole or in a range, and only while it is there (RFC 9110, sections 13 and 14)."""
 
+from io import FileIO
 from pathlib import Path
 
 import falcon.asgi
@@ -21,15 +22,31 @@ ID = JobId("ab" * 16)
 TAG = f'"{ID}.1"'
 
 
+class Watched(Directory):
+    """Blobs that note which parts of files were opened."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.opened: list[tuple[int, int] | None] = []
+
+    async def open(self, group: str, name: str, part: tuple[int, int] | None = None) -> FileIO:
+        self.opened.append(part)
+        return await super().open(group, name, part)
+
+
 def answers_to(
-    server: StoreServer, root: Path, *requests: dict[str, str], content: bytes = CONTENT, method: str = "GET"
+    server: StoreServer,
+    blobs: Directory,
+    *requests: dict[str, str],
+    content: bytes = CONTENT,
+    method: str = "GET",
 ) -> list[httpx.Response]:
     """Ask for the result of a completed job, once with each of these sets of headers."""
     answers: list[httpx.Response] = []
 
     async def test() -> None:
         async with stores(server, "me") as (store,):
-            blobs, id = Directory(root), ID
+            id = ID
             await store.submit(id.group, Facts("flip", 1, {}, 1), NewJob(1), Schedule("default"))
             (claim,), _ = await store.claim("1", ["flip 1"], 1)
             with blobs.new() as file:
@@ -67,7 +84,7 @@ def answers_to(
     ],
 )
 def test_a_range_is_served(server: StoreServer, tmp_path: Path, wanted: str, first: int, last: int) -> None:
-    (answer,) = answers_to(server, tmp_path, {"Range": wanted})
+    (answer,) = answers_to(server, Directory(tmp_path), {"Range": wanted})
     assert (answer.status_code, answer.content) == (206, CONTENT[first : last + 1])
     assert answer.headers["content-range"] == f"bytes {first}-{last}/{SIZE}"
     assert answer.headers["content-length"] == str(last - first + 1)
@@ -75,13 +92,13 @@ def test_a_range_is_served(server: StoreServer, tmp_path: Path, wanted: str, fir
 
 @pytest.mark.parametrize("wanted", [f"bytes={SIZE}-", f"bytes={10**30}-", f"bytes={SIZE}-{SIZE + 5}"])
 def test_a_range_behind_the_end_is_refused(server: StoreServer, tmp_path: Path, wanted: str) -> None:
-    (answer,) = answers_to(server, tmp_path, {"Range": wanted})
+    (answer,) = answers_to(server, Directory(tmp_path), {"Range": wanted})
     assert (answer.status_code, answer.headers["content-range"]) == (416, f"bytes */{SIZE}")
     assert answer.headers["content-type"] == "application/problem+json"
 
 
 def test_nothing_is_satisfied_by_an_empty_result(server: StoreServer, tmp_path: Path) -> None:
-    whole, part = answers_to(server, tmp_path, {}, {"Range": "bytes=0-"}, content=b"")
+    whole, part = answers_to(server, Directory(tmp_path), {}, {"Range": "bytes=0-"}, content=b"")
     assert (whole.status_code, whole.content, whole.headers["content-length"]) == (200, b"", "0")
     assert part.status_code == 416
 
@@ -91,7 +108,7 @@ def test_nothing_is_satisfied_by_an_empty_result(server: StoreServer, tmp_path: 
     ["", "bytes", "bytes=", "bytes=-", "bytes=5-2", "bytes=a-b", "bytes=0-1,4-5", "lines=1-2", "bytes=--1"],
 )
 def test_a_range_that_makes_no_sense_is_ignored(server: StoreServer, tmp_path: Path, wanted: str) -> None:
-    (answer,) = answers_to(server, tmp_path, {"Range": wanted})
+    (answer,) = answers_to(server, Directory(tmp_path), {"Range": wanted})
     assert (answer.status_code, answer.content) == (200, CONTENT)
 
 
@@ -113,13 +130,24 @@ def test_a_range_that_makes_no_sense_is_ignored(server: StoreServer, tmp_path: P
 def test_a_condition_is_heeded(
     server: StoreServer, tmp_path: Path, headers: dict[str, str], status: int
 ) -> None:
-    (answer,) = answers_to(server, tmp_path, headers)
+    (answer,) = answers_to(server, Directory(tmp_path), headers)
     assert (answer.status_code, answer.headers["etag"]) == (status, TAG)
     assert len(answer.content) == {200: SIZE, 206: 2, 304: 0}[status]
 
 
 def test_a_head_has_the_same_headers_and_no_body(server: StoreServer, tmp_path: Path) -> None:
-    whole, part = answers_to(server, tmp_path, {}, {"Range": "bytes=0-9"}, method="HEAD")
+    whole, part = answers_to(server, Directory(tmp_path), {}, {"Range": "bytes=0-9"}, method="HEAD")
     assert (whole.status_code, whole.headers["content-length"], whole.content) == (200, str(SIZE), b"")
     # A range is for GET alone (RFC 9110, section 14.2).
     assert (part.status_code, part.headers["content-length"], part.content) == (200, str(SIZE), b"")
+
+
+def test_no_more_is_opened_than_is_sent(server: StoreServer, tmp_path: Path) -> None:
+    blobs = Watched(tmp_path)
+    answers_to(server, blobs, {}, {"Range": "bytes=5-9"}, {"If-None-Match": TAG}, {"Range": f"bytes={SIZE}-"})
+    assert blobs.opened == [(0, SIZE), (5, 10)]
+    server.client.flushall()
+    blobs = Watched(tmp_path / "other")
+    blobs.prepare()
+    answers_to(server, blobs, {}, {"Range": "bytes=5-9"}, method="HEAD")
+    assert blobs.opened == [(0, 0), (0, 0)]

@@ -11,7 +11,8 @@ TOKEN = "a token of some length"  # noqa: S105 of the test
 
 
 def request(client: tuple[str, int] | None = ("127.0.0.1", 5000), **headers: str) -> Request:
-    scope = create_scope(headers={name.replace("_", "-"): value for name, value in headers.items()})
+    sent = {"Host": "localhost:8000"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    scope = create_scope(http_version="1.0", headers=sent)  # in 1.1 it would get another `Host`
     scope["client"] = client
     return Request(scope, None)  # type: ignore[arg-type]
 
@@ -55,9 +56,39 @@ def test_without_a_token_nobody_else_is(client: tuple[str, int]) -> None:
     "headers",
     [
         *({"Forwarded": "for=127.0.0.1"}, {"X_Forwarded_For": "127.0.0.1"}, {"X_Real_IP": "::1"}),
+        *({"Via": "1.1 proxy"}, {"X_Forwarded_Host": "localhost"}, {"X_Forwarded_Proto": "http"}),
+        *({"X_Forwarded_For": ""}, {"Via": ""}),
         *({"Sec_Fetch_Site": "cross-site"}, {"Sec_Fetch_Site": "same-site"}, {"Sec_Fetch_Site": ""}),
     ],
 )
 def test_neither_a_proxy_nor_a_page_of_another_site_speaks_for_the_machine(headers: dict[str, str]) -> None:
     with pytest.raises(Forbidden):
         Operators(None).check(request(**headers))
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("localhost", "localhost:8000", "LocalHost:80", "127.0.0.1", "127.0.0.1:8000", "127.8.9.1:1"),
+        *("[::1]", "[::1]:8000"),
+    ],
+)
+@pytest.mark.parametrize("client", [("127.0.0.1", 1), None])
+def test_an_operator_on_the_machine_uses_a_loopback_address(
+    host: str, client: tuple[str, int] | None
+) -> None:
+    Operators(None).check(request(client, Host=host))
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("", "flipcluster", "images.example", "images.example:8000", "10.0.0.10", "[::]", "::1"),
+        *("localhost.images.example", "127.0.0.1.images.example", "images.example:127.0.0.1", "127.0.0.1@a"),
+        *("localhost:8000:80", "localhost, localhost", "localhost,localhost"),
+    ],
+)
+def test_neither_a_proxy_on_the_machine_nor_a_rebound_name_is_an_operator(host: str) -> None:
+    for client in ("127.0.0.1", 1), None:
+        with pytest.raises(Forbidden):
+            Operators(None).check(request(client, Host=host))

@@ -1,15 +1,30 @@
-"""Submissions: what is refused before anything is kept."""
+"""Submissions: what is refused before anything is kept, and what is not kept after all."""
 
+import asyncio
 import errno
 import os
 import re
+from datetime import UTC, datetime, timedelta
+from io import FileIO
+from pathlib import Path
+from typing import Any
 
+import falcon.asgi
 import pytest
+from falcon.asgi import Request, Response
+from support.asgi import Server, run, scope_of
 
+from server.cluster.scoreboard import Scoreboard
 from server.errors import BadParameter, ServiceUnavailable
+from server.jobs.blobs import Directory, Spool
 from server.jobs.callbacks import Callbacks
 from server.jobs.model import Callback, JobId, Schedule, new_id
-from server.web.submissions import OptionReader, Options, refusing_when_full
+from server.jobs.store import Store
+from server.operations.images import OPERATIONS
+from server.web.envelope import Envelope
+from server.web.parameters import Query
+from server.web.submissions import OptionReader, Options, Submissions, refusing_when_full
+from server.web.uploads import Uploads
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
@@ -87,10 +102,21 @@ def test_an_option_that_is_wrong_is_refused(query: str) -> None:
         reader.read(query)
 
 
-@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00%2B23:59", "9999-12-31T23:59:59-23:59"])
-def test_the_first_and_the_last_moment_are_moments(moment: str) -> None:
-    options, _ = OptionReader(["default"], 5).read(f"not_before={moment}")
-    assert abs(options.schedule.not_before_s) > 1e10
+def test_the_first_moment_is_a_moment() -> None:
+    options, _ = OptionReader(["default"], 5).read("not_before=0001-01-01T00:00:00%2B23:59")
+    assert options.schedule.not_before_s < -1e10
+
+
+def ahead(days: float) -> str:
+    return (datetime.now(UTC) + timedelta(days)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def test_a_job_may_wait_for_thirty_days_and_no_longer() -> None:
+    reader = OptionReader(["default"], 5)
+    assert reader.read(f"not_before={ahead(29.9)}")[0].schedule.not_before_s > 1e9
+    for moment in (ahead(30.1), "9999-12-31T23:59:59-23:59"):
+        with pytest.raises(BadParameter, match="30 days"):
+            reader.read(f"not_before={moment}")
 
 
 def test_ids_cannot_be_guessed_and_only_ids_are_ids() -> None:
@@ -108,3 +134,52 @@ def test_ids_cannot_be_guessed_and_only_ids_are_ids() -> None:
         "../" + "0" * 29,
     ):
         assert JobId.parse(text) is None
+
+
+def files_in(root: Path) -> list[str]:
+    return [path.name for path in root.rglob("*") if path.is_file()]
+
+
+class Paused(Directory):
+    """Blobs that have given a file its name, and do not return yet."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.has_kept = asyncio.Event()
+
+    async def keep(self, file: FileIO, group: str, name: str, *, must_exist: bool = False) -> None:
+        await super().keep(file, group, name, must_exist=must_exist)
+        self.has_kept.set()
+        await asyncio.Event().wait()
+
+
+class Later:
+    """Submits whatever is posted."""
+
+    def __init__(self, submissions: Submissions) -> None:
+        self._submissions = submissions
+
+    async def on_post(self, req: Request, resp: Response) -> None:
+        operation = OPERATIONS["flip"]
+        await self._submissions.submit(req, resp, operation, Query(operation.parameters))
+
+
+def test_a_client_that_leaves_while_its_file_is_kept_leaves_no_file(tmp_path: Path) -> None:
+    async def test() -> None:
+        blobs = Paused(tmp_path)
+        uploads = Uploads(max_body_bytes=100, timeout_s=60, sample=Path("/dev/null"), files=Spool(blobs))
+        app = falcon.asgi.App()
+        limits: dict[str, Any] = {"grace_s": 60, "ttl_s": 9, "lease_s": 9, "max_jobs": 9, "max_bytes": 999}
+        async with Store("unix:///nowhere", owner="me", **limits) as store:
+            app.add_route("/flip", Later(Submissions(store, blobs, uploads, OptionReader(["default"], 5))))
+            to_app = Server()
+            to_app.body(b"an image")
+            envelope = Envelope(app, Scoreboard(rows=1).claim())
+            task = asyncio.create_task(to_app.call(envelope, scope_of("/flip")))
+            await blobs.has_kept.wait()
+            assert files_in(tmp_path) == ["0.in"]
+            task.cancel()  # what gunicorn does with the request of a client that has left
+            await asyncio.wait([task])
+        assert files_in(tmp_path) == []
+
+    run(test())

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from server.web.upload_sink import UploadSink, write_all
+from server.cluster.memory_files import write_all
+from server.web.upload_sink import UploadSink
 
 ROOT = Path(__file__).parents[3]
 
@@ -95,6 +96,7 @@ def test_a_short_write_is_continued(tmp_path: Path, data: bytes) -> None:
 SHORT_FOR_REAL = """
 import errno, os, resource
 from io import FileIO
+from server.cluster.memory_files import write_all
 from server.web.upload_sink import UploadSink
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
