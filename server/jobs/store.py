@@ -90,8 +90,8 @@ _CALLS_AT_ONCE = 8
 _AWAY = (NotConnected, TookTooLong, ClusterError, RedisClusterException, OSError)
 
 #: How its errors begin while it answers and refuses each change, besides that of a replica: it cannot write
-#: to its disk, or has too few replicas.
-_REFUSALS = ("MISCONF", "NOREPLICAS")
+#: to its disk, has too few replicas, or has become a replica while a consumer waited for a job.
+_REFUSALS = ("MISCONF", "NOREPLICAS", "UNBLOCKED")
 
 
 class Dropped(Exception):

@@ -725,6 +725,24 @@ def test_an_idle_consumer_waits_for_a_store_that_takes_no_changes(server: StoreS
     asyncio.run(test())
 
 
+def test_an_idle_consumer_is_not_ended_by_a_store_that_becomes_a_replica(server: StoreServer) -> None:
+    if len(server.servers) > 1:
+        pytest.skip("a cluster decides itself who is a replica")
+
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "me") as (store,):
+            bell = asyncio.create_task(store.wait_for_bell(KINDS, DEADLINE_S))
+            await eventually(lambda: server.client.info("clients")["blocked_clients"])
+            with replica(server):
+                await bell
+                back = asyncio.create_task(store.wait_until_back())
+                await asyncio.sleep(0)
+                assert not back.done()
+            await back
+
+    asyncio.run(test())
+
+
 def test_more_calls_at_once_than_connections_wait_for_each_other(server: StoreServer) -> None:
     async def test() -> None:
         async with asyncio.timeout(DEADLINE_S), stores(server, "me", grace_s=DEADLINE_S) as (store,):
