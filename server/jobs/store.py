@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from math import ceil
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -734,50 +734,56 @@ def _job_id(text: str) -> JobId:
     return id
 
 
+def _known(kind: type[T], found: Mapping[str, Any]) -> T:
+    """Make a value of the fields that this version knows: a newer one may have written more."""
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in found.items() if name in names})
+
+
 def _facts(text: str) -> Facts:
-    fields = json.loads(text)
-    callback = fields.pop("callback", None)
-    return Facts(**fields, callback=callback and Callback(**callback))
+    found = json.loads(text)
+    callback = found.pop("callback", None)
+    return _known(Facts, {**found, "callback": callback and _known(Callback, callback)})
 
 
-def _claim(fields: Mapping[str, Any]) -> Claim:
-    return Claim(_job_id(fields["id"]), fields["fence"], fields["tries"], _facts(fields["facts"]))
+def _claim(found: Mapping[str, Any]) -> Claim:
+    return Claim(_job_id(found["id"]), found["fence"], found["tries"], _facts(found["facts"]))
 
 
-def _job(id: JobId, fields: Mapping[str, str], facts: str) -> Job:
-    score = int(fields["score"])
+def _job(id: JobId, found: Mapping[str, str], facts: str) -> Job:
+    score = int(found["score"])
     return Job(
         id=id,
-        state=JobState(fields["state"]),
-        queue=fields["subqueue"].partition(" ")[0],
+        state=JobState(found["state"]),
+        queue=found["subqueue"].partition(" ")[0],
         priority=FIRST + score // _PRIORITY,
         facts=_facts(facts),
-        bytes=int(fields["bytes"]),
-        name=fields.get("name"),
-        tries=int(fields["tries"]),
-        progress=int(fields.get("progress", 0)),
-        created_s=int(fields["created"]) / 1000,
-        started_s=_seconds(fields.get("started")),
-        ended_s=_seconds(fields.get("ended")),
-        is_cancelling="cancel" in fields,
-        error=Failure(**json.loads(fields["error"])) if "error" in fields else None,
-        result=Result(**json.loads(fields["result"])) if "result" in fields else None,
+        bytes=int(found["bytes"]),
+        name=found.get("name"),
+        tries=int(found["tries"]),
+        progress=int(found.get("progress", 0)),
+        created_s=int(found["created"]) / 1000,
+        started_s=_seconds(found.get("started")),
+        ended_s=_seconds(found.get("ended")),
+        is_cancelling="cancel" in found,
+        error=_known(Failure, json.loads(found["error"])) if "error" in found else None,
+        result=_known(Result, json.loads(found["result"])) if "result" in found else None,
     )
 
 
-def _batch(id: str, fields: Mapping[str, str]) -> Batch:
+def _batch(id: str, found: Mapping[str, str]) -> Batch:
     return Batch(
         id=id,
-        is_batch=fields["is_batch"] == "1",
-        facts=_facts(fields["facts"]),
-        total=int(fields["total"]),
-        remaining=int(fields["remaining"]),
-        completed=int(fields["completed"]),
-        failed=int(fields["failed"]),
-        cancelled=int(fields["cancelled"]),
-        is_sealed=fields["sealed"] == "1",
-        created_s=int(fields["created"]) / 1000,
-        ended_s=_seconds(fields.get("ended")),
+        is_batch=found["is_batch"] == "1",
+        facts=_facts(found["facts"]),
+        total=int(found["total"]),
+        remaining=int(found["remaining"]),
+        completed=int(found["completed"]),
+        failed=int(found["failed"]),
+        cancelled=int(found["cancelled"]),
+        is_sealed=found["sealed"] == "1",
+        created_s=int(found["created"]) / 1000,
+        ended_s=_seconds(found.get("ended")),
     )
 
 

@@ -517,6 +517,33 @@ def test_there_is_one_janitor_and_another_one_after_its_lease(server: StoreServe
     asyncio.run(test())
 
 
+def test_what_a_newer_version_has_written_is_read(server: StoreServer) -> None:
+    """While machines are upgraded one by one."""
+
+    def extend(key: str, field: str) -> None:
+        written = json.loads(server.client.hget(f"{PREFIX}{key}", field))
+        if "callback" in written:
+            written["callback"]["new"] = 1
+        server.client.hset(f"{PREFIX}{key}", field, json.dumps({**written, "new": 1}))
+
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "me") as (store,):
+            facts = replace(FACTS, callback=Callback("https://example.com/done", 7))
+            done, failed = await submit(store, facts=facts), await submit(store)
+            extend(f"group:{done}", "facts")
+            first, second = await claim(store, 2)
+            assert first.facts == facts
+            await store.complete(first, RESULT)
+            extend(f"job:{done}", "result")
+            await store.fail(second, DAMAGED, is_final=True)
+            extend(f"job:{failed}", "error")
+            assert (await store.batch(done)).facts == facts
+            assert (await store.job(JobId(done))).result == RESULT
+            assert (await store.job(JobId(failed))).error == DAMAGED
+
+    asyncio.run(test())
+
+
 def test_the_jobs_of_a_dead_consumer_run_again_at_once(server: StoreServer) -> None:
     async def test() -> None:
         async with asyncio.timeout(DEADLINE_S), stores(server, "dead", "alive") as (dead, alive):
