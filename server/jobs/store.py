@@ -7,7 +7,7 @@ was lost is made again. Reads need no script.
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, fields
 from math import ceil
@@ -388,15 +388,22 @@ class Store:
         return [job for job in await self._read_jobs([_job_id(str(id)) for id in ids]) if job]
 
     @asynccontextmanager
-    async def hints(self, groups: Iterable[str]) -> AsyncIterator["Hints"]:
-        """Subscribe to hints about some groups, and about jobs of this owner that are to be cancelled."""
+    async def hints(self, groups: Collection[str]) -> AsyncIterator["Hints"]:
+        """Subscribe to hints about some groups, and about jobs of this owner that are to be cancelled.
+
+        Args:
+            groups: which; those that are added before the block begins are heard of too.
+        """
         async with self._blocking.pubsub(ignore_subscribe_messages=True) as subscription:
             hints = Hints(subscription, self._noticing)
             with self._noticing():
                 await self._blocking.initialize()  # a cluster's subscription does not ask where its slots are
                 await subscription.subscribe(f"{_PREFIX}cancel:{self.owner}")
-                for group in tuple(groups):
-                    await hints.watch(group)
+                watched: set[str] = set()
+                while new := set(groups) - watched:
+                    for group in new:
+                        await hints.watch(group)
+                    watched |= new
             yield hints
 
     # --- keeping house -----------------------------------------------------------------------------------

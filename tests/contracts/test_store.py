@@ -325,6 +325,22 @@ async def test_a_running_job_is_asked_to_stop_and_is_cancelled_however_it_ends(s
 
 
 @using()
+async def test_a_group_that_is_added_during_the_subscription_is_heard_of(store: Store) -> None:
+    class Growing(dict[str, None]):
+        """Another group is added as soon as the first ones were listed."""
+
+        def __iter__(self) -> Iterator[str]:
+            listed = list(super().__iter__())
+            self[late] = None
+            return iter(listed)
+
+    late = await submit(store)
+    async with store.hints(Growing({new_id(): None})) as hints:
+        await store.cancel_job(JobId(late))
+        assert await anext(aiter(hints)) == ("news", late)
+
+
+@using()
 async def test_what_has_ended_is_not_cancelled(store: Store) -> None:
     id = await submit(store)
     (claimed,) = await claim(store)
