@@ -117,7 +117,7 @@ class Consumer:
             while (room := at_once - self._count_running(kinds)) == 0:
                 self._has_ended.clear()
                 await self._has_ended.wait()
-            asking = asyncio.ensure_future(self._store.claim(request, kinds, room))
+            asking = asyncio.ensure_future(self._store.claim(request, kinds, room, self._fences()))
             try:
                 claims, idle_s = await asyncio.shield(asking)
             except StoreAway:  # it may have been carried out: ask the same again
@@ -149,12 +149,17 @@ class Consumer:
         loop = asyncio.get_running_loop()
         due_s = loop.time()
         while True:
-            with suppress(StoreAway):
-                if loop.time() >= due_s or self._progress:
-                    due_s = loop.time() + self._lease_s / 3
+            try:
+                now_s = loop.time()
+                if now_s >= due_s or self._progress:
                     await self._renew_once()
+                    due_s = now_s + self._lease_s / 3
                 await self._release_dead()
-            await asyncio.sleep(_TICK_S)
+            except StoreAway:
+                await self._store.wait_until_back()
+                due_s = loop.time()  # the leases may be about to end
+            else:
+                await asyncio.sleep(_TICK_S)
 
     async def _renew_once(self) -> None:
         noted, self._progress = self._progress, {}

@@ -205,6 +205,25 @@ local function try_again(job, wait_ms, error)
   end
 end
 
+-- Keep the leases of jobs, a hash of fences by id; tell which are lost, and which are to be cancelled.
+-- To be called before leases are found to have ended: after a time in which the store was away, the owner of
+-- these lives.
+local function renew(fences)
+  local lost, cancelled = {}, {}
+  for id, fence in pairs(fences) do
+    local job = load(id)
+    if not job or job.state ~= 'active' or job.fence ~= fence then
+      table.insert(lost, id)
+    else
+      redis.call('ZADD', key('lease'), now + args.lease_ms, id)
+      if job.cancel then
+        table.insert(cancelled, id)
+      end
+    end
+  end
+  return { lost = lost, cancelled = cancelled }
+end
+
 -- Bring what time alone has changed up to date.
 local function catch_up()
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('due'), '-inf', now, 'LIMIT', 0, CHUNK)) do
@@ -324,7 +343,8 @@ function verbs.seal()
   return { accepted = true }
 end
 
--- Give an owner up to `count` jobs of the kinds that it has: the first by score, over all subqueues.
+-- Give an owner up to `count` jobs of the kinds that it has: the first by score, over all subqueues. Those
+-- that it holds, a hash of fences by id, stay its own.
 function verbs.claim()
   local asker = args.owner .. ' ' .. table.concat(args.kinds, ' ')
   local last = redis.call('HGET', key('claims'), asker)
@@ -334,6 +354,7 @@ function verbs.claim()
       return last.answer
     end
   end
+  renew(args.held or {})
   catch_up()
   local is_known, is_paused = {}, {}
   for _, kind in ipairs(args.kinds) do
@@ -386,22 +407,11 @@ function verbs.claim()
   return answer
 end
 
--- Keep the leases of jobs, a hash of fences by id; tell which are lost, and which are to be cancelled.
+-- Renew leases, and note how far jobs are.
 function verbs.renew()
   redis.call('ZADD', key('owners'), now, args.owner)
+  local renewal = renew(args.fences)
   catch_up()
-  local lost, cancelled = {}, {}
-  for id, fence in pairs(args.fences) do
-    local job = load(id)
-    if not job or job.state ~= 'active' or job.fence ~= fence then
-      table.insert(lost, id)
-    else
-      redis.call('ZADD', key('lease'), now + args.lease_ms, id)
-      if job.cancel then
-        table.insert(cancelled, id)
-      end
-    end
-  end
   for id, percent in pairs(args.progress) do
     local job = load(id)
     if job and job.state == 'active' and job.fence == args.fences[id] then
@@ -409,7 +419,7 @@ function verbs.renew()
       redis.call('PUBLISH', key('news', job.group), '')
     end
   end
-  return { lost = lost, cancelled = cancelled }
+  return renewal
 end
 
 -- Report how a try ended: completed, failed, again (after a back-off) or released (as if it had not begun).

@@ -236,19 +236,22 @@ class Store:
 
     # --- consuming ---------------------------------------------------------------------------------------
 
-    async def claim(self, request: str, kinds: Sequence[str], count: int) -> tuple[Sequence[Claim], float]:
+    async def claim(
+        self, request: str, kinds: Sequence[str], count: int, held: Mapping[str, int] | None = None
+    ) -> tuple[Sequence[Claim], float]:
         """Claim up to `count` jobs.
 
         Args:
             request: unique for each claim of these kinds; one that is asked again gets the same jobs.
             kinds: the operations that the caller has, as in `Facts.kind`.
             count: how many, at most.
+            held: the fences of the jobs that the caller runs, by their ids; their leases are renewed.
 
         Returns:
             The jobs, and after how many seconds the next delayed one is due, at most `BLOCK_S`.
         """
         answer = await self._ask(
-            "claim", request=request, kinds=list(kinds), count=count, lease_ms=self._lease_ms
+            "claim", request=request, kinds=list(kinds), count=count, held=held, lease_ms=self._lease_ms
         )
         claims = [_claim(each) for each in answer["jobs"]]
         return claims, min(BLOCK_S, answer.get("due_ms", 1e6) / 1000)

@@ -533,6 +533,26 @@ def test_there_is_one_janitor_and_another_one_after_its_lease(server: StoreServe
     asyncio.run(test())
 
 
+def test_leases_that_ended_while_the_store_was_away_are_renewed_by_their_owner(server: StoreServer) -> None:
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "me") as (store,):
+            id, given_up = await submit(store), await submit(store)
+            (mine, _) = await claim(store, 2)
+            fences = {id: mine.fence}
+            for ask in (
+                lambda: store.renew(fences, {}),
+                lambda: store.claim(new_id(), ["flop 1"], 1, fences),
+            ):
+                server.client.zadd(f"{PREFIX}lease", {id: LONG_AGO_MS})
+                await ask()
+                assert await state(store, id) is JobState.ACTIVE
+            server.client.zadd(f"{PREFIX}lease", {given_up: LONG_AGO_MS})
+            await store.renew(fences, {})
+            assert await state(store, given_up) is JobState.WAITING
+
+    asyncio.run(test())
+
+
 def test_what_a_newer_version_has_written_is_read(server: StoreServer) -> None:
     """While machines are upgraded one by one."""
 

@@ -309,6 +309,29 @@ def test_an_earlier_try_that_ends_after_the_next_one_is_waited_for(
     run(test())
 
 
+def test_a_renewal_that_the_store_did_not_hear_is_made_up_for_when_it_is_back(
+    server: StoreServer, directory: Path
+) -> None:
+    async def test() -> None:
+        clock: Any = asyncio.get_running_loop()
+        async with worker(server, directory, grace_s=1, lease_s=36) as it:
+            stand_ins: Any = it.dispatcher, it.engine
+            it.consumer = Consumer(it.store, it.blobs, *stand_ins, OPERATIONS, at_once=1, lease_s=36)
+            async with it.running():
+                it.dispatcher.gate.clear()
+                id = await it.submit()
+                await eventually(lambda: server.client.hget(f"{PREFIX}job:{id}", "progress"))
+                begun = server.client.zscore(f"{PREFIX}lease", str(id))
+                server.kill()
+                await clock.pass_time(13)
+                await eventually(lambda: is_away(it.store))
+                await clock.pass_time(2)
+                await asyncio.to_thread(server.start)
+                await eventually(lambda: server.client.zscore(f"{PREFIX}lease", str(id)) > begun)
+
+    run(test(), MovableClock)
+
+
 def test_the_result_of_a_try_that_was_lost_is_refused_and_removed(
     server: StoreServer, directory: Path
 ) -> None:
