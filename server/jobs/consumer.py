@@ -65,7 +65,7 @@ class Consumer:
         dispatcher: sends them to the background engines of the machine.
         engines: the worker's own, which start when they are wanted.
         operations: those that jobs may name.
-        at_once: how many jobs to hold at a time; 0 only keeps the owner known to the store.
+        at_once: how many jobs to hold at a time; at 0 it only takes over what dead consumers held.
         lease_s: how long a claim lasts, in seconds; it is renewed three times as often.
         callbacks: posts them; None leaves them to others.
     """

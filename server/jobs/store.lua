@@ -21,13 +21,13 @@
 --   failed:QUEUE  zset     failed jobs, by when they failed
 --   totals        hash     jobs and bytes that are not final; gap_ms: moving average between two ends
 --   claims        hash     'OWNER KIND …', as it asked: its last request and what it was given
---   owners        zset     consumers, by when they were last heard of
+--   owners        zset     processes that use this store, by their last heartbeat
 --   unsealed      zset     batches that are still being submitted, by when that began
 --   expiry        zset     groups that have ended, by when they expire
 --   gone:GROUP    string   an expired group, for a time
 --   idem:HASH     string   fingerprint and group of an idempotency key
 --   paused        set      queues
---   janitor       hash     owner, until, fence
+--   janitor       hash     owner, until, fence; since: from when on there was one at any time
 -- Channels: news:GROUP (its log grew), cancel:OWNER (a job of it is to stop). Both are hints.
 
 local prefix, verb, args = KEYS[1], ARGV[1], cjson.decode(ARGV[2])
@@ -403,13 +403,11 @@ function verbs.claim()
   local due = redis.call('ZRANGE', key('due'), 0, 0, 'WITHSCORES')
   local answer = { jobs = claimed, due_ms = due[2] and math.max(0, due[2] - now) }
   redis.call('HSET', key('claims'), asker, cjson.encode({ request = args.request, answer = answer }))
-  redis.call('ZADD', key('owners'), now, args.owner)
   return answer
 end
 
 -- Renew leases, and note how far jobs are.
 function verbs.renew()
-  redis.call('ZADD', key('owners'), now, args.owner)
   local renewal = renew(args.fences)
   catch_up()
   for id, percent in pairs(args.progress) do
@@ -565,6 +563,12 @@ function verbs.resume()
   return {}
 end
 
+-- The heartbeat of an owner: only one that is silent is taken for dead.
+function verbs.beat()
+  redis.call('ZADD', key('owners'), now, args.owner)
+  return {}
+end
+
 -- Name the owners that hold jobs.
 function verbs.holders()
   local holders, is_known = {}, {}
@@ -604,19 +608,24 @@ end
 -- Become the janitor, or stay it; only one is, over all machines.
 function verbs.keep_house()
   local at = key('janitor')
-  local janitor = read(at, 'owner', 'until', 'fence')
+  local janitor = read(at, 'owner', 'until', 'fence', 'since')
+  local has_ended = not janitor.owner or tonumber(janitor['until']) <= now
   if janitor.owner ~= args.owner then
-    if janitor.owner and tonumber(janitor['until']) > now then
+    if not has_ended then
       return {}
     end
     janitor.fence = redis.call('HINCRBY', at, 'fence', 1)
   end
-  redis.call('HSET', at, 'owner', args.owner, 'until', now + args.lease_ms)
+  local since = not has_ended and tonumber(janitor.since) or now
+  redis.call('HSET', at, 'owner', args.owner, 'until', now + args.lease_ms, 'since', since)
+  local groups = redis.call('ZRANGEBYSCORE', key('expiry'), '-inf', now, 'LIMIT', 0, args.count)
+  if now - since < args.silent_ms then
+    return { fence = tonumber(janitor.fence), groups = groups } -- while the store was away, all were silent
+  end
   for _, owner in ipairs(redis.call('ZRANGEBYSCORE', key('owners'), '-inf', now - args.silent_ms)) do
     forget_owner(owner)
   end
-  -- What expires, and batches whose upload ended with the process that received it.
-  local groups = redis.call('ZRANGEBYSCORE', key('expiry'), '-inf', now, 'LIMIT', 0, args.count)
+  -- Batches whose upload ended with the process that received it.
   for _, group in ipairs(redis.call('ZRANGEBYSCORE', key('unsealed'), '-inf', now - args.silent_ms, 'LIMIT', 0, args.count)) do
     if not redis.call('ZSCORE', key('owners'), redis.call('HGET', key('group', group), 'owner')) then
       table.insert(groups, group)

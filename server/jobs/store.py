@@ -79,6 +79,9 @@ BLOCK_S = 2.0
 _ANSWER_S = 2.0
 _LOOK_EVERY_S = 0.25
 
+#: How often an owner is heard of, in seconds.
+_BEAT_S = 5.0
+
 #: How long an idempotency key is remembered, and that an expired job was there, in seconds.
 _REMEMBER_S = 86400
 
@@ -143,11 +146,15 @@ class Store:
             lambda: changing_nothing(keys=[_PREFIX]), grace_s, "store_read_only", "store_writable"
         )
         self._places = asyncio.Semaphore(_CALLS_AT_ONCE)
+        self._beating: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._beating is not None:
+            self._beating.cancel()
+            await asyncio.wait({self._beating})
         await self._answers.stop()
         await self._takes_changes.stop()
         for client in (self._redis, self._blocking):
@@ -419,7 +426,8 @@ class Store:
         Args:
             count: how many groups to name, at most.
             lease_s: for how long, in seconds.
-            silent_s: after so many seconds of silence an owner is taken for dead.
+            silent_s: after so many seconds of silence an owner is taken for dead; time without a janitor,
+                because the store was away, does not count.
 
         Returns:
             A fence, and groups that are to be removed; None when another one is the janitor.
@@ -451,11 +459,20 @@ class Store:
     # --- asking ------------------------------------------------------------------------------------------
 
     async def _ask(self, verb: str, **args: object) -> dict[str, Any]:
+        if self._beating is None or self._beating.done():
+            self._beating = asyncio.create_task(self._beat())
         text = _compact(_given({"owner": self.owner, "ttl_ms": self._ttl_ms, **args}))
         script = self._adding if verb == "submit" else self._script
         answer = await self._guarded(lambda: script(keys=[_PREFIX], args=[verb, text]), is_change=True)
         found: dict[str, Any] = json.loads(answer)
         return found
+
+    async def _beat(self) -> None:
+        """Let the owner be heard of, whatever else it does: it may receive one batch for hours."""
+        while True:
+            with suppress(StoreAway):
+                await self._ask("beat")
+            await asyncio.sleep(_BEAT_S)
 
     async def _ask_in_parts(self, verb: str, **args: object) -> bool:
         start: int | None = 0

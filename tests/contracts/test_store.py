@@ -533,6 +533,50 @@ def test_there_is_one_janitor_and_another_one_after_its_lease(server: StoreServe
     asyncio.run(test())
 
 
+def test_a_batch_whose_process_died_before_the_seal_is_found(server: StoreServer) -> None:
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "janitor", "alive") as (janitor, alive):
+            async with stores(server, "dead") as (dead,):
+                lost = await submit_batch(dead, 2, is_sealed=False)
+            received = await submit_batch(alive, 2, is_sealed=False)
+            await eventually(lambda: server.client.zscore(f"{PREFIX}owners", "alive"))
+            assert await groups_to_remove(janitor) == []
+            silence(server, [lost, received], ["dead"])
+            assert await groups_to_remove(janitor) == [lost]
+            assert await groups_to_remove(janitor) == [lost]  # until it is removed
+
+    asyncio.run(test())
+
+
+def test_the_silence_of_a_time_without_the_store_is_no_sign_of_death(server: StoreServer) -> None:
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "janitor") as (janitor,):
+            async with stores(server, "silent") as (silent,):
+                batch = await submit_batch(silent, 2, is_sealed=False)
+            assert await groups_to_remove(janitor) == []
+            silence(server, [batch], ["silent"])
+            server.client.hset(f"{PREFIX}janitor", "until", LONG_AGO_MS)  # nor was the janitor heard of
+            assert await groups_to_remove(janitor) == []
+            assert await groups_to_remove(janitor) == []
+            silence(server, [batch], ["silent"])
+            assert await groups_to_remove(janitor) == [batch]
+
+    asyncio.run(test())
+
+
+async def groups_to_remove(janitor: Store) -> Sequence[str]:
+    kept = await janitor.keep_house(10, 60, 60)
+    assert kept is not None
+    return kept[1]
+
+
+def silence(server: StoreServer, batches: Sequence[str], owners: Sequence[str]) -> None:
+    """Let it be long ago that these batches were begun and these owners heard of, with a janitor since."""
+    server.client.zadd(f"{PREFIX}unsealed", dict.fromkeys(batches, LONG_AGO_MS))
+    server.client.zadd(f"{PREFIX}owners", dict.fromkeys(owners, LONG_AGO_MS))
+    server.client.hset(f"{PREFIX}janitor", "since", LONG_AGO_MS)
+
+
 def test_leases_that_ended_while_the_store_was_away_are_renewed_by_their_owner(server: StoreServer) -> None:
     async def test() -> None:
         async with asyncio.timeout(DEADLINE_S), stores(server, "me") as (store,):
