@@ -45,6 +45,8 @@ class Jobs:
                             group.create_task(self._janitor.run())
                     except* Exception:
                         log.exception("jobs_failed")
+                    if (task := asyncio.current_task()) and task.cancelling():  # the failed group swallowed it
+                        raise asyncio.CancelledError
                     await asyncio.sleep(_AFTER_BUG_S)
             finally:
                 await self._engines.stop()
