@@ -40,6 +40,30 @@ async def wait_for_ever() -> None:
     await asyncio.Event().wait()
 
 
+def test_an_upload_that_outlives_the_jobs_has_a_store_and_an_owner_that_is_heard_of(
+    server: StoreServer,
+) -> None:
+    async def test() -> None:
+        clock: Any = asyncio.get_running_loop()
+        async with stores(server, "me") as (store,):
+            jobs = jobs_of(store, Engines(), *3 * [wait_for_ever])
+            running = asyncio.create_task(jobs.run())
+            batch = new_id()
+            await store.submit_items(batch, FACTS, [NewJob(1, 0)], Schedule("default"))
+            await eventually(lambda: server.client.zscore(f"{PREFIX}owners", "me"))
+            running.cancel()
+            await asyncio.wait([running])
+            server.client.zadd(f"{PREFIX}owners", {"me": 1})  # a long time passes
+            await clock.pass_time(6)
+            await eventually(lambda: server.client.zscore(f"{PREFIX}owners", "me") > 1)
+            await store.seal(batch)
+            await jobs.close()
+            assert not store._redis.connection_pool._in_use_connections
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run(test(), MovableClock)
+
+
 def test_a_stop_is_heard_while_a_bug_ends_everything(server: StoreServer) -> None:
     async def test() -> None:
         async def fail() -> None:
