@@ -147,37 +147,48 @@ async def test_a_submission_that_is_repeated_changes_nothing(store: Store) -> No
     assert len(await claim(store, 5)) == 1
 
 
+@contextmanager
+def cancelled_handshakes() -> Iterator[None]:
+    """redis-py leaves the transport of a TLS handshake that was cancelled to the garbage collector."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+        gc.collect()  # here, and not in the next test
+
+
 @using()
 async def test_a_call_that_is_cancelled_ends_wherever_it_was(store: Store) -> None:
     id = await submit(store)
-    for steps in range(100):
-        call = asyncio.create_task(store.batch(id))
-        for _ in range(steps):
-            await asyncio.sleep(0)
-        if call.done():
-            break
-        call.cancel()
-        await asyncio.wait({call})
-        assert call.cancelled(), f"after {steps} steps"
+    with cancelled_handshakes():
+        for steps in range(100):
+            call = asyncio.create_task(store.batch(id))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            if call.done():
+                break
+            call.cancel()
+            await asyncio.wait({call})
+            assert call.cancelled(), f"after {steps} steps"
     assert steps > 1
 
 
 @using()
 async def test_a_claim_that_was_cancelled_wherever_it_was_is_known_by_its_number(store: Store) -> None:
     id = await submit(store)
-    for steps in range(100):
-        request = new_id()
-        claiming = asyncio.create_task(store.claim(request, KINDS, 1))
-        for _ in range(steps):
-            await asyncio.sleep(0)
-        has_ended = claiming.done()
-        claiming.cancel()
-        await asyncio.wait({claiming})
-        (claimed,), _ = await store.claim(request, KINDS, 1)
-        assert str(claimed.id) == id, f"after {steps} steps"
-        await store.give_back(claimed)
-        if has_ended:
-            break
+    with cancelled_handshakes():
+        for steps in range(100):
+            request = new_id()
+            claiming = asyncio.create_task(store.claim(request, KINDS, 1))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            has_ended = claiming.done()
+            claiming.cancel()
+            await asyncio.wait({claiming})
+            (claimed,), _ = await store.claim(request, KINDS, 1)
+            assert str(claimed.id) == id, f"after {steps} steps"
+            await store.give_back(claimed)
+            if has_ended:
+                break
     assert steps > 1
 
 
@@ -879,13 +890,10 @@ async def test_a_cancellation_is_never_lost(store: Store) -> None:
             await store.has("0" * 32)
             await store.wait_for_bell(KINDS, 0.001)
 
-    # redis-py leaves the transport of a TLS handshake that was cancelled to the garbage collector.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
+    with cancelled_handshakes():
         for turns in range(60):  # of the event loop: wherever a call is then
             task = asyncio.create_task(ask_for_ever())
             for _ in range(turns):
                 await asyncio.sleep(0)
             task.cancel()
             await asyncio.wait([task])
-        gc.collect()  # here, and not in the next test
