@@ -55,6 +55,7 @@ async def _run(settings: Settings, url: str) -> None:
     log.info("job_worker_online", pid=os.getpid(), engines=cores)
     with suppress(asyncio.CancelledError):
         await running
+    await jobs.close()
     log.info("job_worker_offline", pid=os.getpid())
 
 

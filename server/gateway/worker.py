@@ -111,10 +111,11 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
             await self._stop_jobs()
 
     async def _stop_jobs(self) -> None:
-        """Claim no more jobs, and give back those that run."""
-        if self._jobs_run is not None:
+        """Claim no more jobs, and give back those that run; no request uses the store any more."""
+        if self._jobs and self._jobs_run:
             self._jobs_run.cancel()
             await asyncio.wait({self._jobs_run})
+            await self._jobs.close()
 
     async def _sweep(self) -> None:
         """Look at the transfer rates of all connections, once a second."""

@@ -48,6 +48,14 @@ class _Try(NamedTuple):
     end: asyncio.Task[None]
 
 
+#: A job and its fence: the end of an earlier try may come after the start of the next one.
+_Key = tuple[str, int]
+
+
+def _key(claim: Claim) -> _Key:
+    return str(claim.id), claim.fence
+
+
 class Consumer:
     """Runs jobs for one worker, several at a time: one in each of its engines, the others ready for them.
 
@@ -57,7 +65,7 @@ class Consumer:
         dispatcher: sends them to the background engines of the machine.
         engines: the worker's own, which start when they are wanted.
         operations: those that jobs may name.
-        at_once: how many jobs to hold at a time; 0 only keeps the owner known to the store.
+        at_once: how many jobs to hold at a time; at 0 it only takes over what dead consumers held.
         lease_s: how long a claim lasts, in seconds; it is renewed three times as often.
         callbacks: posts them; None leaves them to others.
     """
@@ -86,8 +94,8 @@ class Consumer:
         if callbacks and at_once:
             self._places[(CALLBACK_KIND,)] = _CALLBACKS_AT_ONCE
         self._requests = count(1)
-        self._running: dict[str, _Try] = {}
-        self._progress: dict[str, int] = {}
+        self._running: dict[_Key, _Try] = {}
+        self._progress: dict[_Key, int] = {}
         self._has_ended = asyncio.Event()  # a job, so that there is room for another one
 
     async def run(self) -> None:
@@ -109,7 +117,7 @@ class Consumer:
             while (room := at_once - self._count_running(kinds)) == 0:
                 self._has_ended.clear()
                 await self._has_ended.wait()
-            asking = asyncio.ensure_future(self._store.claim(request, kinds, room))
+            asking = asyncio.ensure_future(self._store.claim(request, kinds, room, self._fences()))
             try:
                 claims, idle_s = await asyncio.shield(asking)
             except StoreAway:  # it may have been carried out: ask the same again
@@ -126,9 +134,12 @@ class Consumer:
                 self.stop_job(str(claim.id))  # an earlier try, whose lease has ended unnoticed
                 task = asyncio.create_task(self._try(claim))
                 end = asyncio.create_task(self._end(claim, task))
-                self._running[str(claim.id)] = _Try(claim, task, end)
+                self._running[_key(claim)] = _Try(claim, task, end)
             if not claims:
                 await self._store.wait_for_bell(kinds, idle_s)
+
+    def _fences(self) -> dict[str, int]:
+        return dict(self._running.keys())  # of two tries of a job the later one counts
 
     def _count_running(self, kinds: Sequence[str]) -> int:
         return sum(each.claim.facts.kind in kinds for each in self._running.values())
@@ -138,16 +149,22 @@ class Consumer:
         loop = asyncio.get_running_loop()
         due_s = loop.time()
         while True:
-            with suppress(StoreAway):
-                if loop.time() >= due_s or self._progress:
-                    due_s = loop.time() + self._lease_s / 3
+            try:
+                now_s = loop.time()
+                if now_s >= due_s or self._progress:
                     await self._renew_once()
+                    due_s = now_s + self._lease_s / 3
                 await self._release_dead()
-            await asyncio.sleep(_TICK_S)
+            except StoreAway:
+                await self._store.wait_until_back()
+                due_s = loop.time()  # the leases may be about to end
+            else:
+                await asyncio.sleep(_TICK_S)
 
     async def _renew_once(self) -> None:
-        progress, self._progress = self._progress, {}
-        fences = {id: each.claim.fence for id, each in self._running.items()}
+        noted, self._progress = self._progress, {}
+        fences = self._fences()
+        progress = {id: part for (id, fence), part in noted.items() if fences.get(id) == fence}
         renewal = await self._store.renew(fences, progress)
         for id in (*renewal.lost, *renewal.cancelled):
             self.stop_job(id)
@@ -160,8 +177,9 @@ class Consumer:
 
     def stop_job(self, id: str) -> None:
         """Stop a job that is to be cancelled, if it runs here."""
-        if id in self._running:
-            self._running[id].task.cancel()
+        for each in self._running.values():
+            if str(each.claim.id) == id:
+                each.task.cancel()
 
     async def _end(self, claim: Claim, task: asyncio.Task[None]) -> None:
         """Wait for the end of a try, which may be cancelled before it has begun."""
@@ -172,9 +190,8 @@ class Consumer:
             elif error := task.exception():
                 log.error("job_not_reported", job=str(claim.id), exc_info=error)  # its lease will end
         finally:
-            if self._running[str(claim.id)].claim is claim:
-                del self._running[str(claim.id)]
-                self._progress.pop(str(claim.id), None)
+            del self._running[_key(claim)]
+            self._progress.pop(_key(claim), None)
             self._has_ended.set()
 
     async def _give_back(self, claim: Claim) -> None:
@@ -236,7 +253,7 @@ class Consumer:
             return Result(done.outcome, os.fstat(sink.fileno()).st_size, claim.fence)
 
     def _note(self, claim: Claim, part: float) -> None:
-        self._progress[str(claim.id)] = int(100 * part)
+        self._progress[_key(claim)] = int(100 * part)
 
     async def _report(self, call: Callable[[], Awaitable[T]]) -> T:
         """Report how a try ended, however long the store is away: asking again is safe."""

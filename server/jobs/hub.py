@@ -95,20 +95,23 @@ class Hub:
     async def follow_job(self, id: JobId) -> AsyncIterator[Job | None]:
         """Follow a job until it has ended: it is returned at once and after each change.
 
+        While the store is away, nothing has happened, as for `follow`.
+
         Raises:
-            NoSuchJob, Expired, StoreAway: as their names say.
+            NoSuchJob, Expired: as their names say.
         """
         seen: Job | None = None
         silent_s = 0.0
         async with self._watched(id.group) as log:
             while not self.is_closed:
                 changed = log.changed
-                job = await self._store.job(id)
-                if job != seen:
-                    seen, silent_s = job, 0.0
-                    yield job
-                if job.state.is_final:
-                    return
+                with suppress(StoreAway):
+                    job = await self._store.job(id)
+                    if job != seen:
+                        seen, silent_s = job, 0.0
+                        yield job
+                    if job.state.is_final:
+                        return
                 if not await _is_set(changed, _LONGEST_S / 2):  # progress has no line in the log
                     silent_s += _LONGEST_S / 2
                 if silent_s >= _KEEP_ALIVE_S:

@@ -12,10 +12,15 @@ def own_name() -> str:
 
 
 def is_dead(owner: str) -> bool:
-    """Whether an owner was a process of this machine and has ended; False for those of other machines."""
+    """Whether an owner was a process of this machine and has ended; False when that cannot be known."""
     machine, _, process = owner.partition(":")
     pid, _, start = process.partition(":")
-    return machine == _machine() and _start(int(pid)) != start
+    if machine != _machine():
+        return False
+    try:
+        return _start(int(pid)) != start
+    except OSError:  # it has ended, or is another user's and hidden (hidepid in proc(5))
+        return not _exists(int(pid))
 
 
 def _machine() -> str:
@@ -25,10 +30,21 @@ def _machine() -> str:
 
 
 def _start(pid: int) -> str:
-    """When a process was started, in clock ticks after the boot; empty when it has ended (proc(5))."""
-    try:
-        stat = (_PROC / str(pid) / "stat").read_text()
-    except OSError:
-        return ""
+    """When a process was started, in clock ticks after the boot; empty for a zombie (proc(5)).
+
+    Raises:
+        OSError: it has ended, or is hidden.
+    """
+    stat = (_PROC / str(pid) / "stat").read_text()
     fields = stat.rpartition(")")[2].split()
     return "" if fields[0] in {"Z", "X"} else fields[19]
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True

@@ -19,7 +19,7 @@ class Jobs:
     """What runs next to the requests of a worker: it claims jobs, listens for news, and keeps house.
 
     Args:
-        store: closed at the end.
+        store: closed last, by `close`.
         engines: stopped at the end.
         consumer, hub, janitor: run until then.
     """
@@ -35,19 +35,24 @@ class Jobs:
 
     async def run(self) -> None:
         """Run until cancelled; jobs that are running then are given back."""
-        async with self._store:
-            try:
-                while True:
-                    try:
-                        async with asyncio.TaskGroup() as group:
-                            group.create_task(self._hub.run())
-                            group.create_task(self._consumer.run())
-                            group.create_task(self._janitor.run())
-                    except* Exception:
-                        log.exception("jobs_failed")
-                    await asyncio.sleep(_AFTER_BUG_S)
-            finally:
-                await self._engines.stop()
+        try:
+            while True:
+                try:
+                    async with asyncio.TaskGroup() as group:
+                        group.create_task(self._hub.run())
+                        group.create_task(self._consumer.run())
+                        group.create_task(self._janitor.run())
+                except* Exception:
+                    log.exception("jobs_failed")
+                if (task := asyncio.current_task()) and task.cancelling():  # the failed group swallowed it
+                    raise asyncio.CancelledError
+                await asyncio.sleep(_AFTER_BUG_S)
+        finally:
+            await self._engines.stop()
+
+    async def close(self) -> None:
+        """Close the store, once the requests that use it have been answered."""
+        await self._store.__aexit__()
 
     def close_streams(self) -> None:
         """End what clients wait for: they will come to another worker."""

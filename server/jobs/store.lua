@@ -21,13 +21,13 @@
 --   failed:QUEUE  zset     failed jobs, by when they failed
 --   totals        hash     jobs and bytes that are not final; gap_ms: moving average between two ends
 --   claims        hash     'OWNER KIND …', as it asked: its last request and what it was given
---   owners        zset     consumers, by when they were last heard of
+--   owners        zset     processes that use this store, by their last heartbeat
 --   unsealed      zset     batches that are still being submitted, by when that began
 --   expiry        zset     groups that have ended, by when they expire
 --   gone:GROUP    string   an expired group, for a time
 --   idem:HASH     string   fingerprint and group of an idempotency key
 --   paused        set      queues
---   janitor       hash     owner, until, fence
+--   janitor       hash     owner, until, fence; since: from when on there was one at any time
 -- Channels: news:GROUP (its log grew), cancel:OWNER (a job of it is to stop). Both are hints.
 
 local prefix, verb, args = KEYS[1], ARGV[1], cjson.decode(ARGV[2])
@@ -205,6 +205,25 @@ local function try_again(job, wait_ms, error)
   end
 end
 
+-- Keep the leases of jobs, a hash of fences by id; tell which are lost, and which are to be cancelled.
+-- To be called before leases are found to have ended: after a time in which the store was away, the owner of
+-- these lives.
+local function renew(fences)
+  local lost, cancelled = {}, {}
+  for id, fence in pairs(fences) do
+    local job = load(id)
+    if not job or job.state ~= 'active' or job.fence ~= fence then
+      table.insert(lost, id)
+    else
+      redis.call('ZADD', key('lease'), now + args.lease_ms, id)
+      if job.cancel then
+        table.insert(cancelled, id)
+      end
+    end
+  end
+  return { lost = lost, cancelled = cancelled }
+end
+
 -- Bring what time alone has changed up to date.
 local function catch_up()
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('due'), '-inf', now, 'LIMIT', 0, CHUNK)) do
@@ -324,7 +343,8 @@ function verbs.seal()
   return { accepted = true }
 end
 
--- Give an owner up to `count` jobs of the kinds that it has: the first by score, over all subqueues.
+-- Give an owner up to `count` jobs of the kinds that it has: the first by score, over all subqueues. Those
+-- that it holds, a hash of fences by id, stay its own.
 function verbs.claim()
   local asker = args.owner .. ' ' .. table.concat(args.kinds, ' ')
   local last = redis.call('HGET', key('claims'), asker)
@@ -334,6 +354,7 @@ function verbs.claim()
       return last.answer
     end
   end
+  renew(args.held or {})
   catch_up()
   local is_known, is_paused = {}, {}
   for _, kind in ipairs(args.kinds) do
@@ -382,26 +403,13 @@ function verbs.claim()
   local due = redis.call('ZRANGE', key('due'), 0, 0, 'WITHSCORES')
   local answer = { jobs = claimed, due_ms = due[2] and math.max(0, due[2] - now) }
   redis.call('HSET', key('claims'), asker, cjson.encode({ request = args.request, answer = answer }))
-  redis.call('ZADD', key('owners'), now, args.owner)
   return answer
 end
 
--- Keep the leases of jobs, a hash of fences by id; tell which are lost, and which are to be cancelled.
+-- Renew leases, and note how far jobs are.
 function verbs.renew()
-  redis.call('ZADD', key('owners'), now, args.owner)
+  local renewal = renew(args.fences)
   catch_up()
-  local lost, cancelled = {}, {}
-  for id, fence in pairs(args.fences) do
-    local job = load(id)
-    if not job or job.state ~= 'active' or job.fence ~= fence then
-      table.insert(lost, id)
-    else
-      redis.call('ZADD', key('lease'), now + args.lease_ms, id)
-      if job.cancel then
-        table.insert(cancelled, id)
-      end
-    end
-  end
   for id, percent in pairs(args.progress) do
     local job = load(id)
     if job and job.state == 'active' and job.fence == args.fences[id] then
@@ -409,7 +417,7 @@ function verbs.renew()
       redis.call('PUBLISH', key('news', job.group), '')
     end
   end
-  return { lost = lost, cancelled = cancelled }
+  return renewal
 end
 
 -- Report how a try ended: completed, failed, again (after a back-off) or released (as if it had not begun).
@@ -555,6 +563,12 @@ function verbs.resume()
   return {}
 end
 
+-- The heartbeat of an owner: only one that is silent is taken for dead.
+function verbs.beat()
+  redis.call('ZADD', key('owners'), now, args.owner)
+  return {}
+end
+
 -- Name the owners that hold jobs.
 function verbs.holders()
   local holders, is_known = {}, {}
@@ -594,19 +608,24 @@ end
 -- Become the janitor, or stay it; only one is, over all machines.
 function verbs.keep_house()
   local at = key('janitor')
-  local janitor = read(at, 'owner', 'until', 'fence')
+  local janitor = read(at, 'owner', 'until', 'fence', 'since')
+  local has_ended = not janitor.owner or tonumber(janitor['until']) <= now
   if janitor.owner ~= args.owner then
-    if janitor.owner and tonumber(janitor['until']) > now then
+    if not has_ended then
       return {}
     end
     janitor.fence = redis.call('HINCRBY', at, 'fence', 1)
   end
-  redis.call('HSET', at, 'owner', args.owner, 'until', now + args.lease_ms)
+  local since = not has_ended and tonumber(janitor.since) or now
+  redis.call('HSET', at, 'owner', args.owner, 'until', now + args.lease_ms, 'since', since)
+  local groups = redis.call('ZRANGEBYSCORE', key('expiry'), '-inf', now, 'LIMIT', 0, args.count)
+  if now - since < args.silent_ms then
+    return { fence = tonumber(janitor.fence), groups = groups } -- while the store was away, all were silent
+  end
   for _, owner in ipairs(redis.call('ZRANGEBYSCORE', key('owners'), '-inf', now - args.silent_ms)) do
     forget_owner(owner)
   end
-  -- What expires, and batches whose upload ended with the process that received it.
-  local groups = redis.call('ZRANGEBYSCORE', key('expiry'), '-inf', now, 'LIMIT', 0, args.count)
+  -- Batches whose upload ended with the process that received it.
   for _, group in ipairs(redis.call('ZRANGEBYSCORE', key('unsealed'), '-inf', now - args.silent_ms, 'LIMIT', 0, args.count)) do
     if not redis.call('ZSCORE', key('owners'), redis.call('HGET', key('group', group), 'owner')) then
       table.insert(groups, group)

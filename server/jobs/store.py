@@ -7,9 +7,9 @@ was lost is made again. Reads need no script.
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from math import ceil
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -79,6 +79,9 @@ BLOCK_S = 2.0
 _ANSWER_S = 2.0
 _LOOK_EVERY_S = 0.25
 
+#: How often an owner is heard of, in seconds.
+_BEAT_S = 5.0
+
 #: How long an idempotency key is remembered, and that an expired job was there, in seconds.
 _REMEMBER_S = 86400
 
@@ -90,8 +93,8 @@ _CALLS_AT_ONCE = 8
 _AWAY = (NotConnected, TookTooLong, ClusterError, RedisClusterException, OSError)
 
 #: How its errors begin while it answers and refuses each change, besides that of a replica: it cannot write
-#: to its disk, or has too few replicas.
-_REFUSALS = ("MISCONF", "NOREPLICAS")
+#: to its disk, has too few replicas, or has become a replica while a consumer waited for a job.
+_REFUSALS = ("MISCONF", "NOREPLICAS", "UNBLOCKED")
 
 
 class Dropped(Exception):
@@ -143,11 +146,15 @@ class Store:
             lambda: changing_nothing(keys=[_PREFIX]), grace_s, "store_read_only", "store_writable"
         )
         self._places = asyncio.Semaphore(_CALLS_AT_ONCE)
+        self._beating: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._beating is not None:
+            self._beating.cancel()
+            await asyncio.wait({self._beating})
         await self._answers.stop()
         await self._takes_changes.stop()
         for client in (self._redis, self._blocking):
@@ -236,19 +243,22 @@ class Store:
 
     # --- consuming ---------------------------------------------------------------------------------------
 
-    async def claim(self, request: str, kinds: Sequence[str], count: int) -> tuple[Sequence[Claim], float]:
+    async def claim(
+        self, request: str, kinds: Sequence[str], count: int, held: Mapping[str, int] | None = None
+    ) -> tuple[Sequence[Claim], float]:
         """Claim up to `count` jobs.
 
         Args:
             request: unique for each claim of these kinds; one that is asked again gets the same jobs.
             kinds: the operations that the caller has, as in `Facts.kind`.
             count: how many, at most.
+            held: the fences of the jobs that the caller runs, by their ids; their leases are renewed.
 
         Returns:
             The jobs, and after how many seconds the next delayed one is due, at most `BLOCK_S`.
         """
         answer = await self._ask(
-            "claim", request=request, kinds=list(kinds), count=count, lease_ms=self._lease_ms
+            "claim", request=request, kinds=list(kinds), count=count, held=held, lease_ms=self._lease_ms
         )
         claims = [_claim(each) for each in answer["jobs"]]
         return claims, min(BLOCK_S, answer.get("due_ms", 1e6) / 1000)
@@ -388,15 +398,22 @@ class Store:
         return [job for job in await self._read_jobs([_job_id(str(id)) for id in ids]) if job]
 
     @asynccontextmanager
-    async def hints(self, groups: Iterable[str]) -> AsyncIterator["Hints"]:
-        """Subscribe to hints about some groups, and about jobs of this owner that are to be cancelled."""
+    async def hints(self, groups: Collection[str]) -> AsyncIterator["Hints"]:
+        """Subscribe to hints about some groups, and about jobs of this owner that are to be cancelled.
+
+        Args:
+            groups: which; those that are added before the block begins are heard of too.
+        """
         async with self._blocking.pubsub(ignore_subscribe_messages=True) as subscription:
             hints = Hints(subscription, self._noticing)
             with self._noticing():
                 await self._blocking.initialize()  # a cluster's subscription does not ask where its slots are
                 await subscription.subscribe(f"{_PREFIX}cancel:{self.owner}")
-                for group in tuple(groups):
-                    await hints.watch(group)
+                watched: set[str] = set()
+                while new := set(groups) - watched:
+                    for group in new:
+                        await hints.watch(group)
+                    watched |= new
             yield hints
 
     # --- keeping house -----------------------------------------------------------------------------------
@@ -409,7 +426,8 @@ class Store:
         Args:
             count: how many groups to name, at most.
             lease_s: for how long, in seconds.
-            silent_s: after so many seconds of silence an owner is taken for dead.
+            silent_s: after so many seconds of silence an owner is taken for dead; time without a janitor,
+                because the store was away, does not count.
 
         Returns:
             A fence, and groups that are to be removed; None when another one is the janitor.
@@ -441,11 +459,20 @@ class Store:
     # --- asking ------------------------------------------------------------------------------------------
 
     async def _ask(self, verb: str, **args: object) -> dict[str, Any]:
+        if self._beating is None or self._beating.done():
+            self._beating = asyncio.create_task(self._beat())
         text = _compact(_given({"owner": self.owner, "ttl_ms": self._ttl_ms, **args}))
         script = self._adding if verb == "submit" else self._script
         answer = await self._guarded(lambda: script(keys=[_PREFIX], args=[verb, text]), is_change=True)
         found: dict[str, Any] = json.loads(answer)
         return found
+
+    async def _beat(self) -> None:
+        """Let the owner be heard of, whatever else it does: it may receive one batch for hours."""
+        while True:
+            with suppress(StoreAway):
+                await self._ask("beat")
+            await asyncio.sleep(_BEAT_S)
 
     async def _ask_in_parts(self, verb: str, **args: object) -> bool:
         start: int | None = 0
@@ -734,50 +761,56 @@ def _job_id(text: str) -> JobId:
     return id
 
 
+def _known(kind: type[T], found: Mapping[str, Any]) -> T:
+    """Make a value of the fields that this version knows: a newer one may have written more."""
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in found.items() if name in names})
+
+
 def _facts(text: str) -> Facts:
-    fields = json.loads(text)
-    callback = fields.pop("callback", None)
-    return Facts(**fields, callback=callback and Callback(**callback))
+    found = json.loads(text)
+    callback = found.pop("callback", None)
+    return _known(Facts, {**found, "callback": callback and _known(Callback, callback)})
 
 
-def _claim(fields: Mapping[str, Any]) -> Claim:
-    return Claim(_job_id(fields["id"]), fields["fence"], fields["tries"], _facts(fields["facts"]))
+def _claim(found: Mapping[str, Any]) -> Claim:
+    return Claim(_job_id(found["id"]), found["fence"], found["tries"], _facts(found["facts"]))
 
 
-def _job(id: JobId, fields: Mapping[str, str], facts: str) -> Job:
-    score = int(fields["score"])
+def _job(id: JobId, found: Mapping[str, str], facts: str) -> Job:
+    score = int(found["score"])
     return Job(
         id=id,
-        state=JobState(fields["state"]),
-        queue=fields["subqueue"].partition(" ")[0],
+        state=JobState(found["state"]),
+        queue=found["subqueue"].partition(" ")[0],
         priority=FIRST + score // _PRIORITY,
         facts=_facts(facts),
-        bytes=int(fields["bytes"]),
-        name=fields.get("name"),
-        tries=int(fields["tries"]),
-        progress=int(fields.get("progress", 0)),
-        created_s=int(fields["created"]) / 1000,
-        started_s=_seconds(fields.get("started")),
-        ended_s=_seconds(fields.get("ended")),
-        is_cancelling="cancel" in fields,
-        error=Failure(**json.loads(fields["error"])) if "error" in fields else None,
-        result=Result(**json.loads(fields["result"])) if "result" in fields else None,
+        bytes=int(found["bytes"]),
+        name=found.get("name"),
+        tries=int(found["tries"]),
+        progress=int(found.get("progress", 0)),
+        created_s=int(found["created"]) / 1000,
+        started_s=_seconds(found.get("started")),
+        ended_s=_seconds(found.get("ended")),
+        is_cancelling="cancel" in found,
+        error=_known(Failure, json.loads(found["error"])) if "error" in found else None,
+        result=_known(Result, json.loads(found["result"])) if "result" in found else None,
     )
 
 
-def _batch(id: str, fields: Mapping[str, str]) -> Batch:
+def _batch(id: str, found: Mapping[str, str]) -> Batch:
     return Batch(
         id=id,
-        is_batch=fields["is_batch"] == "1",
-        facts=_facts(fields["facts"]),
-        total=int(fields["total"]),
-        remaining=int(fields["remaining"]),
-        completed=int(fields["completed"]),
-        failed=int(fields["failed"]),
-        cancelled=int(fields["cancelled"]),
-        is_sealed=fields["sealed"] == "1",
-        created_s=int(fields["created"]) / 1000,
-        ended_s=_seconds(fields.get("ended")),
+        is_batch=found["is_batch"] == "1",
+        facts=_facts(found["facts"]),
+        total=int(found["total"]),
+        remaining=int(found["remaining"]),
+        completed=int(found["completed"]),
+        failed=int(found["failed"]),
+        cancelled=int(found["cancelled"]),
+        is_sealed=found["sealed"] == "1",
+        created_s=int(found["created"]) / 1000,
+        ended_s=_seconds(found.get("ended")),
     )
 
 

@@ -2,10 +2,11 @@
 
 import asyncio
 import gc
+import json
 import signal
 import tempfile
 import warnings
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ from redis.exceptions import ClusterDownError
 from structlog.testing import capture_logs
 from support.store import (
     DEADLINE_S,
+    PREFIX,
     StoreServer,
     binaries,
     check_laws,
@@ -41,13 +43,14 @@ from server.jobs.model import (
     Schedule,
     new_id,
 )
-from server.jobs.store import Dropped, Store
+from server.jobs.store import BLOCK_S, Dropped, Store
 
 FACTS = Facts("flip", 1, {"format": None, "strip": False}, attempts=3)
 KINDS = ["flip 1"]
 DEFAULT = Schedule("default")
 RESULT = Result({"media_type": "image/png"}, 7, 1)
 DAMAGED = Failure("DamagedImage", "It is damaged.")
+LONG_AGO_MS = 1
 
 
 STORES = {
@@ -144,31 +147,49 @@ async def test_a_submission_that_is_repeated_changes_nothing(store: Store) -> No
     assert len(await claim(store, 5)) == 1
 
 
+@contextmanager
+def cancelled_handshakes() -> Iterator[None]:
+    """redis-py leaves the transport of a TLS handshake that was cancelled to the garbage collector."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+        gc.collect()  # here, and not in the next test
+
+
 @using()
 async def test_a_call_that_is_cancelled_ends_wherever_it_was(store: Store) -> None:
     id = await submit(store)
-    for steps in range(100):
-        call = asyncio.create_task(store.batch(id))
-        for _ in range(steps):
-            await asyncio.sleep(0)
-        if call.done():
-            break
-        call.cancel()
-        await asyncio.wait({call})
-        assert call.cancelled(), f"after {steps} steps"
+    with cancelled_handshakes():
+        for steps in range(100):
+            call = asyncio.create_task(store.batch(id))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            if call.done():
+                break
+            call.cancel()
+            await asyncio.wait({call})
+            assert call.cancelled(), f"after {steps} steps"
     assert steps > 1
 
 
 @using()
-async def test_what_a_cancelled_claim_got_is_known_by_its_number(store: Store) -> None:
+async def test_a_claim_that_was_cancelled_wherever_it_was_is_known_by_its_number(store: Store) -> None:
     id = await submit(store)
-    claiming = asyncio.create_task(store.claim("1", KINDS, 5))
-    assert [str(claimed.id) for claimed in (await claiming)[0]] == [id]
-    assert [str(claimed.id) for claimed in (await store.claim("1", KINDS, 0))[0]] == [id]
-    other = await submit(store)
-    assert await store.claim("2", KINDS, 0) == ([], 2.0)
-    assert (await store.claim("2", KINDS, 5))[0] == []
-    assert [str(claimed.id) for claimed in await claim(store)] == [other]
+    with cancelled_handshakes():
+        for steps in range(100):
+            request = new_id()
+            claiming = asyncio.create_task(store.claim(request, KINDS, 1))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            has_ended = claiming.done()
+            claiming.cancel()
+            await asyncio.wait({claiming})
+            (claimed,), _ = await store.claim(request, KINDS, 1)
+            assert str(claimed.id) == id, f"after {steps} steps"
+            await store.give_back(claimed)
+            if has_ended:
+                break
+    assert steps > 1
 
 
 @using()
@@ -186,19 +207,27 @@ async def test_queues_are_served_as_one_by_priority_and_then_in_order(store: Sto
     assert [str(claimed.id) for claimed in await claim(store, 4)] == ids
 
 
-@using()
-async def test_a_delayed_job_is_served_when_it_is_due(store: Store) -> None:
-    delayed = await submit(store, replace(DEFAULT, delay_s=0.05))
-    far = await submit(store, replace(DEFAULT, delay_s=3600))
-    assert await state(store, delayed) is JobState.DELAYED
-    assert str((await claim_one(store)).id) == delayed
-    assert await state(store, far) is JobState.DELAYED
+def test_a_delayed_job_is_served_when_it_is_due(server: StoreServer) -> None:
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "me") as (store,):
+            delayed, far = [await submit(store, replace(DEFAULT, delay_s=3600)) for _ in range(2)]
+            assert await claim(store) == []
+            assert await state(store, delayed) is JobState.DELAYED
+            server.client.zadd(f"{PREFIX}due", {delayed: LONG_AGO_MS})
+            assert str((await claim_one(store)).id) == delayed
+            assert await state(store, far) is JobState.DELAYED
+
+    asyncio.run(test())
 
 
 @using()
 async def test_a_consumer_learns_when_the_next_job_is_due(store: Store) -> None:
-    await submit(store, replace(DEFAULT, delay_s=0.5))
-    _, idle_s = await store.claim("1", KINDS, 1)
+    assert await store.claim(new_id(), KINDS, 1) == ([], BLOCK_S)
+    while True:
+        await submit(store, replace(DEFAULT, delay_s=0.5))
+        found, idle_s = await store.claim(new_id(), KINDS, 1)
+        if not found:  # else it was due before it was asked for
+            break
     assert 0 < idle_s <= 0.5
 
 
@@ -304,6 +333,22 @@ async def test_a_running_job_is_asked_to_stop_and_is_cancelled_however_it_ends(s
     await store.fail(claims[2], DAMAGED, is_final=False)
     await store.give_back(claims[3])
     assert {await state(store, id) for id in ids} == {JobState.CANCELLED}
+
+
+@using()
+async def test_a_group_that_is_added_during_the_subscription_is_heard_of(store: Store) -> None:
+    class Growing(dict[str, None]):
+        """Another group is added as soon as the first ones were listed."""
+
+        def __iter__(self) -> Iterator[str]:
+            listed = list(super().__iter__())
+            self[late] = None
+            return iter(listed)
+
+    late = await submit(store)
+    async with store.hints(Growing({new_id(): None})) as hints:
+        await store.cancel_job(JobId(late))
+        assert await anext(aiter(hints)) == ("news", late)
 
 
 @using()
@@ -486,25 +531,108 @@ async def test_what_has_expired_is_forgotten_by_the_one_janitor(store: Store) ->
 def test_there_is_one_janitor_and_another_one_after_its_lease(server: StoreServer) -> None:
     async def test() -> None:
         async with asyncio.timeout(DEADLINE_S), stores(server, "one", "other") as (one, other):
-            first = await one.keep_house(10, 0.2, 60)
-            assert await other.keep_house(10, 0.2, 60) is None
-            assert await one.keep_house(10, 0.2, 60) == first
-            second = await eventually(lambda: other.keep_house(10, 60, 60))
+            first = await one.keep_house(10, 60, 60)
+            assert await other.keep_house(10, 60, 60) is None
+            assert await one.keep_house(10, 60, 60) == first
+            server.client.hset(f"{PREFIX}janitor", "until", LONG_AGO_MS)
+            second = await other.keep_house(10, 60, 60)
             assert first is not None
             assert second is not None
             assert second[0] > first[0]
-            assert await one.keep_house(10, 0.2, 60) is None
+            assert await one.keep_house(10, 60, 60) is None
 
     asyncio.run(test())
 
 
-@using()
-async def test_a_batch_whose_process_died_before_the_seal_is_found(store: Store) -> None:
-    batch = await submit_batch(store, 2, is_sealed=False)
-    await asyncio.sleep(0.02)
-    kept = await store.keep_house(10, 60, 0.01)
+def test_a_batch_whose_process_died_before_the_seal_is_found(server: StoreServer) -> None:
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "janitor", "alive") as (janitor, alive):
+            async with stores(server, "dead") as (dead,):
+                lost = await submit_batch(dead, 2, is_sealed=False)
+            received = await submit_batch(alive, 2, is_sealed=False)
+            await eventually(lambda: server.client.zscore(f"{PREFIX}owners", "alive"))
+            assert await groups_to_remove(janitor) == []
+            silence(server, [lost, received], ["dead"])
+            assert await groups_to_remove(janitor) == [lost]
+            assert await groups_to_remove(janitor) == [lost]  # until it is removed
+
+    asyncio.run(test())
+
+
+def test_the_silence_of_a_time_without_the_store_is_no_sign_of_death(server: StoreServer) -> None:
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "janitor") as (janitor,):
+            async with stores(server, "silent") as (silent,):
+                batch = await submit_batch(silent, 2, is_sealed=False)
+            assert await groups_to_remove(janitor) == []
+            silence(server, [batch], ["silent"])
+            server.client.hset(f"{PREFIX}janitor", "until", LONG_AGO_MS)  # nor was the janitor heard of
+            assert await groups_to_remove(janitor) == []
+            assert await groups_to_remove(janitor) == []
+            silence(server, [batch], ["silent"])
+            assert await groups_to_remove(janitor) == [batch]
+
+    asyncio.run(test())
+
+
+async def groups_to_remove(janitor: Store) -> Sequence[str]:
+    kept = await janitor.keep_house(10, 60, 60)
     assert kept is not None
-    assert kept[1] == [batch]
+    return kept[1]
+
+
+def silence(server: StoreServer, batches: Sequence[str], owners: Sequence[str]) -> None:
+    """Let it be long ago that these batches were begun and these owners heard of, with a janitor since."""
+    server.client.zadd(f"{PREFIX}unsealed", dict.fromkeys(batches, LONG_AGO_MS))
+    server.client.zadd(f"{PREFIX}owners", dict.fromkeys(owners, LONG_AGO_MS))
+    server.client.hset(f"{PREFIX}janitor", "since", LONG_AGO_MS)
+
+
+def test_leases_that_ended_while_the_store_was_away_are_renewed_by_their_owner(server: StoreServer) -> None:
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "me") as (store,):
+            id, given_up = await submit(store), await submit(store)
+            (mine, _) = await claim(store, 2)
+            fences = {id: mine.fence}
+            for ask in (
+                lambda: store.renew(fences, {}),
+                lambda: store.claim(new_id(), ["flop 1"], 1, fences),
+            ):
+                server.client.zadd(f"{PREFIX}lease", {id: LONG_AGO_MS})
+                await ask()
+                assert await state(store, id) is JobState.ACTIVE
+            server.client.zadd(f"{PREFIX}lease", {given_up: LONG_AGO_MS})
+            await store.renew(fences, {})
+            assert await state(store, given_up) is JobState.WAITING
+
+    asyncio.run(test())
+
+
+def test_what_a_newer_version_has_written_is_read(server: StoreServer) -> None:
+    """While machines are upgraded one by one."""
+
+    def extend(key: str, field: str) -> None:
+        written = json.loads(server.client.hget(f"{PREFIX}{key}", field))
+        if "callback" in written:
+            written["callback"]["new"] = 1
+        server.client.hset(f"{PREFIX}{key}", field, json.dumps({**written, "new": 1}))
+
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "me") as (store,):
+            facts = replace(FACTS, callback=Callback("https://example.com/done", 7))
+            done, failed = await submit(store, facts=facts), await submit(store)
+            extend(f"group:{done}", "facts")
+            first, second = await claim(store, 2)
+            assert first.facts == facts
+            await store.complete(first, RESULT)
+            extend(f"job:{done}", "result")
+            await store.fail(second, DAMAGED, is_final=True)
+            extend(f"job:{failed}", "error")
+            assert (await store.batch(done)).facts == facts
+            assert (await store.job(JobId(done))).result == RESULT
+            assert (await store.job(JobId(failed))).error == DAMAGED
+
+    asyncio.run(test())
 
 
 def test_the_jobs_of_a_dead_consumer_run_again_at_once(server: StoreServer) -> None:
@@ -725,6 +853,24 @@ def test_an_idle_consumer_waits_for_a_store_that_takes_no_changes(server: StoreS
     asyncio.run(test())
 
 
+def test_an_idle_consumer_is_not_ended_by_a_store_that_becomes_a_replica(server: StoreServer) -> None:
+    if len(server.servers) > 1:
+        pytest.skip("a cluster decides itself who is a replica")
+
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "me") as (store,):
+            bell = asyncio.create_task(store.wait_for_bell(KINDS, DEADLINE_S))
+            await eventually(lambda: server.client.info("clients")["blocked_clients"])
+            with replica(server):
+                await bell
+                back = asyncio.create_task(store.wait_until_back())
+                await asyncio.sleep(0)
+                assert not back.done()
+            await back
+
+    asyncio.run(test())
+
+
 def test_more_calls_at_once_than_connections_wait_for_each_other(server: StoreServer) -> None:
     async def test() -> None:
         async with asyncio.timeout(DEADLINE_S), stores(server, "me", grace_s=DEADLINE_S) as (store,):
@@ -744,13 +890,10 @@ async def test_a_cancellation_is_never_lost(store: Store) -> None:
             await store.has("0" * 32)
             await store.wait_for_bell(KINDS, 0.001)
 
-    # redis-py leaves the transport of a TLS handshake that was cancelled to the garbage collector.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
+    with cancelled_handshakes():
         for turns in range(60):  # of the event loop: wherever a call is then
             task = asyncio.create_task(ask_for_ever())
             for _ in range(turns):
                 await asyncio.sleep(0)
             task.cancel()
             await asyncio.wait([task])
-        gc.collect()  # here, and not in the next test

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
-from support.asgi import run
+from support.asgi import MovableClock, run
 from support.operations import OPERATIONS
 from support.store import PREFIX, StoreServer, eventually, stores
 
@@ -256,17 +256,80 @@ def test_no_more_jobs_are_held_than_there_is_room_for(server: StoreServer, direc
     run(test())
 
 
-def test_a_consumer_without_room_claims_nothing_and_is_known_all_the_same(
+def test_a_consumer_without_room_claims_nothing_and_is_heard_of_all_the_same(
     server: StoreServer, directory: Path
 ) -> None:
     async def test() -> None:
         async with worker(server, directory, at_once=0) as it:
-            id = await it.submit()
+            await it.other.submit(new_id(), FACTS, NewJob(1), Schedule("default"))
             async with it.running():
                 await eventually(lambda: server.client.zscore(f"{PREFIX}owners", owners.own_name()))
-            await it.until(id, JobState.WAITING)
+            assert server.client.zcard(f"{PREFIX}lease") == 0
 
     run(test())
+
+
+def test_an_earlier_try_that_ends_after_the_next_one_is_waited_for(
+    server: StoreServer, directory: Path
+) -> None:
+    class Slow(Dispatcher):
+        """The first task takes its time when it is stopped."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.may_end = asyncio.Event()
+
+        async def run_in_background(self, *args: Any, **more: Any) -> Done:
+            is_first = not self.asked
+            try:
+                return await super().run_in_background(*args, **more)
+            finally:
+                if is_first:
+                    await self.may_end.wait()
+
+    async def test() -> None:
+        async with worker(server, directory) as it:
+            dispatcher = Slow()
+            stand_ins: Any = dispatcher, it.engine
+            it.consumer = Consumer(it.store, it.blobs, *stand_ins, OPERATIONS, at_once=3, lease_s=3)
+            async with it.running():
+                dispatcher.gate.clear()
+                id = await it.submit()
+                await eventually(lambda: dispatcher.asked)
+                assert await it.other.release(owners.own_name()) == 1  # its lease has ended unnoticed
+                await eventually(lambda: len(dispatcher.asked) == 2)
+                dispatcher.gate.set()
+                await it.until(id, JobState.COMPLETED)
+                await eventually(lambda: len(it.consumer._running) == 1)
+                assert [fence for _, fence in it.consumer._running] == [1]
+                dispatcher.may_end.set()
+                await eventually(lambda: not it.consumer._running)
+            assert it.files(id) == {id.input_name, id.result_name(2)}
+
+    run(test())
+
+
+def test_a_renewal_that_the_store_did_not_hear_is_made_up_for_when_it_is_back(
+    server: StoreServer, directory: Path
+) -> None:
+    async def test() -> None:
+        clock: Any = asyncio.get_running_loop()
+        async with worker(server, directory, grace_s=1, lease_s=36) as it:
+            stand_ins: Any = it.dispatcher, it.engine
+            it.consumer = Consumer(it.store, it.blobs, *stand_ins, OPERATIONS, at_once=1, lease_s=36)
+            async with it.running():
+                it.dispatcher.gate.clear()
+                id = await it.submit()
+                await eventually(lambda: server.client.hget(f"{PREFIX}job:{id}", "progress"))
+                begun = server.client.zscore(f"{PREFIX}lease", str(id))
+                server.kill()
+                await clock.pass_time(13)
+                await eventually(lambda: is_away(it.store))
+                await clock.pass_time(2)
+                await asyncio.to_thread(server.start)
+                await eventually(lambda: server.client.zscore(f"{PREFIX}lease", str(id)) > begun)
+
+    run(test(), MovableClock)
 
 
 def test_the_result_of_a_try_that_was_lost_is_refused_and_removed(
@@ -325,17 +388,17 @@ def test_a_job_that_is_cancelled_before_its_first_step_ends(server: StoreServer,
     class Hasty(Store):
         """Each job is cancelled at the moment of its claim."""
 
-        async def claim(self, request: str, kinds: Any, count: int) -> Any:
-            claims, idle_s = await super().claim(request, kinds, count)
+        async def claim(self, *args: Any) -> Any:
+            claims, idle_s = await super().claim(*args)
             for each in claims:
                 await self.cancel_job(each.id)
             return claims, idle_s
 
-    class Stopping(dict[str, Any]):
+    class Stopping(dict[tuple[str, int], Any]):
         """The hint about the cancellation comes when the job has just been taken."""
 
-        def __setitem__(self, id: str, taken: Any) -> None:
-            super().__setitem__(id, taken)
+        def __setitem__(self, key: tuple[str, int], taken: Any) -> None:
+            super().__setitem__(key, taken)
             taken.task.cancel()
 
     async def test() -> None:

@@ -3,8 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
-from support.asgi import run
+from support.asgi import MovableClock, run
 from support.store import PREFIX, StoreServer, eventually, stores
 
 from server.jobs.hub import Hub, Line
@@ -201,6 +202,35 @@ def test_a_job_is_seen_in_each_of_its_states(server: StoreServer) -> None:
             assert [state for state, _ in seen] == ["waiting", "active", "active", "completed"]
 
     run(test())
+
+
+def test_a_job_is_followed_on_when_the_store_was_away(server: StoreServer) -> None:
+    async def test() -> None:
+        clock: Any = asyncio.get_running_loop()
+        async with stores(server, "me", grace_s=1) as (store,):
+            hub = Hub(store, ignore)
+            id = JobId(new_id())
+            await store.submit(id.group, FACTS, NewJob(1), Schedule("default"))
+            seen: list[JobState] = []
+
+            async def follow() -> None:
+                async for job in hub.follow_job(id):
+                    if job:
+                        seen.append(job.state)  # noqa: PERF401 it is looked at meanwhile
+
+            following = asyncio.create_task(follow())
+            await eventually(lambda: seen)
+            server.kill()
+            await eventually(lambda: not store._answers.is_closed)
+            for _ in range(5):  # each look finds that the grace is over
+                await clock.pass_time(2)
+            await asyncio.to_thread(server.start)
+            await store.wait_until_back()
+            await complete(store, 1)
+            await following
+            assert seen == ["waiting", "completed"]
+
+    run(test(), MovableClock)
 
 
 def test_a_wait_ends_with_the_job_or_its_time(server: StoreServer) -> None:

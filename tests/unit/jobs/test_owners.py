@@ -3,6 +3,9 @@
 import os
 import re
 import subprocess
+from pathlib import Path
+
+import pytest
 
 from server.jobs import owners
 
@@ -37,6 +40,19 @@ def test_a_name_with_spaces_and_brackets_hides_no_state(tmp_path: os.PathLike[st
     os.symlink("/bin/cat", program)  # noqa: PTH211
     with subprocess.Popen([program], stdin=subprocess.PIPE) as child:
         assert not owners.is_dead(name_of(child.pid))
+
+
+def test_a_process_that_proc_hides_is_dead_when_it_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("sys", "self"):  # all that a /proc with hidepid shows of other users
+        (tmp_path / name).symlink_to(f"/proc/{name}")
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+        name, of_another = name_of(child.pid), f"{own_machine()}:1:1"
+        monkeypatch.setattr(owners, "_PROC", tmp_path)
+        assert not owners.is_dead(name)
+        assert not owners.is_dead(of_another)
+    assert owners.is_dead(name)
 
 
 def test_another_process_with_the_same_id_is_another_owner() -> None:

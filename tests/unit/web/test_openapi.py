@@ -239,6 +239,7 @@ def ask(service: Service) -> Iterator[Ask]:
         await asyncio.gather(task, return_exceptions=True)
         await client.aclose()
         await life.__aexit__(None, None, None)
+        await service.jobs.close()
 
     with asyncio.Runner() as runner:
         task = runner.run(start())
