@@ -1,4 +1,4 @@
-"""The composition root of one worker: the only place where its objects meet."""
+"""The composition root of a web worker: it creates the objects and connects them; `assembly` does so for jobs."""
 
 import os
 from collections.abc import Mapping

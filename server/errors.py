@@ -243,7 +243,7 @@ class ServiceUnavailable(TemporaryFailure):
 
 
 class StoreAway(TemporaryFailure):
-    """The store of the jobs does not answer."""
+    """The store of the jobs, or that of their files, does not answer."""
 
     title = "The job store is not available"
 

@@ -147,7 +147,7 @@ class EmbeddedStore:
 
     @contextmanager
     def _lock(self) -> Iterator[int | None]:
-        """Hold the lock, so that nobody else starts a server; yields None when one runs."""
+        """Hold the lock, so that no other arbiter starts a server; yields None when one runs."""
         lock = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             try:

@@ -20,7 +20,7 @@ Line = Mapping[str, Any]
 
 
 class _Log:
-    """The log of a group, as far as it was read, for all who watch it."""
+    """The log of a group, as far as it was read, for all its watchers."""
 
     def __init__(self) -> None:
         self.watchers = 0

@@ -1,4 +1,4 @@
-"""Owners: who claims jobs, named so that another process of the same machine can tell whether it lives."""
+"""Owners: processes that hold jobs, named so that another process of the machine can tell which are alive."""
 
 import os
 from pathlib import Path

@@ -102,11 +102,11 @@ class Dropped(Exception):
 
 
 class Store:
-    """A client of the store.
+    """A client of the store; all its methods raise StoreAway while the store does not answer.
 
     Args:
         url: as `Settings.queue_url` describes it.
-        owner: who claims and submits, unique over all machines.
+        owner: name of the process that claims and submits, unique over all machines.
         grace_s: how long a call waits for a store that is away, in seconds; once it has been away for longer,
             calls fail at once.
         ttl_s: how long a group is kept after its end, in seconds.
@@ -287,7 +287,7 @@ class Store:
         return Renewal(list(answer["lost"]), list(answer["cancelled"]))
 
     async def complete(self, claim: Claim, result: Result | None) -> bool:
-        """Report success; False: nobody wants the result, because the job was cancelled or is another's."""
+        """Report success; False: the result is refused, because the job was cancelled or has been claimed again."""
         more = {} if result is None else {"result": _compact(asdict(result))}
         return await self._finish(claim, "completed", **more) is JobState.COMPLETED
 

@@ -355,7 +355,7 @@ def batch_id(text: str) -> str:
 
 
 async def find_batch(store: Store, text: str) -> Batch:
-    """Find a batch by its id, once all of it has been submitted.
+    """Find a batch by its id.
 
     Raises:
         NoSuchJob, Expired, StoreAway: as their names say.

@@ -1,4 +1,4 @@
-"""Operators: who may pause queues and run jobs again."""
+"""Operators: clients that may pause queues and run jobs again."""
 
 import hmac
 import re
@@ -8,7 +8,7 @@ from falcon.asgi import Request
 
 from server.errors import Forbidden, Unauthorized
 
-#: What a proxy adds: behind one, the address of the connection says nothing about who asks.
+#: What a proxy adds: behind one, the address of the connection says nothing about the client.
 _PROXIED = ("Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP")
 
 #: `Host` of a request to the machine itself. One with another came through a proxy, or from a browser whose

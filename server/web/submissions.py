@@ -211,7 +211,7 @@ def idempotency_key(req: Request) -> str | None:
 
 
 def fingerprint(kind: str, facts: Facts, options: Options, inputs: Sequence[object]) -> str:
-    """Return a digest of everything that was submitted.
+    """Return a digest of a submission, by which a repeated one is recognized.
 
     Args:
         kind: `job` or `batch`.
