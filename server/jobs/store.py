@@ -287,7 +287,7 @@ class Store:
         return Renewal(list(answer["lost"]), list(answer["cancelled"]))
 
     async def complete(self, claim: Claim, result: Result | None) -> bool:
-        """Report success; False: the result is refused, because the job was cancelled or has been claimed again."""
+        """Report success; False: it is refused, as the job was cancelled or has been claimed again."""
         more = {} if result is None else {"result": _compact(asdict(result))}
         return await self._finish(claim, "completed", **more) is JobState.COMPLETED
 
