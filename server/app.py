@@ -1,4 +1,4 @@
-"""The composition root of a web worker: creates the objects and connects them; `assembly` does so for jobs."""
+"""The composition root of a web worker: creates its objects and connects them; `assembly` those for jobs."""
 
 import os
 from collections.abc import Mapping

@@ -246,7 +246,7 @@ def _gains(summary: Summary, image: str) -> Table:
 
 def _article(summary: Summary, image: str) -> Table:
     # Kept in this order: the article, its design on this machine, ours.
-    pairs = [("the design of the article here", *_ARTICLE_PEERS), ("ours", SINGLE, CLUSTER)]
+    pairs = [("the article's design, on our machine", *_ARTICLE_PEERS), ("ours", SINGLE, CLUSTER)]
     rows = [
         (
             name,

@@ -63,7 +63,7 @@ def summary(results: Results, wait_s: float) -> Table:
         (
             "queue",
             "fsync",
-            "enqueue to start, idle",
+            "time from enqueue to start, when idle",
             "empty jobs/s",
             "worker killed: its job runs again after",
             "server killed: acknowledged jobs lost; jobs run twice",
@@ -93,7 +93,7 @@ def _speed(results: Results) -> Table:
         "Speed and cost",
         (
             "queue",
-            "enqueue to start, idle",
+            "time from enqueue to start, when idle",
             "first job after a minute (once)",
             "submissions/s",
             "empty jobs/s",

@@ -113,7 +113,7 @@ def test_the_table_for_the_readme_says_what_a_user_would_lose() -> None:
     assert found == {
         "queue": "RQ, durable",
         "fsync": "appendfsync always",
-        "enqueue to start, idle": "2.00 (1.00 to 3.00) ms",
+        "time from enqueue to start, when idle": "2.00 (1.00 to 3.00) ms",
         "empty jobs/s": "200 (100 to 300)",
         "worker killed: its job runs again after": "not within 90 s",
         "server killed: acknowledged jobs lost; jobs run twice": "12 of 390; 3",

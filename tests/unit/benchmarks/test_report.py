@@ -337,7 +337,7 @@ def test_the_article_is_compared_with_ours_only_in_its_profile() -> None:
     article, quick = (markdown(summarise(read(RECORDED / name))) for name in ("article", "quick"))
     assert "| the article | 8 | 16 s | 40 s | 10 s | 14 s | 1.60 | 2.86 |" in article
     assert "| ours | 4 |" in article
-    assert "| the design of the article here | 4 |" in article
+    assert "| the article's design, on our machine | 4 |" in article
     assert "40 s" not in quick
 
 
