@@ -853,10 +853,9 @@ def test_an_idle_consumer_waits_for_a_store_that_takes_no_changes(server: StoreS
     asyncio.run(test())
 
 
+# A cluster decides itself which server is a replica.
+@pytest.mark.parametrize("server", sorted(STORES.keys() - {"cluster"}), indirect=True)
 def test_an_idle_consumer_is_not_ended_by_a_store_that_becomes_a_replica(server: StoreServer) -> None:
-    if len(server.servers) > 1:
-        pytest.skip("a cluster decides itself who is a replica")
-
     async def test() -> None:
         async with asyncio.timeout(DEADLINE_S), stores(server, "me") as (store,):
             bell = asyncio.create_task(store.wait_for_bell(KINDS, DEADLINE_S))
