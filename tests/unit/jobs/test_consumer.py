@@ -1,4 +1,4 @@
-"""A consumer runs what it claims, reports each try once, and leaves no file that nobody wants."""
+"""A consumer runs what it claims, reports each try once, and leaves no unneeded file."""
 
 import asyncio
 import errno

@@ -18,7 +18,7 @@ def request(client: tuple[str, int] | None = ("127.0.0.1", 5000), **headers: str
 
 
 @pytest.mark.parametrize("client", [("127.0.0.1", 1), ("203.0.113.9", 1), None])
-def test_whoever_has_the_token_is_an_operator(client: tuple[str, int] | None) -> None:
+def test_a_client_with_the_token_is_an_operator(client: tuple[str, int] | None) -> None:
     Operators(TOKEN).check(request(client, Authorization=f"Bearer {TOKEN}", Sec_Fetch_Site="cross-site"))
 
 
