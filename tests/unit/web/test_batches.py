@@ -144,6 +144,7 @@ ABSENT = f"/jobs/{'0' * 32}/result"
     ],
 )
 def test_a_document_that_names_no_results_is_refused(
+        (f'{{"items": ["{ABSENT}", [[]]]}}'.encode(), "400 bad-parameter", "Item 1 cannot be used"),
     server: StoreServer, tmp_path: Path, content: bytes, expected: str, named: str
 ) -> None:
     async def test() -> None:
