@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import mimetypes
 import os
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
@@ -273,11 +272,13 @@ class ArchiveResource:
     Args:
         store: where the batch is.
         blobs: where the files are.
+        operations: what was done to them, which says how files are named.
     """
 
-    def __init__(self, store: Store, blobs: Blobs) -> None:
+    def __init__(self, store: Store, blobs: Blobs, operations: Mapping[str, Operation]) -> None:
         self._store = store
         self._blobs = blobs
+        self._extensions = {name: operation.outcome.extensions for name, operation in operations.items()}
 
     async def on_get(self, _req: Request, resp: Response, id: str) -> None:
         """Answer with the results in their order, and a manifest at the end."""
@@ -293,11 +294,12 @@ class ArchiveResource:
     async def _archive(self, batch: Batch) -> AsyncIterator[bytes]:
         sent = _Sent()
         manifest = []
+        extensions = self._extensions.get(batch.facts.operation, {})
         with ZipFile(sent, "w", ZIP_STORED) as archive:
             for start in range(0, batch.total, _PAGE):
                 end = min(batch.total, start + _PAGE)
                 for job in await self._store.items(batch.id, range(start, end)):
-                    name = _name(job)
+                    name = _name(job, extensions)
                     manifest.append({**describe(job), "file": name})
                     if name is None or job.result is None:
                         continue
@@ -334,11 +336,11 @@ class _Sent(RawIOBase):
         return written
 
 
-def _name(job: Job) -> str | None:
+def _name(job: Job, extensions: Mapping[str, str]) -> str | None:
     """Name the result of an item by its number: the name that it came with may be anything."""
     if job.state is not JobState.COMPLETED or job.result is None:
         return None
-    extension = mimetypes.guess_extension(str(job.result.outcome["media_type"])) or ".bin"
+    extension = extensions.get(str(job.result.outcome["media_type"]), ".bin")
     return f"{job.id.index:06}{extension}"
 
 
