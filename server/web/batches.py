@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from io import FileIO, RawIOBase
 from typing import TypeAlias
@@ -12,7 +12,15 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from falcon.asgi import Request, Response
 
-from server.errors import BadParameter, NoSuchJob, NotDone, ServiceUnavailable, StoreAway, UploadTooLarge
+from server.errors import (
+    BadParameter,
+    Expired,
+    NoSuchJob,
+    NotDone,
+    ServiceUnavailable,
+    StoreAway,
+    UploadTooLarge,
+)
 from server.jobs.blobs import BlobGone, Blobs
 from server.jobs.intake import Item, Limits, items
 from server.jobs.model import Batch, Facts, Idempotency, Job, JobId, JobState, NewJob, new_id
@@ -255,7 +263,7 @@ class BatchResource:
         start = read_start(req.query_string)
         batch = await find_batch(self._store, id)
         end = min(batch.total, start + _PAGE)
-        jobs = await self._store.items(batch.id, range(start, end))
+        jobs = await _items(self._store, batch, range(start, end))
         resp.set_header("Cache-Control", "no-store")
         resp.media = {
             "batch": f"/batches/{batch.id}",
@@ -298,7 +306,7 @@ class ArchiveResource:
         with ZipFile(sent, "w", ZIP_STORED) as archive:
             for start in range(0, batch.total, _PAGE):
                 end = min(batch.total, start + _PAGE)
-                for job in await self._store.items(batch.id, range(start, end)):
+                for job in await _items(self._store, batch, range(start, end)):
                     name = _name(job, extensions)
                     manifest.append({**describe(job), "file": name})
                     if name is None or job.result is None:
@@ -334,6 +342,20 @@ class _Sent(RawIOBase):
         """Return what was written since the last call."""
         written, self._written = bytes(self._written), bytearray()
         return written
+
+
+async def _items(store: Store, batch: Batch, indexes: range) -> Sequence[Job]:
+    """Return items that the batch has.
+
+    Raises:
+        Expired: some are not kept any more. An archive that has begun breaks off, so no part of a batch is
+            taken for all of it.
+        StoreAway: as its name says.
+    """
+    jobs = await store.items(batch.id, indexes)
+    if len(jobs) < len(indexes):
+        raise Expired("The batch is not kept any more. Submit the work again.")
+    return jobs
 
 
 def _name(job: Job, extensions: Mapping[str, str]) -> str | None:

@@ -20,12 +20,13 @@ from support.asgi import Server, run, scope_of
 from support.store import PREFIX, StoreServer, eventually, stores
 
 from server.cluster.scoreboard import Scoreboard
+from server.errors import Expired
 from server.jobs.blobs import BlobGone, Directory
 from server.jobs.intake import Limits
 from server.jobs.model import Result
 from server.jobs.store import Store
 from server.operations.images import OPERATIONS, MediaType
-from server.web.batches import ArchiveResource, BatchesResource
+from server.web.batches import ArchiveResource, BatchesResource, BatchResource
 from server.web.envelope import App, Envelope
 from server.web.problems import add_error_handlers
 from server.web.submissions import OptionReader
@@ -40,6 +41,7 @@ def app_of(store: Store, blobs: Directory, limits: Limits = LIMITS) -> App:
     add_error_handlers(app)
     options = OptionReader(["default"], 5)
     app.add_route("/batches", BatchesResource(store, blobs, options, OPERATIONS, limits))
+    app.add_route("/batches/{id}/items", BatchResource(store), suffix="items")
     app.add_route("/batches/{id}/archive", ArchiveResource(store, blobs, OPERATIONS))
     return Envelope(app, Scoreboard(rows=1).claim())
 
@@ -421,5 +423,22 @@ def test_files_in_an_archive_have_the_extension_of_their_format(server: StoreSer
             assert [name.partition(".")[2] for name in names] == [
                 *("jpg", "png", "webp", "gif", "tiff", "bmp", "avif", "pnm", "qoi", "bin")
             ]
+
+    run(test())
+
+
+def test_a_batch_that_expires_while_it_is_fetched_is_not_taken_for_a_whole_one(
+    server: StoreServer, tmp_path: Path
+) -> None:
+    async def test() -> None:
+        blobs = Directory(tmp_path)
+        async with stores(server, "me") as (store,), client(store, blobs) as http:
+            location = await completed(http, store, blobs, ["image/png"] * 3)
+            server.client.delete(f"{PREFIX}job:{location.rpartition('/')[2]}-2")  # jobs go before their batch
+            items = await http.get(f"{location}/items")
+            assert (items.status_code, slug(items)) == (410, "expired")
+            with pytest.raises(Expired):  # the server closes the connection before the end
+                await http.get(f"{location}/archive")
+        server.client.flushall()  # half a batch obeys no laws
 
     run(test())
