@@ -85,7 +85,7 @@ class UploadTooSlow(RequestError):
 
 
 class TooManyItems(RequestError):
-    """A batch has more items than `Settings.max_batch_items`."""
+    """A batch has more items than `Settings.max_batch_items`, or more directories than that."""
 
     title = "The batch has too many items"
 

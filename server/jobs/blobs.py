@@ -220,7 +220,7 @@ class Directory:
         try:
             if not must_exist:
                 is_new = _make(directory)
-            _link(files, directory)
+            self._link(files, directory)
             if is_new:
                 _sync(directory.parent)
                 if directory.parent.name not in self._synced:
@@ -234,20 +234,36 @@ class Directory:
                 raise BlobGone(f"{directory.name} was removed") from None
             raise
 
+    def _link(self, files: Mapping[Path, FileIO], directory: Path) -> None:
+        """Link files into their directory and write it all to the disk; after a failure none has a name."""
+        linked = []
+        with _opened(directory) as descriptor, ExitStack() as copies, ExitStack() as undo:
+            for path, file in files.items():
+                try:
+                    _name(file, path, descriptor)
+                except OSError as error:
+                    if error.errno != errno.EMLINK:
+                        raise
+                    # The result of one job can be the item of so many others: ext4 gives a file 65,000 names.
+                    copy = copies.enter_context(self.new())
+                    _copy(file, copy)
+                    _name(copy, path, descriptor)
+                    linked.append(copy)
+                else:
+                    linked.append(file)
+                undo.callback(path.unlink, missing_ok=True)
+            if len(linked) > 1:
+                _start_writing(linked)
+            for file in linked:
+                os.fsync(file.fileno())  # may be the first to notice that the disk is full
+            os.fsync(descriptor)
+            undo.pop_all()
 
-def _link(files: Mapping[Path, FileIO], directory: Path) -> None:
-    """Link files into their directory and write all of it to the disk; after a failure none has a name."""
-    with _opened(directory) as descriptor, ExitStack() as undo:
-        for path, file in files.items():
-            # Without the descriptor, CPython links the symbolic link instead of the file.
-            os.link(f"/proc/self/fd/{file.fileno()}", path.name, dst_dir_fd=descriptor)
-            undo.callback(path.unlink, missing_ok=True)
-        if len(files) > 1:
-            _start_writing(files.values())
-        for file in files.values():
-            os.fsync(file.fileno())  # may be the first to notice that the disk is full
-        os.fsync(descriptor)
-        undo.pop_all()
+
+def _name(file: FileIO, path: Path, directory: int) -> None:
+    """Give a file a name in a directory, of which there is a descriptor."""
+    # Without the descriptor, CPython links the symbolic link instead of the file.
+    os.link(f"/proc/self/fd/{file.fileno()}", path.name, dst_dir_fd=directory)
 
 
 def _start_writing(files: Iterable[FileIO]) -> None:

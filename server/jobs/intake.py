@@ -45,8 +45,10 @@ _PIECE_BYTES = 1 << 18
 #: What may come out of an archive whatever its ratio: padding and flat images compress very well.
 _FREE_BYTES = 1 << 20
 
-#: How long the header of a part, or the extended header of a tar, may be, in bytes.
+#: How long the content of an extended header of a tar may be, in bytes, and how many there may be in a row.
+#: The usual tools write three at most.
 _HEADER_BYTES = 1 << 16
+_HEADERS = 16
 
 #: How long the directory of a zip may be for each item of the limit, in bytes.
 _ZIP_ENTRY_BYTES = 256
@@ -72,13 +74,15 @@ _ZIP_DAMAGE = (
 #: The size of the blocks that a tar is made of, in bytes.
 _BLOCK_BYTES = 512
 
-#: Type flags of a tar: of files, of a directory, of headers that extend the next, and of what is not needed.
+#: Type flags of a tar: of files, of a directory, and of extended headers, of which two are used.
 _REGULAR = frozenset({b"0", b"\0", b"7"})
 _DIRECTORY = b"5"
 _LONG_NAME, _PAX = b"L", b"x"
-_EXTENDING = frozenset({_LONG_NAME, _PAX})
 _LONG_LINK, _PAX_GLOBAL, _VOLUME = b"K", b"g", b"V"
-_UNUSED = frozenset({_LONG_LINK, _PAX_GLOBAL, _VOLUME})
+_EXTENDED = frozenset({_LONG_NAME, _PAX, _LONG_LINK, _PAX_GLOBAL, _VOLUME})
+
+#: The records of pax that are used; no other is kept.
+_USED_RECORDS = frozenset({b"path", b"size"})
 
 #: What a number in a tar begins with when it is not octal.
 _IS_BINARY = 0x80
@@ -90,7 +94,7 @@ _GZIP_START = b"\x1f\x8b"
 #: For `zlib`: gzip, with the largest window.
 _GZIP = 31
 
-#: The name of a member, and its content, which must be read before the next member.
+#: The name of a member, empty if it is no item, and its content, which must be read before the next member.
 _Member: TypeAlias = tuple[str, AsyncGenerator[bytes | bytearray | memoryview, None]]
 
 
@@ -99,7 +103,7 @@ class Limits:
     """What a batch may hold.
 
     Attributes:
-        items: most of them.
+        items: most of them, and most directories or empty fields beside them.
         bytes: most of the upload, and most of all items together.
         item_bytes: most of one item.
         ratio: how many times as large as the upload its items may be.
@@ -142,9 +146,18 @@ async def items(
         MalformedMultipart: the form is broken, or has no file.
         BadArchive: the archive is damaged or encrypted, holds no file or what is none, or expands too much.
     """
-    index = total_bytes = 0
+    index = others = total_bytes = 0
     async with aclosing(await _members(content_type, chunks, new_file, limits)) as members:
         async for name, content in members:
+            if not name:
+                others += 1
+                if others > limits.items:
+                    raise TooManyItems(
+                        f"The batch has more than {limits.items} directories or fields without a file. "
+                        "Leave them out."
+                    )
+                await _drop(content)
+                continue
             if index == limits.items:
                 raise TooManyItems(f"The batch has more than {limits.items} items. {_SPLIT}")
             with new_file() as file:
@@ -206,6 +219,11 @@ async def _write(
     return size
 
 
+async def _drop(content: AsyncIterable[object]) -> None:
+    async for _ in content:
+        pass
+
+
 def _buffered(file: FileIO) -> BufferedWriter:
     """Collect small writes to a file that stays open; a large one is written in full."""
     return BufferedWriter(FileIO(file.fileno(), "wb", closefd=False))
@@ -257,7 +275,9 @@ class _Expansion:
 async def _form(boundary: str, chunks: AsyncIterable[bytes]) -> AsyncGenerator[_Member, None]:
     if not boundary:
         raise MalformedMultipart(f"The content type has no boundary. {_FORM}")
-    parser = PushMultipartParser(boundary, max_header_size=_HEADER_BYTES)
+    # Its own limits on the headers of a part are right: 8 of 4 KiB. A long one that is folded into many lines
+    # would take long, as it is copied with each of them.
+    parser = PushMultipartParser(boundary)
     async with aclosing(_events(parser, chunks)) as events:
         async for segment in events:
             if segment.filename is None:
@@ -269,11 +289,8 @@ async def _form(boundary: str, chunks: AsyncIterable[bytes]) -> AsyncGenerator[_
                 raise MalformedMultipart(
                     f"The form has a field that is no file. {_FORM} Parameters go into the query."
                 )
-            content = _content(events)
-            if segment.filename:
-                yield segment.filename, content
-            else:  # what a browser sends when no file was chosen
-                await _drop(content)
+            # The name is empty when a browser sends a field for which no file was chosen.
+            yield segment.filename, _content(events)
 
 
 async def _events(parser: PushMultipartParser, chunks: AsyncIterable[bytes]) -> AsyncGenerator[Any, None]:
@@ -296,11 +313,6 @@ async def _content(events: AsyncGenerator[Any, None]) -> AsyncGenerator[bytearra
         yield event
 
 
-async def _drop(content: AsyncIterable[object]) -> None:
-    async for _ in content:
-        pass
-
-
 # --- zip -------------------------------------------------------------------------------------------------
 
 
@@ -314,6 +326,8 @@ async def _zip(
                 out.write(chunk)
         expansion.packed_bytes = spool.tell()
         with _ZipReader(spool, limits) as source, await _unzip(ZipFile, source) as archive:
+            if len(archive.infolist()) > 2 * limits.items:  # the list stays until the last item is taken
+                raise TooManyItems(f"The zip has more than {2 * limits.items} members. {_SPLIT}")
             for info in archive.infolist():
                 if info.filename and not info.is_dir():
                     _check(info)
@@ -474,26 +488,28 @@ def _is_intact(header: bytes) -> bool:
 
 async def _tar(reader: _Reader) -> AsyncGenerator[_Member, None]:
     extended: dict[bytes, bytes] = {}  # by headers that come before that of the member
+    headers = 0  # so far before it
     while any(block := await reader.read(_BLOCK_BYTES)):
         header = _Header.parse(block)
-        if header.kind in _EXTENDING:
-            if header.size > _HEADER_BYTES:
-                raise BadArchive(f"The tar has a header of more than {_HEADER_BYTES} bytes. {_AGAIN}")
-            extended |= _records(header.kind, await reader.read(header.size))
-        elif header.kind in _UNUSED:
-            await _drop(reader.pieces(header.size))
+        size = header.size
+        if header.kind in _EXTENDED:
+            headers += 1
+            if size > _HEADER_BYTES or headers > _HEADERS:
+                raise BadArchive(
+                    f"The tar has an extended header of more than {_HEADER_BYTES} bytes, or more than "
+                    f"{_HEADERS} of them before one file. {_AGAIN}"
+                )
+            extended |= _records(header.kind, await reader.read(size))
         else:
-            header, extended = header.extended_by(extended), {}
-            name, content = header.name.decode(errors="replace"), reader.pieces(header.size)
-            if header.kind == _DIRECTORY:
-                continue
-            if header.kind not in _REGULAR:
+            header = header.extended_by(extended)
+            extended, headers = {}, 0
+            name = header.name.decode(errors="replace")
+            size = 0 if header.kind == _DIRECTORY else header.size  # of a directory, room to be reserved
+            if header.kind not in _REGULAR | {_DIRECTORY}:
                 raise _not_a_file(name)
-            if name and not name.endswith("/"):
-                yield name, content
-            else:
-                await _drop(content)
-        await reader.read(-header.size % _BLOCK_BYTES)
+            is_directory = header.kind == _DIRECTORY or name.endswith("/")
+            yield "" if is_directory else name, reader.pieces(size)
+        await reader.read(-size % _BLOCK_BYTES)
     await _drop(reader.rest())
 
 
@@ -501,6 +517,8 @@ def _records(kind: bytes, data: bytes) -> dict[bytes, bytes]:
     """Take an extended header apart: GNU's holds a name, that of pax records such as `12 path=a.b`."""
     if kind == _LONG_NAME:
         return {b"path": _text(data)}
+    if kind != _PAX:
+        return {}
     records = {}
     start = 0
     while start < len(data):
@@ -513,7 +531,8 @@ def _records(kind: bytes, data: bytes) -> dict[bytes, bytes]:
         key, _, value = data[space + 1 : end - 1].partition(b"=")
         if key.startswith(b"GNU.sparse."):
             raise _not_a_file(value.decode(errors="replace"))
-        records[key] = value
+        if key in _USED_RECORDS:
+            records[key] = value
         start = end
     return records
 

@@ -90,6 +90,17 @@ class TurnedImage(Outcome):
     """
 
     headers = {"X-Image-Path": "path"}  # noqa: RUF012 a class variable of the base class
+    extensions = {  # noqa: RUF012 as above
+        "image/jpeg": ".jpg",
+        "image/png": ".png",
+        "image/webp": ".webp",
+        "image/gif": ".gif",
+        "image/tiff": ".tiff",
+        "image/bmp": ".bmp",
+        "image/avif": ".avif",
+        "image/x-portable-anymap": ".pnm",
+        "image/qoi": ".qoi",
+    }
 
     media_type: MediaType
     width: _Count

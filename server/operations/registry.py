@@ -31,12 +31,14 @@ class Outcome(BaseModel):
 
     Attributes:
         headers: which fields the response tells in headers of its own, by the name of the header.
+        extensions: with which a file is named, such as `.png`, by its media type.
         media_type: of the sink.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     headers: ClassVar[Mapping[str, str]] = {}
+    extensions: ClassVar[Mapping[str, str]] = {}
 
     media_type: str
 

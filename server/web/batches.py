@@ -2,10 +2,9 @@
 
 import asyncio
 import json
-import mimetypes
 import os
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from io import FileIO, RawIOBase
 from typing import TypeAlias
@@ -13,7 +12,15 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from falcon.asgi import Request, Response
 
-from server.errors import BadParameter, NoSuchJob, NotDone, ServiceUnavailable, StoreAway, UploadTooLarge
+from server.errors import (
+    BadParameter,
+    Expired,
+    NoSuchJob,
+    NotDone,
+    ServiceUnavailable,
+    StoreAway,
+    UploadTooLarge,
+)
 from server.jobs.blobs import BlobGone, Blobs
 from server.jobs.intake import Item, Limits, items
 from server.jobs.model import Batch, Facts, Idempotency, Job, JobId, JobState, NewJob, new_id
@@ -256,7 +263,7 @@ class BatchResource:
         start = read_start(req.query_string)
         batch = await find_batch(self._store, id)
         end = min(batch.total, start + _PAGE)
-        jobs = await self._store.items(batch.id, range(start, end))
+        jobs = await _items(self._store, batch, range(start, end))
         resp.set_header("Cache-Control", "no-store")
         resp.media = {
             "batch": f"/batches/{batch.id}",
@@ -273,11 +280,13 @@ class ArchiveResource:
     Args:
         store: where the batch is.
         blobs: where the files are.
+        operations: what was done to them, which says how files are named.
     """
 
-    def __init__(self, store: Store, blobs: Blobs) -> None:
+    def __init__(self, store: Store, blobs: Blobs, operations: Mapping[str, Operation]) -> None:
         self._store = store
         self._blobs = blobs
+        self._extensions = {name: operation.outcome.extensions for name, operation in operations.items()}
 
     async def on_get(self, _req: Request, resp: Response, id: str) -> None:
         """Answer with the results in their order, and a manifest at the end."""
@@ -293,11 +302,12 @@ class ArchiveResource:
     async def _archive(self, batch: Batch) -> AsyncIterator[bytes]:
         sent = _Sent()
         manifest = []
+        extensions = self._extensions.get(batch.facts.operation, {})
         with ZipFile(sent, "w", ZIP_STORED) as archive:
             for start in range(0, batch.total, _PAGE):
                 end = min(batch.total, start + _PAGE)
-                for job in await self._store.items(batch.id, range(start, end)):
-                    name = _name(job)
+                for job in await _items(self._store, batch, range(start, end)):
+                    name = _name(job, extensions)
                     manifest.append({**describe(job), "file": name})
                     if name is None or job.result is None:
                         continue
@@ -334,11 +344,25 @@ class _Sent(RawIOBase):
         return written
 
 
-def _name(job: Job) -> str | None:
+async def _items(store: Store, batch: Batch, indexes: range) -> Sequence[Job]:
+    """Return items that the batch has.
+
+    Raises:
+        Expired: some are not kept any more. An archive that has begun breaks off, so no part of a batch is
+            taken for all of it.
+        StoreAway: as its name says.
+    """
+    jobs = await store.items(batch.id, indexes)
+    if len(jobs) < len(indexes):
+        raise Expired("The batch is not kept any more. Submit the work again.")
+    return jobs
+
+
+def _name(job: Job, extensions: Mapping[str, str]) -> str | None:
     """Name the result of an item by its number: the name that it came with may be anything."""
     if job.state is not JobState.COMPLETED or job.result is None:
         return None
-    extension = mimetypes.guess_extension(str(job.result.outcome["media_type"])) or ".bin"
+    extension = extensions.get(str(job.result.outcome["media_type"]), ".bin")
     return f"{job.id.index:06}{extension}"
 
 

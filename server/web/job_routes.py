@@ -47,7 +47,7 @@ def add_job_routes(
     app.add_route("/batches", batches.BatchesResource(store, blobs, options, OPERATIONS, limits))
     app.add_route("/batches/{id}", batch)
     app.add_route("/batches/{id}/items", batch, suffix="items")
-    app.add_route("/batches/{id}/archive", batches.ArchiveResource(store, blobs))
+    app.add_route("/batches/{id}/archive", batches.ArchiveResource(store, blobs, OPERATIONS))
     app.add_route("/batches/{id}/events", events.BatchEvents(store, hub))
     app.add_route("/queues", queues.QueuesResource(store, settings.queue_names, operators))
     for verb in ("pause", "resume", "failed"):

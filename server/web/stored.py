@@ -27,7 +27,7 @@ async def stored_items(
     Args:
         chunks: the document as it arrives: `{"items": [ADDRESS, …]}`.
         store: where their jobs are.
-        blobs: where their files are; no file is copied.
+        blobs: where their files are. In a directory they are not copied; from S3 each is fetched.
         limits: what the batch may hold.
 
     Raises:
@@ -35,8 +35,8 @@ async def stored_items(
         TooManyItems, UploadTooLarge: the batch is beyond a limit.
     """
     total_bytes = 0
-    for index, address in enumerate(_addresses(await _received(chunks, limits), limits)):
-        job, result = await _find(store, index, address)
+    for index, id in enumerate(_ids(await _received(chunks, limits), limits)):
+        job, result = await _find(store, index, id)
         total_bytes += result.bytes
         if result.bytes > limits.item_bytes:
             raise UploadTooLarge(f"Item {index} is larger than {limits.item_bytes} bytes. Leave it out.")
@@ -61,7 +61,8 @@ async def _received(chunks: AsyncIterable[bytes], limits: Limits) -> bytes:
     return bytes(data)
 
 
-def _addresses(data: bytes, limits: Limits) -> Sequence[object]:
+def _ids(data: bytes, limits: Limits) -> Sequence[JobId]:
+    """Read a whole document, so that nothing else of it is kept: it may be much larger in memory."""
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):
@@ -73,14 +74,18 @@ def _addresses(data: bytes, limits: Limits) -> Sequence[object]:
         raise BadParameter(f"The member `items` is no list with an address in it. {_FORM}")
     if len(addresses) > limits.items:
         raise _too_many(limits)
-    return addresses
+    return [_id(index, address) for index, address in enumerate(addresses)]
 
 
-async def _find(store: Store, index: int, address: object) -> tuple[Job, Result]:
+def _id(index: int, address: object) -> JobId:
     named = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
     id = JobId.parse(named[1]) if named else None
     if id is None:
         raise _wrong(index, "It is not the address of a result.")
+    return id
+
+
+async def _find(store: Store, index: int, id: JobId) -> tuple[Job, Result]:
     try:
         job = await store.job(id)
     except (NoSuchJob, Expired) as error:

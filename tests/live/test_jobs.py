@@ -284,6 +284,14 @@ def test_queues_are_for_operators_on_the_machine(
     assert (response.status_code, response.json()["type"]) == (403, "urn:flipcluster:problem:forbidden")
 
 
+@pytest.mark.parametrize(("version", "expected"), [("--http1.0", b"403"), ("--http1.1", b"200")])
+def test_an_operator_speaks_the_version_that_proxies_do_not(
+    server: LiveServer, version: str, expected: bytes
+) -> None:
+    answer = curl(version, "-o", "/dev/null", "-w", "%{http_code}", server.url + "/queues")
+    assert answer.stdout == expected
+
+
 @pytest.mark.parametrize(
     ("method", "path", "slug"),
     [

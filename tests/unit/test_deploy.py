@@ -94,6 +94,12 @@ def test_nginx_repeats_a_post_only_where_an_image_is_answered_at_once() -> None:
     assert re.search(r'if \(\$http_prefer != ""\)', location(images))
 
 
+def test_nginx_waits_longer_for_the_answer_to_a_batch() -> None:
+    # All of a zip is unpacked after its last byte, at 10 MB/s or more.
+    (wait_s,) = re.findall(r"proxy_read_timeout (\d+)s;", location("= /batches"))
+    assert int(wait_s) * 10 * 10**6 > Settings().max_batch_bytes
+
+
 def test_nginx_says_that_a_request_has_come_through_it() -> None:
     assert re.search(r"^    proxy_set_header X-Forwarded-For ", NGINX, flags=re.MULTILINE)
     # One in a location would take away all those of the server.

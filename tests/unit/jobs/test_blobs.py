@@ -140,6 +140,40 @@ def test_a_file_that_has_no_room_on_the_disk_loses_its_name(
     run(test())
 
 
+@pytest.mark.parametrize("is_room", [True, False])
+def test_a_file_that_has_as_many_names_as_it_may_have_is_copied(
+    blobs: Directory, root: Path, monkeypatch: pytest.MonkeyPatch, is_room: bool
+) -> None:
+    """The limit is 65,000 on ext4; here it is 3."""
+    link = os.link
+
+    def limited(source: str, target: str, **how: int) -> None:
+        if os.stat(source).st_nlink >= 3:  # noqa: PTH116 of a descriptor
+            raise OSError(errno.EMLINK, os.strerror(errno.EMLINK))
+        link(source, target, **how)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def test() -> None:
+        await put(blobs, b"result", GROUP, "0.1.out")
+        before = tree(root)
+        names = [f"{index}.in" for index in range(6)]
+        monkeypatch.setattr(os, "link", limited)
+        with await blobs.open(GROUP, "0.1.out") as file:
+            if is_room:
+                await blobs.keep_all(dict.fromkeys(names, file), OTHER)
+                assert [await get(blobs, OTHER, name) for name in names] == [b"result"] * 6
+            else:
+                monkeypatch.setattr(os, "sendfile", full)
+                with pytest.raises(OSError, match="No space left"):
+                    await blobs.keep_all(dict.fromkeys(names, file), OTHER)
+                assert {path for path in tree(root) if not path.startswith(OTHER[:2])} == before
+
+    run(test())
+    assert (root / OTHER[:2] / OTHER).exists() == is_room
+
+
 def test_a_file_that_cannot_be_linked_leaves_no_directory(blobs: Directory, root: Path) -> None:
     async def test() -> None:
         with memory_file("elsewhere") as file, pytest.raises(OSError, match="cross-device"):

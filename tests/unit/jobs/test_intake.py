@@ -216,9 +216,7 @@ def test_a_tar_of_each_format_is_taken(new_file: Callable[[], FileIO], tar_forma
 def test_an_extended_header_that_makes_no_sense_is_refused(
     new_file: Callable[[], FileIO], records: bytes
 ) -> None:
-    header = tarfile.TarInfo("header")
-    header.type, header.size = b"x", len(records)
-    body = header.tobuf(tarfile.USTAR_FORMAT) + records.ljust(512, b"\0") + tarred({"a": b"a"})
+    body = header(tarfile.XHDTYPE, records) + tarred({"a": b"a"})
     with pytest.raises(BadArchive):
         take(new_file, TAR, body)
 
@@ -237,9 +235,7 @@ def test_a_size_that_is_no_octal_number_is_understood(new_file: Callable[[], Fil
 
 def extended(records: bytes, member: bytes) -> bytes:
     """Make a tar of one member after an extended header."""
-    header = tarfile.TarInfo("pax")
-    header.type, header.size = tarfile.XHDTYPE, len(records)
-    return header.tobuf(tarfile.USTAR_FORMAT) + records.ljust(512, b"\0") + member + bytes(TAR_END)
+    return header(tarfile.XHDTYPE, records) + member + bytes(TAR_END)
 
 
 def test_an_extended_header_overrides_the_size(new_file: Callable[[], FileIO]) -> None:
@@ -335,7 +331,7 @@ def test_directories_and_fields_without_a_chosen_file_are_no_items(new_file: Cal
 def test_names_are_kept_for_people_and_never_become_paths(
     new_file: Callable[[], FileIO], tmp_path: Path, kind: str
 ) -> None:
-    names = ["../../etc/passwd", "/etc/passwd", "..", ".", "x" * 10_000, "a\tb\x1b[31m\u202ec", "~", "$(id)"]
+    names = ["../../etc/passwd", "/etc/passwd", "..", ".", "x" * 4_000, "a\tb\x1b[31m\u202ec", "~", "$(id)"]
     before = sorted(tmp_path.rglob("*"))
     content_type, body = packed(kind, {name: name.encode() for name in names})
     found = take(new_file, content_type, body)
@@ -418,6 +414,79 @@ def test_a_form_of_100_000_parts_is_read_as_far_as_the_limit(new_file: Callable[
     assert sent == LIMITS.items + 1
 
 
+HEADERS = {
+    "x": b"".join(b"%d %05d=%s\n" % (1012, number, b"v" * 1000) for number in range(60)),
+    "g": b"10 size=1\n",
+    "L": b"n" * 60_000,
+    "K": b"n" * 60_000,
+    "V": b"",
+}
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_headers_without_end_before_a_file_are_read_as_far_as_the_limit(
+    new_file: Callable[[], FileIO], kind: str
+) -> None:
+    sent = 0
+
+    def headers() -> Iterator[bytes]:
+        nonlocal sent
+        for _ in range(10_000):
+            sent += 1
+            yield header(kind.encode(), HEADERS[kind])
+
+    async def test() -> None:
+        with pytest.raises(BadArchive) as raised:
+            await taken(new_file, TAR, headers())
+        assert "more than 16 of them before one file" in raised.value.detail
+
+    run(test())
+    assert sent == 17
+
+
+def header(kind: bytes, content: bytes) -> bytes:
+    """Make an extended header of a tar."""
+    info = tarfile.TarInfo("header")
+    info.type, info.size = kind, len(content)
+    return info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % 512)
+
+
+def test_as_many_headers_as_the_usual_tools_write_are_taken(new_file: Callable[[], FileIO]) -> None:
+    member = tarred({"short": b"content"}, tarfile.USTAR_FORMAT)[:-TAR_END]
+    headers = b"".join(header(kind.encode(), HEADERS[kind]) for kind in "VgKL")
+    body = (headers + member) * 20 + bytes(TAR_END)
+    assert take(new_file, TAR, body) == [("n" * 200, b"content")] * 20
+
+
+def directories(count: int) -> dict[str, bytes]:
+    return {f"{number}/": b"" for number in range(count)}
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_as_many_directories_as_items_are_taken(new_file: Callable[[], FileIO], kind: str) -> None:
+    files = {f"{number}/a": b"content" for number in range(LIMITS.items)}
+    content_type, body = packed(kind, directories(LIMITS.items) | files)
+    assert take(new_file, content_type, body) == list(files.items())
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        (ZIP, zipped({"a": b"content"} | directories(100))),
+        (TAR, tarred({"a": b"content"} | directories(51))),
+        (TAR, gzip.compress(tarred({"a": b"content"} | directories(51)))),
+        (FORM, form([("a", b"content"), *[("", b"")] * 51])),
+        (FORM, form([("a", b"content"), *[("", b"x" * 1000)] * 51])),
+    ],
+)
+def test_more_directories_or_empty_fields_than_items_are_refused(
+    new_file: Callable[[], FileIO], content_type: str, body: bytes
+) -> None:
+    error = refusal(new_file, content_type, body)
+    assert isinstance(error, TooManyItems)
+    assert "more than 100 members" in error.detail or "more than 50 directories or fields" in error.detail
+
+
 def test_an_image_that_compresses_very_well_is_no_bomb(new_file: Callable[[], FileIO]) -> None:
     files = {"flat.bmp": bytes(1_000_000)}
     assert take(new_file, ZIP, zipped(files)) == list(files.items())
@@ -442,7 +511,7 @@ def test_a_bomb_is_stopped_when_it_expands_beyond_the_ratio(
 ) -> None:
     body = bomb()
     assert len(body) * 10 < small_disk
-    error = refusal(new_file, "", body, replace(LIMITS, ratio=10))
+    error = refusal(new_file, "", body, replace(LIMITS, items=50_000, ratio=10))
     assert isinstance(error, BadArchive)
 
 
@@ -609,7 +678,9 @@ def test_an_archive_without_files_is_refused(
             form([("\u00fc", b"1")]).replace("\u00fc".encode(), b"\xfc"),
             "The header of a part is not in UTF-8. ",
         ),
-        (FORM, b"--cut\r\n" + b"x" * 100_000, "header length exceeded"),
+        (FORM, b"--cut\r\n" + b"x" * 5_000, "header length exceeded"),
+        (FORM, b"--cut\r\na: b\r\n" + b" c\r\n" * 3_000, "header length exceeded"),
+        (FORM, b"--cut\r\n" + b"a: b\r\n" * 9, "header count exceeded"),
         (FORM, b"", "Unexpected end"),
     ],
 )
@@ -656,12 +727,15 @@ def test_a_size_that_is_no_number_is_refused(new_file: Callable[[], FileIO], siz
     assert "damaged" in error.detail
 
 
-def test_a_header_of_a_tar_that_would_fill_memory_is_refused(new_file: Callable[[], FileIO]) -> None:
-    info = tarfile.TarInfo("pax")
-    info.type, info.size = tarfile.XHDTYPE, 1 << 30
+@pytest.mark.parametrize("kind", HEADERS)
+def test_a_header_of_a_tar_that_would_fill_memory_is_refused(
+    new_file: Callable[[], FileIO], kind: str
+) -> None:
+    info = tarfile.TarInfo("header")
+    info.type, info.size = kind.encode(), 1 << 30
     error = refusal(new_file, TAR, info.tobuf(tarfile.USTAR_FORMAT))
     assert isinstance(error, BadArchive)
-    assert "a header of more than 65536 bytes" in error.detail
+    assert "an extended header of more than 65536 bytes" in error.detail
 
 
 # --- how it ends -----------------------------------------------------------------------------------------

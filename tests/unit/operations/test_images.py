@@ -56,6 +56,12 @@ def run(
         return TurnedImage.model_validate(outcome), Path(f"/proc/self/fd/{sink.fileno()}").read_bytes()
 
 
+def test_files_of_all_media_types_have_an_extension_of_their_own() -> None:
+    extensions = TurnedImage.extensions
+    assert extensions.keys() == set(get_args(images.MediaType))
+    assert len(set(extensions.values())) == len(extensions)
+
+
 def test_the_choices_are_those_of_imaging() -> None:
     assert set(get_args(images.OutputFormat)) == codecs.OUTPUT_FORMATS
     assert set(get_args(images.Effort)) == set(codecs.Effort)

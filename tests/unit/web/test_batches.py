@@ -5,11 +5,13 @@ import errno
 import io
 import json
 import tarfile
-from collections.abc import AsyncIterator, Mapping
+import zipfile
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from io import FileIO
 from pathlib import Path
+from typing import get_args
 
 import falcon.asgi
 import httpx
@@ -18,12 +20,13 @@ from support.asgi import Server, run, scope_of
 from support.store import PREFIX, StoreServer, eventually, stores
 
 from server.cluster.scoreboard import Scoreboard
+from server.errors import Expired
 from server.jobs.blobs import BlobGone, Directory
 from server.jobs.intake import Limits
 from server.jobs.model import Result
 from server.jobs.store import Store
-from server.operations.images import OPERATIONS
-from server.web.batches import BatchesResource
+from server.operations.images import OPERATIONS, MediaType
+from server.web.batches import ArchiveResource, BatchesResource, BatchResource
 from server.web.envelope import App, Envelope
 from server.web.problems import add_error_handlers
 from server.web.submissions import OptionReader
@@ -38,6 +41,8 @@ def app_of(store: Store, blobs: Directory, limits: Limits = LIMITS) -> App:
     add_error_handlers(app)
     options = OptionReader(["default"], 5)
     app.add_route("/batches", BatchesResource(store, blobs, options, OPERATIONS, limits))
+    app.add_route("/batches/{id}/items", BatchResource(store), suffix="items")
+    app.add_route("/batches/{id}/archive", ArchiveResource(store, blobs, OPERATIONS))
     return Envelope(app, Scoreboard(rows=1).claim())
 
 
@@ -139,6 +144,7 @@ ABSENT = f"/jobs/{'0' * 32}/result"
         (b'{"items": [7]}', "400 bad-parameter", "Item 0 cannot be used"),
         (b'{"items": ["/jobs/../result"]}', "400 bad-parameter", "Item 0 cannot be used"),
         (f'{{"items": ["{ABSENT}"]}}'.encode(), "400 bad-parameter", "Item 0 cannot be used"),
+        (f'{{"items": ["{ABSENT}", [[]]]}}'.encode(), "400 bad-parameter", "Item 1 cannot be used"),
         (b'{"items": [%b1]}' % (b"1," * 50), "413 too-many-items", "more than 50"),
         (b" " * 10_000, "413 too-many-items", "more than 50"),
     ],
@@ -386,5 +392,53 @@ def test_a_name_is_nothing_but_text(server: StoreServer, tmp_path: Path, name: s
             assert item.name.isprintable()
             assert len(item.name) <= 200
             assert [Path(left).name for left in left_over(server, tmp_path) if "/" in left] == ["0.in"]
+
+    run(test())
+
+
+async def completed(
+    http: httpx.AsyncClient, store: Store, blobs: Directory, media_types: Iterable[str]
+) -> str:
+    """Submit a batch, carry it out, and return its address."""
+    outcomes = [{"media_type": each} for each in media_types]
+    location = (await http.post(PATH, content=form(len(outcomes))[0], headers=FORM)).headers["location"]
+    claims, _ = await store.claim("1", ["flip 1"], len(outcomes))
+    for claim, outcome in zip(claims, outcomes, strict=True):
+        with blobs.new() as file:
+            file.write(b"done")
+            await blobs.keep(file, claim.id.group, claim.id.result_name(claim.fence))
+        assert await store.complete(claim, Result(outcome, 4, claim.fence))
+    return str(location)
+
+
+def test_files_in_an_archive_have_the_extension_of_their_format(server: StoreServer, tmp_path: Path) -> None:
+    async def test() -> None:
+        blobs = Directory(tmp_path)
+        async with stores(server, "me") as (store,), client(store, blobs) as http:
+            location = await completed(http, store, blobs, [*get_args(MediaType), "image/other"])
+            response = await http.get(f"{location}/archive")
+        with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
+            *names, manifest = archive.namelist()
+            assert manifest == "manifest.json"
+            assert [name.partition(".")[2] for name in names] == [
+                *("jpg", "png", "webp", "gif", "tiff", "bmp", "avif", "pnm", "qoi", "bin")
+            ]
+
+    run(test())
+
+
+def test_a_batch_that_expires_while_it_is_fetched_is_not_taken_for_a_whole_one(
+    server: StoreServer, tmp_path: Path
+) -> None:
+    async def test() -> None:
+        blobs = Directory(tmp_path)
+        async with stores(server, "me") as (store,), client(store, blobs) as http:
+            location = await completed(http, store, blobs, ["image/png"] * 3)
+            server.client.delete(f"{PREFIX}job:{location.rpartition('/')[2]}-2")  # jobs go before their batch
+            items = await http.get(f"{location}/items")
+            assert (items.status_code, slug(items)) == (410, "expired")
+            with pytest.raises(Expired):  # the server closes the connection before the end
+                await http.get(f"{location}/archive")
+        server.client.flushall()  # half a batch obeys no laws
 
     run(test())

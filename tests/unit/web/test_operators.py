@@ -10,10 +10,12 @@ from server.web.operators import Operators
 TOKEN = "a token of some length"  # noqa: S105 of the test
 
 
-def request(client: tuple[str, int] | None = ("127.0.0.1", 5000), **headers: str) -> Request:
+def request(
+    client: tuple[str, int] | None = ("127.0.0.1", 5000), http_version: str = "1.1", **headers: str
+) -> Request:
     sent = {"Host": "localhost:8000"} | {name.replace("_", "-"): value for name, value in headers.items()}
     scope = create_scope(http_version="1.0", headers=sent)  # in 1.1 it would get another `Host`
-    scope["client"] = client
+    scope["client"], scope["http_version"] = client, http_version
     return Request(scope, None)  # type: ignore[arg-type]
 
 
@@ -92,3 +94,12 @@ def test_neither_a_proxy_on_the_machine_nor_a_rebound_name_is_an_operator(host: 
     for client in ("127.0.0.1", 1), None:
         with pytest.raises(Forbidden):
             Operators(None).check(request(client, Host=host))
+
+
+def test_a_request_as_a_proxy_passes_it_by_default_is_no_operator() -> None:
+    """`proxy_pass http://127.0.0.1:8000;` in nginx before 1.29.7."""
+    for client in ("127.0.0.1", 1), None:
+        sent = request(client, "1.0", Host="127.0.0.1:8000", Connection="close")
+        with pytest.raises(Forbidden):
+            Operators(None).check(sent)
+        Operators(TOKEN).check(request(client, "1.0", Authorization=f"Bearer {TOKEN}"))
