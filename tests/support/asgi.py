@@ -5,7 +5,12 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from falcon.asgi import Request, Response
+
+from server.operations.images import OPERATIONS
 from server.web.envelope import App, Message, Scope
+from server.web.parameters import Query
+from server.web.submissions import Submissions
 
 #: How long any wait may take, in seconds.
 DEADLINE_S = 20.0
@@ -146,3 +151,14 @@ class Server:
     def answer(self) -> bytes:
         """The body of the response."""
         return b"".join(message.get("body", b"") for message in self.sent)
+
+
+class Later:
+    """A resource that submits whatever is posted, as a job."""
+
+    def __init__(self, submissions: Submissions) -> None:
+        self._submissions = submissions
+
+    async def on_post(self, req: Request, resp: Response) -> None:
+        operation = OPERATIONS["flip"]
+        await self._submissions.submit(req, resp, operation, Query(operation.parameters))

@@ -489,6 +489,7 @@ def test_a_long_job_keeps_its_lease(server: StoreServer, directory: Path) -> Non
             id = await it.submit()
             begun = await eventually(lambda: server.client.zscore(f"{PREFIX}lease", str(id)))
             await eventually(lambda: server.client.zscore(f"{PREFIX}lease", str(id)) > begun)
+            await eventually(lambda: server.client.hget(f"{PREFIX}job:{id}", "progress"))
             job = await it.store.job(id)
             assert (job.state, job.tries, job.progress) == (JobState.ACTIVE, 1, 25)
 

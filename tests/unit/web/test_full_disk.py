@@ -9,7 +9,7 @@ from typing import Any
 import falcon.asgi
 import httpx
 import pytest
-from falcon.asgi import Request, Response
+from support.asgi import Later
 
 from server.cluster.scoreboard import Scoreboard
 from server.jobs.blobs import Directory, Spool
@@ -18,7 +18,6 @@ from server.jobs.store import Store
 from server.operations.images import OPERATIONS
 from server.web.batches import BatchesResource
 from server.web.envelope import Envelope
-from server.web.parameters import Query
 from server.web.problems import add_error_handlers
 from server.web.submissions import OptionReader, Submissions
 from server.web.uploads import Uploads
@@ -29,17 +28,6 @@ class FullDirectory(Directory):
 
     def new(self) -> FileIO:
         return FileIO(os.open("/dev/full", os.O_RDWR), "r+b")
-
-
-class Later:
-    """Submits whatever is posted."""
-
-    def __init__(self, submissions: Submissions) -> None:
-        self._submissions = submissions
-
-    async def on_post(self, req: Request, resp: Response) -> None:
-        operation = OPERATIONS["flip"]
-        await self._submissions.submit(req, resp, operation, Query(operation.parameters))
 
 
 async def answer(blobs: Directory, path: str, **content: Any) -> httpx.Response:

@@ -11,8 +11,7 @@ from typing import Any
 
 import falcon.asgi
 import pytest
-from falcon.asgi import Request, Response
-from support.asgi import Server, run, scope_of
+from support.asgi import Later, Server, run, scope_of
 
 from server.cluster.scoreboard import Scoreboard
 from server.errors import BadParameter, ServiceUnavailable
@@ -20,9 +19,7 @@ from server.jobs.blobs import Directory, Spool
 from server.jobs.callbacks import Callbacks
 from server.jobs.model import Callback, JobId, Schedule, new_id
 from server.jobs.store import Store
-from server.operations.images import OPERATIONS
 from server.web.envelope import Envelope
-from server.web.parameters import Query
 from server.web.submissions import OptionReader, Options, Submissions, refusing_when_full
 from server.web.uploads import Uploads
 
@@ -151,17 +148,6 @@ class Paused(Directory):
         await super().keep(file, group, name, must_exist=must_exist)
         self.has_kept.set()
         await asyncio.Event().wait()
-
-
-class Later:
-    """Submits whatever is posted."""
-
-    def __init__(self, submissions: Submissions) -> None:
-        self._submissions = submissions
-
-    async def on_post(self, req: Request, resp: Response) -> None:
-        operation = OPERATIONS["flip"]
-        await self._submissions.submit(req, resp, operation, Query(operation.parameters))
 
 
 def test_a_client_that_leaves_while_its_file_is_kept_leaves_no_file(tmp_path: Path) -> None:
