@@ -127,7 +127,8 @@ class Engine:
     def serve(self) -> None:
         """Work until there is a reason to stop."""
         inbox = Inbox(self._work, self._control)
-        self._control.send(b"!")
+        with suppress(BrokenPipeError):  # the worker is gone, which the inbox sees
+            self._control.send(b"!")
         while not self._is_retiring and (taken := inbox.take(max_files=3)) is not None:
             self._serve_one(*taken)
 

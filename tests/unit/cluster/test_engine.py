@@ -249,6 +249,14 @@ def test_an_engine_stops_when_its_worker_is_gone(engine: Served) -> None:
     engine.stop()
 
 
+def test_an_engine_whose_worker_is_gone_before_it_is_ready_stops_as_quietly() -> None:
+    with WorkSocket() as work, FlightRecorder.create() as file:
+        control, theirs = socket.socketpair()
+        control.close()
+        with theirs:
+            Engine(CONFIG, work.engine_ends, theirs, FlightRecorder(file)).serve()
+
+
 def test_a_configuration_survives_the_command_line() -> None:
     config = replace(CONFIG, work=[3, 4], control=5, recorder=6)
     assert EngineConfig.decode(config.encode()) == config
