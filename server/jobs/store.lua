@@ -16,6 +16,7 @@
 --   subqueues     set      those in which a job waits
 --   due           zset     delayed jobs, by when they are due
 --   lease         zset     active jobs, by when their lease ends
+--   heard         string   when a consumer was last heard of
 --   bell:KIND     zset     one member while a job of 'OPERATION VERSION' waits: idle consumers block on it
 --   counts:QUEUE  hash     jobs per state; ended: how many have, ever
 --   failed:QUEUE  zset     failed jobs, by when they failed
@@ -36,6 +37,8 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 local PRIORITY = 2 ^ 40 -- more submissions than a sequence will ever see
 local CHUNK = 500 -- how many jobs one call goes through at most
+local HEARD_EVERY_MS = 250 -- each note is a write to the disk
+local SILENCE_MS = 1500 -- longer than between two calls of a consumer, which asks every second
 local LOST = '{"error": "TooManyAttempts"}' -- the error of a job whose consumers died
 local IS_FINAL = { completed = true, failed = true, cancelled = true }
 
@@ -205,10 +208,25 @@ local function try_again(job, wait_ms, error)
   end
 end
 
+-- Note that a consumer is heard of. If none was for a time, the store was away, and nobody could renew: that time
+-- counts for no lease, or the first owner to ask would end the leases of all others.
+local function hear()
+  local heard = redis.call('GET', key('heard'))
+  local silence = now - (heard or now)
+  if not heard or silence >= HEARD_EVERY_MS then
+    redis.call('SET', key('heard'), now)
+  end
+  if silence > SILENCE_MS then
+    for _, id in ipairs(redis.call('ZRANGE', key('lease'), 0, -1)) do
+      redis.call('ZINCRBY', key('lease'), silence - SILENCE_MS, id)
+    end
+  end
+end
+
 -- Keep the leases of jobs, a hash of fences by id; tell which are lost, and which are to be cancelled.
--- To be called before leases are found to have ended: after a time in which the store was away, the owner of
--- these lives.
+-- To be called before leases are found to have ended: the owner of these lives.
 local function renew(fences)
+  hear()
   local lost, cancelled = {}, {}
   for id, fence in pairs(fences) do
     local job = load(id)
@@ -346,15 +364,20 @@ end
 -- Give an owner up to `count` jobs of the kinds that it has: the first by score, over all subqueues. Those
 -- that it holds, a hash of fences by id, stay its own.
 function verbs.claim()
+  local held = args.held or {}
   local asker = args.owner .. ' ' .. table.concat(args.kinds, ' ')
   local last = redis.call('HGET', key('claims'), asker)
   if last then
     last = cjson.decode(last)
     if last.request == args.request then
+      for _, job in ipairs(last.answer.jobs) do
+        held[job.id] = job.fence
+      end
+      renew(held)
       return last.answer
     end
   end
-  renew(args.held or {})
+  renew(held)
   catch_up()
   local is_known, is_paused = {}, {}
   for _, kind in ipairs(args.kinds) do
@@ -571,6 +594,7 @@ end
 
 -- Name the owners that hold jobs.
 function verbs.holders()
+  hear()
   local holders, is_known = {}, {}
   for _, id in ipairs(redis.call('ZRANGE', key('lease'), 0, -1)) do
     local owner = redis.call('HGET', key('job', id), 'owner')

@@ -51,6 +51,7 @@ DEFAULT = Schedule("default")
 RESULT = Result({"media_type": "image/png"}, 7, 1)
 DAMAGED = Failure("DamagedImage", "It is damaged.")
 LONG_AGO_MS = 1
+HOUR_MS = 3_600_000
 
 
 STORES = {
@@ -604,6 +605,56 @@ def test_leases_that_ended_while_the_store_was_away_are_renewed_by_their_owner(s
             server.client.zadd(f"{PREFIX}lease", {given_up: LONG_AGO_MS})
             await store.renew(fences, {})
             assert await state(store, given_up) is JobState.WAITING
+
+    asyncio.run(test())
+
+
+def test_time_in_which_the_store_was_away_ends_no_lease(server: StoreServer) -> None:
+    """Whoever asks first: the others live too."""
+
+    def leases(ids: list[str]) -> list[float]:
+        return [server.client.zscore(f"{PREFIX}lease", id) for id in ids]
+
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "first", "other", "unheard") as opened:
+            first, other, unheard = opened
+            ids = [await submit(first) for _ in range(3)]
+            fences = []
+            for store in (first, other):
+                (claimed,) = await claim(store)
+                fences.append({str(claimed.id): claimed.fence})
+            await unheard.claim("1", KINDS, 1)  # its answer is lost
+            for ask in (
+                first.holders,
+                lambda: first.renew(fences[0], {}),
+                lambda: first.claim(new_id(), ["flop 1"], 1, fences[0]),
+            ):
+                begun = leases(ids)
+                for id in ids:
+                    server.client.zincrby(f"{PREFIX}lease", -HOUR_MS, id)
+                stale = server.client.decrby(f"{PREFIX}heard", HOUR_MS)
+                await ask()
+                assert int(server.client.get(f"{PREFIX}heard")) > stale
+                await first.renew(fences[0], {})
+                assert [await state(first, id) for id in ids] == [JobState.ACTIVE] * 3
+                for before, after in zip(begun, leases(ids), strict=True):  # nor do they last for an hour
+                    assert after < before + HOUR_MS / 2
+            assert (await other.renew(fences[1], {})).lost == []
+            (claimed,), _ = await unheard.claim("1", KINDS, 1)
+            assert (str(claimed.id), claimed.tries) == (ids[2], 1)
+
+    asyncio.run(test())
+
+
+def test_a_claim_that_is_asked_again_renews_the_leases_of_its_jobs(server: StoreServer) -> None:
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "me", "other") as (store, other):
+            id = await submit(store)
+            first = await store.claim("1", KINDS, 1)
+            server.client.zadd(f"{PREFIX}lease", {id: LONG_AGO_MS})
+            assert await store.claim("1", KINDS, 1) == first
+            assert await claim(other) == []
+            assert await state(store, id) is JobState.ACTIVE
 
     asyncio.run(test())
 
