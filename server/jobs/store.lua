@@ -29,6 +29,7 @@
 --   idem:HASH     string   fingerprint and group of an idempotency key
 --   paused        set      queues
 --   janitor       hash     owner, until, fence; since: from when on there was one at any time
+-- A batch is `sealed`: 1; 0 while it is being submitted; -1 when it is being removed before that has ended.
 -- Channels: news:GROUP (its log grew), cancel:OWNER (a job of it is to stop). Both are hints.
 
 local prefix, verb, args = KEYS[1], ARGV[1], cjson.decode(ARGV[2])
@@ -40,6 +41,7 @@ local CHUNK = 500 -- how many jobs one call goes through at most
 local HEARD_EVERY_MS = 250 -- each note is a write to the disk
 local SILENCE_MS = 1500 -- longer than between two calls of a consumer, which asks every second
 local LOST = '{"error": "TooManyAttempts"}' -- the error of a job whose consumers died
+local REMOVING = '-1' -- instead of sealed: no item and no seal may come any more
 local IS_FINAL = { completed = true, failed = true, cancelled = true }
 
 local function key(...)
@@ -307,8 +309,9 @@ function verbs.submit()
   if redis.call('EXISTS', key('job', id_of(args.jobs[1]))) == 1 then
     return { accepted = true } -- asked again
   end
-  local is_new = redis.call('EXISTS', at) == 0
-  if is_new and args.is_continued then
+  local sealed = redis.call('HGET', at, 'sealed')
+  local is_new = not sealed
+  if sealed == REMOVING or is_new and args.is_continued then
     return { gone = true } -- dropped meanwhile
   end
   local known = is_new and look_up(args.idempotency)
@@ -343,7 +346,7 @@ end
 function verbs.seal()
   local at = key('group', args.group)
   local batch = read(at, 'sealed', 'remaining')
-  if not batch.sealed then
+  if not batch.sealed or batch.sealed == REMOVING then
     return { gone = true }
   end
   if batch.sealed == '0' then
@@ -652,6 +655,7 @@ function verbs.keep_house()
   -- Batches whose upload ended with the process that received it.
   for _, group in ipairs(redis.call('ZRANGEBYSCORE', key('unsealed'), '-inf', now - args.silent_ms, 'LIMIT', 0, args.count)) do
     if not redis.call('ZSCORE', key('owners'), redis.call('HGET', key('group', group), 'owner')) then
+      redis.call('HSET', key('group', group), 'sealed', REMOVING) -- its files go first, and it may live after all
       table.insert(groups, group)
     end
   end

@@ -560,6 +560,25 @@ def test_a_batch_whose_process_died_before_the_seal_is_found(server: StoreServer
     asyncio.run(test())
 
 
+def test_a_batch_that_is_named_for_removal_takes_no_item_and_no_seal(server: StoreServer) -> None:
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "janitor") as (store,):
+            async with stores(server, "silent") as (silent,):
+                batch = await submit_batch(silent, 2, is_sealed=False)
+            assert await groups_to_remove(store) == []
+            silence(server, [batch], ["silent"])
+            assert await groups_to_remove(store) == [batch]
+            with pytest.raises(Dropped):
+                await store.submit_items(batch, FACTS, [NewJob(1, 2)], DEFAULT)
+            with pytest.raises(Dropped):
+                await store.seal(batch)
+            assert await groups_to_remove(store) == [batch]
+            await store.drop(batch)  # by the process that was silent
+            assert not await store.has(batch)
+
+    asyncio.run(test())
+
+
 def test_the_silence_of_a_time_without_the_store_is_no_sign_of_death(server: StoreServer) -> None:
     async def test() -> None:
         async with asyncio.timeout(DEADLINE_S), stores(server, "janitor") as (janitor,):
