@@ -25,7 +25,7 @@
 --   owners        zset     processes that use this store, by their last heartbeat
 --   unsealed      zset     batches that are still being submitted, by when that began
 --   expiry        zset     groups that have ended, by when they expire
---   gone:GROUP    string   an expired group, for a time
+--   gone:GROUP    string   an expired or dropped group, for a time
 --   idem:HASH     string   fingerprint and group of an idempotency key
 --   paused        set      queues
 --   janitor       hash     owner, until, fence; since: from when on there was one at any time
@@ -311,7 +311,8 @@ function verbs.submit()
   end
   local sealed = redis.call('HGET', at, 'sealed')
   local is_new = not sealed
-  if sealed == REMOVING or is_new and args.is_continued then
+  local is_late = args.is_batch and (args.jobs[1].index > 0 or redis.call('EXISTS', key('gone', group)) == 1)
+  if sealed == REMOVING or is_new and is_late then
     return { gone = true } -- dropped meanwhile
   end
   local known = is_new and look_up(args.idempotency)
@@ -542,9 +543,22 @@ local function forget(group, from)
   return next
 end
 
--- Drop a batch whose upload has failed.
+-- Drop a batch whose upload has failed. One that is sealed stays, as its idempotency key may answer for it: the
+-- seal was carried out, and its answer lost.
 function verbs.drop()
-  return { next = forget(args.group, args.from) }
+  local at = key('group', args.group)
+  local sealed = redis.call('HGET', at, 'sealed')
+  if sealed == '1' then
+    return { refused = true }
+  end
+  if sealed then
+    redis.call('HSET', at, 'sealed', REMOVING)
+  end
+  local next = forget(args.group, args.from)
+  if not next then
+    redis.call('SET', key('gone', args.group), 1, 'PX', args.remember_ms) -- a late submission would make it again
+  end
+  return { next = next }
 end
 
 -- Let a failed or cancelled job run again, from its first try.

@@ -421,14 +421,47 @@ async def test_a_batch_is_cancelled_as_a_whole(store: Store) -> None:
 async def test_a_batch_that_is_dropped_leaves_nothing(store: Store) -> None:
     batch = await submit_batch(store, 1100, is_sealed=False)
     running = await claim(store, 3)
-    await store.drop(batch)
-    with pytest.raises(NoSuchJob):
+    assert await store.drop(batch)
+    with pytest.raises(Expired):
         await store.batch(batch)
     assert not await store.complete(running[0], RESULT)
     with pytest.raises(Dropped):
         await store.submit_items(batch, FACTS, [NewJob(1, 1100)], DEFAULT)
     with pytest.raises(Dropped):
         await store.seal(batch)
+
+
+@using()
+async def test_a_batch_whose_seal_was_not_heard_is_not_dropped(store: Store) -> None:
+    key = Idempotency("ab" * 32, "cd" * 32)
+    batch = await submit_batch(store, 2, is_sealed=False)
+    await store.seal(batch, key)
+    for _ in range(2):
+        assert not await store.drop(batch)
+    assert (await store.batch(batch)).remaining == 2
+    again = await submit_batch(store, 2, is_sealed=False)
+    assert await store.seal(again, key) == batch
+    for _ in range(2):
+        assert await store.drop(again)
+
+
+@using()
+async def test_what_was_given_up_and_arrives_late_does_not_bring_a_dropped_batch_back(store: Store) -> None:
+    async def drop_a_part() -> None:
+        await store._ask("drop", group=batch, remember_ms=60_000, **{"from": 0})  # noqa: SLF001
+
+    async def drop_it() -> None:
+        assert await store.drop(batch)
+
+    batch = await submit_batch(store, 600, is_sealed=False)
+    for drop in (drop_a_part, drop_it):
+        await drop()
+        for index in (0, 600):
+            with pytest.raises(Dropped):
+                await store.submit_items(batch, FACTS, [NewJob(1, index)], DEFAULT)
+        with pytest.raises(Dropped):
+            await store.seal(batch)
+    assert not await store.has(batch)
 
 
 @using()
