@@ -441,7 +441,6 @@ function verbs.renew()
     local job = load(id)
     if job and job.state == 'active' and job.fence == args.fences[id] then
       redis.call('HSET', key('job', id), 'progress', percent)
-      redis.call('PUBLISH', key('news', job.group), '')
     end
   end
   return renewal
@@ -460,15 +459,15 @@ function verbs.finish()
     return { refused = true }
   end
   redis.call('HSET', key('job', job.id), 'said', args.fence)
-  if args.how == 'released' and not job.cancel then
+  if job.cancel then
+    finish(job, 'cancelled', {})
+  elseif args.how == 'released' then
     leave(job)
     redis.call('HINCRBY', key('job', job.id), 'tries', -1)
     redis.call('HDEL', key('job', job.id), 'owner', 'progress')
     wait(job)
-  elseif args.how == 'again' or args.how == 'released' then
+  elseif args.how == 'again' then
     try_again(job, back_off_ms(job.tries), args.error)
-  elseif job.cancel then
-    finish(job, 'cancelled', {})
   elseif args.how == 'completed' then
     finish(job, 'completed', args.result and { 'result', args.result } or {})
     redis.call('HDEL', key('job', job.id), 'error', 'progress')

@@ -300,8 +300,7 @@ class Store:
         return await self._finish(claim, "released") == JobState.COMPLETED
 
     async def _finish(self, claim: Claim, how: str, **more: str) -> JobState | None:
-        error = more.pop("error", _compact(asdict(Failure("TooManyAttempts"))))
-        answer = await self._ask("finish", id=str(claim.id), fence=claim.fence, how=how, error=error, **more)
+        answer = await self._ask("finish", id=str(claim.id), fence=claim.fence, how=how, **more)
         return JobState(answer["state"]) if "state" in answer else None
 
     async def holders(self) -> Sequence[str]:
