@@ -15,6 +15,8 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Any
 
@@ -132,10 +134,16 @@ class Callbacks:
         raise failure or CallbackFailed("The host has no address.")
 
     async def _resolve(self, host: str, port: int) -> list[str]:
+        # In a thread of its own: a look-up cannot be cancelled, and those that hang would occupy the threads
+        # that the event loop has for files, and hold up the callbacks of other hosts.
+        threads = ThreadPoolExecutor(1)
+        look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found = await asyncio.get_running_loop().run_in_executor(threads, look_up)
         except OSError:
             raise CallbackFailed("The name of the host is not known.") from None
+        finally:
+            threads.shutdown(wait=False)
         addresses = [str(address[0]) for *_, address in found]
         if self._is_public_only and not all(is_public(each) for each in addresses):
             raise CallbackFailed("The host has an address that is not public.")

@@ -16,6 +16,7 @@
 --   subqueues     set      those in which a job waits
 --   due           zset     delayed jobs, by when they are due
 --   lease         zset     active jobs, by when their lease ends
+--   heard         string   when a consumer was last heard of
 --   bell:KIND     zset     one member while a job of 'OPERATION VERSION' waits: idle consumers block on it
 --   counts:QUEUE  hash     jobs per state; ended: how many have, ever
 --   failed:QUEUE  zset     failed jobs, by when they failed
@@ -24,10 +25,11 @@
 --   owners        zset     processes that use this store, by their last heartbeat
 --   unsealed      zset     batches that are still being submitted, by when that began
 --   expiry        zset     groups that have ended, by when they expire
---   gone:GROUP    string   an expired group, for a time
+--   gone:GROUP    string   an expired or dropped group, for a time
 --   idem:HASH     string   fingerprint and group of an idempotency key
 --   paused        set      queues
 --   janitor       hash     owner, until, fence; since: from when on there was one at any time
+-- A batch is `sealed`: 1; 0 while it is being submitted; -1 when it is being removed before that has ended.
 -- Channels: news:GROUP (its log grew), cancel:OWNER (a job of it is to stop). Both are hints.
 
 local prefix, verb, args = KEYS[1], ARGV[1], cjson.decode(ARGV[2])
@@ -36,7 +38,10 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 local PRIORITY = 2 ^ 40 -- more submissions than a sequence will ever see
 local CHUNK = 500 -- how many jobs one call goes through at most
+local HEARD_EVERY_MS = 250 -- each note is a write to the disk
+local SILENCE_MS = 1500 -- longer than between two calls of a consumer, which asks every second
 local LOST = '{"error": "TooManyAttempts"}' -- the error of a job whose consumers died
+local REMOVING = '-1' -- instead of sealed: no item and no seal may come any more
 local IS_FINAL = { completed = true, failed = true, cancelled = true }
 
 local function key(...)
@@ -205,10 +210,25 @@ local function try_again(job, wait_ms, error)
   end
 end
 
+-- Note that a consumer is heard of. If none was for a time, the store was away, and nobody could renew: that time
+-- counts for no lease, or the first owner to ask would end the leases of all others.
+local function hear()
+  local heard = redis.call('GET', key('heard'))
+  local silence = now - (heard or now)
+  if not heard or silence >= HEARD_EVERY_MS then
+    redis.call('SET', key('heard'), now)
+  end
+  if silence > SILENCE_MS then
+    for _, id in ipairs(redis.call('ZRANGE', key('lease'), 0, -1)) do
+      redis.call('ZINCRBY', key('lease'), silence - SILENCE_MS, id)
+    end
+  end
+end
+
 -- Keep the leases of jobs, a hash of fences by id; tell which are lost, and which are to be cancelled.
--- To be called before leases are found to have ended: after a time in which the store was away, the owner of
--- these lives.
+-- To be called before leases are found to have ended: the owner of these lives.
 local function renew(fences)
+  hear()
   local lost, cancelled = {}, {}
   for id, fence in pairs(fences) do
     local job = load(id)
@@ -289,8 +309,10 @@ function verbs.submit()
   if redis.call('EXISTS', key('job', id_of(args.jobs[1]))) == 1 then
     return { accepted = true } -- asked again
   end
-  local is_new = redis.call('EXISTS', at) == 0
-  if is_new and args.is_continued then
+  local sealed = redis.call('HGET', at, 'sealed')
+  local is_new = not sealed
+  local is_late = args.is_batch and (args.jobs[1].index > 0 or redis.call('EXISTS', key('gone', group)) == 1)
+  if sealed == REMOVING or is_new and is_late then
     return { gone = true } -- dropped meanwhile
   end
   local known = is_new and look_up(args.idempotency)
@@ -325,7 +347,7 @@ end
 function verbs.seal()
   local at = key('group', args.group)
   local batch = read(at, 'sealed', 'remaining')
-  if not batch.sealed then
+  if not batch.sealed or batch.sealed == REMOVING then
     return { gone = true }
   end
   if batch.sealed == '0' then
@@ -346,15 +368,20 @@ end
 -- Give an owner up to `count` jobs of the kinds that it has: the first by score, over all subqueues. Those
 -- that it holds, a hash of fences by id, stay its own.
 function verbs.claim()
+  local held = args.held or {}
   local asker = args.owner .. ' ' .. table.concat(args.kinds, ' ')
   local last = redis.call('HGET', key('claims'), asker)
   if last then
     last = cjson.decode(last)
     if last.request == args.request then
+      for _, job in ipairs(last.answer.jobs) do
+        held[job.id] = job.fence
+      end
+      renew(held)
       return last.answer
     end
   end
-  renew(args.held or {})
+  renew(held)
   catch_up()
   local is_known, is_paused = {}, {}
   for _, kind in ipairs(args.kinds) do
@@ -414,7 +441,6 @@ function verbs.renew()
     local job = load(id)
     if job and job.state == 'active' and job.fence == args.fences[id] then
       redis.call('HSET', key('job', id), 'progress', percent)
-      redis.call('PUBLISH', key('news', job.group), '')
     end
   end
   return renewal
@@ -433,15 +459,15 @@ function verbs.finish()
     return { refused = true }
   end
   redis.call('HSET', key('job', job.id), 'said', args.fence)
-  if args.how == 'released' and not job.cancel then
+  if job.cancel then
+    finish(job, 'cancelled', {})
+  elseif args.how == 'released' then
     leave(job)
     redis.call('HINCRBY', key('job', job.id), 'tries', -1)
     redis.call('HDEL', key('job', job.id), 'owner', 'progress')
     wait(job)
-  elseif args.how == 'again' or args.how == 'released' then
+  elseif args.how == 'again' then
     try_again(job, back_off_ms(job.tries), args.error)
-  elseif job.cancel then
-    finish(job, 'cancelled', {})
   elseif args.how == 'completed' then
     finish(job, 'completed', args.result and { 'result', args.result } or {})
     redis.call('HDEL', key('job', job.id), 'error', 'progress')
@@ -516,9 +542,22 @@ local function forget(group, from)
   return next
 end
 
--- Drop a batch whose upload has failed.
+-- Drop a batch whose upload has failed. One that is sealed stays, as its idempotency key may answer for it: the
+-- seal was carried out, and its answer lost.
 function verbs.drop()
-  return { next = forget(args.group, args.from) }
+  local at = key('group', args.group)
+  local sealed = redis.call('HGET', at, 'sealed')
+  if sealed == '1' then
+    return { refused = true }
+  end
+  if sealed then
+    redis.call('HSET', at, 'sealed', REMOVING)
+  end
+  local next = forget(args.group, args.from)
+  if not next then
+    redis.call('SET', key('gone', args.group), 1, 'PX', args.remember_ms) -- a late submission would make it again
+  end
+  return { next = next }
 end
 
 -- Let a failed or cancelled job run again, from its first try.
@@ -571,6 +610,7 @@ end
 
 -- Name the owners that hold jobs.
 function verbs.holders()
+  hear()
   local holders, is_known = {}, {}
   for _, id in ipairs(redis.call('ZRANGE', key('lease'), 0, -1)) do
     local owner = redis.call('HGET', key('job', id), 'owner')
@@ -628,6 +668,7 @@ function verbs.keep_house()
   -- Batches whose upload ended with the process that received it.
   for _, group in ipairs(redis.call('ZRANGEBYSCORE', key('unsealed'), '-inf', now - args.silent_ms, 'LIMIT', 0, args.count)) do
     if not redis.call('ZSCORE', key('owners'), redis.call('HGET', key('group', group), 'owner')) then
+      redis.call('HSET', key('group', group), 'sealed', REMOVING) -- its files go first, and it may live after all
       table.insert(groups, group)
     end
   end

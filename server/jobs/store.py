@@ -85,6 +85,9 @@ _BEAT_S = 5.0
 #: How long an idempotency key is remembered, and that an expired job was there, in seconds.
 _REMEMBER_S = 86400
 
+#: How long after a batch was dropped a submission that was given up may still arrive, in seconds.
+_LATE_S = 60
+
 #: How many calls are made at a time: redis-py has a connection for each, which takes long to make over TLS,
 #: and takes a lack of connections for a store that is away.
 _CALLS_AT_ONCE = 8
@@ -173,9 +176,7 @@ class Store:
         Raises:
             KeyReused, QueueFull, StoreAway: as their names say.
         """
-        answer = await self._submit(
-            id, facts, [job], schedule, is_batch=False, is_continued=False, idempotency=idempotency
-        )
+        answer = await self._submit(id, facts, [job], schedule, is_batch=False, idempotency=idempotency)
         return str(answer.get("same", id))
 
     async def submit_items(
@@ -187,10 +188,7 @@ class Store:
             QueueFull, StoreAway: as their names say; the caller drops the batch.
             Dropped: that has happened.
         """
-        is_continued = jobs[0].index != 0
-        await self._submit(
-            batch, facts, jobs, schedule, is_batch=True, is_continued=is_continued, idempotency=None
-        )
+        await self._submit(batch, facts, jobs, schedule, is_batch=True, idempotency=None)
 
     async def _submit(  # noqa: PLR0913 once for two callers
         self,
@@ -200,7 +198,6 @@ class Store:
         schedule: Schedule,
         *,
         is_batch: bool,
-        is_continued: bool,
         idempotency: Idempotency | None,
     ) -> Mapping[str, Any]:
         how = {
@@ -215,7 +212,6 @@ class Store:
             facts=_compact(_given(asdict(facts))),
             jobs=[_given({**how, "bytes": job.bytes, "index": job.index, "name": job.name}) for job in jobs],
             is_batch=is_batch,
-            is_continued=is_continued,
             max_jobs=self._max_jobs,
             max_bytes=self._max_bytes,
             idempotency=_idempotency(idempotency),
@@ -237,9 +233,13 @@ class Store:
         answer = _checked(await self._ask("seal", group=batch, idempotency=_idempotency(idempotency)))
         return str(answer.get("same", batch))
 
-    async def drop(self, batch: str) -> None:
-        """Delete a batch with all its jobs, whatever their state."""
-        await self._ask_in_parts("drop", group=batch)
+    async def drop(self, batch: str) -> bool:
+        """Delete a batch with all its jobs, whatever their state, unless it is sealed.
+
+        Returns:
+            Whether it is gone; False: it was sealed, and stays.
+        """
+        return await self._ask_in_parts("drop", group=batch, remember_ms=_LATE_S * 1000)
 
     # --- consuming ---------------------------------------------------------------------------------------
 
@@ -300,8 +300,7 @@ class Store:
         return await self._finish(claim, "released") == JobState.COMPLETED
 
     async def _finish(self, claim: Claim, how: str, **more: str) -> JobState | None:
-        error = more.pop("error", _compact(asdict(Failure("TooManyAttempts"))))
-        answer = await self._ask("finish", id=str(claim.id), fence=claim.fence, how=how, error=error, **more)
+        answer = await self._ask("finish", id=str(claim.id), fence=claim.fence, how=how, **more)
         return JobState(answer["state"]) if "state" in answer else None
 
     async def holders(self) -> Sequence[str]:

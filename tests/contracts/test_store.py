@@ -51,6 +51,7 @@ DEFAULT = Schedule("default")
 RESULT = Result({"media_type": "image/png"}, 7, 1)
 DAMAGED = Failure("DamagedImage", "It is damaged.")
 LONG_AGO_MS = 1
+HOUR_MS = 3_600_000
 
 
 STORES = {
@@ -420,14 +421,47 @@ async def test_a_batch_is_cancelled_as_a_whole(store: Store) -> None:
 async def test_a_batch_that_is_dropped_leaves_nothing(store: Store) -> None:
     batch = await submit_batch(store, 1100, is_sealed=False)
     running = await claim(store, 3)
-    await store.drop(batch)
-    with pytest.raises(NoSuchJob):
+    assert await store.drop(batch)
+    with pytest.raises(Expired):
         await store.batch(batch)
     assert not await store.complete(running[0], RESULT)
     with pytest.raises(Dropped):
         await store.submit_items(batch, FACTS, [NewJob(1, 1100)], DEFAULT)
     with pytest.raises(Dropped):
         await store.seal(batch)
+
+
+@using()
+async def test_a_batch_whose_seal_was_not_heard_is_not_dropped(store: Store) -> None:
+    key = Idempotency("ab" * 32, "cd" * 32)
+    batch = await submit_batch(store, 2, is_sealed=False)
+    await store.seal(batch, key)
+    for _ in range(2):
+        assert not await store.drop(batch)
+    assert (await store.batch(batch)).remaining == 2
+    again = await submit_batch(store, 2, is_sealed=False)
+    assert await store.seal(again, key) == batch
+    for _ in range(2):
+        assert await store.drop(again)
+
+
+@using()
+async def test_what_was_given_up_and_arrives_late_does_not_bring_a_dropped_batch_back(store: Store) -> None:
+    async def drop_a_part() -> None:
+        await store._ask("drop", group=batch, remember_ms=60_000, **{"from": 0})  # noqa: SLF001
+
+    async def drop_it() -> None:
+        assert await store.drop(batch)
+
+    batch = await submit_batch(store, 600, is_sealed=False)
+    for drop in (drop_a_part, drop_it):
+        await drop()
+        for index in (0, 600):
+            with pytest.raises(Dropped):
+                await store.submit_items(batch, FACTS, [NewJob(1, index)], DEFAULT)
+        with pytest.raises(Dropped):
+            await store.seal(batch)
+    assert not await store.has(batch)
 
 
 @using()
@@ -559,6 +593,25 @@ def test_a_batch_whose_process_died_before_the_seal_is_found(server: StoreServer
     asyncio.run(test())
 
 
+def test_a_batch_that_is_named_for_removal_takes_no_item_and_no_seal(server: StoreServer) -> None:
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "janitor") as (store,):
+            async with stores(server, "silent") as (silent,):
+                batch = await submit_batch(silent, 2, is_sealed=False)
+            assert await groups_to_remove(store) == []
+            silence(server, [batch], ["silent"])
+            assert await groups_to_remove(store) == [batch]
+            with pytest.raises(Dropped):
+                await store.submit_items(batch, FACTS, [NewJob(1, 2)], DEFAULT)
+            with pytest.raises(Dropped):
+                await store.seal(batch)
+            assert await groups_to_remove(store) == [batch]
+            await store.drop(batch)  # by the process that was silent
+            assert not await store.has(batch)
+
+    asyncio.run(test())
+
+
 def test_the_silence_of_a_time_without_the_store_is_no_sign_of_death(server: StoreServer) -> None:
     async def test() -> None:
         async with asyncio.timeout(DEADLINE_S), stores(server, "janitor") as (janitor,):
@@ -604,6 +657,56 @@ def test_leases_that_ended_while_the_store_was_away_are_renewed_by_their_owner(s
             server.client.zadd(f"{PREFIX}lease", {given_up: LONG_AGO_MS})
             await store.renew(fences, {})
             assert await state(store, given_up) is JobState.WAITING
+
+    asyncio.run(test())
+
+
+def test_time_in_which_the_store_was_away_ends_no_lease(server: StoreServer) -> None:
+    """Whoever asks first: the others live too."""
+
+    def leases(ids: list[str]) -> list[float]:
+        return [server.client.zscore(f"{PREFIX}lease", id) for id in ids]
+
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "first", "other", "unheard") as opened:
+            first, other, unheard = opened
+            ids = [await submit(first) for _ in range(3)]
+            fences = []
+            for store in (first, other):
+                (claimed,) = await claim(store)
+                fences.append({str(claimed.id): claimed.fence})
+            await unheard.claim("1", KINDS, 1)  # its answer is lost
+            for ask in (
+                first.holders,
+                lambda: first.renew(fences[0], {}),
+                lambda: first.claim(new_id(), ["flop 1"], 1, fences[0]),
+            ):
+                begun = leases(ids)
+                for id in ids:
+                    server.client.zincrby(f"{PREFIX}lease", -HOUR_MS, id)
+                stale = server.client.decrby(f"{PREFIX}heard", HOUR_MS)
+                await ask()
+                assert int(server.client.get(f"{PREFIX}heard")) > stale
+                await first.renew(fences[0], {})
+                assert [await state(first, id) for id in ids] == [JobState.ACTIVE] * 3
+                for before, after in zip(begun, leases(ids), strict=True):  # nor do they last for an hour
+                    assert after < before + HOUR_MS / 2
+            assert (await other.renew(fences[1], {})).lost == []
+            (claimed,), _ = await unheard.claim("1", KINDS, 1)
+            assert (str(claimed.id), claimed.tries) == (ids[2], 1)
+
+    asyncio.run(test())
+
+
+def test_a_claim_that_is_asked_again_renews_the_leases_of_its_jobs(server: StoreServer) -> None:
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "me", "other") as (store, other):
+            id = await submit(store)
+            first = await store.claim("1", KINDS, 1)
+            server.client.zadd(f"{PREFIX}lease", {id: LONG_AGO_MS})
+            assert await store.claim("1", KINDS, 1) == first
+            assert await claim(other) == []
+            assert await state(store, id) is JobState.ACTIVE
 
     asyncio.run(test())
 

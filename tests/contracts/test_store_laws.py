@@ -148,8 +148,10 @@ class Life(RuleBasedStateMachine):
 
     @rule(batch=consumes(batches), owner=owners, n=times)
     def drop(self, batch: tuple[str, Facts, Schedule], owner: str, n: int) -> None:
-        self.do(lambda: self.stores[owner].drop(batch[0]), n)
-        assert not self.do(lambda: self.stores[owner].has(batch[0]))[0]
+        is_there = self.do(lambda: self.stores[owner].has(batch[0]))[0]
+        is_sealed = self.server.client.hget(f"{PREFIX}group:{batch[0]}", "sealed") == "1"
+        assert self.do(lambda: self.stores[owner].drop(batch[0]), n) == [not is_sealed] * n
+        assert self.do(lambda: self.stores[owner].has(batch[0]))[0] == (is_there and is_sealed)
 
     @rule(target=claims, owner=owners, kinds=st.sampled_from(KINDS), count=st.integers(1, 4), n=times)
     def claim(self, owner: str, kinds: list[str], count: int, n: int) -> Any:  # noqa: ANN401

@@ -8,7 +8,9 @@ import json
 import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -249,11 +251,11 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str
     asked: list[str] = []
     left = list(answers)
 
-    async def getaddrinfo(name: str, port: int, **_: object) -> list[Any]:
+    def getaddrinfo(name: str, port: int, **_: object) -> list[Any]:
         asked.append(name)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, port)) for each in left.pop(0)]
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     return asked
 
 
@@ -327,6 +329,30 @@ def test_addresses_that_do_not_answer_are_a_host_that_does_not(monkeypatch: pyte
             with silent("127.0.0.2", it.port):
                 callbacks = on_loopback(("example.com",), timeout_s=0.3)
                 assert "within 0.3 s" in await failure_of(callbacks, f"http://example.com:{it.port}/")
+
+    run(test())
+
+
+def test_a_resolver_that_hangs_leaves_the_threads_for_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, may_answer = threading.Semaphore(0), threading.Event()
+
+    def getaddrinfo(*_: object, **__: object) -> list[Any]:
+        asked.release()
+        may_answer.wait()
+        return []
+
+    async def test() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+        callbacks = on_loopback(("example.com",), timeout_s=60)
+        posts = [asyncio.create_task(failure_of(callbacks, "http://example.com/")) for _ in range(2)]
+        try:
+            for _ in posts:
+                await eventually(lambda: asked.acquire(blocking=False))
+            assert await asyncio.to_thread(str, 7) == "7"
+        finally:
+            may_answer.set()
+        assert {await post for post in posts} == {"The host has no address."}
 
     run(test())
 
