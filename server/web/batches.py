@@ -88,7 +88,7 @@ class BatchesResource:
         self._dropping: set[asyncio.Task[None]] = set()
 
     async def on_post(self, req: Request, resp: Response) -> None:
-        """Answer 202 when all of it is kept; what fails before leaves nothing behind."""
+        """Answer 202 when all of it is kept; what fails before that leaves nothing behind."""
         options, facts = self._read(req)
         key = idempotency_key(req)
         self._store.raise_if_away()
@@ -110,7 +110,7 @@ class BatchesResource:
             await asyncio.shield(self._drop(batch))
             raise
         if kept != batch:  # the same batch was here before
-            await self._drop(batch)
+            await asyncio.shield(self._drop(batch))
         accept(resp, f"/batches/{kept}")
         resp.media = {"id": kept, "href": f"/batches/{kept}"}
 
@@ -179,14 +179,19 @@ class BatchesResource:
         await self._store.submit_items(batch, facts, tuple(chunk.files), options.schedule)
 
     async def _drop(self, batch: str) -> None:
-        """Delete what was kept of a batch; if the store is away, as soon as it is back."""
+        """Delete what was kept of a batch, unless it is sealed; if the store is away, as soon as it is back.
+
+        A batch whose seal was carried out, although nothing was heard of it, is a submission as any other.
+        """
         try:
-            await self._store.drop(batch)
+            is_dropped = await self._store.drop(batch)
         except StoreAway:  # the janitor would leave the batch to this process for as long as it lives
             later = asyncio.create_task(self._drop_later(batch))
             self._dropping.add(later)
             later.add_done_callback(self._dropping.discard)
-        await self._blobs.remove_group(batch)
+        else:
+            if is_dropped:
+                await self._blobs.remove_group(batch)
 
     async def _drop_later(self, batch: str) -> None:
         await self._store.wait_until_back()

@@ -20,10 +20,10 @@ from support.asgi import Server, run, scope_of
 from support.store import PREFIX, StoreServer, eventually, stores
 
 from server.cluster.scoreboard import Scoreboard
-from server.errors import Expired
+from server.errors import Expired, StoreAway
 from server.jobs.blobs import BlobGone, Directory
 from server.jobs.intake import Limits
-from server.jobs.model import Result
+from server.jobs.model import Idempotency, Result
 from server.jobs.store import Store
 from server.operations.images import OPERATIONS, MediaType
 from server.web.batches import ArchiveResource, BatchesResource, BatchResource
@@ -333,6 +333,120 @@ def test_a_store_that_goes_in_the_middle_keeps_nothing_when_it_is_back(
             assert to_app.status == 503
             await asyncio.to_thread(server.start)
             await eventually(lambda: not left_over(server, tmp_path))
+
+    run(test())
+
+
+class OwnStore(Store):
+    """A store whose calls a test can change."""
+
+    def __init__(self, server: StoreServer) -> None:
+        super().__init__(
+            server.url, owner="me", grace_s=5, ttl_s=60, lease_s=60, max_jobs=10_000, max_bytes=1 << 30
+        )
+
+
+class UnheardStore(OwnStore):
+    """A store whose answer to the seal of a batch does not arrive."""
+
+    async def seal(self, batch: str, idempotency: Idempotency | None = None) -> str:
+        await super().seal(batch, idempotency)
+        raise StoreAway("The store does not answer.")
+
+
+class SilentStore(OwnStore):
+    """A store that seals a batch and does not answer."""
+
+    def __init__(self, server: StoreServer) -> None:
+        super().__init__(server)
+        self.has_sealed = asyncio.Event()
+
+    async def seal(self, batch: str, idempotency: Idempotency | None = None) -> str:
+        await super().seal(batch, idempotency)
+        self.has_sealed.set()
+        await asyncio.Event().wait()
+        return batch
+
+
+class SlowStore(OwnStore):
+    """A store that takes its time to drop a batch."""
+
+    def __init__(self, server: StoreServer) -> None:
+        super().__init__(server)
+        self.is_asked, self.may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def drop(self, batch: str) -> bool:
+        self.is_asked.set()
+        await self.may_go_on.wait()
+        return await super().drop(batch)
+
+
+WITH_KEY = {**FORM, "Idempotency-Key": "k1"}
+
+
+def request_with_key(store: Store, blobs: Directory, body: bytes) -> asyncio.Task[None]:
+    """Begin to submit a batch, for a client that may leave."""
+    to_app = Server()
+    to_app.body(body)
+    raw = [(name.lower().encode(), value.encode()) for name, value in WITH_KEY.items()]
+    return asyncio.create_task(to_app.call(app_of(store, blobs), scope_of(PATH, headers=raw)))
+
+
+async def check_that_it_is_found_by_its_key(http: httpx.AsyncClient, store: Store, blobs: Directory) -> None:
+    again = await http.post(PATH, content=form(20)[0], headers=WITH_KEY)
+    assert again.status_code == 202
+    jobs = await store.items(again.json()["id"], range(20))
+    for job in jobs:
+        with await blobs.open(job.id.group, job.id.input_name) as file:
+            assert file.read() == ITEM
+    assert len(jobs) == 20
+
+
+def test_a_batch_whose_seal_was_carried_out_but_not_heard_stays(server: StoreServer, tmp_path: Path) -> None:
+    async def test() -> None:
+        blobs = Directory(tmp_path)
+        async with (
+            UnheardStore(server) as unheard,
+            stores(server, "you") as (store,),
+            client(unheard, blobs) as http,
+            client(store, blobs) as heard,
+        ):
+            response = await http.post(PATH, content=form(20)[0], headers=WITH_KEY)
+            assert (response.status_code, slug(response)) == (503, "store-away")
+            await check_that_it_is_found_by_its_key(heard, store, blobs)
+
+    run(test())
+
+
+def test_a_batch_that_is_sealed_when_its_client_leaves_stays(server: StoreServer, tmp_path: Path) -> None:
+    async def test() -> None:
+        blobs = Directory(tmp_path)
+        async with (
+            SilentStore(server) as silent,
+            stores(server, "you") as (store,),
+            client(store, blobs) as heard,
+        ):
+            task = request_with_key(silent, blobs, form(20)[0])
+            await silent.has_sealed.wait()
+            task.cancel()
+            await asyncio.wait([task])
+            await check_that_it_is_found_by_its_key(heard, store, blobs)
+
+    run(test())
+
+
+def test_a_repeated_batch_leaves_nothing_when_its_client_leaves(server: StoreServer, tmp_path: Path) -> None:
+    async def test() -> None:
+        blobs = Directory(tmp_path)
+        async with SlowStore(server) as slow, client(slow, blobs) as http:
+            assert (await http.post(PATH, content=form(20)[0], headers=WITH_KEY)).status_code == 202
+            before = sorted(left_over(server, tmp_path))
+            task = request_with_key(slow, blobs, form(20)[0])
+            await slow.is_asked.wait()
+            task.cancel()
+            await asyncio.wait([task])
+            slow.may_go_on.set()
+            await eventually(lambda: sorted(left_over(server, tmp_path)) == before)
 
     run(test())
 
