@@ -188,7 +188,7 @@ def _ended(contender: Contender, jobs: Sequence[str]) -> list[Life]:
 
 def first_after_idleness(
     contenders: Sequence[Contender], idle_s: float, wait_s: float
-) -> Mapping[str, float | None]:
+) -> Mapping[Contender, float | None]:
     """Leave all systems idle, then submit one job to each; return when it started, in milliseconds.
 
     Args:
@@ -203,13 +203,13 @@ def first_after_idleness(
         (jobs[contender],) = contender.submit("empty")
         contender.wait_for([jobs[contender]], _PAUSE_S)
     until(lambda: all(each.witness.life(job).ends for each, job in jobs.items()), wait_s)
-    lives = {each.system.name: each.witness.life(job) for each, job in jobs.items()}
-    return {name: _start_ms(life) if life.starts else None for name, life in lives.items()}
+    lives = {each: each.witness.life(job) for each, job in jobs.items()}
+    return {each: _start_ms(life) if life.starts else None for each, life in lives.items()}
 
 
 def kill_workers(
     contenders: Sequence[Contender], wait_s: float, *, whole: bool
-) -> Mapping[str, Killed | None]:
+) -> Mapping[Contender, Killed | None]:
     """Kill a process of each system while it works on a job; workers that ended are started again.
 
     Args:
@@ -232,7 +232,7 @@ def kill_workers(
             contender.supervise()
     _wait_for_all(jobs, wait_s)
     return {
-        contender.system.name: _killed(contender.witness.lives(jobs[contender]), killed_s[contender])
+        contender: _killed(contender.witness.lives(jobs[contender]), killed_s[contender])
         if contender in killed_s
         else None
         for contender in contenders
@@ -244,7 +244,7 @@ def _killed(lives: Sequence[Life], killed_s: float) -> Killed:
     return Killed(again[0] - killed_s if again else None, tally(lives))
 
 
-def kill_servers(contenders: Sequence[Contender], wait_s: float) -> Mapping[str, Tally]:
+def kill_servers(contenders: Sequence[Contender], wait_s: float) -> Mapping[Contender, Tally]:
     """Kill the server of each system in the middle of submissions, and start it again at once.
 
     Args:
@@ -260,7 +260,7 @@ def kill_servers(contenders: Sequence[Contender], wait_s: float) -> Mapping[str,
                 contender.kill_server()
                 contender.revive_server()
     _wait_for_all(jobs, wait_s)
-    return {each.system.name: tally(each.witness.lives(jobs[each])) for each in contenders}
+    return {each: tally(each.witness.lives(jobs[each])) for each in contenders}
 
 
 def _wait_for_all(jobs: Mapping[Contender, Sequence[str]], wait_s: float) -> None:
@@ -278,14 +278,14 @@ def _is_settled(lives: Sequence[Life]) -> bool:
     return all(life.is_answered and not life.is_lost for life in lives)
 
 
-def submit_without_server(contenders: Sequence[Contender]) -> Mapping[str, Away]:
+def submit_without_server(contenders: Sequence[Contender]) -> Mapping[Contender, Away]:
     """Kill the server of each system for good, then submit a job."""
     jobs = {}
     for contender in contenders:
         contender.remove_server()
         (jobs[contender],) = contender.submit("empty")
     until(lambda: all(each.witness.life(job).is_answered for each, job in jobs.items()), HANGS_S)
-    return {each.system.name: _away(each.witness.life(job)) for each, job in jobs.items()}
+    return {each: _away(each.witness.life(job)) for each, job in jobs.items()}
 
 
 def _away(life: Life) -> Away:

@@ -1,23 +1,27 @@
 """`make queues` in small, with ours alone; nothing that depends on speed is asserted."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.harness import processes
 from benchmarks.harness.server import ROOT
 from benchmarks.harness.tables import read_tables
+from benchmarks.harness.waiting import until
 from benchmarks.peers.queues.systems import SYSTEMS
 from benchmarks.queues.tables import markdown
 
 DEADLINE_S = 100.0
 OURS = [system.name for system in SYSTEMS if not system.is_peer]
+COMMAND = [sys.executable, "-m", "benchmarks.queues", "--quick", "--idle", "1"]
 
 
 def test_ours_is_measured_and_loses_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.queues", "--quick", "--rounds", "1", "--idle", "1"]
     result = subprocess.run(
-        [*command, "--wait", "60", "--into", str(tmp_path), *OURS],
+        [*COMMAND, "--rounds", "1", "--wait", "60", "--into", str(tmp_path), *OURS],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -41,3 +45,42 @@ def test_ours_is_measured_and_loses_nothing(tmp_path: Path) -> None:
     assert (lost, twice) == (0, 0)
     assert "503" in service["away"]["said"]
     assert (tmp_path / "queues.md").read_text() == markdown(read_tables(written))
+
+
+def test_a_run_that_is_stopped_writes_what_it_has_measured(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    with output.open("w") as file:
+        run = processes.start(
+            [*COMMAND, "--rounds", "1000", "--into", str(tmp_path), "ours-store"],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        assert until(lambda: "round 2 of" in output.read_text(), DEADLINE_S), output.read_text()
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(DEADLINE_S) == 0, output.read_text()
+    finally:
+        processes.kill_session(run.pid)
+    document = json.loads((tmp_path / "queues.json").read_text())
+    assert document["systems"]["ours-store"]["empty"]
+    assert "interrupted" in (tmp_path / "queues.md").read_text()
+
+
+def test_a_run_that_fails_writes_what_it_has_measured(tmp_path: Path) -> None:
+    too_long = tmp_path / ("x" * 100)  # for the socket of our store
+    too_long.mkdir()
+    result = subprocess.run(
+        [*COMMAND, "--rounds", "1", "--into", str(tmp_path), "ours"],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(too_long)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=DEADLINE_S,
+    )
+    assert result.returncode == 1, result.stderr
+    assert "all that had not been measured when the run failed" in (tmp_path / "queues.md").read_text()
+    assert "Traceback" in result.stderr
