@@ -1,8 +1,8 @@
 """Compare our job queue with those that people use.
 
-Run it with `make queues`, on a machine that does nothing else; it takes about a quarter of an hour. A system
-that is not installed is left out, with a line that says what to install. All systems run from the beginning
-to the end, and all but the one that is measured are idle; in each round they are measured in another order.
+Run it with `make queues`, on a machine that does nothing else; it takes about 20 minutes. A system that is
+not installed is left out, with a line that says what to install. All systems run from the beginning to the
+end, and all but the one that is measured are idle; in each round they are measured in another order.
 """
 
 import argparse
@@ -47,7 +47,7 @@ class Benchmark:
     Args:
         rounds: how often speed and cost are measured.
         idle_s: idleness before the first job, in seconds.
-        wait_s: how long jobs are waited for whose worker or server was killed, in seconds.
+        wait_s: how long after a kill what happens to jobs counts, in seconds.
         is_quick: small counts, for tests.
     """
 
@@ -187,7 +187,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--idle", type=float, default=60.0, help="idleness before a first job, in seconds")
     options.add_argument(
-        "--wait", type=float, default=90.0, help="how long to wait for killed jobs, in seconds"
+        "--wait", type=float, default=180.0, help="how long after a kill jobs are waited for, in seconds"
     )
     options.add_argument("--quick", action="store_true", help="small counts")
     options.add_argument("--into", type=Path, help="the directory of the result")

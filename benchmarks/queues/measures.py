@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.harness.answers import Flipped
 from benchmarks.harness.waiting import at_intervals, until
@@ -204,7 +205,17 @@ def first_after_idleness(
         contender.wait_for([jobs[contender]], _PAUSE_S)
     until(lambda: all(each.witness.life(job).ends for each, job in jobs.items()), wait_s)
     lives = {each: each.witness.life(job) for each, job in jobs.items()}
-    return {each: _start_ms(life) if life.starts else None for each, life in lives.items()}
+    return {
+        each: _start_ms(life) if life.starts and _start_ms(life) <= wait_s * 1e3 else None
+        for each, life in lives.items()
+    }
+
+
+class _Kill(NamedTuple):
+    """What was killed: jobs that this may have struck, and when, in seconds of the monotonic clock."""
+
+    jobs: Sequence[str]
+    at_s: float
 
 
 def kill_workers(
@@ -214,29 +225,23 @@ def kill_workers(
 
     Args:
         contenders: the systems.
-        wait_s: how long to wait until all jobs have ended, in seconds.
+        wait_s: how long after its kill what happens to the jobs of a system counts, in seconds.
         whole: kill the worker with all of its processes, not only the one that runs the job.
 
     Returns:
         What became of the jobs; None where none has started.
     """
-    jobs: dict[Contender, list[str]] = {}
-    killed_s: dict[Contender, float] = {}
+    kills: dict[Contender, _Kill] = {}
     for contender in contenders:
-        jobs[contender] = contender.submit(_VICTIM, *_OTHERS)
-        victim = contender.witness.life(jobs[contender][0])
-        if until(lambda: contender.witness.count_started(jobs[contender][:1]), _DEADLINE_S):  # noqa: B023 called here
-            killed_s[contender] = time.monotonic()
+        jobs = contender.submit(_VICTIM, *_OTHERS)
+        victim = contender.witness.life(jobs[0])
+        if until(lambda: contender.witness.count_started(jobs[:1]), _DEADLINE_S):  # noqa: B023 called here
+            kills[contender] = _Kill(jobs, time.monotonic())
             pid = victim.pids[-1]
             contender.kill_worker_of(pid) if whole else contender.kill_process(pid)
             contender.supervise()
-    _wait_for_all(jobs, wait_s)
-    return {
-        contender: _killed(contender.witness.lives(jobs[contender]), killed_s[contender])
-        if contender in killed_s
-        else None
-        for contender in contenders
-    }
+    lives = _lives_after(kills, wait_s)
+    return {each: _killed(lives[each], kills[each].at_s) if each in kills else None for each in contenders}
 
 
 def _killed(lives: Sequence[Life], killed_s: float) -> Killed:
@@ -249,29 +254,40 @@ def kill_servers(contenders: Sequence[Contender], wait_s: float) -> Mapping[Cont
 
     Args:
         contenders: the systems.
-        wait_s: how long to wait until all jobs have ended, in seconds.
+        wait_s: how long after its kill what happens to the jobs of a system counts, in seconds.
     """
-    jobs: dict[Contender, list[str]] = {}
+    kills: dict[Contender, _Kill] = {}
     for contender in contenders:
-        jobs[contender] = []
-        for number in at_intervals(_JOBS, _SUBMIT_EVERY_S):
-            jobs[contender] += contender.submit(_JOB)
-            if number == _JOBS // 2:
-                contender.kill_server()
-                contender.revive_server()
-    _wait_for_all(jobs, wait_s)
-    return {each: tally(each.witness.lives(jobs[each])) for each in contenders}
+        before = _submit_half(contender)
+        killed_s = time.monotonic()
+        contender.kill_server()
+        contender.revive_server()
+        kills[contender] = _Kill(before + _submit_half(contender), killed_s)
+    return {each: tally(lives) for each, lives in _lives_after(kills, wait_s).items()}
 
 
-def _wait_for_all(jobs: Mapping[Contender, Sequence[str]], wait_s: float) -> None:
-    """Wait until all jobs of all systems have ended, but no longer; and keep the workers running."""
+def _submit_half(contender: Contender) -> list[str]:
+    return [id for _ in at_intervals(_JOBS // 2, _SUBMIT_EVERY_S) for id in contender.submit(_JOB)]
 
-    def have_ended() -> bool:
-        for contender in jobs:
+
+def _lives_after(kills: Mapping[Contender, _Kill], wait_s: float) -> dict[Contender, list[Life]]:
+    """Wait until nothing more can happen to the jobs of any system; and keep the workers running.
+
+    Returns:
+        What had happened to them by `wait_s` after the kill of their own system: one that was killed earlier
+        gets no more time than the last one.
+    """
+
+    def is_over() -> bool:
+        for contender in kills:
             contender.supervise()
-        return all(_is_settled(each.witness.lives(its)) for each, its in jobs.items())
+        return all(_is_settled(each.witness.lives(kill.jobs)) for each, kill in kills.items())
 
-    until(have_ended, wait_s)
+    until(is_over, wait_s)
+    return {
+        each: [life.as_of(kill.at_s + wait_s) for life in each.witness.lives(kill.jobs)]
+        for each, kill in kills.items()
+    }
 
 
 def _is_settled(lives: Sequence[Life]) -> bool:
@@ -290,6 +306,7 @@ def submit_without_server(contenders: Sequence[Contender]) -> Mapping[Contender,
 
 def _away(life: Life) -> Away:
     answered_s = life.acknowledged_s if life.refused_s is None else life.refused_s
-    if answered_s is None or life.submitted_s is None:
+    # The submissions are waited for together, so the first one has had longer than the last one.
+    if answered_s is None or life.submitted_s is None or answered_s - life.submitted_s > HANGS_S:
         return Away(None, "")
     return Away(answered_s - life.submitted_s, life.refused)

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,6 +57,18 @@ class Life:
     def is_lost(self) -> bool:
         """Whether it was acknowledged and has not been run to its end."""
         return self.acknowledged_s is not None and not self.ends
+
+    def as_of(self, at_s: float) -> "Life":
+        """Return what had happened to it by a moment of the monotonic clock."""
+        starts = [each for each in self.starts if each <= at_s]
+        is_acknowledged = self.acknowledged_s is not None and self.acknowledged_s <= at_s
+        return replace(
+            self,
+            acknowledged_s=self.acknowledged_s if is_acknowledged else None,
+            starts=starts,
+            ends=[each for each in self.ends if each <= at_s],
+            pids=self.pids[: len(starts)],
+        )
 
 
 class Witness:
