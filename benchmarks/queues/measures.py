@@ -281,7 +281,9 @@ def _lives_after(kills: Mapping[Contender, _Kill], wait_s: float) -> dict[Conten
     def is_over() -> bool:
         for contender in kills:
             contender.supervise()
-        return all(_is_settled(each.witness.lives(kill.jobs)) for each, kill in kills.items())
+        return all(
+            _is_settled(each.witness.lives(kill.jobs), each.system.timeout_s) for each, kill in kills.items()
+        )
 
     until(is_over, wait_s)
     return {
@@ -290,8 +292,11 @@ def _lives_after(kills: Mapping[Contender, _Kill], wait_s: float) -> dict[Conten
     }
 
 
-def _is_settled(lives: Sequence[Life]) -> bool:
-    return all(life.is_answered and not life.is_lost for life in lives)
+def _is_settled(lives: Sequence[Life], timeout_s: float) -> bool:
+    """Whether all jobs have ended, and so long ago that none is run again because a timeout ends."""
+    last_s = max((at_s for life in lives for at_s in (*life.starts, *life.ends)), default=0.0)
+    have_ended = all(life.is_answered and not life.is_lost for life in lives)
+    return have_ended and time.monotonic() >= last_s + timeout_s
 
 
 def submit_without_server(contenders: Sequence[Contender]) -> Mapping[Contender, Away]:

@@ -102,6 +102,7 @@ class Scripted(Contender):
         starts_after_s: how long after its submission a job starts.
         refused_after_s: how long after its submission it is refused; None if it is acknowledged.
         ends_after_s: how long after a kill jobs end.
+        again_at: the how many-th look after the workers finds that a job is run again; 0 for none.
     """
 
     def __init__(  # noqa: PLR0913 all but two have a default
@@ -112,11 +113,14 @@ class Scripted(Contender):
         starts_after_s: float = 0.0,
         refused_after_s: float | None = None,
         ends_after_s: float = 0.0,
+        again_at: int = 0,
     ) -> None:
         super().__init__(system, path, path)
         self._starts_after_s = starts_after_s
         self._refused_after_s = refused_after_s
         self._ends_after_s = ends_after_s
+        self._again_at = again_at
+        self._looks = 0
         self._jobs: list[str] = []
 
     def tell(self, event: str, job: str, after_s: float = 0.0) -> None:
@@ -142,7 +146,10 @@ class Scripted(Contender):
         pass
 
     def supervise(self) -> None:
-        pass
+        self._looks += 1
+        if self._looks == self._again_at:
+            self.tell("start", "j0")
+            self.tell("end", "j0")
 
 
 def jobs_of_a_killed_process(contender: Contender, wait_s: float) -> Tally:
@@ -154,6 +161,12 @@ def jobs_of_a_killed_process(contender: Contender, wait_s: float) -> Tally:
 def test_a_job_that_ends_later_than_is_waited_is_lost(tmp_path: Path) -> None:
     late = Scripted(SYSTEM["gearmand"], tmp_path, ends_after_s=LONG_S)
     assert jobs_of_a_killed_process(late, 0.1) == Tally(acknowledged=4, lost=4, twice=0)
+
+
+def test_a_second_run_after_a_timeout_is_seen(tmp_path: Path) -> None:
+    timed = Scripted(SYSTEM["rq"], tmp_path, again_at=3)  # the first look follows the kill
+    assert timed.system.timeout_s
+    assert jobs_of_a_killed_process(timed, 1.0) == Tally(acknowledged=4, lost=0, twice=1)
 
 
 def test_a_first_job_that_starts_later_than_is_waited_has_no_figure(tmp_path: Path) -> None:
