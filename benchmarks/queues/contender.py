@@ -237,6 +237,7 @@ class OurService(Contender):
                     "FLIP_DATA_DIR": str(self.directory / "data"),
                     "FLIP_VALKEY": str(self._program),
                     "WEB_CONCURRENCY": str(WORKERS),
+                    "FLIP_JOBS_AT_ONCE": "1",  # as the workers of the others
                     "PYTHONPATH": f"{ROOT / 'benchmarks/peers/queues/witnessed'}:{ROOT}",
                     WITNESS: str(self.witness.path),
                 },

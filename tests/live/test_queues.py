@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -14,11 +16,14 @@ from benchmarks.harness.server import ROOT
 from benchmarks.harness.tables import read_tables
 from benchmarks.harness.waiting import until
 from benchmarks.peers.queues.systems import SYSTEMS
+from benchmarks.queues.contender import WORKERS, OurService
 from benchmarks.queues.tables import markdown
+from benchmarks.survival.batches import PREFIX, store
 
 DEADLINE_S = 100.0
 KILLS_DEADLINE_S = 240.0  # a lease is waited for after each of three kills
 OURS = [system.name for system in SYSTEMS if not system.is_peer]
+(SERVICE,) = (system for system in SYSTEMS if system.is_service)
 COMMAND = [sys.executable, "-m", "benchmarks.queues", "--quick", "--idle", "1"]
 
 
@@ -39,7 +44,7 @@ def test_ours_is_measured_and_loses_nothing(tmp_path: Path) -> None:
     for name in OURS:
         assert len(found[name]["empty"]) == 1
         assert found[name]["first_ms"] > 0
-    (service,) = (found[system.name] for system in SYSTEMS if system.is_service)
+    service = found[SERVICE.name]
     assert service["flips"]
     assert service["process_killed"]["again_s"] is not None
     assert service["worker_killed"]["again_s"] is not None
@@ -88,3 +93,27 @@ def test_a_run_that_fails_writes_what_it_has_measured(tmp_path: Path) -> None:
     assert result.returncode == 1, result.stderr
     assert "all that had not been measured when the run failed" in (tmp_path / "queues.md").read_text()
     assert "Traceback" in result.stderr
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with TemporaryDirectory(prefix="q-") as short:  # enough for a socket
+        yield Path(short)
+
+
+@pytest.fixture
+def ours(directory: Path) -> Iterator[OurService]:
+    with OurService(SERVICE, directory / "s", directory) as started:
+        started.warm_up()
+        yield started
+
+
+def test_a_worker_of_ours_holds_one_job_at_a_time(ours: OurService) -> None:
+    jobs = ours.submit(*["sleep 0.2"] * 8)
+    with store(ours.directory / "data") as client:
+
+        def have_ended() -> bool:
+            assert client.zcard(f"{PREFIX}lease") <= WORKERS
+            return ours.witness.count_ended(jobs) == len(jobs)
+
+        assert until(have_ended)
