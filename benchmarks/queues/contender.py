@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import IO, Self
 
 import httpx
+from redis import Redis
 
 from benchmarks.harness import processes
-from benchmarks.harness.server import ROOT, STORE, WORKER, LiveServer, clean_environ
+from benchmarks.harness.server import ROOT, STORE, LiveServer, clean_environ
 from benchmarks.harness.waiting import DEADLINE_S, until
 from benchmarks.peers.queues.systems import System
 from benchmarks.peers.queues.work import WITNESS
@@ -24,6 +25,9 @@ from server.jobs.embedded import find_program
 WORKERS = 2
 
 _WARM_UP_JOBS = 30
+
+#: Of the jobs in our store.
+_JOB_KEY = "{flip}:job:"
 
 _CONNECT_S = 1.0
 _PREPARE_S = 60.0
@@ -137,12 +141,18 @@ class Contender:
         """Kill the process that runs a job."""
         os.kill(pid, signal.SIGKILL)
 
-    def kill_worker_of(self, pid: int) -> None:
-        """Kill the worker that a process of a job belongs to, with all of its processes."""
+    def kill_worker_of(self, life: Life) -> None:
+        """Kill the worker that holds a job that runs, with all of its processes.
+
+        Raises:
+            ProcessLookupError: no worker holds it any more.
+        """
         for worker in self._workers:
-            if pid in processes.of_session(worker.pid):
+            if life.pids[-1] in processes.of_session(worker.pid):
                 processes.kill_session(worker.pid)
                 worker.wait(DEADLINE_S)
+                return
+        raise ProcessLookupError(f"process {life.pids[-1]} has ended")
 
     def pause(self) -> None:
         """Let its workers take no job: they are stopped (SIGSTOP)."""
@@ -230,11 +240,13 @@ class OurService(Contender):
         # The store cannot come back when its program is gone.
         self._program = self.directory / "valkey-server"
         self._program.symlink_to(find_program(None))
+        data = self.directory / "data"
+        self._store = data / "store" / "valkey.sock"
         with ExitStack() as undo:
             self._service = LiveServer(
                 environ={
                     "FLIP_JOBS": "embedded",
-                    "FLIP_DATA_DIR": str(self.directory / "data"),
+                    "FLIP_DATA_DIR": str(data),
                     "FLIP_VALKEY": str(self._program),
                     "WEB_CONCURRENCY": str(WORKERS),
                     "FLIP_JOBS_AT_ONCE": "1",  # as the workers of the others
@@ -266,13 +278,23 @@ class OurService(Contender):
     def supervise(self) -> None:
         """Do nothing: the arbiter does."""
 
-    def kill_worker_of(self, pid: int) -> None:
-        """Kill the worker whose engine runs a job, with its engines."""
-        for worker in self._service.roles()[WORKER]:
-            if pid in (tree := list(processes.tree(worker))):
-                for each in tree:
-                    with suppress(ProcessLookupError):
-                        os.kill(each, signal.SIGKILL)
+    def kill_worker_of(self, life: Life) -> None:
+        """Kill the worker that holds a job, with its engines; the engine that runs it may be another's."""
+        for each in list(processes.tree(self.holder_of(life))):
+            with suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
+
+    def holder_of(self, life: Life) -> int:
+        """Return the worker that has claimed a job, as the store knows it.
+
+        Raises:
+            ProcessLookupError: none has.
+        """
+        with Redis(unix_socket_path=str(self._store), decode_responses=True) as store:
+            owner = store.hget(f"{_JOB_KEY}{life.location.rpartition('/')[2]}", "owner")
+        if owner is None:
+            raise ProcessLookupError(f"no worker holds {life.location}")
+        return int(str(owner).split(":")[1])  # server.jobs.owners
 
     def pause(self) -> None:
         """Pause its queue, as an operator does: stopped workers would not take submissions either."""

@@ -4,6 +4,7 @@ import math
 import random
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -229,19 +230,29 @@ def kill_workers(
         whole: kill the worker with all of its processes, not only the one that runs the job.
 
     Returns:
-        What became of the jobs; None where none has started.
+        What became of the jobs; None where none has started, or it had ended before the kill.
     """
     kills: dict[Contender, _Kill] = {}
     for contender in contenders:
         jobs = contender.submit(_VICTIM, *_OTHERS)
-        victim = contender.witness.life(jobs[0])
-        if until(lambda: contender.witness.count_started(jobs[:1]), _DEADLINE_S):  # noqa: B023 called here
-            kills[contender] = _Kill(jobs, time.monotonic())
-            pid = victim.pids[-1]
-            contender.kill_worker_of(pid) if whole else contender.kill_process(pid)
+        if victim := _wait_until_running(contender, jobs[0]):
+            kill = _Kill(jobs, time.monotonic())
+            with suppress(ProcessLookupError):
+                contender.kill_worker_of(victim) if whole else contender.kill_process(victim.pids[-1])
+                kills[contender] = kill
             contender.supervise()
     lives = _lives_after(kills, wait_s)
     return {each: _killed(lives[each], kills[each].at_s) if each in kills else None for each in contenders}
+
+
+def _wait_until_running(contender: Contender, job: str) -> Life | None:
+    """Wait until a job has started and its submission is answered; return what has happened to it."""
+
+    def look() -> Life | None:
+        life = contender.witness.life(job)
+        return life if life.starts and life.is_answered else None
+
+    return until(look, _DEADLINE_S)
 
 
 def _killed(lives: Sequence[Life], killed_s: float) -> Killed:

@@ -98,10 +98,6 @@ class Witness:
         """Count the jobs whose submitter knows what became of the submission."""
         return sum(life.is_answered for life in self.lives(jobs))
 
-    def count_started(self, jobs: Iterable[str]) -> int:
-        """Count the jobs that have been started."""
-        return sum(bool(life.starts) for life in self.lives(jobs))
-
     def count_ended(self, jobs: Iterable[str]) -> int:
         """Count the jobs that have been run to the end."""
         return sum(bool(life.ends) for life in self.lives(jobs))

@@ -6,19 +6,21 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
 from benchmarks.harness import processes
-from benchmarks.harness.server import ROOT
+from benchmarks.harness.server import ROOT, WORKER, LiveServer
 from benchmarks.harness.tables import read_tables
 from benchmarks.harness.waiting import until
 from benchmarks.peers.queues.systems import SYSTEMS
 from benchmarks.queues.contender import WORKERS, OurService
 from benchmarks.queues.tables import markdown
-from benchmarks.survival.batches import PREFIX, store
+from benchmarks.queues.witness import Life
+from benchmarks.survival.batches import PREFIX, background_engines, store
 
 DEADLINE_S = 100.0
 KILLS_DEADLINE_S = 240.0  # a lease is waited for after each of three kills
@@ -108,6 +110,10 @@ def ours(directory: Path) -> Iterator[OurService]:
         yield started
 
 
+def service_of(ours: OurService) -> LiveServer:
+    return ours._service  # noqa: SLF001
+
+
 def test_a_worker_of_ours_holds_one_job_at_a_time(ours: OurService) -> None:
     jobs = ours.submit(*["sleep 0.2"] * 8)
     with store(ours.directory / "data") as client:
@@ -117,3 +123,31 @@ def test_a_worker_of_ours_holds_one_job_at_a_time(ours: OurService) -> None:
             return ours.witness.count_ended(jobs) == len(jobs)
 
         assert until(have_ended)
+
+
+def test_the_worker_that_holds_a_job_is_killed_not_the_one_whose_engine_runs_it(ours: OurService) -> None:
+    ours.wait_for(ours.submit(*["sleep 0.2"] * 4))  # so that both workers have an engine for jobs
+    service = service_of(ours)
+    assert until(lambda: len(background_engines(service)) == WORKERS)
+    stopped, running = background_engines(service)
+    (holder,) = (each for each in service.roles()[WORKER] if stopped in processes.tree(each))
+    os.kill(stopped, signal.SIGSTOP)  # so that the other one runs what its worker holds
+    try:
+        jobs = ours.submit("sleep 1.0", "sleep 1.0")
+
+        def of_holder() -> Life | None:
+            for life in ours.witness.lives(jobs):
+                if life.starts and life.location and not life.ends:
+                    with suppress(ProcessLookupError):  # it has ended meanwhile
+                        return life if ours.holder_of(life) == holder else None
+            return None
+
+        life = until(of_holder)
+        assert life
+        assert life.pids == [running]
+        ours.kill_worker_of(life)
+        processes.wait_until_gone(holder, DEADLINE_S)
+        assert processes.is_alive(running)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(stopped, signal.SIGCONT)
