@@ -71,15 +71,12 @@ class Contender:
 
     def _start(self) -> None:
         if self.system.prepare is not None:
-            prepared = subprocess.run(
-                self.system.prepare(self.directory),
-                check=False,
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=subprocess.STDOUT,
-                timeout=_PREPARE_S,
-            )
-            if prepared.returncode:
+            prepared = self._launch(self.system.prepare(self.directory))
+            try:
+                until(lambda: prepared.poll() is not None, _PREPARE_S)
+            finally:
+                processes.kill_session(prepared.pid)  # it may have started others
+            if prepared.wait(DEADLINE_S):
                 raise NotReady(f"{self.system.name}: cannot be prepared; the output:\n{self.output()}")
         self.start_server()
         if not until(self.is_server_ready):
@@ -104,8 +101,11 @@ class Contender:
 
     def start_server(self) -> None:
         """Start its server, without waiting for it."""
-        self._server = processes.start(
-            self.system.server(self.directory, self.address),
+        self._server = self._launch(self.system.server(self.directory, self.address))
+
+    def _launch(self, command: Sequence[str]) -> "subprocess.Popen[str]":
+        return processes.start(
+            command,
             cwd=self.directory,
             env=clean_environ(),
             stdin=subprocess.DEVNULL,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,7 +18,7 @@ from benchmarks.harness.server import ROOT, WORKER, LiveServer
 from benchmarks.harness.tables import read_tables
 from benchmarks.harness.waiting import until
 from benchmarks.peers.queues.systems import SYSTEMS
-from benchmarks.queues.contender import WORKERS, OurService
+from benchmarks.queues.contender import WORKERS, Contender, NotReady, OurService
 from benchmarks.queues.tables import markdown
 from benchmarks.queues.witness import Life
 from benchmarks.survival.batches import PREFIX, background_engines, store
@@ -26,6 +27,7 @@ DEADLINE_S = 100.0
 KILLS_DEADLINE_S = 240.0  # a lease is waited for after each of three kills
 OURS = [system.name for system in SYSTEMS if not system.is_peer]
 (SERVICE,) = (system for system in SYSTEMS if system.is_service)
+(QUEUE,) = (system for system in SYSTEMS if system.is_queue_alone)
 COMMAND = [sys.executable, "-m", "benchmarks.queues", "--quick", "--idle", "1"]
 
 
@@ -151,3 +153,14 @@ def test_the_worker_that_holds_a_job_is_killed_not_the_one_whose_engine_runs_it(
     finally:
         with suppress(ProcessLookupError):
             os.kill(stopped, signal.SIGCONT)
+
+
+def test_what_cannot_be_prepared_leaves_no_process(directory: Path) -> None:
+    child = directory / "s" / "child"
+    unprepared = replace(QUEUE, prepare=lambda _: ["sh", "-c", "sleep 300 & echo $! > child; exit 1"])
+    with pytest.raises(NotReady), Contender(unprepared, directory / "s", directory):
+        pass
+    pid = int(child.read_text())
+    if is_left := processes.is_alive(pid):
+        os.kill(pid, signal.SIGKILL)
+    assert not is_left
