@@ -112,17 +112,24 @@ class Benchmark:
         print("kill -9 of a job's process", flush=True)
         for contender, killed in measures.kill_workers(contenders, self._wait_s, whole=False).items():
             self.results[contender.system].process_killed = killed
+            self._note_missing(contender, killed, "no process of a job was killed")
         print("kill -9 of a worker", flush=True)
         for contender, killed in measures.kill_workers(contenders, self._wait_s, whole=True).items():
             self.results[contender.system].worker_killed = killed
+            self._note_missing(contender, killed, "no worker was killed")
         print("kill -9 of the server", flush=True)
         for contender, jobs in measures.kill_servers(contenders, self._wait_s).items():
             self.results[contender.system].server_killed = jobs
+            self._note_missing(contender, jobs, "its server did not answer again after it was killed")
         print("submissions without a server", flush=True)
         for contender, away in measures.submit_without_server(contenders).items():
             self.results[contender.system].away = away
 
-    def _note(self, system: System, error: Exception) -> None:
+    def _note_missing(self, contender: Contender, figure: object, reason: str) -> None:
+        if figure is None:
+            self._note(contender.system, reason)
+
+    def _note(self, system: System, error: object) -> None:
         self.results[system].faults.append(str(error))
         print(f"{system.name}: {error}", file=sys.stderr, flush=True)
 

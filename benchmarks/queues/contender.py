@@ -19,7 +19,7 @@ from benchmarks.harness.waiting import DEADLINE_S, until
 from benchmarks.peers.queues.systems import System
 from benchmarks.peers.queues.work import WITNESS
 from benchmarks.queues.witness import Life, Witness
-from server.jobs.embedded import find_program
+from server.jobs.embedded import find_program, is_ready
 
 #: As many as the machine that the published figures come from has cores, each with one job at a time.
 WORKERS = 2
@@ -262,10 +262,15 @@ class OurService(Contender):
                 raise NotReady(f"{self.system.name}: its submitter does not start:\n{self.output()}")
             self._undo = undo.pop_all()
 
+    def is_server_ready(self) -> bool:
+        """Whether its store answers."""
+        return is_ready(self._store)
+
     def kill_server(self) -> None:
-        """Kill its store, which it starts again itself."""
-        (store,) = self._service.roles()[STORE]
-        os.kill(store, signal.SIGKILL)
+        """Kill its store, with a child that rewrites its data; it starts it again itself."""
+        for store in until(lambda: self._service.roles().get(STORE, [])):
+            with suppress(ProcessLookupError):
+                os.kill(store, signal.SIGKILL)
 
     def revive_server(self) -> None:
         """Do nothing: the arbiter does."""

@@ -88,7 +88,7 @@ class Figures:
         empty, flips: of jobs that do nothing, and of flips.
         process_killed: the process that runs a job.
         worker_killed: the worker that it belongs to, with all of its processes.
-        server_killed: while jobs are submitted and run.
+        server_killed: while jobs are submitted and run; None if it did not answer again.
         faults: what went wrong, for people.
     """
 
@@ -260,12 +260,15 @@ def _killed(lives: Sequence[Life], killed_s: float) -> Killed:
     return Killed(again[0] - killed_s if again else None, tally(lives))
 
 
-def kill_servers(contenders: Sequence[Contender], wait_s: float) -> Mapping[Contender, Tally]:
+def kill_servers(contenders: Sequence[Contender], wait_s: float) -> Mapping[Contender, Tally | None]:
     """Kill the server of each system in the middle of submissions, and start it again at once.
 
     Args:
         contenders: the systems.
         wait_s: how long after its kill what happens to the jobs of a system counts, in seconds.
+
+    Returns:
+        What became of the jobs; None where the server did not answer again.
     """
     kills: dict[Contender, _Kill] = {}
     for contender in contenders:
@@ -273,8 +276,11 @@ def kill_servers(contenders: Sequence[Contender], wait_s: float) -> Mapping[Cont
         killed_s = time.monotonic()
         contender.kill_server()
         contender.revive_server()
-        kills[contender] = _Kill(before + _submit_half(contender), killed_s)
-    return {each: tally(lives) for each, lives in _lives_after(kills, wait_s).items()}
+        jobs = before + _submit_half(contender)
+        if until(contender.is_server_ready, wait_s):
+            kills[contender] = _Kill(jobs, killed_s)
+    lives = _lives_after(kills, wait_s)
+    return {each: tally(lives[each]) if each in kills else None for each in contenders}
 
 
 def _submit_half(contender: Contender) -> list[str]:

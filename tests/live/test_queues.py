@@ -14,10 +14,11 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from benchmarks.harness import processes
-from benchmarks.harness.server import ROOT, WORKER, LiveServer
+from benchmarks.harness.server import ROOT, STORE, WORKER, LiveServer
 from benchmarks.harness.tables import read_tables
 from benchmarks.harness.waiting import until
 from benchmarks.peers.queues.systems import SYSTEMS
+from benchmarks.queues import measures
 from benchmarks.queues.contender import WORKERS, Contender, NotReady, OurService
 from benchmarks.queues.tables import markdown
 from benchmarks.queues.witness import Life
@@ -153,6 +154,27 @@ def test_the_worker_that_holds_a_job_is_killed_not_the_one_whose_engine_runs_it(
     finally:
         with suppress(ProcessLookupError):
             os.kill(stopped, signal.SIGCONT)
+
+
+def test_a_store_of_ours_is_killed_while_it_rewrites_its_data_and_when_it_is_back(ours: OurService) -> None:
+    with store(ours.directory / "data") as client:
+        client.config_set("rdb-key-save-delay", 10_000_000)  # microseconds: the child does not end
+        client.bgrewriteaof()
+    stores = until(lambda: (found := service_of(ours).roles()[STORE])[1:] and found)
+    for _ in range(2):  # the second time it is not back yet
+        ours.kill_server()
+        for pid in stores:
+            processes.wait_until_gone(pid, DEADLINE_S)
+    assert until(ours.is_server_ready)
+
+
+def test_a_server_that_does_not_answer_again_gives_no_figure(directory: Path) -> None:
+    once = replace(
+        QUEUE,
+        server=lambda *place: ["sh", "-c", 'mkdir started && exec "$@"', "sh", *QUEUE.server(*place)],
+    )
+    with Contender(once, directory / "s", directory) as contender:
+        assert measures.kill_servers([contender], 1.0) == {contender: None}
 
 
 def test_what_cannot_be_prepared_leaves_no_process(directory: Path) -> None:
