@@ -1,8 +1,8 @@
 """Compare our job queue with those that people use.
 
-Run it with `make queues`, on a machine that does nothing else; it takes about a quarter of an hour. A system
-that is not installed is left out, with a line that says what to install. All systems run from the beginning
-to the end, and all but the one that is measured are idle; in each round they are measured in another order.
+Run it with `make queues`, on a machine that does nothing else; it takes about 20 minutes. A system that is
+not installed is left out, with a line that says what to install. All systems run from the beginning to the
+end, and all but the one that is measured are idle; in each round they are measured in another order.
 """
 
 import argparse
@@ -10,10 +10,12 @@ import json
 import os
 import platform
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -43,17 +45,13 @@ class Benchmark:
     """One run.
 
     Args:
-        directory: for the data of all systems; its path is short.
         rounds: how often speed and cost are measured.
         idle_s: idleness before the first job, in seconds.
-        wait_s: how long jobs are waited for whose worker or server was killed, in seconds.
+        wait_s: how long after a kill what happens to jobs counts, in seconds.
         is_quick: small counts, for tests.
     """
 
-    def __init__(
-        self, directory: Path, *, rounds: int, idle_s: float, wait_s: float, is_quick: bool = False
-    ) -> None:
-        self._directory = directory
+    def __init__(self, *, rounds: int, idle_s: float, wait_s: float, is_quick: bool = False) -> None:
         self._rounds = rounds
         self._idle_s = idle_s
         self._wait_s = wait_s
@@ -61,18 +59,19 @@ class Benchmark:
         self.results: dict[System, Figures] = {}
 
     def run(self, systems: Sequence[System]) -> None:
-        """Measure systems."""
-        image = self._directory / "image.jpg"
-        image.write_bytes(two_megabytes())
+        """Measure systems; `results` has what was measured, also when this raises an error."""
         with (
+            tempfile.TemporaryDirectory(prefix="q-") as data,  # the path of a socket has to be short
             tempfile.TemporaryDirectory(dir=_memory()) as witness,
             ExitStack() as stack,
         ):
+            image = Path(data) / "image.jpg"
+            image.write_bytes(two_megabytes())
             contenders = []
             for system in systems:
                 self.results[system] = Figures()
                 kind = OurService if system.is_service else Contender
-                contender = kind(system, self._directory / system.name, Path(witness))
+                contender = kind(system, Path(data) / system.name, Path(witness))
                 try:
                     stack.enter_context(contender)
                     contender.warm_up()
@@ -87,8 +86,8 @@ class Benchmark:
         self._measure_speed(polled, image)
         print(f"idle for {self._idle_s:.0f} s", flush=True)
         firsts = measures.first_after_idleness(contenders, self._idle_s, self._wait_s)
-        for contender in contenders:
-            self.results[contender.system].first_ms = firsts[contender.system.name]
+        for contender, first_ms in firsts.items():
+            self.results[contender.system].first_ms = first_ms
         self._measure_kills([each for each in polled if not each.system.is_queue_alone])
 
     def _measure_speed(self, contenders: Sequence[Contender], image: Path) -> None:
@@ -111,21 +110,26 @@ class Benchmark:
 
     def _measure_kills(self, contenders: Sequence[Contender]) -> None:
         print("kill -9 of a job's process", flush=True)
-        killed = measures.kill_workers(contenders, self._wait_s, whole=False)
+        for contender, killed in measures.kill_workers(contenders, self._wait_s, whole=False).items():
+            self.results[contender.system].process_killed = killed
+            self._note_missing(contender, killed, "no process of a job was killed")
         print("kill -9 of a worker", flush=True)
-        workers = measures.kill_workers(contenders, self._wait_s, whole=True)
+        for contender, killed in measures.kill_workers(contenders, self._wait_s, whole=True).items():
+            self.results[contender.system].worker_killed = killed
+            self._note_missing(contender, killed, "no worker was killed")
         print("kill -9 of the server", flush=True)
-        servers = measures.kill_servers(contenders, self._wait_s)
+        for contender, jobs in measures.kill_servers(contenders, self._wait_s).items():
+            self.results[contender.system].server_killed = jobs
+            self._note_missing(contender, jobs, "its server did not answer again after it was killed")
         print("submissions without a server", flush=True)
-        away = measures.submit_without_server(contenders)
-        for contender in contenders:
-            name, figures = contender.system.name, self.results[contender.system]
-            figures.process_killed = killed[name]
-            figures.worker_killed = workers[name]
-            figures.server_killed = servers[name]
-            figures.away = away[name]
+        for contender, away in measures.submit_without_server(contenders).items():
+            self.results[contender.system].away = away
 
-    def _note(self, system: System, error: Exception) -> None:
+    def _note_missing(self, contender: Contender, figure: object, reason: str) -> None:
+        if figure is None:
+            self._note(contender.system, reason)
+
+    def _note(self, system: System, error: object) -> None:
         self.results[system].faults.append(str(error))
         print(f"{system.name}: {error}", file=sys.stderr, flush=True)
 
@@ -153,7 +157,7 @@ def write(directory: Path, benchmark_results: Mapping[System, Figures], found: S
     (directory / "queues.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
-def _about(systems: Sequence[System], left_out: Sequence[str], rounds: int) -> dict[str, str]:
+def _about(systems: Sequence[System], rounds: int) -> dict[str, str]:
     cpu = next(
         line.partition(": ")[2]
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -173,15 +177,16 @@ def _about(systems: Sequence[System], left_out: Sequence[str], rounds: int) -> d
         "workers of each system": f"{WORKERS} processes, each with one job at a time",
         "rounds": str(rounds),
         **versions(systems),
-        "left out": "; ".join(left_out) or "none",
     }
 
 
 def main() -> None:
-    """Measure, print and write the tables, also of a run that is interrupted (Ctrl-C).
+    """Measure, print and write the tables, also of a run that is interrupted (Ctrl-C, SIGTERM) or fails.
 
-    The exit code is 1 when something went wrong with ours.
+    The exit code is 1 when the run failed or something went wrong with ours.
     """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument(
         "systems", nargs="*", metavar="system", help=", ".join(each.name for each in SYSTEMS)
@@ -189,7 +194,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--idle", type=float, default=60.0, help="idleness before a first job, in seconds")
     options.add_argument(
-        "--wait", type=float, default=90.0, help="how long to wait for killed jobs, in seconds"
+        "--wait", type=float, default=180.0, help="how long after a kill jobs are waited for, in seconds"
     )
     options.add_argument("--quick", action="store_true", help="small counts")
     options.add_argument("--into", type=Path, help="the directory of the result")
@@ -201,21 +206,25 @@ def main() -> None:
     for reason in left_out:
         print(reason, file=sys.stderr)
     systems = [each for each in wanted if missing(each) is None]
-    with tempfile.TemporaryDirectory(prefix="q-") as directory:
-        benchmark = Benchmark(
-            Path(directory), rounds=given.rounds, idle_s=given.idle, wait_s=given.wait, is_quick=given.quick
-        )
-        try:
-            benchmark.run(systems)
-        except KeyboardInterrupt:
-            left_out.append("all that had not been measured when the run was interrupted")
-    found = tables(benchmark.results, given.wait, _about(systems, left_out, given.rounds))
+    about = _about(systems, given.rounds)
+    benchmark = Benchmark(rounds=given.rounds, idle_s=given.idle, wait_s=given.wait, is_quick=given.quick)
+    has_failed = False
+    try:
+        benchmark.run(systems)
+    except KeyboardInterrupt:
+        left_out.append("all that had not been measured when the run was interrupted")
+    except Exception as error:  # noqa: BLE001 whatever it is, what was measured before is kept
+        traceback.print_exc()
+        left_out.append(f"all that had not been measured when the run failed: {error!r}")
+        has_failed = True
+    about["left out"] = "; ".join(left_out) or "none"
+    found = tables(benchmark.results, given.wait, about)
     into = given.into or _RESULTS / time.strftime("%Y%m%d-%H%M%S")
     write(into, benchmark.results, found)
     print(markdown(found))
     print(f"written to {into}")
     ours = [figures for system, figures in benchmark.results.items() if not system.is_peer]
-    sys.exit(any(figures.faults for figures in ours))
+    sys.exit(has_failed or any(figures.faults for figures in ours))
 
 
 if __name__ == "__main__":

@@ -11,19 +11,23 @@ from pathlib import Path
 from typing import IO, Self
 
 import httpx
+from redis import Redis
 
 from benchmarks.harness import processes
-from benchmarks.harness.server import ROOT, STORE, WORKER, LiveServer, clean_environ
+from benchmarks.harness.server import ROOT, STORE, LiveServer, clean_environ
 from benchmarks.harness.waiting import DEADLINE_S, until
 from benchmarks.peers.queues.systems import System
 from benchmarks.peers.queues.work import WITNESS
 from benchmarks.queues.witness import Life, Witness
-from server.jobs.embedded import find_program
+from server.jobs.embedded import find_program, is_ready
 
 #: As many as the machine that the published figures come from has cores, each with one job at a time.
 WORKERS = 2
 
 _WARM_UP_JOBS = 30
+
+#: Of the jobs in our store.
+_JOB_KEY = "{flip}:job:"
 
 _CONNECT_S = 1.0
 _PREPARE_S = 60.0
@@ -67,15 +71,12 @@ class Contender:
 
     def _start(self) -> None:
         if self.system.prepare is not None:
-            prepared = subprocess.run(
-                self.system.prepare(self.directory),
-                check=False,
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=subprocess.STDOUT,
-                timeout=_PREPARE_S,
-            )
-            if prepared.returncode:
+            prepared = self._launch(self.system.prepare(self.directory))
+            try:
+                until(lambda: prepared.poll() is not None, _PREPARE_S)
+            finally:
+                processes.kill_session(prepared.pid)  # it may have started others
+            if prepared.wait(DEADLINE_S):
                 raise NotReady(f"{self.system.name}: cannot be prepared; the output:\n{self.output()}")
         self.start_server()
         if not until(self.is_server_ready):
@@ -100,8 +101,11 @@ class Contender:
 
     def start_server(self) -> None:
         """Start its server, without waiting for it."""
-        self._server = processes.start(
-            self.system.server(self.directory, self.address),
+        self._server = self._launch(self.system.server(self.directory, self.address))
+
+    def _launch(self, command: Sequence[str]) -> "subprocess.Popen[str]":
+        return processes.start(
+            command,
             cwd=self.directory,
             env=clean_environ(),
             stdin=subprocess.DEVNULL,
@@ -137,12 +141,18 @@ class Contender:
         """Kill the process that runs a job."""
         os.kill(pid, signal.SIGKILL)
 
-    def kill_worker_of(self, pid: int) -> None:
-        """Kill the worker that a process of a job belongs to, with all of its processes."""
+    def kill_worker_of(self, life: Life) -> None:
+        """Kill the worker that holds a job that runs, with all of its processes.
+
+        Raises:
+            ProcessLookupError: no worker holds it any more.
+        """
         for worker in self._workers:
-            if pid in processes.of_session(worker.pid):
+            if life.pids[-1] in processes.of_session(worker.pid):
                 processes.kill_session(worker.pid)
                 worker.wait(DEADLINE_S)
+                return
+        raise ProcessLookupError(f"process {life.pids[-1]} has ended")
 
     def pause(self) -> None:
         """Let its workers take no job: they are stopped (SIGSTOP)."""
@@ -230,13 +240,16 @@ class OurService(Contender):
         # The store cannot come back when its program is gone.
         self._program = self.directory / "valkey-server"
         self._program.symlink_to(find_program(None))
+        data = self.directory / "data"
+        self._store = data / "store" / "valkey.sock"
         with ExitStack() as undo:
             self._service = LiveServer(
                 environ={
                     "FLIP_JOBS": "embedded",
-                    "FLIP_DATA_DIR": str(self.directory / "data"),
+                    "FLIP_DATA_DIR": str(data),
                     "FLIP_VALKEY": str(self._program),
                     "WEB_CONCURRENCY": str(WORKERS),
+                    "FLIP_JOBS_AT_ONCE": "1",  # as the workers of the others
                     "PYTHONPATH": f"{ROOT / 'benchmarks/peers/queues/witnessed'}:{ROOT}",
                     WITNESS: str(self.witness.path),
                 },
@@ -249,10 +262,15 @@ class OurService(Contender):
                 raise NotReady(f"{self.system.name}: its submitter does not start:\n{self.output()}")
             self._undo = undo.pop_all()
 
+    def is_server_ready(self) -> bool:
+        """Whether its store answers."""
+        return is_ready(self._store)
+
     def kill_server(self) -> None:
-        """Kill its store, which it starts again itself."""
-        (store,) = self._service.roles()[STORE]
-        os.kill(store, signal.SIGKILL)
+        """Kill its store, with a child that rewrites its data; it starts it again itself."""
+        for store in until(lambda: self._service.roles().get(STORE, [])):
+            with suppress(ProcessLookupError):
+                os.kill(store, signal.SIGKILL)
 
     def revive_server(self) -> None:
         """Do nothing: the arbiter does."""
@@ -265,13 +283,23 @@ class OurService(Contender):
     def supervise(self) -> None:
         """Do nothing: the arbiter does."""
 
-    def kill_worker_of(self, pid: int) -> None:
-        """Kill the worker whose engine runs a job, with its engines."""
-        for worker in self._service.roles()[WORKER]:
-            if pid in (tree := list(processes.tree(worker))):
-                for each in tree:
-                    with suppress(ProcessLookupError):
-                        os.kill(each, signal.SIGKILL)
+    def kill_worker_of(self, life: Life) -> None:
+        """Kill the worker that holds a job, with its engines; the engine that runs it may be another's."""
+        for each in list(processes.tree(self.holder_of(life))):
+            with suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
+
+    def holder_of(self, life: Life) -> int:
+        """Return the worker that has claimed a job, as the store knows it.
+
+        Raises:
+            ProcessLookupError: none has.
+        """
+        with Redis(unix_socket_path=str(self._store), decode_responses=True) as store:
+            owner = store.hget(f"{_JOB_KEY}{life.location.rpartition('/')[2]}", "owner")
+        if owner is None:
+            raise ProcessLookupError(f"no worker holds {life.location}")
+        return int(str(owner).split(":")[1])  # server.jobs.owners
 
     def pause(self) -> None:
         """Pause its queue, as an operator does: stopped workers would not take submissions either."""

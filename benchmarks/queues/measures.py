@@ -4,8 +4,10 @@ import math
 import random
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.harness.answers import Flipped
 from benchmarks.harness.waiting import at_intervals, until
@@ -86,7 +88,7 @@ class Figures:
         empty, flips: of jobs that do nothing, and of flips.
         process_killed: the process that runs a job.
         worker_killed: the worker that it belongs to, with all of its processes.
-        server_killed: while jobs are submitted and run.
+        server_killed: while jobs are submitted and run; None if it did not answer again.
         faults: what went wrong, for people.
     """
 
@@ -188,7 +190,7 @@ def _ended(contender: Contender, jobs: Sequence[str]) -> list[Life]:
 
 def first_after_idleness(
     contenders: Sequence[Contender], idle_s: float, wait_s: float
-) -> Mapping[str, float | None]:
+) -> Mapping[Contender, float | None]:
     """Leave all systems idle, then submit one job to each; return when it started, in milliseconds.
 
     Args:
@@ -203,40 +205,54 @@ def first_after_idleness(
         (jobs[contender],) = contender.submit("empty")
         contender.wait_for([jobs[contender]], _PAUSE_S)
     until(lambda: all(each.witness.life(job).ends for each, job in jobs.items()), wait_s)
-    lives = {each.system.name: each.witness.life(job) for each, job in jobs.items()}
-    return {name: _start_ms(life) if life.starts else None for name, life in lives.items()}
+    lives = {each: each.witness.life(job) for each, job in jobs.items()}
+    return {
+        each: _start_ms(life) if life.starts and _start_ms(life) <= wait_s * 1e3 else None
+        for each, life in lives.items()
+    }
+
+
+class _Kill(NamedTuple):
+    """What was killed: jobs that this may have struck, and when, in seconds of the monotonic clock."""
+
+    jobs: Sequence[str]
+    at_s: float
 
 
 def kill_workers(
     contenders: Sequence[Contender], wait_s: float, *, whole: bool
-) -> Mapping[str, Killed | None]:
+) -> Mapping[Contender, Killed | None]:
     """Kill a process of each system while it works on a job; workers that ended are started again.
 
     Args:
         contenders: the systems.
-        wait_s: how long to wait until all jobs have ended, in seconds.
+        wait_s: how long after its kill what happens to the jobs of a system counts, in seconds.
         whole: kill the worker with all of its processes, not only the one that runs the job.
 
     Returns:
-        What became of the jobs; None where none has started.
+        What became of the jobs; None where none has started, or it had ended before the kill.
     """
-    jobs: dict[Contender, list[str]] = {}
-    killed_s: dict[Contender, float] = {}
+    kills: dict[Contender, _Kill] = {}
     for contender in contenders:
-        jobs[contender] = contender.submit(_VICTIM, *_OTHERS)
-        victim = contender.witness.life(jobs[contender][0])
-        if until(lambda: contender.witness.count_started(jobs[contender][:1]), _DEADLINE_S):  # noqa: B023 called here
-            killed_s[contender] = time.monotonic()
-            pid = victim.pids[-1]
-            contender.kill_worker_of(pid) if whole else contender.kill_process(pid)
+        jobs = contender.submit(_VICTIM, *_OTHERS)
+        if victim := _wait_until_running(contender, jobs[0]):
+            kill = _Kill(jobs, time.monotonic())
+            with suppress(ProcessLookupError):
+                contender.kill_worker_of(victim) if whole else contender.kill_process(victim.pids[-1])
+                kills[contender] = kill
             contender.supervise()
-    _wait_for_all(jobs, wait_s)
-    return {
-        contender.system.name: _killed(contender.witness.lives(jobs[contender]), killed_s[contender])
-        if contender in killed_s
-        else None
-        for contender in contenders
-    }
+    lives = _lives_after(kills, wait_s)
+    return {each: _killed(lives[each], kills[each].at_s) if each in kills else None for each in contenders}
+
+
+def _wait_until_running(contender: Contender, job: str) -> Life | None:
+    """Wait until a job has started and its submission is answered; return what has happened to it."""
+
+    def look() -> Life | None:
+        life = contender.witness.life(job)
+        return life if life.starts and life.is_answered else None
+
+    return until(look, _DEADLINE_S)
 
 
 def _killed(lives: Sequence[Life], killed_s: float) -> Killed:
@@ -244,52 +260,75 @@ def _killed(lives: Sequence[Life], killed_s: float) -> Killed:
     return Killed(again[0] - killed_s if again else None, tally(lives))
 
 
-def kill_servers(contenders: Sequence[Contender], wait_s: float) -> Mapping[str, Tally]:
+def kill_servers(contenders: Sequence[Contender], wait_s: float) -> Mapping[Contender, Tally | None]:
     """Kill the server of each system in the middle of submissions, and start it again at once.
 
     Args:
         contenders: the systems.
-        wait_s: how long to wait until all jobs have ended, in seconds.
+        wait_s: how long after its kill what happens to the jobs of a system counts, in seconds.
+
+    Returns:
+        What became of the jobs; None where the server did not answer again.
     """
-    jobs: dict[Contender, list[str]] = {}
+    kills: dict[Contender, _Kill] = {}
     for contender in contenders:
-        jobs[contender] = []
-        for number in at_intervals(_JOBS, _SUBMIT_EVERY_S):
-            jobs[contender] += contender.submit(_JOB)
-            if number == _JOBS // 2:
-                contender.kill_server()
-                contender.revive_server()
-    _wait_for_all(jobs, wait_s)
-    return {each.system.name: tally(each.witness.lives(jobs[each])) for each in contenders}
+        before = _submit_half(contender)
+        killed_s = time.monotonic()
+        contender.kill_server()
+        contender.revive_server()
+        jobs = before + _submit_half(contender)
+        if until(contender.is_server_ready, wait_s):
+            kills[contender] = _Kill(jobs, killed_s)
+    lives = _lives_after(kills, wait_s)
+    return {each: tally(lives[each]) if each in kills else None for each in contenders}
 
 
-def _wait_for_all(jobs: Mapping[Contender, Sequence[str]], wait_s: float) -> None:
-    """Wait until all jobs of all systems have ended, but no longer; and keep the workers running."""
+def _submit_half(contender: Contender) -> list[str]:
+    return [id for _ in at_intervals(_JOBS // 2, _SUBMIT_EVERY_S) for id in contender.submit(_JOB)]
 
-    def have_ended() -> bool:
-        for contender in jobs:
+
+def _lives_after(kills: Mapping[Contender, _Kill], wait_s: float) -> dict[Contender, list[Life]]:
+    """Wait until nothing more can happen to the jobs of any system; and keep the workers running.
+
+    Returns:
+        What had happened to them by `wait_s` after the kill of their own system: one that was killed earlier
+        gets no more time than the last one.
+    """
+
+    def is_over() -> bool:
+        for contender in kills:
             contender.supervise()
-        return all(_is_settled(each.witness.lives(its)) for each, its in jobs.items())
+        return all(
+            _is_settled(each.witness.lives(kill.jobs), each.system.timeout_s) for each, kill in kills.items()
+        )
 
-    until(have_ended, wait_s)
+    until(is_over, wait_s)
+    return {
+        each: [life.as_of(kill.at_s + wait_s) for life in each.witness.lives(kill.jobs)]
+        for each, kill in kills.items()
+    }
 
 
-def _is_settled(lives: Sequence[Life]) -> bool:
-    return all(life.is_answered and not life.is_lost for life in lives)
+def _is_settled(lives: Sequence[Life], timeout_s: float) -> bool:
+    """Whether all jobs have ended, and so long ago that none is run again because a timeout ends."""
+    last_s = max((at_s for life in lives for at_s in (*life.starts, *life.ends)), default=0.0)
+    have_ended = all(life.is_answered and not life.is_lost for life in lives)
+    return have_ended and time.monotonic() >= last_s + timeout_s
 
 
-def submit_without_server(contenders: Sequence[Contender]) -> Mapping[str, Away]:
+def submit_without_server(contenders: Sequence[Contender]) -> Mapping[Contender, Away]:
     """Kill the server of each system for good, then submit a job."""
     jobs = {}
     for contender in contenders:
         contender.remove_server()
         (jobs[contender],) = contender.submit("empty")
     until(lambda: all(each.witness.life(job).is_answered for each, job in jobs.items()), HANGS_S)
-    return {each.system.name: _away(each.witness.life(job)) for each, job in jobs.items()}
+    return {each: _away(each.witness.life(job)) for each, job in jobs.items()}
 
 
 def _away(life: Life) -> Away:
     answered_s = life.acknowledged_s if life.refused_s is None else life.refused_s
-    if answered_s is None or life.submitted_s is None:
+    # The submissions are waited for together, so the first one has had longer than the last one.
+    if answered_s is None or life.submitted_s is None or answered_s - life.submitted_s > HANGS_S:
         return Away(None, "")
     return Away(answered_s - life.submitted_s, life.refused)

@@ -142,8 +142,8 @@ def _kills(results: Results, wait_s: float) -> Table:
         ),
         tuple(rows),
         f"A job counts as lost when it was acknowledged and had not been run to its end {wait_s:.0f} s after "
-        "the kill, and as run twice when it was run to its end more than once. A killed worker or server is "
-        "started again at once.",
+        "the kill, and as run twice when it had been run to its end more than once by then. A killed worker "
+        "or server is started again at once.",
     )
 
 

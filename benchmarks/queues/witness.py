@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,6 +58,18 @@ class Life:
         """Whether it was acknowledged and has not been run to its end."""
         return self.acknowledged_s is not None and not self.ends
 
+    def as_of(self, at_s: float) -> "Life":
+        """Return what had happened to it by a moment of the monotonic clock."""
+        starts = [each for each in self.starts if each <= at_s]
+        is_acknowledged = self.acknowledged_s is not None and self.acknowledged_s <= at_s
+        return replace(
+            self,
+            acknowledged_s=self.acknowledged_s if is_acknowledged else None,
+            starts=starts,
+            ends=[each for each in self.ends if each <= at_s],
+            pids=self.pids[: len(starts)],
+        )
+
 
 class Witness:
     """The file that all processes of one system append to.
@@ -85,10 +97,6 @@ class Witness:
     def count_answered(self, jobs: Iterable[str]) -> int:
         """Count the jobs whose submitter knows what became of the submission."""
         return sum(life.is_answered for life in self.lives(jobs))
-
-    def count_started(self, jobs: Iterable[str]) -> int:
-        """Count the jobs that have been started."""
-        return sum(bool(life.starts) for life in self.lives(jobs))
 
     def count_ended(self, jobs: Iterable[str]) -> int:
         """Count the jobs that have been run to the end."""

@@ -42,6 +42,9 @@ class System:
         prepare: a command to run once in its directory, before the server starts for the first time.
         is_on_port: it can only listen on a port, not on a socket file.
         is_durable: it is set up to lose nothing.
+        timeout_s: after how long, at most, it runs a job again whose worker or server was killed: its lease,
+            lock, heartbeat or visibility time-out, with the interval in which it looks. One that has none
+            takes as long as its workers take to connect again, or to poll.
         environ: of its workers and its submitter.
         package: of Debian, that its server is in; empty for none.
         program: its server.
@@ -59,6 +62,7 @@ class System:
     prepare: Callable[[Path], list[str]] | None = None
     is_on_port: bool = False
     is_durable: bool = True
+    timeout_s: float = 2.0
     environ: tuple[tuple[str, str], ...] = ()
     package: str = ""
     program: str = ""
@@ -168,10 +172,13 @@ _MARIADB = partial(
 )
 
 
-def _durable_and_shipped(name: str, title: str, adapter: str) -> tuple[System, System]:
+def _durable_and_shipped(
+    name: str, title: str, adapter: str, timeout_s: float, shipped_s: float
+) -> tuple[System, System]:
+    shipped = partial(_ON_REDIS, is_durable=False, timeout_s=shipped_s)
     return (
-        _ON_REDIS(name, title, _FSYNC, adapter, _durable_redis),
-        _ON_REDIS(f"{name}-shipped", title, _SNAPSHOTS, adapter, _redis, is_durable=False),
+        _ON_REDIS(name, title, _FSYNC, adapter, _durable_redis, timeout_s=timeout_s),
+        shipped(f"{name}-shipped", title, _SNAPSHOTS, adapter, _redis),
     )
 
 
@@ -182,11 +189,15 @@ SYSTEMS: tuple[System, ...] = (
         f"{_FSYNC}, and an fsync of each file of a job",
         "our_service",
         is_service=True,
+        timeout_s=17.0,  # a lease of 15 s, and an idle consumer looks every 2 s
     ),
     _OURS("ours-store", "ours, the queue alone", _FSYNC, "our_store", _valkey, is_queue_alone=True),
-    *_durable_and_shipped("rq", "RQ", "rq_jobs"),
-    *_durable_and_shipped("celery", "Celery", "celery_jobs"),
-    *_durable_and_shipped("bullmq", "BullMQ", "bullmq_jobs"),
+    # A heartbeat of 65 s, and two looks every 5 s; as shipped it runs no job again.
+    *_durable_and_shipped("rq", "RQ", "rq_jobs", 75.0, 2.0),
+    # A visibility time-out of 30 s or of an hour, and a worker looks every 100 s.
+    *_durable_and_shipped("celery", "Celery", "celery_jobs", 130.0, 3700.0),
+    # A lock of 5 or 30 s; a job is marked in one look and given back in the next one, as often.
+    *_durable_and_shipped("bullmq", "BullMQ", "bullmq_jobs", 15.0, 90.0),
     _BEANSTALKD("beanstalkd", fsync="each change (-f 0)", server=_durable_beanstalkd),
     _BEANSTALKD("beanstalkd-shipped", fsync=_IN_MEMORY, server=_beanstalkd, is_durable=False),
     _GEARMAND("gearmand", fsync="each change (SQLite)", server=_durable_gearmand),
