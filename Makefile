@@ -95,7 +95,7 @@ machines: $(BENCHMARK) $(COMPILED) ## simulate several machines on this one: two
 methods: install peers ## compare ways to flip a JPEG on one core, with libvips and sharp (about 5 minutes)
 	$(BIN)/python -m benchmarks.cost.methods
 
-queues: install $(PYTHON_PEERS) ## compare our job queue with RQ, Celery, BullMQ, beanstalkd, gearmand and a table in MariaDB (15 minutes)
+queues: install $(PYTHON_PEERS) ## compare our job queue with RQ, Celery, BullMQ, beanstalkd, gearmand and a table in MariaDB (about 20 minutes)
 	$(BIN)/python -m benchmarks.queues $(if $(INTO),--into $(INTO))
 
 chaos: install ## check the promises under kills, overload and slow clients (about 20 minutes)

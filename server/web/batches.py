@@ -94,18 +94,12 @@ class BatchesResource:
         self._store.raise_if_away()
         batch = new_id()
         try:
-            inputs: list[_Input] | None = None if key is None else []
             try:
-                with refusing_when_full():
-                    await self._submit(req, batch, facts, options, inputs)
+                kept = await self._receive(req, batch, facts, options, key)
             except (BlobGone, Dropped):
                 raise ServiceUnavailable(
                     "Files of the batch were removed while it was received. Send it again."
                 ) from None
-            idempotency = None
-            if key is not None and inputs is not None:
-                idempotency = Idempotency(key, fingerprint("batch", facts, options, inputs))
-            kept = await self._store.seal(batch, idempotency)
         except BaseException:
             await asyncio.shield(self._drop(batch))
             raise
@@ -113,6 +107,18 @@ class BatchesResource:
             await asyncio.shield(self._drop(batch))
         accept(resp, f"/batches/{kept}")
         resp.media = {"id": kept, "href": f"/batches/{kept}"}
+
+    async def _receive(
+        self, req: Request, batch: str, facts: Facts, options: Options, key: str | None
+    ) -> str:
+        """Receive all of it, and return which batch it is: another one if its key was seen before."""
+        inputs: list[_Input] | None = None if key is None else []
+        with refusing_when_full():
+            await self._submit(req, batch, facts, options, inputs)
+        idempotency = None
+        if key is not None and inputs is not None:
+            idempotency = Idempotency(key, fingerprint("batch", facts, options, inputs))
+        return await self._store.seal(batch, idempotency)
 
     def _read(self, req: Request) -> tuple[Options, Facts]:
         options, rest = self._options.read(req.query_string)

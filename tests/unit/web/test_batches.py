@@ -354,6 +354,14 @@ class UnheardStore(OwnStore):
         raise StoreAway("The store does not answer.")
 
 
+class RemovingStore(OwnStore):
+    """A store whose janitor finds a batch silent, and removes it, right before it is sealed."""
+
+    async def seal(self, batch: str, idempotency: Idempotency | None = None) -> str:
+        assert await self.drop(batch)
+        return await super().seal(batch, idempotency)
+
+
 class SilentStore(OwnStore):
     """A store that seals a batch and does not answer."""
 
@@ -414,6 +422,19 @@ def test_a_batch_whose_seal_was_carried_out_but_not_heard_stays(server: StoreSer
             response = await http.post(PATH, content=form(20)[0], headers=WITH_KEY)
             assert (response.status_code, slug(response)) == (503, "store-away")
             await check_that_it_is_found_by_its_key(heard, store, blobs)
+
+    run(test())
+
+
+def test_a_batch_that_is_removed_before_it_is_sealed_is_to_be_sent_again(
+    server: StoreServer, tmp_path: Path
+) -> None:
+    async def test() -> None:
+        async with RemovingStore(server) as store, client(store, Directory(tmp_path)) as http:
+            response = await http.post(PATH, content=form(20)[0], headers=FORM)
+            assert (response.status_code, slug(response)) == (503, "service-unavailable")
+            assert "Send it again." in response.json()["detail"]
+        assert not left_over(server, tmp_path)
 
     run(test())
 
