@@ -272,19 +272,20 @@ def kill_servers(contenders: Sequence[Contender], wait_s: float) -> Mapping[Cont
     """
     kills: dict[Contender, _Kill] = {}
     for contender in contenders:
-        before = _submit_half(contender)
+        before = _submit_at_intervals(contender, _JOBS // 2 - 1)
+        before += contender.submit(_JOB)  # at once before the kill: it may not have been answered
         killed_s = time.monotonic()
         contender.kill_server()
         contender.revive_server()
-        jobs = before + _submit_half(contender)
+        jobs = before + _submit_at_intervals(contender, _JOBS // 2)
         if until(contender.is_server_ready, wait_s):
             kills[contender] = _Kill(jobs, killed_s)
     lives = _lives_after(kills, wait_s)
     return {each: tally(lives[each]) if each in kills else None for each in contenders}
 
 
-def _submit_half(contender: Contender) -> list[str]:
-    return [id for _ in at_intervals(_JOBS // 2, _SUBMIT_EVERY_S) for id in contender.submit(_JOB)]
+def _submit_at_intervals(contender: Contender, count: int) -> list[str]:
+    return [id for _ in at_intervals(count, _SUBMIT_EVERY_S) for id in contender.submit(_JOB)]
 
 
 def _lives_after(kills: Mapping[Contender, _Kill], wait_s: float) -> dict[Contender, list[Life]]:

@@ -16,7 +16,7 @@
 --   subqueues     set      those in which a job waits
 --   due           zset     delayed jobs, by when they are due
 --   lease         zset     active jobs, by when their lease ends
---   heard         string   when a consumer was last heard of
+--   heard         string   when a consumer last called
 --   bell:KIND     zset     one member while a job of 'OPERATION VERSION' waits: idle consumers block on it
 --   counts:QUEUE  hash     jobs per state; ended: how many have, ever
 --   failed:QUEUE  zset     failed jobs, by when they failed
@@ -29,7 +29,7 @@
 --   idem:HASH     string   fingerprint and group of an idempotency key
 --   paused        set      queues
 --   janitor       hash     owner, until, fence; since: from when on there was one at any time
--- A batch is `sealed`: 1; 0 while it is being submitted; -1 when it is being removed before that has ended.
+-- sealed of a batch: 1 when its submission is complete, 0 before, -1 when it is removed instead.
 -- Channels: news:GROUP (its log grew), cancel:OWNER (a job of it is to stop). Both are hints.
 
 local prefix, verb, args = KEYS[1], ARGV[1], cjson.decode(ARGV[2])
@@ -39,7 +39,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local PRIORITY = 2 ^ 40 -- more submissions than a sequence will ever see
 local CHUNK = 500 -- how many jobs one call goes through at most
 local HEARD_EVERY_MS = 250 -- each note is a write to the disk
-local SILENCE_MS = 1500 -- longer than between two calls of a consumer, which asks every second
+local CALL_EVERY_MS = 1000 -- a consumer calls at least as often
 local LOST = '{"error": "TooManyAttempts"}' -- the error of a job whose consumers died
 local REMOVING = '-1' -- instead of sealed: no item and no seal may come any more
 local IS_FINAL = { completed = true, failed = true, cancelled = true }
@@ -210,17 +210,21 @@ local function try_again(job, wait_ms, error)
   end
 end
 
--- Note that a consumer is heard of. If none was for a time, the store was away, and nobody could renew: that time
--- counts for no lease, or the first owner to ask would end the leases of all others.
+-- Note that a consumer calls. If none did for a time, the store was away and nobody could renew, so leases are
+-- extended by that time; otherwise the first owner to ask would end those of all others. None is extended beyond
+-- a whole lease: versions that note no calls may have renewed it meanwhile.
 local function hear()
   local heard = redis.call('GET', key('heard'))
   local silence = now - (heard or now)
-  if not heard or silence >= HEARD_EVERY_MS then
+  if not heard or math.abs(silence) >= HEARD_EVERY_MS then -- the clock may have been set back
     redis.call('SET', key('heard'), now)
   end
-  if silence > SILENCE_MS then
-    for _, id in ipairs(redis.call('ZRANGE', key('lease'), 0, -1)) do
-      redis.call('ZINCRBY', key('lease'), silence - SILENCE_MS, id)
+  if silence > 1.5 * CALL_EVERY_MS then
+    local leases = redis.call('ZRANGE', key('lease'), 0, -1, 'WITHSCORES')
+    for at = 1, #leases, 2 do
+      local ends = tonumber(leases[at + 1])
+      local extended = math.min(ends + silence - CALL_EVERY_MS, now + args.lease_ms)
+      redis.call('ZADD', key('lease'), math.max(ends, extended), leases[at])
     end
   end
 end
@@ -542,8 +546,8 @@ local function forget(group, from)
   return next
 end
 
--- Drop a batch whose upload has failed. One that is sealed stays, as its idempotency key may answer for it: the
--- seal was carried out, and its answer lost.
+-- Drop a batch whose upload has failed. A sealed one stays: only the answer to the seal was lost, and its
+-- idempotency key may refer to it already.
 function verbs.drop()
   local at = key('group', args.group)
   local sealed = redis.call('HGET', at, 'sealed')
@@ -555,7 +559,7 @@ function verbs.drop()
   end
   local next = forget(args.group, args.from)
   if not next then
-    redis.call('SET', key('gone', args.group), 1, 'PX', args.remember_ms) -- a late submission would make it again
+    redis.call('SET', key('gone', args.group), 1, 'PX', args.remember_ms) -- or a late submission would make it again
   end
   return { next = next }
 end
@@ -668,7 +672,7 @@ function verbs.keep_house()
   -- Batches whose upload ended with the process that received it.
   for _, group in ipairs(redis.call('ZRANGEBYSCORE', key('unsealed'), '-inf', now - args.silent_ms, 'LIMIT', 0, args.count)) do
     if not redis.call('ZSCORE', key('owners'), redis.call('HGET', key('group', group), 'owner')) then
-      redis.call('HSET', key('group', group), 'sealed', REMOVING) -- its files go first, and it may live after all
+      redis.call('HSET', key('group', group), 'sealed', REMOVING) -- its files are removed first, and its owner may be alive after all
       table.insert(groups, group)
     end
   end

@@ -85,7 +85,8 @@ _BEAT_S = 5.0
 #: How long an idempotency key is remembered, and that an expired job was there, in seconds.
 _REMEMBER_S = 86400
 
-#: How long after a batch was dropped a submission that was given up may still arrive, in seconds.
+#: How long the id of a dropped batch is remembered, in seconds: a submission that timed out may arrive after
+#: the drop.
 _LATE_S = 60
 
 #: How many calls are made at a time: redis-py has a connection for each, which takes long to make over TLS,
@@ -101,7 +102,7 @@ _REFUSALS = ("MISCONF", "NOREPLICAS", "UNBLOCKED")
 
 
 class Dropped(Exception):
-    """The batch that was being submitted is gone: its process was taken for dead."""
+    """The batch that was being submitted is being removed, or is gone."""
 
 
 class Store:
@@ -305,7 +306,7 @@ class Store:
 
     async def holders(self) -> Sequence[str]:
         """Name the owners that hold jobs."""
-        return list((await self._ask("holders"))["owners"])
+        return list((await self._ask("holders", lease_ms=self._lease_ms))["owners"])
 
     async def release(self, owner: str) -> int:
         """Take the jobs of a dead owner back, and return how many there were."""

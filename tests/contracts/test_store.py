@@ -662,7 +662,7 @@ def test_leases_that_ended_while_the_store_was_away_are_renewed_by_their_owner(s
 
 
 def test_time_in_which_the_store_was_away_ends_no_lease(server: StoreServer) -> None:
-    """Whoever asks first: the others live too."""
+    """Also when another owner than theirs asks first."""
 
     def leases(ids: list[str]) -> list[float]:
         return [server.client.zscore(f"{PREFIX}lease", id) for id in ids]
@@ -694,6 +694,42 @@ def test_time_in_which_the_store_was_away_ends_no_lease(server: StoreServer) -> 
             assert (await other.renew(fences[1], {})).lost == []
             (claimed,), _ = await unheard.claim("1", KINDS, 1)
             assert (str(claimed.id), claimed.tries) == (ids[2], 1)
+
+    asyncio.run(test())
+
+
+def test_leases_that_were_renewed_unnoted_are_not_extended(server: StoreServer) -> None:
+    """While machines are upgraded one by one: old versions note no calls."""
+
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "me") as (store,):
+            await submit(store)
+            await claim(store)
+            server.client.decrby(f"{PREFIX}heard", HOUR_MS)
+            await store.holders()
+            ((_, ends_ms),) = server.client.zrange(f"{PREFIX}lease", 0, -1, withscores=True)
+            assert ends_ms < int(server.client.get(f"{PREFIX}heard")) + HOUR_MS / 2
+
+    asyncio.run(test())
+
+
+def test_silence_is_noted_although_the_clock_was_set_back(server: StoreServer) -> None:
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "me") as (store,):
+            await store.holders()
+            ahead = server.client.incrby(f"{PREFIX}heard", HOUR_MS)
+            await store.holders()
+            assert int(server.client.get(f"{PREFIX}heard")) < ahead
+
+    asyncio.run(test())
+
+
+def test_the_id_of_a_dropped_batch_is_not_kept_for_ever(server: StoreServer) -> None:
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S), stores(server, "me") as (store,):
+            batch = await submit_batch(store, 2, is_sealed=False)
+            assert await store.drop(batch)
+            assert 0 < server.client.pttl(f"{PREFIX}gone:{batch}") <= 60_000
 
     asyncio.run(test())
 

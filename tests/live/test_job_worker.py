@@ -82,7 +82,7 @@ def test_a_web_server_that_runs_no_jobs_leaves_them_to_a_worker(
 def test_a_worker_that_is_stopped_gives_back_what_runs(
     server: LiveServer, environ: dict[str, str], number: signal.Signals
 ) -> None:
-    locations = [submit(server, SLOW) for _ in range(8)]
+    locations = [submit(server, SLOW) for _ in range(4)]
     with LiveWorker(environ) as worker:
         wait_until_one_runs(locations)
         worker.send_signal(number)
@@ -99,7 +99,7 @@ def test_a_worker_that_is_stopped_gives_back_what_runs(
 def test_the_jobs_of_a_worker_that_was_killed_are_taken_over(
     server: LiveServer, environ: dict[str, str]
 ) -> None:
-    locations = [submit(server, SLOW) for _ in range(8)]
+    locations = [submit(server, SLOW) for _ in range(4)]
     with LiveWorker(environ) as doomed:
         wait_until_one_runs(locations)
         doomed.kill()

@@ -102,7 +102,7 @@ class Scripted(Contender):
         starts_after_s: how long after its submission a job starts.
         refused_after_s: how long after its submission it is refused; None if it is acknowledged.
         ends_after_s: how long after a kill jobs end.
-        again_at: the how many-th look after the workers finds that a job is run again; 0 for none.
+        again_at: the number of the call of `supervise` at which a job is run again; 0 for none.
     """
 
     def __init__(  # noqa: PLR0913 all but two have a default

@@ -132,6 +132,7 @@ def generated() -> dict[str, bytes]:
     return files
 
 
+@cache  # each source is compared with every turn of it
 def coefficients(jpeg: bytes) -> bytes:
     """Return a file's coefficients in a canonical form, equal for files with equal coefficients."""
     return run("jpegtran", "-copy", "none", "-optimize", given=jpeg)
