@@ -106,6 +106,6 @@ def _s3(url: str) -> "S3":
         from server.jobs.s3 import S3  # noqa: PLC0415 it needs an extra
     except ImportError:
         raise UnsuitableBlobs(
-            "FLIP_BLOB_URL: s3:// needs the package obstore: install flipcluster[s3]"
+            "FLIP_BLOB_URL: s3:// needs the package obstore; docs/runbook.md says how to install it"
         ) from None
     return S3(url)

@@ -143,11 +143,18 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     max_body_bytes: Annotated[
-        _Whole, Field(gt=0, description="Largest upload, in bytes. A larger one is answered 413.")
+        _Whole,
+        Field(
+            gt=0,
+            description="Largest image, in bytes, also as an item of a batch. A larger one is answered 413.",
+        ),
     ] = 64 * 2**20
     upload_timeout_s: Annotated[
         _Seconds,
-        Field(description="Longest time an upload may take, in seconds. A longer upload is answered 408."),
+        Field(
+            description="Longest time that the upload of one image may take, in seconds. A longer upload is "
+            "answered 408. For batches there is only `FLIP_MIN_BYTES_PER_S`.",
+        ),
     ] = 60.0
     max_pixels: Annotated[
         _Whole,
@@ -214,8 +221,8 @@ class Settings(BaseModel):
         _Whole,
         Field(
             gt=0,
-            description="Most bytes of all uploads and results in flight. A request that would exceed "
-            "this is answered 503.",
+            description="Most bytes of all uploads and results in flight, without those of jobs, which are "
+            "on the disk. A request that would exceed this is answered 503.",
         ),
     ] = 2**30
     headers_timeout_s: Annotated[
@@ -288,9 +295,9 @@ class Settings(BaseModel):
         BeforeValidator(_not_empty),
         AfterValidator(_blob_url),
         Field(
-            description="Where the files of jobs are, for machines that share no directory: "
+            description="Where the files of jobs are when several machines share a store: "
             "`s3://bucket/prefix`, with credentials, region and endpoint from the variables of AWS. When it "
-            "is not set, they are in `FLIP_DATA_DIR`."
+            "is not set, they are in `FLIP_DATA_DIR`, and only this machine can read them."
         ),
     ] = None
     valkey: Annotated[
@@ -355,8 +362,9 @@ class Settings(BaseModel):
         _Whole,
         Field(
             ge=0,
-            description="How many jobs each worker holds at a time: its engine works on one, while the "
-            "others are made ready. At 0 it runs none, and leaves them to other machines.",
+            description="How many jobs are held for each background engine at a time: it works on one, "
+            "while the others are made ready. At 0 the service runs none, and leaves them to other machines; "
+            "`server.worker` needs at least 1.",
         ),
     ] = 3
     queues: Annotated[

@@ -88,7 +88,7 @@ class BatchesResource:
         self._dropping: set[asyncio.Task[None]] = set()
 
     async def on_post(self, req: Request, resp: Response) -> None:
-        """Answer 202 when all of it is kept; what fails before that leaves nothing behind."""
+        """Answer 202 when all of it is kept; what is refused before that leaves nothing behind."""
         options, facts = self._read(req)
         key = idempotency_key(req)
         self._store.raise_if_away()

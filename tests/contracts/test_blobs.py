@@ -371,5 +371,6 @@ def test_without_the_extra_the_line_says_what_to_install(tmp_path: Path) -> None
     )
     assert ended.returncode == 1
     assert ended.stderr == (
-        "flipcluster: FLIP_BLOB_URL: s3:// needs the package obstore: install flipcluster[s3]\n"
+        "flipcluster: FLIP_BLOB_URL: s3:// needs the package obstore; "
+        "docs/runbook.md says how to install it\n"
     )

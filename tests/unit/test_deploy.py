@@ -8,19 +8,22 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
+
 from server.gateway import logger, preflight
 from server.operations.images import OPERATIONS
 from server.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 UNIT = (ROOT / "deploy" / "flipcluster.service").read_text()
+WORKER_UNIT = (ROOT / "deploy" / "flipcluster-worker.service").read_text()
 NGINX = (ROOT / "deploy" / "nginx.conf").read_text()
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
 HOME = "/opt/flipcluster"
 
 
-def values(key: str) -> list[str]:
-    return re.findall(rf"^{key}=(.*)$", UNIT, flags=re.MULTILINE)
+def values(key: str, unit: str = UNIT) -> list[str]:
+    return re.findall(rf"^{key}=(.*)$", unit, flags=re.MULTILINE)
 
 
 def here(path: str) -> Path:
@@ -28,16 +31,23 @@ def here(path: str) -> Path:
     return Path(path.replace(f"{HOME}/.venv/bin", str(Path(sys.executable).parent)).replace(HOME, str(ROOT)))
 
 
-def test_the_commands_of_the_unit_exist() -> None:
-    commands = [shlex.split(line) for line in values("Exec[A-Za-z]+")]
-    assert len(commands) == 4
+@pytest.mark.parametrize(("unit", "count"), [(UNIT, 4), (WORKER_UNIT, 1)])
+def test_the_commands_of_the_unit_exist(unit: str, count: int) -> None:
+    commands = [shlex.split(line) for line in values("Exec[A-Za-z]+", unit)]
+    assert len(commands) == count
     for program, *arguments in commands:
         assert here(program).is_file(), program
         if "-m" in arguments:
             assert find_spec(arguments[arguments.index("-m") + 1])
-    assert [(here(directory) / "gunicorn.conf.py").is_file() for directory in values("WorkingDirectory")] == [
-        True
-    ]
+    directories = values("WorkingDirectory", unit)
+    assert [(here(directory) / "gunicorn.conf.py").is_file() for directory in directories] == [True]
+
+
+def test_the_worker_is_confined_as_the_service_is() -> None:
+    confined = UNIT[UNIT.index("NoNewPrivileges") :]
+    assert values("[A-Za-z]+", WORKER_UNIT)[-len(values("[A-Za-z]+", confined)) :] == values(
+        "[A-Za-z]+", confined
+    )
 
 
 def test_the_check_comes_before_the_start_and_before_the_reload() -> None:
@@ -53,12 +63,13 @@ def test_systemd_waits_for_a_stop_that_meets_a_reload() -> None:
     assert int(stop_s) >= preflight.DEADLINE_S + preflight.GRACE_S + 2 * int(graceful_timeout_s)
 
 
-def test_systemd_accepts_the_unit_where_there_is_one_to_ask(tmp_path: Path) -> None:
-    assert re.findall(r"^\[(\w+)\]$", UNIT, flags=re.MULTILINE) == ["Unit", "Service", "Install"]
+@pytest.mark.parametrize("text", [UNIT, WORKER_UNIT])
+def test_systemd_accepts_the_unit_where_there_is_one_to_ask(text: str, tmp_path: Path) -> None:
+    assert re.findall(r"^\[(\w+)\]$", text, flags=re.MULTILINE) == ["Unit", "Service", "Install"]
     if shutil.which("systemd-analyze"):
         unit = tmp_path / "flipcluster.service"
         unit.write_text(
-            UNIT.replace(f"{HOME}/.venv/bin", str(Path(sys.executable).parent)).replace(HOME, str(ROOT))
+            text.replace(f"{HOME}/.venv/bin", str(Path(sys.executable).parent)).replace(HOME, str(ROOT))
         )
         result = subprocess.run(
             ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False, timeout=60

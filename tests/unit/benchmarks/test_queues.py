@@ -215,9 +215,9 @@ def test_a_ratio_is_taken_within_each_round() -> None:
         {SYSTEM["ours-store"]: OURS, SYSTEM["rq"]: FIGURES}, WAIT_S, {"machine": "2 cores"}
     )
     found = row(speed, "RQ, durable")
-    assert found["over those of our queue alone"] == "1.00"  # of 2, 0.25 and 1
+    assert found["ratio of empty jobs/s to our queue alone"] == "1.00"  # of 2, 0.25 and 1
     assert found["first job after a minute (once)"] == "15,000 ms"
-    assert found["over those of our service"] == "-"  # which was not measured
+    assert found["ratio of flips/s to our service"] == "-"  # which was not measured
     assert row(kills, "RQ, durable")["server away: a submission"] == (
         "ConnectionError: it is gone after 0.25 s"
     )
