@@ -1,5 +1,6 @@
 """Problems: the one place where failures become HTTP responses (RFC 9457, application/problem+json)."""
 
+import errno
 import json
 import re
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ import falcon
 from falcon.asgi import Request, Response
 
 from server import errors
+from server.cluster.memory_files import NO_ROOM
 from server.logs import get_logger
 from server.web.exchange import Exchange
 
@@ -65,6 +67,10 @@ _PHRASES = {
     HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE: "Range Not Satisfiable",
     HTTPStatus.UNPROCESSABLE_ENTITY: "Unprocessable Content",
 }
+
+#: What the kernel says when there is no more memory or no descriptor, or too many of them are in the work
+#: socket.
+_EXHAUSTED = NO_ROOM | {errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS, errno.ENOBUFS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +158,19 @@ async def _answer_framework_error(
 
 
 async def _answer_our_fault(
-    req: Request, resp: Response | None, error: Exception, _params: dict[str, Any], **_: object
+    req: Request, resp: Response | None, error: Exception, params: dict[str, Any], **_: object
 ) -> None:
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _EXHAUSTED):
+        log.error(
+            "resources_exhausted",
+            error=str(error) or repr(error),
+            request_id=Exchange.of(req.scope).request_id,
+        )
+        busy = errors.ServiceUnavailable(
+            "There is not enough memory for it, or too many files are open. Try again in a second."
+        )
+        await _answer_service_error(req, resp, busy, params)
+        return
     log.error("request_failed", exc_info=error, request_id=Exchange.of(req.scope).request_id)
     _write(req, resp, Problem.of_status(HTTPStatus.INTERNAL_SERVER_ERROR, OUR_FAULT))
 

@@ -1,15 +1,13 @@
 """The routes of the operations: an image comes in, the turned image comes out."""
 
-import errno
 import os
 
 from falcon.asgi import Request, Response
 
 from server.admission import Admission
 from server.cluster.dispatch import Dispatcher, TooLate
-from server.cluster.memory_files import NO_ROOM, MemoryFilePool
+from server.cluster.memory_files import MemoryFilePool
 from server.cluster.messages import Spent
-from server.errors import ServiceUnavailable
 from server.operations.registry import Operation
 from server.web.downloads import pieces
 from server.web.exchange import Exchange
@@ -17,10 +15,6 @@ from server.web.parameters import Query
 from server.web.preferences import Preferences
 from server.web.submissions import Submissions
 from server.web.uploads import Uploads
-
-#: What the kernel says when there is no more memory or no descriptor, or too many of them are in the work
-#: socket.
-_EXHAUSTED = NO_ROOM | {errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS, errno.ENOBUFS}
 
 
 class Transform:
@@ -68,14 +62,6 @@ class Transform:
                 )
         except TooLate as error:
             raise ticket.refusal() from error
-        except OSError as error:
-            if error.errno not in _EXHAUSTED:
-                raise
-            raise ServiceUnavailable("Too many requests are under way. Try again in a second.") from error
-        except MemoryError as error:
-            raise ServiceUnavailable(
-                "There is no memory for it at the moment. Try again in a second."
-            ) from error
         exchange.resources.callback(self._memory_files.give_back, result)
         size = os.fstat(result.fileno()).st_size
         ticket.finish_work()

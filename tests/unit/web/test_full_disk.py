@@ -1,6 +1,7 @@
-"""A disk without room for what is submitted is not taken for a bug of ours."""
+"""A disk without room for what is submitted, or a lack of descriptors, is not taken for a bug of ours."""
 
 import asyncio
+import errno
 import os
 from io import FileIO
 from pathlib import Path
@@ -30,6 +31,13 @@ class FullDirectory(Directory):
         return FileIO(os.open("/dev/full", os.O_RDWR), "r+b")
 
 
+class BusyDirectory(Directory):
+    """A directory of a process that has as many files open as it may."""
+
+    def new(self) -> FileIO:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+
 async def answer(blobs: Directory, path: str, **content: Any) -> httpx.Response:
     limits: dict[str, Any] = {"grace_s": 0.01, "ttl_s": 60, "lease_s": 60, "max_jobs": 10, "max_bytes": 1000}
     options = OptionReader(["default"], 5)
@@ -44,7 +52,7 @@ async def answer(blobs: Directory, path: str, **content: Any) -> httpx.Response:
             return await client.post(path, **content)
 
 
-@pytest.mark.parametrize(
+each_submission = pytest.mark.parametrize(
     ("path", "content"),
     [
         ("/flip", {"content": b"an image"}),
@@ -53,6 +61,9 @@ async def answer(blobs: Directory, path: str, **content: Any) -> httpx.Response:
         ("/batches?operation=flip", {"content": b"PK\3\4 and so on"}),
     ],
 )
+
+
+@each_submission
 def test_a_submission_is_refused_until_there_is_room(
     tmp_path: Path, path: str, content: dict[str, Any]
 ) -> None:
@@ -63,4 +74,17 @@ def test_a_submission_is_refused_until_there_is_room(
     )
     assert int(response.headers["Retry-After"]) > 1
     assert "disk" in response.json()["detail"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@each_submission
+def test_a_submission_is_refused_while_too_many_files_are_open(
+    tmp_path: Path, path: str, content: dict[str, Any]
+) -> None:
+    response = asyncio.run(answer(BusyDirectory(tmp_path), path, **content))
+    assert (response.status_code, response.json()["type"]) == (
+        503,
+        "urn:flipcluster:problem:service-unavailable",
+    )
+    assert response.headers["Retry-After"] == "1"
     assert list(tmp_path.iterdir()) == []
