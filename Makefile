@@ -101,13 +101,14 @@ queues: install $(PYTHON_PEERS) ## compare our job queue with RQ, Celery, BullMQ
 chaos: install ## check the promises under kills, overload and slow clients (about 20 minutes)
 	$(BIN)/python -m benchmarks.survival.chaos
 
-chaos-jobs: install ## check the promises to jobs under kills, restarts and full disks (about 12 minutes; SEED=7)
+chaos-jobs: install ## check the promises to jobs under kills, restarts and full disks (5 to 12 minutes; SEED=7)
 	$(BIN)/python -m benchmarks.survival.jobs --seed $(SEED)
 
-MINUTES ?= 30
+soak: MINUTES ?= 30
 soak: install ## run everything at once for MINUTES=30: does memory grow, does anything fail
 	$(BIN)/python -m benchmarks.survival.soak --minutes $(MINUTES)
 
+soak-jobs: MINUTES ?= 20
 soak-jobs: install ## run jobs of all kinds for MINUTES=20, with kills: does anything grow, is anything lost
 	$(BIN)/python -m benchmarks.survival.soak_jobs --minutes $(MINUTES) --seed $(SEED)
 
