@@ -247,8 +247,9 @@ class Settings(BaseModel):
     quarantine_s: Annotated[
         _Seconds,
         Field(
-            description="Time for which an image that crashed two engines (a poison image) is refused "
-            "without another try, in seconds.",
+            description="Time for which a poison image is refused without another try, in seconds: one that "
+            "crashed two engines, or four where other causes are possible, or took longer than "
+            "`FLIP_ENGINE_TIMEOUT_S` twice.",
         ),
     ] = 3600.0
     quarantine_dir: Annotated[

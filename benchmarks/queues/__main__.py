@@ -2,7 +2,7 @@
 
 Run it with `make queues`, on a machine that does nothing else; it takes about 20 minutes. A system that is
 not installed is left out, with a line that says what to install. All systems run from the beginning to the
-end, and all but the one that is measured are idle; in each round they are measured in another order.
+end; while speed is measured, all others are idle, and in each round the order is another one.
 """
 
 import argparse
