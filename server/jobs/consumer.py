@@ -135,7 +135,7 @@ class Consumer:
                 task = asyncio.create_task(self._try(claim))
                 end = asyncio.create_task(self._end(claim, task))
                 self._running[_key(claim)] = _Try(claim, task, end)
-            if not claims:
+            if len(claims) < room:  # nothing else waits
                 await self._store.wait_for_bell(kinds, idle_s)
 
     def _fences(self) -> dict[str, int]:

@@ -433,7 +433,9 @@ function verbs.claim()
   end
   local due = redis.call('ZRANGE', key('due'), 0, 0, 'WITHSCORES')
   local answer = { jobs = claimed, due_ms = due[2] and math.max(0, due[2] - now) }
-  redis.call('HSET', key('claims'), asker, cjson.encode({ request = args.request, answer = answer }))
+  if #claimed > 0 then -- else the same may be asked again, and the disk is spared a write
+    redis.call('HSET', key('claims'), asker, cjson.encode({ request = args.request, answer = answer }))
+  end
   return answer
 end
 

@@ -158,9 +158,9 @@ class Life(RuleBasedStateMachine):
         request = new_id()
         answers = self.do(lambda: self.stores[owner].claim(request, kinds, count), n)
         found = [claims for claims, _ in answers]
-        assert all(again == found[0] for again in found)
-        assert all(claim.facts.kind in kinds for claim in found[0])
-        return multiple(*found[0])
+        assert all(again == found[-1] for again in found if again)  # a job may have become due meanwhile
+        assert all(claim.facts.kind in kinds for claim in found[-1])
+        return multiple(*found[-1])
 
     @rule(owner=owners, how=st.sampled_from(["complete", "fail", "again", "give_back"]), n=times)
     def run_one(self, owner: str, how: str, n: int) -> None:

@@ -256,6 +256,28 @@ def test_no_more_jobs_are_held_than_there_is_room_for(server: StoreServer, direc
     run(test())
 
 
+def test_a_consumer_does_not_ask_again_when_it_has_got_all_that_waits(
+    server: StoreServer, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        async with worker(server, directory) as it:
+            calls: list[str] = []
+
+            def note(name: str) -> None:
+                call = getattr(it.store, name)
+                monkeypatch.setattr(it.store, name, lambda *args: calls.append(name) or call(*args))
+
+            note("claim")
+            note("wait_for_bell")
+            first = await it.submit()
+            async with it.running():
+                await it.until(first, JobState.COMPLETED)
+                await it.until(await it.submit(), JobState.COMPLETED)
+            assert calls == ["claim", "wait_for_bell"] * (len(calls) // 2)
+
+    run(test())
+
+
 def test_a_consumer_without_room_claims_nothing_and_is_heard_of_all_the_same(
     server: StoreServer, directory: Path
 ) -> None:
