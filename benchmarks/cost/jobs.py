@@ -220,9 +220,9 @@ def acceptance(items: int) -> list[Finding]:
 
 
 def cpu(rounds: int, jobs: int) -> list[Finding]:
-    """Compare the CPU time of a job with that of a request, all processes together."""
+    """Compare the CPU time of a job with that of a request, all processes together, in many short rounds."""
     image = _two_megabytes()
-    more_ms = []
+    requests_ms, more_ms = [], []
     with service() as server:
         _run_jobs(server, image, 5)
         for _ in range(rounds):
@@ -232,13 +232,15 @@ def cpu(rounds: int, jobs: int) -> list[Finding]:
                 jobs,
             )
             of_job = _cpu_ms(server, lambda: _run_jobs(server, image, jobs), jobs)
+            requests_ms.append(of_request)
             more_ms.append(of_job - of_request)
     return [
+        Finding("CPU time of a request with 2 MB, for comparison", _milliseconds(requests_ms), is_kept=True),
         Finding(
             "CPU time of a job over that of a request: 4 ms",
             _milliseconds(more_ms),
             median(more_ms) <= _CPU_MS,
-        )
+        ),
     ]
 
 
@@ -341,7 +343,7 @@ def main() -> None:
         "rate": lambda: rate(5000),
         "waiting": waiting,
         "acceptance": lambda: acceptance(1000),
-        "cpu": lambda: cpu(2 * given.rounds, 60),
+        "cpu": lambda: cpu(8 * given.rounds, 12),
         "neighbours": lambda: neighbours(given.rounds),
     }
     if unknown := set(given.parts) - parts.keys():
