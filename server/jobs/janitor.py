@@ -54,7 +54,7 @@ class Janitor:
 
     async def make_round(self) -> None:
         """Make one round, if this is the janitor."""
-        kept = await self._store.keep_house(_MOST, _LEASE_S, _SILENT_S)
+        kept = await self._store.sweep(_MOST, _LEASE_S, _SILENT_S)
         if kept is None:
             return
         fence, groups = kept

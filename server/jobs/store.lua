@@ -8,7 +8,7 @@
 -- A job belongs to a group: its batch, or itself alone. Its id is GROUP-INDEX in a batch, and GROUP alone.
 -- Its subqueue is 'QUEUE OPERATION VERSION': a consumer takes from the subqueues whose operation it has.
 --
---   job:ID        hash     subqueue score state tries fence bytes name created started ended owner cancel said
+--   job:ID        hash     subqueue score state tries fence bytes name created started ended owner cancel reported
 --                          progress result error
 --   group:ID      hash     facts total remaining completed failed cancelled is_batch owner sealed created ended
 --   log:GROUP     list     one line per job that ended, and one when all have: a position is an event id
@@ -58,7 +58,7 @@ local function read(of, ...)
 end
 
 local function load(id)
-  local job = read(key('job', id), 'subqueue', 'score', 'state', 'tries', 'fence', 'bytes', 'owner', 'cancel', 'said')
+  local job = read(key('job', id), 'subqueue', 'score', 'state', 'tries', 'fence', 'bytes', 'owner', 'cancel', 'reported')
   if not job.state then
     return nil
   end
@@ -458,13 +458,13 @@ function verbs.finish()
   if not job then
     return { refused = true }
   end
-  if job.said == tostring(args.fence) then
+  if job.reported == tostring(args.fence) then
     return { state = job.state } -- asked again
   end
   if job.state ~= 'active' or job.fence ~= args.fence then
     return { refused = true }
   end
-  redis.call('HSET', key('job', job.id), 'said', args.fence)
+  redis.call('HSET', key('job', job.id), 'reported', args.fence)
   if job.cancel then
     finish(job, 'cancelled', {})
   elseif args.how == 'released' then
@@ -652,7 +652,7 @@ function verbs.release()
 end
 
 -- Become the janitor, or stay it; only one is, over all machines.
-function verbs.keep_house()
+function verbs.sweep()
   local at = key('janitor')
   local janitor = read(at, 'owner', 'until', 'fence', 'since')
   local has_ended = not janitor.owner or tonumber(janitor['until']) <= now

@@ -418,9 +418,7 @@ class Store:
 
     # --- keeping house -----------------------------------------------------------------------------------
 
-    async def keep_house(
-        self, count: int, lease_s: float, silent_s: float
-    ) -> tuple[int, Sequence[str]] | None:
+    async def sweep(self, count: int, lease_s: float, silent_s: float) -> tuple[int, Sequence[str]] | None:
         """Become the janitor, or stay it.
 
         Args:
@@ -433,7 +431,7 @@ class Store:
             A fence, and groups that are to be removed; None when another one is the janitor.
         """
         answer = await self._ask(
-            "keep_house", count=count, lease_ms=int(lease_s * 1000), silent_ms=int(silent_s * 1000)
+            "sweep", count=count, lease_ms=int(lease_s * 1000), silent_ms=int(silent_s * 1000)
         )
         return (answer["fence"], list(answer["groups"])) if "fence" in answer else None
 

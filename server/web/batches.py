@@ -5,7 +5,7 @@ import json
 import os
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, suppress
 from io import FileIO, RawIOBase
 from typing import TypeAlias
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
@@ -197,7 +197,8 @@ class BatchesResource:
             later.add_done_callback(self._dropping.discard)
         else:
             if is_dropped:
-                await self._blobs.remove_group(batch)
+                with suppress(StoreAway):  # the janitor removes files that no batch knows
+                    await self._blobs.remove_group(batch)
 
     async def _drop_later(self, batch: str) -> None:
         await self._store.wait_until_back()

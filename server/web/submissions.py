@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
@@ -17,7 +17,7 @@ from falcon.uri import parse_query_string
 from server.admission import Admission
 from server.cluster.memory_files import NO_ROOM
 from server.cluster.scoreboard import Scoreboard
-from server.errors import BadParameter, KeyReused, QueueFull, ServiceUnavailable
+from server.errors import BadParameter, KeyReused, QueueFull, ServiceUnavailable, StoreAway
 from server.jobs.blobs import Blobs
 from server.jobs.model import FIRST, LAST, Callback, Facts, Idempotency, JobId, NewJob, Schedule, new_id
 from server.jobs.threads import run_in_thread
@@ -154,7 +154,7 @@ class Submissions:
                 try:
                     await self._blobs.keep(upload, id.group, id.input_name)
                 except asyncio.CancelledError:  # the client has left: the file may have its name, but no job
-                    await asyncio.shield(self._blobs.remove_group(id.group))
+                    await asyncio.shield(self._discard(id.group))
                     raise
                 size = upload.seek(0, 2)
         try:
@@ -163,12 +163,17 @@ class Submissions:
             KeyReused,
             QueueFull,
         ):  # any other failure may have come after the submission: the janitor sees
-            await self._blobs.remove_group(id.group)
+            await self._discard(id.group)
             raise
         if job != id.group:  # the same submission was here before
-            await self._blobs.remove_group(id.group)
+            await self._discard(id.group)
         accept(resp, f"/jobs/{job}")
         resp.media = {"id": job, "href": f"/jobs/{job}"}
+
+    async def _discard(self, group: str) -> None:
+        """Remove the files of what was not submitted."""
+        with suppress(StoreAway):  # the janitor removes files that no job knows
+            await self._blobs.remove_group(group)
 
 
 @contextmanager

@@ -549,7 +549,7 @@ async def test_a_full_queue_takes_no_more(store: Store) -> None:
 async def test_what_has_expired_is_forgotten_by_the_one_janitor(store: Store) -> None:
     batch = await submit_batch(store, 600)
     await store.cancel_batch(batch)
-    kept = await store.keep_house(10, 60, 60)
+    kept = await store.sweep(10, 60, 60)
     assert kept is not None
     fence, groups = kept
     assert groups == [batch]
@@ -565,15 +565,15 @@ async def test_what_has_expired_is_forgotten_by_the_one_janitor(store: Store) ->
 def test_there_is_one_janitor_and_another_one_after_its_lease(server: StoreServer) -> None:
     async def test() -> None:
         async with asyncio.timeout(DEADLINE_S), stores(server, "one", "other") as (one, other):
-            first = await one.keep_house(10, 60, 60)
-            assert await other.keep_house(10, 60, 60) is None
-            assert await one.keep_house(10, 60, 60) == first
+            first = await one.sweep(10, 60, 60)
+            assert await other.sweep(10, 60, 60) is None
+            assert await one.sweep(10, 60, 60) == first
             server.client.hset(f"{PREFIX}janitor", "until", LONG_AGO_MS)
-            second = await other.keep_house(10, 60, 60)
+            second = await other.sweep(10, 60, 60)
             assert first is not None
             assert second is not None
             assert second[0] > first[0]
-            assert await one.keep_house(10, 60, 60) is None
+            assert await one.sweep(10, 60, 60) is None
 
     asyncio.run(test())
 
@@ -629,7 +629,7 @@ def test_the_silence_of_a_time_without_the_store_is_no_sign_of_death(server: Sto
 
 
 async def groups_to_remove(janitor: Store) -> Sequence[str]:
-    kept = await janitor.keep_house(10, 60, 60)
+    kept = await janitor.sweep(10, 60, 60)
     assert kept is not None
     return kept[1]
 
@@ -901,7 +901,7 @@ def test_jobs_end_and_expire_when_the_store_has_no_memory_left(server: StoreServ
                     await submit(store)
                 for claimed in await claim(store, 2):
                     assert await store.complete(claimed, RESULT)
-                kept = await store.keep_house(10, 60, 60)
+                kept = await store.sweep(10, 60, 60)
                 assert kept is not None
                 for group in kept[1]:
                     assert await store.expire(group, kept[0])

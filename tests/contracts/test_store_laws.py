@@ -216,9 +216,9 @@ class Life(RuleBasedStateMachine):
         self.do(lambda: (store.pause if is_paused else store.resume)(queue), n)
 
     @rule(owner=owners, n=times)
-    def keep_house(self, owner: str, n: int) -> None:
+    def sweep(self, owner: str, n: int) -> None:
         store = self.stores[owner]
-        kept = self.do(lambda: store.keep_house(2, 0.001, 60), n)[-1]
+        kept = self.do(lambda: store.sweep(2, 0.001, 60), n)[-1]
         if kept is not None:
             for group in kept[1]:
                 self.do(partial(store.expire, group, kept[0]), n)

@@ -472,6 +472,22 @@ def test_a_repeated_batch_leaves_nothing_when_its_client_leaves(server: StoreSer
     run(test())
 
 
+class UnreachableDirectory(Directory):
+    """Blobs that cannot be reached when they are to be removed."""
+
+    async def remove_group(self, group: str) -> None:
+        raise StoreAway(f"{group} cannot be reached.")
+
+
+def test_a_refusal_is_told_although_the_files_cannot_be_removed(server: StoreServer, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with stores(server, "me") as (store,), client(store, UnreachableDirectory(tmp_path)) as http:
+            response = await http.post(PATH, content=b"PK\3\4 and so on")
+            assert (response.status_code, slug(response)) == (422, "bad-archive")
+
+    run(test())
+
+
 def test_a_batch_with_a_key_is_carried_out_once(server: StoreServer, tmp_path: Path) -> None:
     async def test() -> None:
         async with stores(server, "me") as (store,), client(store, Directory(tmp_path)) as http:

@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import falcon.asgi
+import httpx
 import pytest
 from support.asgi import Later, Server, run, scope_of
 
 from server.cluster.scoreboard import Scoreboard
-from server.errors import BadParameter, ServiceUnavailable
+from server.errors import BadParameter, KeyReused, ServiceUnavailable, StoreAway
 from server.jobs.blobs import Directory, Spool
 from server.jobs.callbacks import Callbacks
 from server.jobs.model import Callback, JobId, Schedule, new_id
 from server.jobs.store import Store
 from server.web.envelope import Envelope
+from server.web.problems import add_error_handlers
 from server.web.submissions import OptionReader, Options, Submissions, refusing_when_full
 from server.web.uploads import Uploads
 
@@ -167,5 +169,36 @@ def test_a_client_that_leaves_while_its_file_is_kept_leaves_no_file(tmp_path: Pa
             task.cancel()  # what gunicorn does with the request of a client that has left
             await asyncio.wait([task])
         assert files_in(tmp_path) == []
+
+    run(test())
+
+
+class Unreachable(Directory):
+    """Blobs that cannot be reached when they are to be removed."""
+
+    async def remove_group(self, group: str) -> None:
+        raise StoreAway(f"{group} cannot be reached.")
+
+
+class Refusing(Store):
+    """A store that refuses each submission."""
+
+    async def submit(self, *_: object) -> str:
+        raise KeyReused("Use another key.")
+
+
+def test_a_refusal_is_told_although_the_file_cannot_be_removed(tmp_path: Path) -> None:
+    async def test() -> None:
+        blobs = Unreachable(tmp_path)
+        uploads = Uploads(max_body_bytes=100, timeout_s=60, sample=Path("/dev/null"), files=Spool(blobs))
+        app = falcon.asgi.App()
+        add_error_handlers(app)
+        limits: dict[str, Any] = {"grace_s": 60, "ttl_s": 9, "lease_s": 9, "max_jobs": 9, "max_bytes": 999}
+        async with Refusing("unix:///nowhere", owner="me", **limits) as store:
+            app.add_route("/flip", Later(Submissions(store, blobs, uploads, OptionReader(["default"], 5))))
+            transport = httpx.ASGITransport(app=Envelope(app, Scoreboard(rows=1).claim()))
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+                response = await http.post("/flip", content=b"an image")
+        assert (response.status_code, response.json()["detail"]) == (422, "Use another key.")
 
     run(test())
