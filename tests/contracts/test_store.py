@@ -22,6 +22,7 @@ from support.store import (
     binaries,
     check_laws,
     eventually,
+    read_all,
     store_cluster,
     store_server,
     store_with_tls,
@@ -74,7 +75,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[StoreServer]:
 def _laws(server: StoreServer) -> Iterator[None]:
     assert until(lambda: flushed(server))
     yield
-    check_laws(server.client)
+    check_laws(read_all(server.client))
 
 
 def flushed(server: StoreServer) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.store import StoreServer, binaries, check_laws, store_server
+from support.store import StoreServer, binaries, check_laws, read_all, store_server
 
 
 @pytest.fixture(scope="module")
@@ -23,4 +23,4 @@ def server(_server: StoreServer) -> Iterator[StoreServer]:
     """An empty store."""
     _server.client.flushall()
     yield _server
-    check_laws(_server.client)
+    check_laws(read_all(_server.client))
