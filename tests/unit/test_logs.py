@@ -1,6 +1,6 @@
 """One form for every line: readable on a terminal, JSON anywhere else, gunicorn's sentences included.
 
-Logging is set up once for a whole process, so each test looks at a process of its own.
+Logging is set up once for a whole process, so the tests look at processes of their own.
 """
 
 import ast
@@ -159,12 +159,27 @@ def test_on_a_terminal_an_exception_is_shown_with_its_traceback() -> None:
     assert "ValueError" in text
 
 
+def values_of(sentence: str) -> list[int]:
+    """Return what stands for the facts of a sentence."""
+    return list(range(70, 70 + sentence.count("%s")))
+
+
+@pytest.fixture(scope="module")
+def gunicorn_s_events() -> dict[str, dict[str, Any]]:
+    """The events that gunicorn's sentences become, in a process that says all of them."""
+    statements = "".join(
+        f"gunicorn.warning({sentence!r}, *{values_of(sentence)})\n" for sentence in sorted(_EVENTS)
+    )
+    return dict(zip(sorted(_EVENTS), events(printed(under_gunicorn(statements))), strict=True))
+
+
 @pytest.mark.parametrize("sentence", sorted(_EVENTS))
-def test_a_sentence_of_gunicorn_becomes_an_event_with_facts(sentence: str) -> None:
+def test_a_sentence_of_gunicorn_becomes_an_event_with_facts(
+    gunicorn_s_events: dict[str, dict[str, Any]], sentence: str
+) -> None:
     name, fact_names = _EVENTS[sentence]
-    values = list(range(70, 70 + sentence.count("%s")))
-    (event,) = events(printed(under_gunicorn(f"gunicorn.warning({sentence!r}, *{values})")))
-    assert facts(event) == {"event": name, "level": "warning", **dict(zip(fact_names, values, strict=True))}
+    values = dict(zip(fact_names, values_of(sentence), strict=True))
+    assert facts(gunicorn_s_events[sentence]) == {"event": name, "level": "warning", **values}
 
 
 def test_a_sentence_that_says_again_what_an_event_said_is_left_out() -> None:

@@ -8,6 +8,7 @@ import re
 import shutil
 from base64 import b64decode
 from dataclasses import replace
+from functools import cache
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,28 @@ def raw_of(*cells: tuple[Window, list[Request]], run: Run = RUN) -> Raw:
     return Raw(run, tuple(window for window, _ in cells), tuple(r for _, requests in cells for r in requests))
 
 
+@cache
+def recorded(name: str) -> tuple[Raw, Summary]:
+    """What was measured, and what it comes to; no test changes either."""
+    raw = read(RECORDED / name)
+    return raw, summarise(raw)
+
+
+@cache
+def drawn_of(name: str) -> dict[str, bytes]:
+    """All plots of a recording, which take seconds."""
+    return plots.draw(*recorded(name))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a recording and the report on it; no test changes it."""
+    directory = tmp_path_factory.mktemp("written")
+    shutil.copytree(RECORDED / "article" / "raw", directory / "raw")
+    write(directory)
+    return directory
+
+
 def everything(raw: Raw) -> tuple[Summary, str]:
     """All that a report says, which must not fail whatever is missing."""
     summary = summarise(raw)
@@ -84,7 +107,7 @@ def everything(raw: Raw) -> tuple[Summary, str]:
 
 @each_recording
 def test_recorded_raw_data_gives_exactly_the_recorded_tables(name: str) -> None:
-    summary = summarise(read(RECORDED / name))
+    _, summary = recorded(name)
     assert summary_json(summary) == (RECORDED / name / "summary.json").read_text()
     assert markdown(summary) == (RECORDED / name / "summary.md").read_text()
 
@@ -334,7 +357,7 @@ def test_a_peer_that_was_never_measured_crashes_nothing() -> None:
 
 
 def test_the_article_is_compared_with_ours_only_in_its_profile() -> None:
-    article, quick = (markdown(summarise(read(RECORDED / name))) for name in ("article", "quick"))
+    article, quick = (markdown(recorded(name)[1]) for name in ("article", "quick"))
     assert "| the article | 8 | 16 s | 40 s | 10 s | 14 s | 1.60 | 2.86 |" in article
     assert "| ours | 4 |" in article
     assert "| the article's design, on our machine | 4 |" in article
@@ -342,16 +365,15 @@ def test_the_article_is_compared_with_ours_only_in_its_profile() -> None:
 
 
 def test_two_points_predict_nothing_and_four_say_that_they_predict() -> None:
-    article, quick = (markdown(summarise(read(RECORDED / name))) for name in ("article", "quick"))
+    article, quick = (markdown(recorded(name)[1]) for name in ("article", "quick"))
     assert "2 measured points predict nothing" in quick
     assert re.search(r"It predicts a knee at \d+ workers; that is a prediction", article)
 
 
 @each_recording
 def test_the_page_holds_all_plots_and_refers_to_nothing_outside(name: str) -> None:
-    raw = read(RECORDED / name)
-    summary = summarise(raw)
-    drawn = plots.draw(raw, summary)
+    _, summary = recorded(name)
+    drawn = drawn_of(name)
     page = html(summary, drawn)
     sources = re.findall(r'src="([^"]*)"', page)
     held = [b64decode(source.removeprefix("data:image/png;base64,")) for source in sources]
@@ -364,7 +386,7 @@ def test_the_page_holds_all_plots_and_refers_to_nothing_outside(name: str) -> No
 
 @each_recording
 def test_the_page_says_whatever_the_text_says(name: str) -> None:
-    summary = summarise(read(RECORDED / name))
+    _, summary = recorded(name)
     page, text = unescape(html(summary, {})).replace("\N{NO-BREAK SPACE}", " "), markdown(summary)
     for cell in {cell.strip() for line in text.splitlines() if "| " in line for cell in line.split("|")}:
         assert cell in page
@@ -387,24 +409,23 @@ def test_names_from_the_data_are_text_and_no_markup() -> None:
     ],
 )
 def test_every_kind_of_plot_is_drawn(name: str, kinds: set[str]) -> None:
-    raw = read(RECORDED / name)
-    drawn = plots.draw(raw, summarise(raw))
-    assert drawn.keys() == {f"{kind}-{image}" for kind in kinds for image in raw.run.images}
+    raw, _ = recorded(name)
+    assert drawn_of(name).keys() == {f"{kind}-{image}" for kind in kinds for image in raw.run.images}
 
 
-def test_writing_makes_all_files(tmp_path: Path) -> None:
-    shutil.copytree(RECORDED / "article" / "raw", tmp_path / "raw")
-    summary = write(tmp_path)
-    assert (tmp_path / "summary.json").read_text() == summary_json(summary)
-    assert (tmp_path / "summary.md").read_text() == markdown(summary)
-    drawn = {file.stem: file.read_bytes() for file in (tmp_path / "plots").glob("*.png")}
-    assert (tmp_path / "report.html").read_text() == html(summary, drawn)
+def test_writing_makes_all_files(written: Path) -> None:
+    _, summary = recorded("article")
+    assert (written / "summary.json").read_text() == summary_json(summary)
+    assert (written / "summary.md").read_text() == markdown(summary)
+    drawn = {file.stem: file.read_bytes() for file in (written / "plots").glob("*.png")}
+    assert (written / "report.html").read_text() == html(summary, drawn)
 
 
-def test_a_report_shows_the_queues_that_were_measured_into_its_directory(tmp_path: Path) -> None:
-    shutil.copytree(RECORDED / "quick" / "raw", tmp_path / "raw")
-    write(tmp_path)
-    assert "Job queues" not in (tmp_path / "report.html").read_text()
+def test_a_report_shows_the_queues_that_were_measured_into_its_directory(
+    written: Path, tmp_path: Path
+) -> None:
+    assert "Job queues" not in (written / "report.html").read_text()
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
     table = {
         "title": "Kills",
         "columns": ["queue", "lost"],
@@ -412,7 +433,8 @@ def test_a_report_shows_the_queues_that_were_measured_into_its_directory(tmp_pat
         "note": "once",
     }
     (tmp_path / "queues.json").write_text(json.dumps({"tables": [table]}))
-    write(tmp_path)
+    summary = write(tmp_path)
+    assert summary_json(summary) == (tmp_path / "summary.json").read_text()
     page = (tmp_path / "report.html").read_text()
     assert "<h2>Job queues</h2>" in page
     assert "a &lt;queue&gt;" in page
@@ -420,9 +442,9 @@ def test_a_report_shows_the_queues_that_were_measured_into_its_directory(tmp_pat
 
 
 def test_the_order_of_rows_changes_nothing() -> None:
-    raw = read(RECORDED / "article")
+    raw, summary = recorded("article")
     turned: dict[str, Any] = {
         name: tuple(reversed(getattr(raw, name)))
         for name in ("windows", "requests", "processes", "generator", "health", "answers")
     }
-    assert summary_json(summarise(replace(raw, **turned))) == summary_json(summarise(raw))
+    assert summary_json(summarise(replace(raw, **turned))) == summary_json(summary)

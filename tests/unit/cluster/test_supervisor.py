@@ -96,7 +96,7 @@ class Cluster:
     async def until(self, holds: Callable[[], object]) -> None:
         async with asyncio.timeout(DEADLINE_S):
             while not holds():  # noqa: ASYNC110 it is a process that changes
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.01)  # without a pause this would take its CPU
 
     def logged(self, event: str) -> list[dict[str, Any]]:
         return [line for line in self.events if line["event"] == event]

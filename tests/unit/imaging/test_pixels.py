@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 from PIL import Image, ImageCms, TiffImagePlugin
@@ -18,7 +18,9 @@ from server.imaging.codecs import Format
 from server.imaging.geometry import Turn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+T = TypeVar("T")
 
 SIZES = ((1, 1), (2, 3), (5, 4), (7, 7), (8, 16))
 #: Pillow's PNG writes CMYK as something else.
@@ -45,11 +47,13 @@ LOSSLESS = (
 )
 
 
-def every_turn() -> Iterator[tuple[tuple[int, int], int, str]]:
+def every_turn(source: Callable[[tuple[int, int], int], T]) -> Iterator[tuple[tuple[int, int], int, str, T]]:
+    """Yield every size, orientation and turn, and what is made for a size and orientation, made once."""
     for size in SIZES:
         for orientation in ORIENTATIONS:
+            made = source(size, orientation)
             for turn in TURNS:
-                yield size, orientation, turn
+                yield size, orientation, turn, made
 
 
 def opaque_look(image: Image.Image) -> Grid:
@@ -74,10 +78,11 @@ def test_the_oracle_knows_every_turn() -> None:
 
 @pytest.mark.parametrize("kind", PNG_KINDS)
 def test_png_in_every_orientation_is_turned_exactly(kind: str) -> None:
-    for size, orientation, turn in every_turn():
-        source = noise_image(kind, size)
-        stored = grid_of(source)
-        data = encoded(source, "PNG", exif=orientation_only(orientation))
+    def source(size: tuple[int, int], orientation: int) -> tuple[Grid, bytes]:
+        image = noise_image(kind, size)
+        return grid_of(image), encoded(image, "PNG", exif=orientation_only(orientation))
+
+    for size, orientation, turn, (stored, data) in every_turn(source):
         outcome = processed(data, turn)
         case = kind, size, orientation, turn
         ours = outcome.image
@@ -89,15 +94,17 @@ def test_png_in_every_orientation_is_turned_exactly(kind: str) -> None:
 
 @pytest.mark.parametrize(("kind", "compression"), TIFF_CASES)
 def test_tiff_in_every_orientation_is_turned_exactly(kind: str, compression: str | None) -> None:
-    for size, orientation, turn in every_turn():
-        source = noise_image(kind, size)
-        stored = grid_of(source)
-        data = encoded(source, "TIFF", compression=compression, tiffinfo={0x0112: orientation})
+    def source(size: tuple[int, int], orientation: int) -> tuple[Image.Image, Grid, bytes]:
+        image = noise_image(kind, size)
+        data = encoded(image, "TIFF", compression=compression, tiffinfo={0x0112: orientation})
+        return image, grid_of(image), data
+
+    for size, orientation, turn, (image, stored, data) in every_turn(source):
         ours = processed(data, turn).image
         case = kind, compression, size, orientation, turn
         assert ours.format == "TIFF", case
         assert ours.getexif().get(0x0112) in UPRIGHT, case
-        assert_same_still(ours, source, expected(stored, turn, orientation), case)
+        assert_same_still(ours, image, expected(stored, turn, orientation), case)
 
 
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits", "group4"])
@@ -143,13 +150,15 @@ def test_a_lossy_image_in_every_orientation_is_seen_turned(container: str) -> No
 
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_webp_without_loss_in_every_orientation_is_turned_exactly(order: str) -> None:
-    for size, orientation, turn in every_turn():
-        source = noise_image("RGBA", size)
+    def source(size: tuple[int, int], orientation: int) -> tuple[Image.Image, Grid, bytes]:
+        image = noise_image("RGBA", size)
         block = specimens.exif_block(orientation, order=order).data
-        data = encoded(source, "WEBP", lossless=True, exact=True, exif=block)
+        return image, grid_of(image), encoded(image, "WEBP", lossless=True, exact=True, exif=block)
+
+    for size, orientation, turn, (image, stored, data) in every_turn(source):
         ours = processed(data, turn).image
         case = order, size, orientation, turn
-        assert_same_still(ours, source, expected(grid_of(source), turn, orientation), case)
+        assert_same_still(ours, image, expected(stored, turn, orientation), case)
 
 
 @pytest.mark.parametrize(

