@@ -22,8 +22,8 @@ SLOW = {"format": "avif"}  # takes seconds for the sample image
 SABOTAGE = f"{ROOT / 'benchmarks' / 'harness' / 'sabotage'}:{ROOT}"
 
 
-def flip(server: LiveServer, **query: str) -> httpx.Response:
-    return httpx.post(f"{server.url}/flip", params=query, timeout=DEADLINE_S)
+def flip(server: LiveServer, image: bytes = b"", **query: str) -> httpx.Response:
+    return httpx.post(f"{server.url}/flip", params=query, content=image, timeout=DEADLINE_S)
 
 
 def flip_by_another(server: LiveServer, than: int) -> httpx.Response:
@@ -58,12 +58,11 @@ def test_an_engine_retires_and_no_client_notices() -> None:
         assert server.workers()[0]["engine_deaths"] == 0
 
 
-def test_what_does_not_fit_into_memory_is_answered_503_and_breaks_nothing(landscape: Path) -> None:
+def test_what_does_not_fit_into_memory_is_answered_503_and_breaks_nothing(quarter: bytes) -> None:
     """A limit on the size of files stands for a kernel that has no memory left for them."""
-    image = landscape.read_bytes()
 
     def ask(server: LiveServer, **query: str) -> tuple[int, str]:
-        answer = httpx.post(f"{server.url}/flip", params=query, content=image, timeout=DEADLINE_S)
+        answer = flip(server, quarter, **query)
         return answer.status_code, "" if answer.status_code == 200 else kind(answer)
 
     def limit(pid: int, most_bytes: int) -> None:
@@ -71,7 +70,7 @@ def test_what_does_not_fit_into_memory_is_answered_503_and_breaks_nothing(landsc
 
     with LiveServer(environ={"WEB_CONCURRENCY": "1"}) as server:
         (before,) = server.workers()
-        limit(before["pid"], len(image) // 2)  # reached in the middle of the upload
+        limit(before["pid"], len(quarter) // 2)  # reached in the middle of the upload
         assert ask(server) == (503, "service-unavailable")
         limit(before["pid"], resource.RLIM_INFINITY)
         limit(before["engine_pid"], 10_000)  # reached in the middle of the result
@@ -145,10 +144,11 @@ def test_an_engine_is_the_first_to_go_when_memory_runs_out(server: LiveServer) -
         assert score(worker["engine_pid"]) > score(worker["pid"])
 
 
-def test_a_request_that_would_wait_too_long_is_shed_with_retry_after() -> None:
+def test_a_request_that_would_wait_too_long_is_shed_with_retry_after(quarter: bytes) -> None:
     environ = {"WEB_CONCURRENCY": "1", "FLIP_MAX_WAIT_S": "0.5"}
     with LiveServer(environ=environ) as server, ThreadPoolExecutor(12) as threads:
-        answers = [asked.result() for asked in [threads.submit(flip, server, **SLOW) for _ in range(12)]]
+        asked = [threads.submit(flip, server, quarter, **SLOW) for _ in range(12)]
+        answers = [each.result() for each in asked]
         assert {answer.status_code for answer in answers} == {200, 503}
         refused = [answer for answer in answers if answer.status_code == 503]
         assert {kind(answer) for answer in refused} == {"service-unavailable"}
@@ -319,10 +319,10 @@ def test_a_client_that_waits_for_its_engine_is_no_slow_client(strict: LiveServer
     assert flip(strict, **SLOW).status_code == 200
 
 
-def test_what_a_client_left_behind_is_not_worked_on() -> None:
+def test_what_a_client_left_behind_is_not_worked_on(quarter: bytes) -> None:
     with LiveServer("--log-level", "debug", environ={"WEB_CONCURRENCY": "1"}) as server:
         with ThreadPoolExecutor(1) as threads:
-            long_one = threads.submit(flip, server, **SLOW)
+            long_one = threads.submit(flip, server, quarter, **SLOW)
             while not server.workers()[0]["in_flight"]:
                 pass  # bounded by the test's own time limit
             with ExitStack() as leaving:
@@ -337,10 +337,10 @@ def test_what_a_client_left_behind_is_not_worked_on() -> None:
         assert server.workers()[0]["tasks"] == 2
 
 
-def test_a_stopped_engine_is_no_reason_to_lose_a_request() -> None:
+def test_a_stopped_engine_is_no_reason_to_lose_a_request(quarter: bytes) -> None:
     """Two engines crash over a harmless image: the second one was killed on purpose."""
     with LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server, ThreadPoolExecutor(1) as threads:
-        answer = threads.submit(flip, server, **SLOW)
+        answer = threads.submit(flip, server, quarter, **SLOW)
         while not any(worker["in_flight"] for worker in server.workers()):
             pass  # bounded by the test's own time limit
         victim, other = server.workers()
