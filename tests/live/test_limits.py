@@ -121,19 +121,26 @@ def test_an_image_that_takes_too_long_is_given_up_and_then_quarantined(
     assert file.read_bytes() == landscape.read_bytes()
 
 
-@pytest.mark.parametrize("side", [5000, 9000])  # too large once decoded; too large as sent
-def test_an_image_that_needs_too_much_memory_is_refused_and_the_engine_retires(side: int) -> None:
+@pytest.fixture(scope="module")
+def little_memory() -> Iterator[LiveServer]:
     environ = {
         "WEB_CONCURRENCY": "1",
         "FLIP_ENGINE_MEMORY_BYTES": str(256 * 2**20),
         "FLIP_MAX_BODY_BYTES": str(2**28),
     }
-    huge = b"P6 %d %d 255\n" % (side, side) + bytes(side * side * 3)
     with LiveServer(environ=environ) as server:
-        answer = httpx.post(f"{server.url}/flip", content=huge, timeout=DEADLINE_S)
-        assert (answer.status_code, kind(answer)) == (422, "too-many-pixels")
-        assert flip(server).status_code == 200
-        server.wait_for("engine_retired")
+        yield server
+
+
+@pytest.mark.parametrize("side", [5000, 9000])  # too large once decoded; too large as sent
+def test_an_image_that_needs_too_much_memory_is_refused_and_the_engine_retires(
+    little_memory: LiveServer, side: int
+) -> None:
+    before = len(little_memory.events)
+    answer = flip(little_memory, b"P6 %d %d 255\n" % (side, side) + bytes(side * side * 3))
+    assert (answer.status_code, kind(answer)) == (422, "too-many-pixels")
+    assert flip(little_memory).status_code == 200
+    little_memory.wait_for("engine_retired", after=before)
 
 
 def test_an_engine_is_the_first_to_go_when_memory_runs_out(server: LiveServer) -> None:
@@ -155,35 +162,42 @@ def test_a_request_that_would_wait_too_long_is_shed_with_retry_after(quarter: by
         assert min(int(answer.headers["Retry-After"]) for answer in refused) >= 1
 
 
-def test_images_of_unknown_length_are_bounded_together() -> None:
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[LiveServer]:
+    """One worker with room for one image, which keeps idle connections for a second."""
     environ = {
         "WEB_CONCURRENCY": "1",
         "FLIP_MAX_BODY_BYTES": "300000",
         "FLIP_MAX_BYTES_IN_FLIGHT": "300000",
     }
-    with LiveServer(environ=environ) as server, connect(server) as first:
+    with LiveServer("--keep-alive", "1", environ=environ) as server:
+        yield server
+
+
+def wait_until_held(server: LiveServer, held_bytes: int) -> None:
+    while f"flip_held_bytes {held_bytes}.0" not in httpx.get(f"{server.url}/metrics").text:
+        pass  # bounded by the test's own time limit
+
+
+def test_images_of_unknown_length_are_bounded_together(narrow: LiveServer) -> None:
+    wait_until_held(narrow, 0)
+    with connect(narrow) as first:
         first.sendall(
             b"POST /flip HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n30d40\r\n" + bytes(200_000)
         )
-        while b"flip_held_bytes 200000.0" not in httpx.get(f"{server.url}/metrics").content:
-            pass  # bounded by the test's own time limit
+        wait_until_held(narrow, 200_000)
         answer = httpx.post(
-            f"{server.url}/flip", content=(bytes(50_000) for _ in range(4)), timeout=DEADLINE_S
+            f"{narrow.url}/flip", content=(bytes(50_000) for _ in range(4)), timeout=DEADLINE_S
         )
         assert (answer.status_code, kind(answer)) == (503, "service-unavailable")
 
 
-def test_a_shed_keep_alive_connection_stays_open_past_retry_after() -> None:
-    environ = {
-        "WEB_CONCURRENCY": "1",
-        "FLIP_MAX_BODY_BYTES": "300000",
-        "FLIP_MAX_BYTES_IN_FLIGHT": "300000",
-    }
-    with LiveServer("--keep-alive", "1", environ=environ) as server, ExitStack() as held:
-        greedy, refused, idle = (held.enter_context(connect(server)) for _ in range(3))
+def test_a_shed_keep_alive_connection_stays_open_past_retry_after(narrow: LiveServer) -> None:
+    wait_until_held(narrow, 0)
+    with ExitStack() as held:
+        greedy, refused, idle = (held.enter_context(connect(narrow)) for _ in range(3))
         greedy.sendall(b"POST /flip HTTP/1.1\r\nHost: x\r\nContent-Length: 299990\r\n\r\n" + bytes(200_000))
-        while b"flip_held_bytes 299990.0" not in httpx.get(f"{server.url}/metrics").content:
-            pass  # bounded by the test's own time limit
+        wait_until_held(narrow, 299_990)
         refused.sendall(b"POST /flip HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n" + bytes(20))
         head = refused.recv(4096)
         assert head.startswith(b"HTTP/1.1 503 ")
