@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,9 +24,15 @@ def test_there_is_a_worker_and_an_engine_for_each_core() -> None:
         assert len(server.processes()) == 1 + 2 * len(workers)
 
 
-def test_one_worker_is_the_single_process_mode() -> None:
+@pytest.fixture(scope="module")
+def single() -> Iterator[LiveServer]:
+    """One worker, for tests that leave it an engine that has done a task."""
     with LiveServer(environ={"WEB_CONCURRENCY": "1"}) as server:
-        assert len(server.workers()) == 1
+        yield server
+
+
+def test_one_worker_is_the_single_process_mode(single: LiveServer) -> None:
+    assert len(single.workers()) == 1
 
 
 def test_the_command_line_overrides_the_configuration(tmp_path: Path) -> None:
@@ -67,15 +74,16 @@ def test_a_wrong_setting_stops_the_start_with_a_clear_line(environ: dict[str, st
     ("number", "name"),
     [(signal.SIGKILL, "SIGKILL"), (signal.SIGSEGV, "SIGSEGV"), (signal.SIGBUS, "SIGBUS")],
 )
-def test_an_engine_that_dies_is_logged_and_replaced(number: signal.Signals, name: str) -> None:
-    with LiveServer(environ={"WEB_CONCURRENCY": "1"}) as server:
-        (worker,) = server.workers()
-        before = len(server.events)
-        os.kill(worker["engine_pid"], number)
-        server.wait_for("engine_died", after=before, pid=worker["engine_pid"], signal=name, restart_in_s=0.0)
-        successor = server.wait_for("engine_online", after=before)
-        assert httpx.post(f"{server.url}/flip").headers["X-Engine-PID"] == str(successor["pid"])
-        assert server.workers()[0]["engine_deaths"] == 1
+def test_an_engine_that_dies_is_logged_and_replaced(
+    single: LiveServer, number: signal.Signals, name: str
+) -> None:
+    (worker,) = single.workers()
+    before = len(single.events)
+    os.kill(worker["engine_pid"], number)
+    single.wait_for("engine_died", after=before, pid=worker["engine_pid"], signal=name, restart_in_s=0.0)
+    successor = single.wait_for("engine_online", after=before)
+    assert httpx.post(f"{single.url}/flip").headers["X-Engine-PID"] == str(successor["pid"])
+    assert single.workers()[0]["engine_deaths"] == worker["engine_deaths"] + 1
 
 
 def test_a_request_whose_engine_is_killed_is_answered_by_another() -> None:
