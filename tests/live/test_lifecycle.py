@@ -186,18 +186,6 @@ def test_nothing_outlives_an_arbiter_that_is_killed() -> None:
         assert server.processes() == []
 
 
-def test_a_reload_starts_new_workers_and_ends_the_old_ones() -> None:
-    with LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server:
-        old = {worker["pid"] for worker in server.workers()}
-        os.kill(server.pid, signal.SIGHUP)
-        server.wait_for("worker_online", count=4)
-        server.wait_for("worker_offline", count=2)
-        new = {worker["pid"] for worker in server.workers()}
-        assert len(new) == 2
-        assert not new & old
-        assert httpx.post(f"{server.url}/flip").status_code == 200
-
-
 def test_an_engine_ignores_signals_that_are_meant_for_the_arbiter(server: LiveServer) -> None:
     engine_pid = server.workers()[0]["engine_pid"]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):

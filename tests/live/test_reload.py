@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from io import BufferedReader
@@ -188,22 +188,22 @@ def test_a_reload_of_what_would_not_start_is_refused(copy: Path) -> None:
         assert not pids(server) & old
 
 
-@pytest.mark.parametrize(
-    "visit",
-    [
-        pytest.param(ask_once, id="no request is lost"),
-        pytest.param(ask_until_told_to_close, id="a connection is told before it is closed"),
-    ],
-)
-def test_reloads_lose_no_request(visit: Callable[[int], Iterator[None]]) -> None:
+def test_reloads_lose_no_request_and_tell_a_connection_before_they_close_it() -> None:
     with (
         LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server,
-        Load(partial(visit, server.port), clients=3) as load,
+        Load(partial(ask_once, server.port), clients=2) as new_connections,
+        Load(partial(ask_until_told_to_close, server.port), clients=2) as lasting_ones,
     ):
         for _ in range(4):
+            old = pids(server)
             reload(server)
-            load.wait_for_more()
-    assert load.failures == []
+            new = pids(server)
+            assert len(new) == 2
+            assert not new & old
+            new_connections.wait_for_more()
+            lasting_ones.wait_for_more()
+    assert new_connections.failures == []
+    assert lasting_ones.failures == []
 
 
 @contextmanager
@@ -465,7 +465,7 @@ def test_a_reload_lets_go_of_the_old_work_socket() -> None:
     """A process that held it would hold what waits in it, too: the images of workers that were killed."""
     with LiveServer(environ={"WEB_CONCURRENCY": "1"}) as server:
         arbiter_had = sockets(server.pid)
-        for _ in range(3):
+        for _ in range(2):
             reload(server, workers=1)
         assert sockets(server.pid) == arbiter_had
 
