@@ -142,7 +142,8 @@ def test_a_web_server_whose_bucket_does_not_exist_ends_with_the_reason(environ: 
     )
 
 
-def test_a_store_that_may_lose_jobs_is_warned_of() -> None:
+def test_a_store_that_may_lose_jobs_is_warned_of(server: LiveServer) -> None:
+    assert "store_may_lose_jobs" not in server.log
     with (
         tempfile.TemporaryDirectory() as directory,
         store_server(binaries()["redis-server"], Path(directory)) as store,
@@ -153,18 +154,16 @@ def test_a_store_that_may_lose_jobs_is_warned_of() -> None:
             "FLIP_DATA_DIR": f"{directory}/data",
             "WEB_CONCURRENCY": "1",
         }
-        with LiveServer(environ=environ) as server:
-            assert "store_may_lose_jobs" not in server.log
         store.client.config_set("maxmemory-policy", "allkeys-lru")
         store.client.config_set("appendonly", "no")
-        with LiveServer(environ=environ) as server:
-            assert server.wait_for("store_may_lose_jobs")["reason"] == (
+        with LiveServer(environ=environ) as warned:
+            assert warned.wait_for("store_may_lose_jobs")["reason"] == (
                 "it may evict jobs: set maxmemory-policy from allkeys-lru to noeviction; "
                 "what it acknowledges is not on its disk: set appendonly to yes"
             )
         store.kill()
-        with LiveServer(environ=environ) as server:
-            server.wait_for("store_away")
+        with LiveServer(environ=environ) as without:
+            without.wait_for("store_away")
 
 
 REMOTE = {"FLIP_JOBS": "remote", "FLIP_QUEUE_URL": "unix:///nowhere"}
