@@ -17,13 +17,13 @@ from support.live_server import DEADLINE_S, LiveServer, curl
 
 
 @pytest.fixture(autouse=True)
-def _service_is_as_before(server: LiveServer) -> Iterator[None]:
+def _service_is_as_before(server: LiveServer, quarter: bytes) -> Iterator[None]:
     before = [(worker["pid"], worker["engine_pid"]) for worker in server.workers()]
     yield
     after = server.workers()
     assert [(worker["pid"], worker["engine_pid"]) for worker in after] == before
     assert [worker["in_flight"] for worker in after] == [0] * len(after)
-    assert httpx.post(f"{server.url}/flip").status_code == 200
+    assert httpx.post(f"{server.url}/flip", content=quarter).status_code == 200
 
 
 def is_problem(response: httpx.Response, status: int, kind: str) -> dict[str, Any]:
