@@ -38,8 +38,9 @@ _HOST = "127.0.0.1"
 _LAST_LINES = 25
 
 #: Python's own variables would add warnings of asyncio and about resources at exit to the log.
+#: Our tests set SSL_CERT_DIR for their own clients.
 _CHANGES_THE_SERVICE = frozenset(
-    {"WEB_CONCURRENCY", "PORT", "PYTHONDEVMODE", "PYTHONASYNCIODEBUG", "PYTHONWARNINGS"}
+    {"WEB_CONCURRENCY", "PORT", "PYTHONDEVMODE", "PYTHONASYNCIODEBUG", "PYTHONWARNINGS", "SSL_CERT_DIR"}
 )
 
 

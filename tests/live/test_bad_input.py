@@ -17,13 +17,13 @@ from support.live_server import DEADLINE_S, LiveServer, curl
 
 
 @pytest.fixture(autouse=True)
-def _service_is_as_before(server: LiveServer) -> Iterator[None]:
+def _service_is_as_before(server: LiveServer, quarter: bytes) -> Iterator[None]:
     before = [(worker["pid"], worker["engine_pid"]) for worker in server.workers()]
     yield
     after = server.workers()
     assert [(worker["pid"], worker["engine_pid"]) for worker in after] == before
     assert [worker["in_flight"] for worker in after] == [0] * len(after)
-    assert httpx.post(f"{server.url}/flip").status_code == 200
+    assert httpx.post(f"{server.url}/flip", content=quarter).status_code == 200
 
 
 def is_problem(response: httpx.Response, status: int, kind: str) -> dict[str, Any]:
@@ -166,36 +166,39 @@ def test_an_unknown_path_is_told_where_to_look(server: LiveServer, path: str) ->
     assert "/openapi.json" in body["detail"]
 
 
-def test_an_upload_over_the_limit_is_refused_and_the_refusal_arrives() -> None:
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[LiveServer]:
+    """A service that takes a million bytes."""
     with LiveServer(environ={"WEB_CONCURRENCY": "1", "FLIP_MAX_BODY_BYTES": "1000000"}) as server:
-        too_much = bytes(30_000_000)
-        told = curl(
-            f"{server.url}/flip", "--data-binary", "@-", "-w", "%{http_code}", "-H", "Expect:", stdin=too_much
-        )
-        untold = curl(
-            *(f"{server.url}/flip", "--data-binary", "@-", "-w", "%{http_code}"),
-            *("-H", "Transfer-Encoding: chunked", "-H", "Expect:"),
-            stdin=too_much,
-        )
-        exact = httpx.post(f"{server.url}/flip", content=bytes(1_000_000))
-        over = httpx.post(f"{server.url}/flip", content=bytes(1_000_001))
+        yield server
+
+
+def test_an_upload_over_the_limit_is_refused_and_the_refusal_arrives(narrow: LiveServer) -> None:
+    too_much = bytes(30_000_000)
+    told = curl(
+        f"{narrow.url}/flip", "--data-binary", "@-", "-w", "%{http_code}", "-H", "Expect:", stdin=too_much
+    )
+    untold = curl(
+        *(f"{narrow.url}/flip", "--data-binary", "@-", "-w", "%{http_code}"),
+        *("-H", "Transfer-Encoding: chunked", "-H", "Expect:"),
+        stdin=too_much,
+    )
+    exact = httpx.post(f"{narrow.url}/flip", content=bytes(1_000_000))
+    over = httpx.post(f"{narrow.url}/flip", content=bytes(1_000_001))
     assert told.stdout.endswith(b"413"), told
     assert untold.stdout.endswith(b"413"), untold
     assert exact.status_code == 415
     is_problem(over, 413, "upload-too-large")
 
 
-def test_multipart_framing_counts_towards_the_limit() -> None:
-    with LiveServer(environ={"WEB_CONCURRENCY": "1", "FLIP_MAX_BODY_BYTES": "100000"}) as server:
-        part = (
-            b'\r\n--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nabc\r\n--x--\r\n'
-        )
-        answer = httpx.post(
-            f"{server.url}/flip",
-            content=iter([bytes(100_000), part]),
-            headers={"Content-Type": "multipart/form-data; boundary=x"},
-        )
-        is_problem(answer, 413, "upload-too-large")
+def test_multipart_framing_counts_towards_the_limit(narrow: LiveServer) -> None:
+    part = b'\r\n--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nabc\r\n--x--\r\n'
+    answer = httpx.post(
+        f"{narrow.url}/flip",
+        content=iter([bytes(1_000_000), part]),
+        headers={"Content-Type": "multipart/form-data; boundary=x"},
+    )
+    is_problem(answer, 413, "upload-too-large")
 
 
 def test_a_refusal_says_that_the_rest_of_the_body_is_not_waited_for(server: LiveServer) -> None:

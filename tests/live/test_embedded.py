@@ -86,10 +86,16 @@ def test_a_reload_keeps_the_server(data: Path) -> None:
         assert server.wait_for("store_online", after=before)["pid"] == pid_of(data)
 
 
-def test_a_server_that_is_killed_is_replaced_with_all_it_knew(data: Path) -> None:
-    with LiveServer(environ=environ(data)) as server:
+def test_a_server_that_is_killed_is_replaced_with_all_it_knew(data: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with LiveServer(environ={**environ(data), "TMPDIR": str(elsewhere)}) as server:
         with store(data) as redis:
             redis.set("key", "value")
+        # Nothing lies elsewhere, and only the user may read it.
+        assert list(elsewhere.iterdir()) == []
+        modes = {stat.S_IMODE(each.lstat().st_mode) for each in [data, *data.rglob("*")]}
+        assert modes == {0o700, 0o600}
         for count in (1, 2, 3):
             os.kill(pid_of(data), signal.SIGKILL)
             assert server.wait_for("store_died", count=count)["restart_in_s"] == 0.0
@@ -175,17 +181,6 @@ def test_two_services_share_one_directory(data: Path) -> None:
         with LiveServer(environ=environ(data)) as second:
             assert first.stop() == 0
             assert second.wait_for("store_online", count=2)["pid"] == pid_of(data)
-
-
-def test_nothing_lies_elsewhere_and_only_the_user_may_read_it(data: Path, tmp_path: Path) -> None:
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    with LiveServer(environ={**environ(data), "TMPDIR": str(elsewhere)}):
-        with store(data) as redis:
-            redis.set("key", "value")
-        assert list(elsewhere.iterdir()) == []
-        modes = {stat.S_IMODE(each.lstat().st_mode) for each in [data, *data.rglob("*")]}
-        assert modes == {0o700, 0o600}
 
 
 def test_without_jobs_no_server_is_started(data: Path) -> None:

@@ -11,13 +11,11 @@ from zipfile import ZipFile
 
 import httpx
 import pytest
-from support.live_server import DEADLINE_S, ROOT, LiveServer, LiveWorker, run
+from support.live_server import DEADLINE_S, LiveServer, LiveWorker, run
 from support.s3 import URL, s3_server
 from support.store import binaries, store_server
 
 from benchmarks.harness.waiting import until
-
-LANDSCAPE = (ROOT / "images" / "landscape.jpg").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +38,12 @@ def server(environ: dict[str, str]) -> Iterator[LiveServer]:
         yield server
 
 
-#: Takes long enough to be interrupted.
+#: Several take long enough to be interrupted.
 SLOW = "/flip?format=webp"
 
 
-def submit(server: LiveServer, path: str = "/flip?path=pixels") -> str:
-    response = httpx.post(server.url + path, content=LANDSCAPE, headers={"Prefer": "respond-async"})
+def submit(server: LiveServer, image: bytes, path: str = "/flip?path=pixels") -> str:
+    response = httpx.post(server.url + path, content=image, headers={"Prefer": "respond-async"})
     assert response.status_code == 202, response.text
     return server.url + response.headers["location"]
 
@@ -64,9 +62,9 @@ def wait_until_one_runs(locations: list[str]) -> None:
 
 
 def test_a_web_server_that_runs_no_jobs_leaves_them_to_a_worker(
-    server: LiveServer, environ: dict[str, str]
+    server: LiveServer, environ: dict[str, str], quarter: bytes
 ) -> None:
-    location = submit(server)
+    location = submit(server, quarter)
     assert job(location)["state"] == "waiting"
     with LiveWorker(environ) as worker:
         assert have_ended([location])
@@ -75,14 +73,14 @@ def test_a_web_server_that_runs_no_jobs_leaves_them_to_a_worker(
         assert worker.stop() == 0
         worker.wait_for("job_worker_offline")
     result = httpx.get(f"{location}/result").content
-    assert result == httpx.post(f"{server.url}/flip?path=pixels", content=LANDSCAPE).content
+    assert result == httpx.post(f"{server.url}/flip?path=pixels", content=quarter).content
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_worker_that_is_stopped_gives_back_what_runs(
-    server: LiveServer, environ: dict[str, str], number: signal.Signals
+    server: LiveServer, environ: dict[str, str], quarter: bytes, number: signal.Signals
 ) -> None:
-    locations = [submit(server, SLOW) for _ in range(4)]
+    locations = [submit(server, quarter, SLOW) for _ in range(6)]
     with LiveWorker(environ) as worker:
         wait_until_one_runs(locations)
         worker.send_signal(number)
@@ -97,9 +95,9 @@ def test_a_worker_that_is_stopped_gives_back_what_runs(
 
 
 def test_the_jobs_of_a_worker_that_was_killed_are_taken_over(
-    server: LiveServer, environ: dict[str, str]
+    server: LiveServer, environ: dict[str, str], quarter: bytes
 ) -> None:
-    locations = [submit(server, SLOW) for _ in range(4)]
+    locations = [submit(server, quarter, SLOW) for _ in range(6)]
     with LiveWorker(environ) as doomed:
         wait_until_one_runs(locations)
         doomed.kill()
@@ -108,19 +106,21 @@ def test_the_jobs_of_a_worker_that_was_killed_are_taken_over(
     assert max(job(location)["tries"] for location in locations) == 2
 
 
-def test_machines_that_share_no_directory_share_a_bucket(environ: dict[str, str], tmp_path: Path) -> None:
+def test_machines_that_share_no_directory_share_a_bucket(
+    environ: dict[str, str], quarter: bytes, tmp_path: Path
+) -> None:
     with s3_server() as s3:
         shared = {**environ, **s3.environ, "FLIP_BLOB_URL": URL}
         here, there = str(tmp_path / "here"), str(tmp_path / "there")
         web = {**shared, "FLIP_DATA_DIR": here, "FLIP_JOBS_AT_ONCE": "0", "WEB_CONCURRENCY": "1"}
         with LiveServer(environ=web) as server, LiveWorker({**shared, "FLIP_DATA_DIR": there}):
-            locations = [submit(server) for _ in range(3)]
+            locations = [submit(server, quarter) for _ in range(3)]
             assert have_ended(locations)
-            now = httpx.post(f"{server.url}/flip?path=pixels", content=LANDSCAPE).content
+            now = httpx.post(f"{server.url}/flip?path=pixels", content=quarter).content
             assert [httpx.get(f"{location}/result").content for location in locations] == [now] * 3
             part = httpx.get(f"{locations[0]}/result", headers={"Range": "bytes=10-99"})
             assert part.content == now[10:100]
-            forms = [("image", (f"{number}.jpg", LANDSCAPE)) for number in range(5)]
+            forms = [("image", (f"{number}.jpg", quarter)) for number in range(5)]
             batch = httpx.post(f"{server.url}/batches?operation=flip&path=pixels", files=forms)
             location = server.url + batch.headers["location"]
             assert until(lambda: httpx.get(location).json()["has_ended"])
@@ -142,7 +142,8 @@ def test_a_web_server_whose_bucket_does_not_exist_ends_with_the_reason(environ: 
     )
 
 
-def test_a_store_that_may_lose_jobs_is_warned_of() -> None:
+def test_a_store_that_may_lose_jobs_is_warned_of(server: LiveServer) -> None:
+    assert "store_may_lose_jobs" not in server.log
     with (
         tempfile.TemporaryDirectory() as directory,
         store_server(binaries()["redis-server"], Path(directory)) as store,
@@ -153,18 +154,16 @@ def test_a_store_that_may_lose_jobs_is_warned_of() -> None:
             "FLIP_DATA_DIR": f"{directory}/data",
             "WEB_CONCURRENCY": "1",
         }
-        with LiveServer(environ=environ) as server:
-            assert "store_may_lose_jobs" not in server.log
         store.client.config_set("maxmemory-policy", "allkeys-lru")
         store.client.config_set("appendonly", "no")
-        with LiveServer(environ=environ) as server:
-            assert server.wait_for("store_may_lose_jobs")["reason"] == (
+        with LiveServer(environ=environ) as warned:
+            assert warned.wait_for("store_may_lose_jobs")["reason"] == (
                 "it may evict jobs: set maxmemory-policy from allkeys-lru to noeviction; "
                 "what it acknowledges is not on its disk: set appendonly to yes"
             )
         store.kill()
-        with LiveServer(environ=environ) as server:
-            server.wait_for("store_away")
+        with LiveServer(environ=environ) as without:
+            without.wait_for("store_away")
 
 
 REMOTE = {"FLIP_JOBS": "remote", "FLIP_QUEUE_URL": "unix:///nowhere"}

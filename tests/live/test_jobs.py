@@ -246,6 +246,7 @@ def test_probes_tell_what_waits(server: LiveServer) -> None:
 
 def test_probes_answer_while_the_store_is_away(tmp_path: Path) -> None:
     environ = {
+        "WEB_CONCURRENCY": "1",
         "FLIP_JOBS": "remote",
         "FLIP_QUEUE_URL": f"unix://{tmp_path}/nothing",
         "FLIP_DATA_DIR": str(tmp_path),
@@ -334,8 +335,10 @@ def test_the_events_of_a_job_end_with_its_last_state(server: LiveServer) -> None
 # --- batches -----------------------------------------------------------------------------------------------
 
 
-def specimens(directory: Path) -> list[Path]:
+@pytest.fixture(scope="module")
+def specimens(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A hundred images of all formats, three of them damaged."""
+    directory = tmp_path_factory.mktemp("specimens")
     files = []
     for number in range(100):
         form = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")[number % 7]
@@ -347,7 +350,14 @@ def specimens(directory: Path) -> list[Path]:
     return files
 
 
-def check_batch(server: LiveServer, location: str, files: list[Path]) -> None:
+@pytest.fixture(scope="module")
+def flipped(server: LiveServer, specimens: list[Path]) -> list[bytes]:
+    """What is answered to each of them at once."""
+    with httpx.Client(base_url=server.url) as client:
+        return [client.post("/flip", content=file.read_bytes()).content for file in specimens]
+
+
+def check_batch(server: LiveServer, location: str, files: list[Path], flipped: list[bytes]) -> None:
     events = events_of(server, location + "/events")
     assert [id for id, _, _ in events] == [str(number) for number in range(1, 102)]
     assert [kind for _, kind, _ in events].count("ended") == 1
@@ -367,33 +377,34 @@ def check_batch(server: LiveServer, location: str, files: list[Path]) -> None:
     assert archive.testzip() is None
     manifest = json.loads(archive.read("manifest.json"))
     assert len(archive.namelist()) == 98
-    for number, file in enumerate(files):
+    for number, now in enumerate(flipped):
         if number not in failed:
-            now = httpx.post(server.url + "/flip", content=file.read_bytes())
-            assert archive.read(manifest["items"][number]["file"]) == now.content
+            assert archive.read(manifest["items"][number]["file"]) == now
 
 
-def test_a_form_with_many_files_becomes_a_batch(server: LiveServer, tmp_path: Path) -> None:
-    files = specimens(tmp_path)
-    forms = [argument for file in files for argument in ("-F", f"image=@{file}")]
+def test_a_form_with_many_files_becomes_a_batch(
+    server: LiveServer, specimens: list[Path], flipped: list[bytes]
+) -> None:
+    forms = [argument for file in specimens for argument in ("-F", f"image=@{file}")]
     answer = curl(f"{server.url}/batches?operation=flip", "-D-", "-o", "/dev/null", *forms)
     assert b" 202 " in answer.stdout.splitlines()[0], answer.stdout
     location = re.search(rb"(?i)^location: (\S+)", answer.stdout, re.MULTILINE)
     assert location is not None
-    check_batch(server, location[1].decode(), files)
+    check_batch(server, location[1].decode(), specimens, flipped)
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-def test_an_archive_becomes_a_batch(server: LiveServer, tmp_path: Path, kind: str) -> None:
-    files = specimens(tmp_path)
+def test_an_archive_becomes_a_batch(
+    server: LiveServer, specimens: list[Path], flipped: list[bytes], tmp_path: Path, kind: str
+) -> None:
     archive = tmp_path / f"images.{kind}"
     if kind == "zip":
         with zipfile.ZipFile(archive, "w") as packed:
-            for file in files:
+            for file in specimens:
                 packed.write(file, file.name)
     else:
         with tarfile.open(archive, "w:gz" if kind == "tar.gz" else "w") as packed_tar:
-            for file in files:
+            for file in specimens:
                 packed_tar.add(file, file.name)
     media_type = {"zip": "application/zip", "tar": "application/x-tar", "tar.gz": "application/gzip"}[kind]
     response = httpx.post(
@@ -402,7 +413,7 @@ def test_an_archive_becomes_a_batch(server: LiveServer, tmp_path: Path, kind: st
         headers={"Content-Type": media_type},
     )
     assert response.status_code == 202, response.text
-    check_batch(server, response.headers["location"], files)
+    check_batch(server, response.headers["location"], specimens, flipped)
 
 
 def test_results_of_one_batch_become_the_items_of_another(server: LiveServer) -> None:
@@ -499,7 +510,11 @@ def test_the_events_of_a_job_that_were_seen_to_the_end_are_no_more(
 
 
 def test_a_stop_gives_running_jobs_back_and_a_start_finishes_them(tmp_path: Path) -> None:
-    environ = {"FLIP_JOBS": "embedded", "FLIP_DATA_DIR": str(tmp_path / "data")}
+    environ = {
+        "WEB_CONCURRENCY": "1",
+        "FLIP_JOBS": "embedded",
+        "FLIP_DATA_DIR": str(tmp_path / "data"),
+    }
     with LiveServer(environ=environ) as server:
         locations = [submit(server, LANDSCAPE, "/flip?path=pixels") for _ in range(10)]
         assert server.stop() == 0
@@ -513,6 +528,7 @@ def test_a_stop_gives_running_jobs_back_and_a_start_finishes_them(tmp_path: Path
 
 def test_a_callback_to_a_host_with_a_private_address_is_tried_again_and_never_posted(tmp_path: Path) -> None:
     environ = {
+        "WEB_CONCURRENCY": "1",
         "FLIP_JOBS": "embedded",
         "FLIP_DATA_DIR": str(tmp_path / "data"),
         "FLIP_CALLBACK_HOSTS": "localhost",

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,9 +24,15 @@ def test_there_is_a_worker_and_an_engine_for_each_core() -> None:
         assert len(server.processes()) == 1 + 2 * len(workers)
 
 
-def test_one_worker_is_the_single_process_mode() -> None:
+@pytest.fixture(scope="module")
+def single() -> Iterator[LiveServer]:
+    """One worker, for tests that leave it an engine that has done a task."""
     with LiveServer(environ={"WEB_CONCURRENCY": "1"}) as server:
-        assert len(server.workers()) == 1
+        yield server
+
+
+def test_one_worker_is_the_single_process_mode(single: LiveServer) -> None:
+    assert len(single.workers()) == 1
 
 
 def test_the_command_line_overrides_the_configuration(tmp_path: Path) -> None:
@@ -46,20 +53,20 @@ def test_the_engines_run_at_a_lower_priority_and_keep_their_memory(server: LiveS
 
 
 @pytest.mark.parametrize(
-    ("environ", "says"),
+    ("environ", "names"),
     [
-        ({"FLIP_MAX_PIXELS": "many"}, "FLIP_MAX_PIXELS"),
-        ({"FLIP_MAX_PIXLES": "5"}, "FLIP_MAX_PIXLES"),
-        ({"FLIP_SAMPLE_IMAGE": "/nowhere.jpg"}, "FLIP_SAMPLE_IMAGE"),
-        ({"WEB_CONCURRENCY": "0"}, "WEB_CONCURRENCY"),
-        ({"GUNICORN_CMD_ARGS": "-k asgi"}, "-k"),
-        ({"GUNICORN_CMD_ARGS": "--reload"}, "HUP"),
+        (
+            {"FLIP_MAX_PIXELS": "many", "FLIP_MAX_PIXLES": "5", "FLIP_SAMPLE_IMAGE": "/nowhere.jpg"},
+            ["FLIP_MAX_PIXELS", "FLIP_MAX_PIXLES", "FLIP_SAMPLE_IMAGE"],
+        ),
+        ({"WEB_CONCURRENCY": "0"}, ["WEB_CONCURRENCY"]),
+        ({"GUNICORN_CMD_ARGS": "-k asgi"}, ["-k"]),
     ],
 )
-def test_a_wrong_setting_stops_the_start_with_a_clear_line(environ: dict[str, str], says: str) -> None:
+def test_a_wrong_setting_stops_the_start_with_a_clear_line(environ: dict[str, str], names: list[str]) -> None:
     result = run([*GUNICORN, "-b", "127.0.0.1:0"], **environ)
     assert result.returncode == 1
-    assert says in result.stderr
+    assert [name for name in names if name not in result.stderr] == []
     assert "Traceback" not in result.stderr
 
 
@@ -67,15 +74,16 @@ def test_a_wrong_setting_stops_the_start_with_a_clear_line(environ: dict[str, st
     ("number", "name"),
     [(signal.SIGKILL, "SIGKILL"), (signal.SIGSEGV, "SIGSEGV"), (signal.SIGBUS, "SIGBUS")],
 )
-def test_an_engine_that_dies_is_logged_and_replaced(number: signal.Signals, name: str) -> None:
-    with LiveServer(environ={"WEB_CONCURRENCY": "1"}) as server:
-        (worker,) = server.workers()
-        before = len(server.events)
-        os.kill(worker["engine_pid"], number)
-        server.wait_for("engine_died", after=before, pid=worker["engine_pid"], signal=name, restart_in_s=0.0)
-        successor = server.wait_for("engine_online", after=before)
-        assert httpx.post(f"{server.url}/flip").headers["X-Engine-PID"] == str(successor["pid"])
-        assert server.workers()[0]["engine_deaths"] == 1
+def test_an_engine_that_dies_is_logged_and_replaced(
+    single: LiveServer, number: signal.Signals, name: str
+) -> None:
+    (worker,) = single.workers()
+    before = len(single.events)
+    os.kill(worker["engine_pid"], number)
+    single.wait_for("engine_died", after=before, pid=worker["engine_pid"], signal=name, restart_in_s=0.0)
+    successor = single.wait_for("engine_online", after=before)
+    assert httpx.post(f"{single.url}/flip").headers["X-Engine-PID"] == str(successor["pid"])
+    assert single.workers()[0]["engine_deaths"] == worker["engine_deaths"] + 1
 
 
 def test_a_request_whose_engine_is_killed_is_answered_by_another() -> None:
@@ -176,18 +184,6 @@ def test_nothing_outlives_an_arbiter_that_is_killed() -> None:
         for pid in others:
             server.wait_until_gone(pid)
         assert server.processes() == []
-
-
-def test_a_reload_starts_new_workers_and_ends_the_old_ones() -> None:
-    with LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server:
-        old = {worker["pid"] for worker in server.workers()}
-        os.kill(server.pid, signal.SIGHUP)
-        server.wait_for("worker_online", count=4)
-        server.wait_for("worker_offline", count=2)
-        new = {worker["pid"] for worker in server.workers()}
-        assert len(new) == 2
-        assert not new & old
-        assert httpx.post(f"{server.url}/flip").status_code == 200
 
 
 def test_an_engine_ignores_signals_that_are_meant_for_the_arbiter(server: LiveServer) -> None:

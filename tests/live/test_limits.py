@@ -22,8 +22,8 @@ SLOW = {"format": "avif"}  # takes seconds for the sample image
 SABOTAGE = f"{ROOT / 'benchmarks' / 'harness' / 'sabotage'}:{ROOT}"
 
 
-def flip(server: LiveServer, **query: str) -> httpx.Response:
-    return httpx.post(f"{server.url}/flip", params=query, timeout=DEADLINE_S)
+def flip(server: LiveServer, image: bytes = b"", **query: str) -> httpx.Response:
+    return httpx.post(f"{server.url}/flip", params=query, content=image, timeout=DEADLINE_S)
 
 
 def flip_by_another(server: LiveServer, than: int) -> httpx.Response:
@@ -58,12 +58,11 @@ def test_an_engine_retires_and_no_client_notices() -> None:
         assert server.workers()[0]["engine_deaths"] == 0
 
 
-def test_what_does_not_fit_into_memory_is_answered_503_and_breaks_nothing(landscape: Path) -> None:
+def test_what_does_not_fit_into_memory_is_answered_503_and_breaks_nothing(quarter: bytes) -> None:
     """A limit on the size of files stands for a kernel that has no memory left for them."""
-    image = landscape.read_bytes()
 
     def ask(server: LiveServer, **query: str) -> tuple[int, str]:
-        answer = httpx.post(f"{server.url}/flip", params=query, content=image, timeout=DEADLINE_S)
+        answer = flip(server, quarter, **query)
         return answer.status_code, "" if answer.status_code == 200 else kind(answer)
 
     def limit(pid: int, most_bytes: int) -> None:
@@ -71,7 +70,7 @@ def test_what_does_not_fit_into_memory_is_answered_503_and_breaks_nothing(landsc
 
     with LiveServer(environ={"WEB_CONCURRENCY": "1"}) as server:
         (before,) = server.workers()
-        limit(before["pid"], len(image) // 2)  # reached in the middle of the upload
+        limit(before["pid"], len(quarter) // 2)  # reached in the middle of the upload
         assert ask(server) == (503, "service-unavailable")
         limit(before["pid"], resource.RLIM_INFINITY)
         limit(before["engine_pid"], 10_000)  # reached in the middle of the result
@@ -122,19 +121,26 @@ def test_an_image_that_takes_too_long_is_given_up_and_then_quarantined(
     assert file.read_bytes() == landscape.read_bytes()
 
 
-@pytest.mark.parametrize("side", [5000, 9000])  # too large once decoded; too large as sent
-def test_an_image_that_needs_too_much_memory_is_refused_and_the_engine_retires(side: int) -> None:
+@pytest.fixture(scope="module")
+def little_memory() -> Iterator[LiveServer]:
     environ = {
         "WEB_CONCURRENCY": "1",
         "FLIP_ENGINE_MEMORY_BYTES": str(256 * 2**20),
         "FLIP_MAX_BODY_BYTES": str(2**28),
     }
-    huge = b"P6 %d %d 255\n" % (side, side) + bytes(side * side * 3)
     with LiveServer(environ=environ) as server:
-        answer = httpx.post(f"{server.url}/flip", content=huge, timeout=DEADLINE_S)
-        assert (answer.status_code, kind(answer)) == (422, "too-many-pixels")
-        assert flip(server).status_code == 200
-        server.wait_for("engine_retired")
+        yield server
+
+
+@pytest.mark.parametrize("side", [5000, 9000])  # too large once decoded; too large as sent
+def test_an_image_that_needs_too_much_memory_is_refused_and_the_engine_retires(
+    little_memory: LiveServer, side: int
+) -> None:
+    before = len(little_memory.events)
+    answer = flip(little_memory, b"P6 %d %d 255\n" % (side, side) + bytes(side * side * 3))
+    assert (answer.status_code, kind(answer)) == (422, "too-many-pixels")
+    assert flip(little_memory).status_code == 200
+    little_memory.wait_for("engine_retired", after=before)
 
 
 def test_an_engine_is_the_first_to_go_when_memory_runs_out(server: LiveServer) -> None:
@@ -145,45 +151,53 @@ def test_an_engine_is_the_first_to_go_when_memory_runs_out(server: LiveServer) -
         assert score(worker["engine_pid"]) > score(worker["pid"])
 
 
-def test_a_request_that_would_wait_too_long_is_shed_with_retry_after() -> None:
+def test_a_request_that_would_wait_too_long_is_shed_with_retry_after(quarter: bytes) -> None:
     environ = {"WEB_CONCURRENCY": "1", "FLIP_MAX_WAIT_S": "0.5"}
     with LiveServer(environ=environ) as server, ThreadPoolExecutor(12) as threads:
-        answers = [asked.result() for asked in [threads.submit(flip, server, **SLOW) for _ in range(12)]]
+        asked = [threads.submit(flip, server, quarter, **SLOW) for _ in range(12)]
+        answers = [each.result() for each in asked]
         assert {answer.status_code for answer in answers} == {200, 503}
         refused = [answer for answer in answers if answer.status_code == 503]
         assert {kind(answer) for answer in refused} == {"service-unavailable"}
         assert min(int(answer.headers["Retry-After"]) for answer in refused) >= 1
 
 
-def test_images_of_unknown_length_are_bounded_together() -> None:
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[LiveServer]:
+    """One worker with room for one image, which keeps idle connections for a second."""
     environ = {
         "WEB_CONCURRENCY": "1",
         "FLIP_MAX_BODY_BYTES": "300000",
         "FLIP_MAX_BYTES_IN_FLIGHT": "300000",
     }
-    with LiveServer(environ=environ) as server, connect(server) as first:
+    with LiveServer("--keep-alive", "1", environ=environ) as server:
+        yield server
+
+
+def wait_until_held(server: LiveServer, held_bytes: int) -> None:
+    while f"flip_held_bytes {held_bytes}.0" not in httpx.get(f"{server.url}/metrics").text:
+        pass  # bounded by the test's own time limit
+
+
+def test_images_of_unknown_length_are_bounded_together(narrow: LiveServer) -> None:
+    wait_until_held(narrow, 0)
+    with connect(narrow) as first:
         first.sendall(
             b"POST /flip HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n30d40\r\n" + bytes(200_000)
         )
-        while b"flip_held_bytes 200000.0" not in httpx.get(f"{server.url}/metrics").content:
-            pass  # bounded by the test's own time limit
+        wait_until_held(narrow, 200_000)
         answer = httpx.post(
-            f"{server.url}/flip", content=(bytes(50_000) for _ in range(4)), timeout=DEADLINE_S
+            f"{narrow.url}/flip", content=(bytes(50_000) for _ in range(4)), timeout=DEADLINE_S
         )
         assert (answer.status_code, kind(answer)) == (503, "service-unavailable")
 
 
-def test_a_shed_keep_alive_connection_stays_open_past_retry_after() -> None:
-    environ = {
-        "WEB_CONCURRENCY": "1",
-        "FLIP_MAX_BODY_BYTES": "300000",
-        "FLIP_MAX_BYTES_IN_FLIGHT": "300000",
-    }
-    with LiveServer("--keep-alive", "1", environ=environ) as server, ExitStack() as held:
-        greedy, refused, idle = (held.enter_context(connect(server)) for _ in range(3))
+def test_a_shed_keep_alive_connection_stays_open_past_retry_after(narrow: LiveServer) -> None:
+    wait_until_held(narrow, 0)
+    with ExitStack() as held:
+        greedy, refused, idle = (held.enter_context(connect(narrow)) for _ in range(3))
         greedy.sendall(b"POST /flip HTTP/1.1\r\nHost: x\r\nContent-Length: 299990\r\n\r\n" + bytes(200_000))
-        while b"flip_held_bytes 299990.0" not in httpx.get(f"{server.url}/metrics").content:
-            pass  # bounded by the test's own time limit
+        wait_until_held(narrow, 299_990)
         refused.sendall(b"POST /flip HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n" + bytes(20))
         head = refused.recv(4096)
         assert head.startswith(b"HTTP/1.1 503 ")
@@ -319,10 +333,10 @@ def test_a_client_that_waits_for_its_engine_is_no_slow_client(strict: LiveServer
     assert flip(strict, **SLOW).status_code == 200
 
 
-def test_what_a_client_left_behind_is_not_worked_on() -> None:
+def test_what_a_client_left_behind_is_not_worked_on(quarter: bytes) -> None:
     with LiveServer("--log-level", "debug", environ={"WEB_CONCURRENCY": "1"}) as server:
         with ThreadPoolExecutor(1) as threads:
-            long_one = threads.submit(flip, server, **SLOW)
+            long_one = threads.submit(flip, server, quarter, **SLOW)
             while not server.workers()[0]["in_flight"]:
                 pass  # bounded by the test's own time limit
             with ExitStack() as leaving:
@@ -337,10 +351,10 @@ def test_what_a_client_left_behind_is_not_worked_on() -> None:
         assert server.workers()[0]["tasks"] == 2
 
 
-def test_a_stopped_engine_is_no_reason_to_lose_a_request() -> None:
+def test_a_stopped_engine_is_no_reason_to_lose_a_request(quarter: bytes) -> None:
     """Two engines crash over a harmless image: the second one was killed on purpose."""
     with LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server, ThreadPoolExecutor(1) as threads:
-        answer = threads.submit(flip, server, **SLOW)
+        answer = threads.submit(flip, server, quarter, **SLOW)
         while not any(worker["in_flight"] for worker in server.workers()):
             pass  # bounded by the test's own time limit
         victim, other = server.workers()

@@ -106,11 +106,14 @@ def directory() -> Iterator[Path]:
         yield Path(short)
 
 
-@pytest.fixture
-def ours(directory: Path) -> Iterator[OurService]:
-    with OurService(SERVICE, directory / "s", directory) as started:
-        started.warm_up()
-        yield started
+@pytest.fixture(scope="module")
+def ours() -> Iterator[OurService]:
+    """One service for all tests that kill a part of it, which it replaces."""
+    with TemporaryDirectory(prefix="q-") as short:
+        directory = Path(short)
+        with OurService(SERVICE, directory / "s", directory) as started:
+            started.warm_up()
+            yield started
 
 
 def service_of(ours: OurService) -> LiveServer:
