@@ -49,9 +49,9 @@ again:
 serve: $(SERVE) $(COMPILED) ## start the cluster on 127.0.0.1:8000
 	@exec $(BIN)/gunicorn
 
-# Two processes more than cores, because live tests mostly wait; these come first, so that no long file is last.
+# One process more than cores, because live tests mostly wait; these come first, so that no long file is last.
 test: install ## run the tests
-	$(BIN)/pytest -n $$(($$(nproc) + 2)) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n $$(($$(nproc) + 1)) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 fuzz: install ## send odd images and requests for about 20 minutes (IMAGES=100000 JPEGS=100000 SEED=7)
 	FUZZ_IMAGES=$(IMAGES) FUZZ_JPEGS=$(JPEGS) FUZZ_SEED=$(SEED) $(BIN)/pytest tests/fuzz -o log_cli=true --log-cli-level=INFO --log-disable=httpx
