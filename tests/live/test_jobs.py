@@ -246,7 +246,6 @@ def test_probes_tell_what_waits(server: LiveServer) -> None:
 
 def test_probes_answer_while_the_store_is_away(tmp_path: Path) -> None:
     environ = {
-        "WEB_CONCURRENCY": "1",
         "FLIP_JOBS": "remote",
         "FLIP_QUEUE_URL": f"unix://{tmp_path}/nothing",
         "FLIP_DATA_DIR": str(tmp_path),
@@ -510,11 +509,7 @@ def test_the_events_of_a_job_that_were_seen_to_the_end_are_no_more(
 
 
 def test_a_stop_gives_running_jobs_back_and_a_start_finishes_them(tmp_path: Path) -> None:
-    environ = {
-        "WEB_CONCURRENCY": "1",
-        "FLIP_JOBS": "embedded",
-        "FLIP_DATA_DIR": str(tmp_path / "data"),
-    }
+    environ = {"FLIP_JOBS": "embedded", "FLIP_DATA_DIR": str(tmp_path / "data")}
     with LiveServer(environ=environ) as server:
         locations = [submit(server, LANDSCAPE, "/flip?path=pixels") for _ in range(10)]
         assert server.stop() == 0
@@ -528,7 +523,6 @@ def test_a_stop_gives_running_jobs_back_and_a_start_finishes_them(tmp_path: Path
 
 def test_a_callback_to_a_host_with_a_private_address_is_tried_again_and_never_posted(tmp_path: Path) -> None:
     environ = {
-        "WEB_CONCURRENCY": "1",
         "FLIP_JOBS": "embedded",
         "FLIP_DATA_DIR": str(tmp_path / "data"),
         "FLIP_CALLBACK_HOSTS": "localhost",

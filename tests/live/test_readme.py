@@ -68,8 +68,7 @@ def test_a_curl_line_gives_an_image(server: LiveServer, tmp_path: Path, command:
 
 @pytest.fixture(scope="module")
 def with_jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    data = str(tmp_path_factory.mktemp("data"))
-    environ = {"WEB_CONCURRENCY": "1", "FLIP_JOBS": "embedded", "FLIP_DATA_DIR": data}
+    environ = {"FLIP_JOBS": "embedded", "FLIP_DATA_DIR": str(tmp_path_factory.mktemp("data"))}
     with LiveServer(environ=environ) as server:
         yield server
 

@@ -82,10 +82,10 @@ def sockets(pid: int) -> int:
 
 
 def upgrade(server: LiveServer) -> int:
-    """Send USR2, wait until the new arbiter's worker is there, and return its pid."""
+    """Send USR2, wait until the new arbiter's workers are there, and return its pid."""
     before = len(server.events)
     os.kill(server.pid, signal.SIGUSR2)
-    server.wait_for("worker_online", after=before)
+    server.wait_for("worker_online", after=before, count=2)
     return int(server.wait_for("arbiter_listening", after=before)["pid"])
 
 
@@ -308,15 +308,16 @@ def is_refused(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
 
 
-def test_a_stop_answers_what_is_in_flight_and_refuses_what_is_new(quarter: bytes) -> None:
-    with LiveServer(environ={"WEB_CONCURRENCY": "1"}) as server, ExitStack() as clients:
-        uploads = [begin_upload(server, quarter, clients) for _ in range(10)]
+def test_a_stop_answers_what_is_in_flight_and_refuses_what_is_new(landscape: Path) -> None:
+    body = landscape.read_bytes()
+    with LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server, ExitStack() as clients:
+        uploads = [begin_upload(server, body, clients) for _ in range(10)]
         os.kill(server.pid, signal.SIGTERM)
-        server.wait_for("worker_stopping")
+        server.wait_for("worker_stopping", count=2)
         while not is_refused(server.port):
             pass  # bounded by the test's own time limit
         for upload in uploads:
-            upload.sendall(quarter)
+            upload.sendall(body)
         for upload in uploads:
             with upload.makefile("rb") as stream:
                 status, headers, _ = read_answer(stream)
@@ -328,7 +329,7 @@ def test_a_stop_answers_what_is_in_flight_and_refuses_what_is_new(quarter: bytes
 
 
 def test_a_connection_is_told_before_a_stop_closes_it() -> None:
-    with LiveServer(environ={"WEB_CONCURRENCY": "1"}) as server:
+    with LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server:
         port = server.port
 
         def ask() -> Iterator[None]:
@@ -352,7 +353,7 @@ def test_a_connection_is_told_before_a_stop_closes_it() -> None:
 def test_an_interrupt_waits_for_no_client(landscape: Path, number: signal.Signals) -> None:
     body = landscape.read_bytes()
     with (
-        LiveServer("--graceful-timeout", "600", environ={"WEB_CONCURRENCY": "1"}) as server,
+        LiveServer("--graceful-timeout", "600", environ={"WEB_CONCURRENCY": "2"}) as server,
         ExitStack() as clients,
     ):
         uploads = [begin_upload(server, body, clients) for _ in range(2)]
@@ -435,7 +436,7 @@ def test_a_worker_that_is_told_to_stop_is_not_ready() -> None:
 
 def test_an_upgrade_loses_no_request() -> None:
     with (
-        LiveServer(environ={"WEB_CONCURRENCY": "1"}) as server,
+        LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server,
         Load(partial(ask_once, server.port), clients=3) as load,
     ):
         old = server.processes()
