@@ -53,20 +53,20 @@ def test_the_engines_run_at_a_lower_priority_and_keep_their_memory(server: LiveS
 
 
 @pytest.mark.parametrize(
-    ("environ", "names"),
+    ("environ", "says"),
     [
-        (
-            {"FLIP_MAX_PIXELS": "many", "FLIP_MAX_PIXLES": "5", "FLIP_SAMPLE_IMAGE": "/nowhere.jpg"},
-            ["FLIP_MAX_PIXELS", "FLIP_MAX_PIXLES", "FLIP_SAMPLE_IMAGE"],
-        ),
-        ({"WEB_CONCURRENCY": "0"}, ["WEB_CONCURRENCY"]),
-        ({"GUNICORN_CMD_ARGS": "-k asgi"}, ["-k"]),
+        ({"FLIP_MAX_PIXELS": "many"}, "FLIP_MAX_PIXELS"),
+        ({"FLIP_MAX_PIXLES": "5"}, "FLIP_MAX_PIXLES"),
+        ({"FLIP_SAMPLE_IMAGE": "/nowhere.jpg"}, "FLIP_SAMPLE_IMAGE"),
+        ({"WEB_CONCURRENCY": "0"}, "WEB_CONCURRENCY"),
+        ({"GUNICORN_CMD_ARGS": "-k asgi"}, "-k"),
+        ({"GUNICORN_CMD_ARGS": "--reload"}, "HUP"),
     ],
 )
-def test_a_wrong_setting_stops_the_start_with_a_clear_line(environ: dict[str, str], names: list[str]) -> None:
+def test_a_wrong_setting_stops_the_start_with_a_clear_line(environ: dict[str, str], says: str) -> None:
     result = run([*GUNICORN, "-b", "127.0.0.1:0"], **environ)
     assert result.returncode == 1
-    assert [name for name in names if name not in result.stderr] == []
+    assert says in result.stderr
     assert "Traceback" not in result.stderr
 
 
