@@ -5,8 +5,8 @@ import gc
 import json
 import signal
 import warnings
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 
@@ -43,7 +43,7 @@ from server.jobs.model import (
     Schedule,
     new_id,
 )
-from server.jobs.store import BLOCK_S, Dropped, Store
+from server.jobs.store import BLOCK_S, Dropped, Hints, Store
 
 FACTS = Facts("flip", 1, {"format": None, "strip": False}, attempts=3)
 KINDS = ["flip 1"]
@@ -316,28 +316,39 @@ async def test_a_waiting_job_is_cancelled_at_once(store: Store) -> None:
     assert await claim(store) == []
 
 
-@using()
-async def test_a_running_job_is_asked_to_stop_and_is_cancelled_however_it_ends(store: Store) -> None:
-    ids = [await submit(store) for _ in range(4)]
-    claims = await claim(store, 4)
-    async with store.hints([ids[1]]) as hints:
-        await store.cancel_job(claims[0].id)
-        await store.cancel_job(claims[1].id)
-        heard = aiter(hints)
-        assert [await anext(heard) for _ in range(2)] == [("cancel", ids[0]), ("cancel", ids[1])]
-    for id in ids[1:]:
-        await store.cancel_job(JobId(id))
-    fences = {str(each.id): each.fence for each in claims}
-    assert sorted((await store.renew(fences, {})).cancelled) == sorted(ids)
-    assert not await store.complete(claims[0], RESULT)
-    await store.fail(claims[1], DAMAGED, is_final=True)
-    await store.fail(claims[2], DAMAGED, is_final=False)
-    await store.give_back(claims[3])
-    assert {await state(store, id) for id in ids} == {JobState.CANCELLED}
+@asynccontextmanager
+async def listening(
+    server: StoreServer, store: Store, groups: Collection[str], channel: str
+) -> AsyncIterator[Hints]:
+    """Hints, once the server sends them: it may serve another connection before the subscription."""
+    async with store.hints(groups) as hints:
+        await eventually(lambda: server.is_heard(channel))
+        yield hints
 
 
-@using()
-async def test_a_group_that_is_added_during_the_subscription_is_heard_of(store: Store) -> None:
+def test_a_running_job_is_asked_to_stop_and_is_cancelled_however_it_ends(server: StoreServer) -> None:
+    async def test(store: Store) -> None:
+        ids = [await submit(store) for _ in range(4)]
+        claims = await claim(store, 4)
+        async with listening(server, store, [ids[1]], "cancel:me") as hints:
+            await store.cancel_job(claims[0].id)
+            await store.cancel_job(claims[1].id)
+            heard = aiter(hints)
+            assert [await anext(heard) for _ in range(2)] == [("cancel", ids[0]), ("cancel", ids[1])]
+        for id in ids[1:]:
+            await store.cancel_job(JobId(id))
+        fences = {str(each.id): each.fence for each in claims}
+        assert sorted((await store.renew(fences, {})).cancelled) == sorted(ids)
+        assert not await store.complete(claims[0], RESULT)
+        await store.fail(claims[1], DAMAGED, is_final=True)
+        await store.fail(claims[2], DAMAGED, is_final=False)
+        await store.give_back(claims[3])
+        assert {await state(store, id) for id in ids} == {JobState.CANCELLED}
+
+    with_store(test)(server)
+
+
+def test_a_group_that_is_added_during_the_subscription_is_heard_of(server: StoreServer) -> None:
     class Growing(dict[str, None]):
         """Another group is added as soon as the first ones were listed."""
 
@@ -346,10 +357,15 @@ async def test_a_group_that_is_added_during_the_subscription_is_heard_of(store: 
             self[late] = None
             return iter(listed)
 
-    late = await submit(store)
-    async with store.hints(Growing({new_id(): None})) as hints:
-        await store.cancel_job(JobId(late))
-        assert await anext(aiter(hints)) == ("news", late)
+    late = new_id()
+
+    async def test(store: Store) -> None:
+        await store.submit(late, FACTS, NewJob(10), DEFAULT)
+        async with listening(server, store, Growing({new_id(): None}), f"news:{late}") as hints:
+            await store.cancel_job(JobId(late))
+            assert await anext(aiter(hints)) == ("news", late)
+
+    with_store(test)(server)
 
 
 @using()
@@ -826,7 +842,7 @@ def test_hints_end_at_once_while_the_store_is_away(server: StoreServer) -> None:
             waiting = asyncio.create_task(store.wait_until_back())
             await asyncio.to_thread(server.start)
             await waiting
-            async with store.hints([]) as hints:
+            async with listening(server, store, [], "cancel:me") as hints:
                 id = await submit(store)
                 await claim(store)
                 await store.cancel_job(JobId(id))
