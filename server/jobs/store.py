@@ -79,6 +79,10 @@ BLOCK_S = 2.0
 _ANSWER_S = 2.0
 _LOOK_EVERY_S = 0.25
 
+#: If a time-out is noticed so much too late, in seconds, this process did not run meanwhile, and the store
+#: may have answered in time.
+_STALL_S = 0.5
+
 #: How often an owner is heard of, in seconds.
 _BEAT_S = 5.0
 
@@ -518,8 +522,9 @@ class Store:
         """
         breakers = (self._answers, self._takes_changes) if is_change else (self._answers,)
         is_asking = False
+        limit = asyncio.timeout(max(0, min(each.left_s() for each in breakers)))
         try:
-            async with asyncio.timeout(max(0, min(each.left_s() for each in breakers))), self._places:
+            async with limit, self._places:
                 while True:
                     for breaker in breakers:
                         await breaker.wait()
@@ -528,6 +533,8 @@ class Store:
                         async with asyncio.timeout(_ANSWER_S):
                             return await call()
         except TimeoutError as error:
+            if is_asking and asyncio.get_running_loop().time() - (limit.when() or 0) > _STALL_S:
+                return await self._guarded(call, is_change=is_change)
             # To wait for other calls says nothing about the store.
             if is_asking and all(breaker.is_closed for breaker in breakers):
                 self._answers.open(error)

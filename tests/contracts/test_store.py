@@ -13,6 +13,7 @@ from functools import partial
 import pytest
 from redis.exceptions import ClusterDownError
 from structlog.testing import capture_logs
+from support.asgi import MovableClock, run
 from support.memory import memory_directory
 from support.store import (
     DEADLINE_S,
@@ -831,6 +832,22 @@ async def test_what_never_was_is_not_found(store: Store) -> None:
     for id in (JobId(new_id()), JobId(new_id(), 3)):
         with pytest.raises(NoSuchJob):
             await store.job(id)
+
+
+def test_a_store_is_not_taken_for_away_when_this_process_stood_still(server: StoreServer) -> None:
+    async def test() -> None:
+        clock = asyncio.get_running_loop()
+        assert isinstance(clock, MovableClock)
+        async with stores(server, "me", grace_s=5.0) as (store,):
+            asked = [asyncio.create_task(submit(store)) for _ in range(2)]
+            await asyncio.sleep(0)
+            with capture_logs() as events:
+                await clock.pass_time(8)
+                for task in asked:
+                    assert await state(store, await task) is JobState.WAITING
+            assert events == []
+
+    run(test(), MovableClock)
 
 
 def test_hints_end_at_once_while_the_store_is_away(server: StoreServer) -> None:
