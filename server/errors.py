@@ -200,9 +200,9 @@ class NoSuchQueue(JobError):
 
 
 class NotDone(JobError):
-    """The job has no result, or not yet."""
+    """The job or batch has no result, or not yet."""
 
-    title = "The job has no result"
+    title = "There is no result"
 
 
 class Expired(JobError):

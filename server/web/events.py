@@ -11,7 +11,7 @@ from server.jobs.model import Batch, JobId
 from server.jobs.store import Store
 from server.web.batches import find_batch
 from server.web.exchange import Exchange
-from server.web.jobs import describe, job_id
+from server.web.jobs import as_time, describe, job_id
 from server.web.parameters import whole
 
 #: After how long a browser connects again, in milliseconds: at once, when its worker drains.
@@ -66,8 +66,12 @@ class BatchEvents:
                 yield SSEvent()
                 continue
             number, line = come
-            kind = "ended" if "ended" in line else line["state"]
-            yield SSEvent(event=kind, event_id=str(number), json=line)
+            at = as_time(line["at"] / 1e3)
+            if "ended" in line:
+                yield SSEvent(event="ended", event_id=str(number), json={"ended": line["ended"], "at": at})
+            else:
+                job = {"job": f"/jobs/{line['job']}", "state": line["state"], "at": at}
+                yield SSEvent(event=job["state"], event_id=str(number), json=job)
 
 
 def _stream(req: Request, resp: Response, events: AsyncIterator[SSEvent]) -> None:

@@ -1,7 +1,7 @@
 """Parameters: a query read against the parameter schema of an operation."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from falcon.uri import parse_query_string
@@ -18,9 +18,11 @@ class Query:
 
     Args:
         parameters: the schema; each field has a finite set of values.
+        for_jobs: names that are known when the work is done later.
     """
 
-    def __init__(self, parameters: type[Parameters]) -> None:
+    def __init__(self, parameters: type[Parameters], for_jobs: Collection[str] = ()) -> None:
+        self._for_jobs = for_jobs
         properties = schemas(parameters)
         self._choices = {name: _choices(schema) for name, schema in properties.items()}
         self._expected = {
@@ -53,6 +55,11 @@ class Query:
             for name in self._choices
             if name in given or name in self._required
         }
+        if misplaced := [name for name in self._for_jobs if name in given]:
+            raise BadParameter(
+                f"The parameter {_names(misplaced)} is for work that is done later. Send "
+                "`Prefer: respond-async` with it, or leave it out."
+            )
         _refuse_unknown(given)
         return values
 

@@ -91,7 +91,7 @@ async def _find(store: Store, index: int, id: JobId) -> tuple[Job, Result]:
     except (NoSuchJob, Expired) as error:
         raise _wrong(index, error.detail) from None
     if job.state is not JobState.COMPLETED or job.result is None:
-        raise _wrong(index, f"The job is {job.state}, so it has no result.")
+        raise _wrong(index, f"The state of the job is {job.state}, so it has no result.")
     return job, job.result
 
 

@@ -13,7 +13,7 @@ from server.web.downloads import pieces
 from server.web.exchange import Exchange
 from server.web.parameters import Query
 from server.web.preferences import Preferences
-from server.web.submissions import Submissions
+from server.web.submissions import OPTIONS, Submissions
 from server.web.uploads import Uploads
 
 
@@ -39,7 +39,7 @@ class Transform:
         submissions: Submissions | None,
     ) -> None:
         self._operation = operation
-        self._query = Query(operation.parameters)
+        self._query = Query(operation.parameters, () if submissions is None else OPTIONS)
         self._admission = admission
         self._uploads = uploads
         self._dispatcher = dispatcher

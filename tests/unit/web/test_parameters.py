@@ -5,6 +5,7 @@ import pytest
 from server.errors import BadParameter
 from server.operations.images import OPERATIONS
 from server.web.parameters import Query, read_start
+from server.web.submissions import OPTIONS
 
 DEFAULTS = {"format": None, "quality": None, "strip": False, "path": None, "effort": "normal"}
 
@@ -76,6 +77,15 @@ def test_a_mistake_is_named_with_what_to_do(text: str, detail: str) -> None:
 )
 def test_a_mistake_in_a_rotation_is_named_with_what_to_do(text: str, detail: str) -> None:
     assert complaint(ROTATE, text) == detail
+
+
+@pytest.mark.parametrize("text", ["priority=1", "delay=9&format=png"])
+def test_an_option_of_a_job_is_told_from_what_there_is_not(text: str) -> None:
+    name = text.partition("=")[0]
+    assert complaint(Query(OPERATIONS["flip"].parameters, OPTIONS), text) == (
+        f"The parameter `{name}` is for work that is done later. Send `Prefer: respond-async` with it, or "
+        "leave it out."
+    )
 
 
 @pytest.mark.parametrize(("text", "start"), [("", 0), ("start=0", 0), ("start=1000", 1000)])
