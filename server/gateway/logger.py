@@ -24,6 +24,10 @@ _EVENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Shutting down: %s": ("arbiter_stopped", ("name",)),
     "Hang up: %s": ("arbiter_reloading", ("name",)),
     "Master has been promoted.": ("arbiter_promoted", ()),
+    "ASGI application returned without completing the response; closing the connection": (
+        "response_cut_short",
+        (),
+    ),
     "Parent changed, shutting down: %s": ("arbiter_gone", ("pid",)),
 }
 

@@ -94,8 +94,8 @@ _GZIP_START = b"\x1f\x8b"
 #: For `zlib`: gzip, with the largest window.
 _GZIP = 31
 
-#: The name of a member, empty if it is no item, and its content, which must be read before the next member.
-_Member: TypeAlias = tuple[str, AsyncGenerator[bytes | bytearray | memoryview, None]]
+#: The name of a member, None if it is no item, and its content, which must be read before the next member.
+_Member: TypeAlias = tuple[str | None, AsyncGenerator[bytes | bytearray | memoryview, None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class Item:
 
     Attributes:
         index: its place, from 0: its identity, as names may be the same.
-        name: as it was sent, shortened, for people; never a path.
+        name: as it was sent, which may be empty; bytes that are no UTF-8 are surrogates (PEP 383).
         file: complete; closed when the next item is asked for.
     """
 
@@ -149,7 +149,7 @@ async def items(
     index = others = total_bytes = 0
     async with aclosing(await _members(content_type, chunks, new_file, limits)) as members:
         async for name, content in members:
-            if not name:
+            if name is None:
                 others += 1
                 if others > limits.items:
                     raise TooManyItems(
@@ -162,7 +162,7 @@ async def items(
                 raise TooManyItems(f"The batch has more than {limits.items} items. {_SPLIT}")
             with new_file() as file:
                 total_bytes += await _write(content, file, limits, limits.bytes - total_bytes)
-                yield Item(index, _shown(name), file)
+                yield Item(index, name, file)
             index += 1
     if index == 0:
         raise _empty(content_type)
@@ -219,6 +219,14 @@ async def _write(
     return size
 
 
+async def beginning_with(first: T, rest: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """Put back what was taken from an iteration in order to look at it."""
+    async with aclosing(rest):
+        yield first
+        async for piece in rest:
+            yield piece
+
+
 async def _drop(content: AsyncIterable[object]) -> None:
     async for _ in content:
         pass
@@ -229,7 +237,8 @@ def _buffered(file: FileIO) -> BufferedWriter:
     return BufferedWriter(FileIO(file.fileno(), "wb", closefd=False))
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
+    """Shorten a name, and make it fit for people to read; it is never a path."""
     return "".join(
         each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in name[:_NAME_LENGTH]
     )
@@ -243,7 +252,7 @@ def _empty(content_type: str) -> MalformedMultipart | BadArchive:
 
 def _not_a_file(name: str) -> BadArchive:
     return BadArchive(
-        f"`{_shown(name)}` in the archive is a link or a device. Put the files themselves into it: "
+        f"`{shown(name)}` in the archive is a link or a device. Put the files themselves into it: "
         "`zip -r` and `tar --dereference --hard-dereference` follow links."
     )
 
@@ -289,8 +298,13 @@ async def _form(boundary: str, chunks: AsyncIterable[bytes]) -> AsyncGenerator[_
                 raise MalformedMultipart(
                     f"The form has a field that is no file. {_FORM} Parameters go into the query."
                 )
-            # The name is empty when a browser sends a field for which no file was chosen.
-            yield segment.filename, _content(events)
+            content = _content(events)
+            if segment.filename:
+                yield segment.filename, content
+            elif first := await anext(content, None):
+                yield "", beginning_with(first, content)
+            else:  # a browser sends this for a field for which no file was chosen
+                yield None, content
 
 
 async def _events(parser: PushMultipartParser, chunks: AsyncIterable[bytes]) -> AsyncGenerator[Any, None]:
@@ -329,7 +343,7 @@ async def _zip(
             if len(archive.infolist()) > 2 * limits.items:  # the list stays until the last item is taken
                 raise TooManyItems(f"The zip has more than {2 * limits.items} members. {_SPLIT}")
             for info in archive.infolist():
-                if info.filename and not info.is_dir():
+                if not info.filename.endswith("/") or info.file_size:
                     _check(info)
                     yield _zip_name(info), _unzipped(archive, info, expansion)
 
@@ -503,12 +517,12 @@ async def _tar(reader: _Reader) -> AsyncGenerator[_Member, None]:
         else:
             header = header.extended_by(extended)
             extended, headers = {}, 0
-            name = header.name.decode(errors="replace")
+            name = header.name.decode(errors="surrogateescape")
             size = 0 if header.kind == _DIRECTORY else header.size  # of a directory, room to be reserved
             if header.kind not in _REGULAR | {_DIRECTORY}:
                 raise _not_a_file(name)
-            is_directory = header.kind == _DIRECTORY or name.endswith("/")
-            yield "" if is_directory else name, reader.pieces(size)
+            is_directory = size == 0 and (header.kind == _DIRECTORY or name.endswith("/"))
+            yield None if is_directory else name, reader.pieces(size)
         await reader.read(-size % _BLOCK_BYTES)
     await _drop(reader.rest())
 

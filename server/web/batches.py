@@ -1,10 +1,11 @@
 """Batches: many images in one request, one job for each, and one counter for all."""
 
 import asyncio
+import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 from contextlib import ExitStack, aclosing, suppress
 from io import FileIO, RawIOBase
 from typing import TypeAlias
@@ -22,14 +23,14 @@ from server.errors import (
     UploadTooLarge,
 )
 from server.jobs.blobs import BlobGone, Blobs
-from server.jobs.intake import Item, Limits, items
+from server.jobs.intake import Item, Limits, beginning_with, items, shown
 from server.jobs.model import Batch, Facts, Idempotency, Job, JobId, JobState, NewJob, new_id
 from server.jobs.store import Dropped, Store
 from server.jobs.threads import run_in_thread
 from server.operations.registry import Operation
 from server.web import stored
 from server.web.downloads import pieces
-from server.web.jobs import as_time, describe
+from server.web.jobs import as_time, describe, open_result
 from server.web.parameters import Query, read_start
 from server.web.submissions import (
     OptionReader,
@@ -56,8 +57,8 @@ _CHUNK_BYTES = 32 * 2**20
 #: A year that zip can express; an archive of the same results is the same.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
-#: What makes an item the same one when a batch is sent again: its name and a digest of its file.
-_Input: TypeAlias = tuple[str | None, str]
+#: What makes an item the same one when a batch is sent again: a digest of its name and one of its file.
+_Input: TypeAlias = tuple[str, str]
 
 
 class BatchesResource:
@@ -176,7 +177,7 @@ class BatchesResource:
     ) -> None:
         """Submit a chunk; its files are kept while the one before is still being submitted."""
         names = {JobId(batch, job.index).input_name: file for job, file in chunk.files.items()}
-        more = [] if inputs is None else await run_in_thread(_inputs_of, chunk.files)
+        more = [] if inputs is None else await run_in_thread(_inputs_of, chunk)
         await self._blobs.keep_all(names, batch)
         if after is not None:
             await after
@@ -210,11 +211,13 @@ class _Chunk:
 
     Attributes:
         files: by their jobs, in order.
+        names: of the items, as they were sent.
         bytes: of all.
     """
 
     def __init__(self) -> None:
         self.files: dict[NewJob, FileIO] = {}
+        self.names: list[str] = []
         self.bytes = 0
 
     def close(self, *_: object) -> None:
@@ -226,7 +229,8 @@ class _Chunk:
         """Add an item, whose own file is closed after its turn."""
         file = FileIO(os.dup(item.file.fileno()))
         size = os.fstat(file.fileno()).st_size
-        self.files[NewJob(size, item.index, item.name)] = file
+        self.files[NewJob(size, item.index, shown(item.name))] = file
+        self.names.append(item.name)
         self.bytes += size
 
 
@@ -247,8 +251,11 @@ async def _chunks(found: AsyncIterable[Item]) -> AsyncGenerator[_Chunk, None]:
             yield chunk
 
 
-def _inputs_of(files: Mapping[NewJob, FileIO]) -> list[_Input]:
-    return [(job.name, digest_of(file)) for job, file in files.items()]
+def _inputs_of(chunk: _Chunk) -> list[_Input]:
+    return [
+        (hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest(), digest_of(file))
+        for name, file in zip(chunk.names, chunk.files.values(), strict=True)
+    ]
 
 
 class BatchResource:
@@ -300,18 +307,22 @@ class ArchiveResource:
         self._blobs = blobs
         self._extensions = {name: operation.outcome.extensions for name, operation in operations.items()}
 
-    async def on_get(self, _req: Request, resp: Response, id: str) -> None:
+    async def on_get(self, req: Request, resp: Response, id: str) -> None:
         """Answer with the results in their order, and a manifest at the end."""
         batch = await find_batch(self._store, id)
         if batch.remaining or not batch.is_sealed:
             raise NotDone(f"{batch.remaining} of {batch.total} jobs are still to end. Ask again later.")
+        archive = self._archive(batch)
+        first = await anext(archive)  # what fails from here on can be told in no other way than by an end
+        resp.stream = beginning_with(first, archive)
+        if req.method == "HEAD":  # for which nothing iterates over it
+            await archive.aclose()
         resp.content_type = "application/zip"
         resp.set_header("Content-Disposition", f'attachment; filename="{batch.id}.zip"')
-        resp.stream = self._archive(batch)
 
     on_head = on_get
 
-    async def _archive(self, batch: Batch) -> AsyncIterator[bytes]:
+    async def _archive(self, batch: Batch) -> AsyncGenerator[bytes, None]:
         sent = _Sent()
         manifest = []
         extensions = self._extensions.get(batch.facts.operation, {})
@@ -324,7 +335,7 @@ class ArchiveResource:
                     if name is None or job.result is None:
                         continue
                     with (
-                        await self._blobs.open(job.id.group, job.id.result_name(job.result.fence)) as file,
+                        await open_result(self._blobs, job.id, job.result) as file,
                         archive.open(
                             ZipInfo(name, _EPOCH), "w", force_zip64=job.result.bytes >= 1 << 31
                         ) as member,

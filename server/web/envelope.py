@@ -6,7 +6,9 @@ from http import HTTPStatus
 from typing import Any
 
 from server.cluster.scoreboard import Row
+from server.errors import ServiceError
 from server.web.exchange import CLIENT_GONE, EXTENSION, Exchange
+from server.web.problems import Problem
 
 Message = dict[str, Any]
 Scope = dict[str, Any]
@@ -67,16 +69,28 @@ class Envelope:
         except asyncio.CancelledError:  # the server cancels a request whose client has left
             exchange.status = CLIENT_GONE
             raise
-        except Exception:
-            if not is_answered:  # the server answers 500
-                exchange.status = HTTPStatus.INTERNAL_SERVER_ERROR
-                exchange.problem = "internal-server-error"
-            raise
+        except Exception as error:
+            if not _is_cut_short(exchange, error, is_answered=is_answered):
+                raise
         finally:
             try:
                 exchange.resources.close()
             finally:
                 exchange.conclude(self._row)
+
+
+def _is_cut_short(exchange: Exchange, error: Exception, *, is_answered: bool) -> bool:
+    """Note why an app has failed, and whether no bug did it: what broke off a body that had begun.
+
+    The client sees that it is incomplete, as the server closes the connection.
+    """
+    if is_answered and isinstance(error, ServiceError):
+        exchange.problem = Problem.of_error(error).slug
+        return True
+    exchange.problem = "internal-server-error"
+    if not is_answered:  # the server answers 500
+        exchange.status = HTTPStatus.INTERNAL_SERVER_ERROR
+    return False
 
 
 def _exchange_of(scope: Scope) -> Exchange:

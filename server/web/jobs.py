@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
+from io import FileIO
 from typing import Any
 
 import falcon
@@ -21,8 +21,8 @@ from server.web.operators import Operators
 from server.web.preferences import Preferences
 from server.web.problems import Problem
 
-#: The last no bytes: a range that no file can satisfy.
-_LAST_NONE = re.compile(r"bytes\s*=\s*-0+\s*", re.ASCII)
+#: One range of bytes; of more digits than these Python makes no number.
+_RANGE = re.compile(r"bytes\s*=\s*(\d{0,4000})-(\d{0,4000})\s*", re.ASCII | re.IGNORECASE)
 
 
 class JobResource:
@@ -101,10 +101,7 @@ class ResultResource:
         wanted = _range(req, size, tag)
         # Files on S3 are fetched, so no more is opened than is sent.
         start, end = (0, 0) if req.method == "HEAD" else wanted or (0, size)
-        try:
-            file = await self._blobs.open(job.id.group, job.id.result_name(job.result.fence), (start, end))
-        except BlobGone:
-            raise Expired("The result is not kept any more. Submit the work again.") from None
+        file = await open_result(self._blobs, job.id, job.result, (start, end))
         Exchange.of(req.scope).resources.enter_context(file)
         resp.content_type = str(job.result.outcome["media_type"])
         resp.content_length = size
@@ -118,6 +115,18 @@ class ResultResource:
     on_head = on_get
 
 
+async def open_result(blobs: Blobs, id: JobId, result: Result, part: tuple[int, int] | None = None) -> FileIO:
+    """Open a result, or a part of it as for `Blobs.open`.
+
+    Raises:
+        Expired, StoreAway: as their names say.
+    """
+    try:
+        return await blobs.open(id.group, id.result_name(result.fence), part)
+    except BlobGone:
+        raise Expired("The result is not kept any more. Submit the work again.") from None
+
+
 def _range(req: Request, size: int, tag: str) -> tuple[int, int] | None:
     """Return the first byte that is wanted and the one after the last; None for all.
 
@@ -128,16 +137,16 @@ def _range(req: Request, size: int, tag: str) -> tuple[int, int] | None:
     """
     if req.method == "HEAD" or req.get_header("If-Range", default=tag) != tag:
         return None
-    if _LAST_NONE.fullmatch(req.get_header("Range", default="")):
-        raise falcon.HTTPRangeNotSatisfiable(size)
-    wanted = None
-    with suppress(falcon.HTTPInvalidHeader):
-        wanted = req.range if req.range_unit == "bytes" else None
-    if wanted is None:
+    wanted = _RANGE.fullmatch(req.get_header("Range", default=""))
+    first, last = wanted.groups() if wanted else ("", "")
+    if first and last and int(last) < int(first):
         return None
-    first, last = wanted
-    start = max(0, size + first) if first < 0 else first
-    end = size if last == -1 else min(last + 1, size)
+    if first:
+        start, end = int(first), min(int(last) + 1, size) if last else size
+    elif last:
+        start, end = max(0, size - int(last)), size
+    else:
+        return None
     if start >= end:
         raise falcon.HTTPRangeNotSatisfiable(size)
     return start, end
@@ -152,8 +161,8 @@ def _has(req: Request, header: str, tag: str) -> bool:
 def _not_done(job: Job) -> NotDone:
     where = f"GET /jobs/{job.id} says more."
     if job.state.is_final:
-        return NotDone(f"The job is {job.state}, so it has no result. {where}")
-    return NotDone(f"The job is still {job.state}. Ask again later; {where}")
+        return NotDone(f"The state of the job is {job.state}, so it has no result. {where}")
+    return NotDone(f"The state of the job is {job.state}. Ask again later; {where}")
 
 
 def job_id(text: str) -> JobId:

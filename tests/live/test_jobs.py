@@ -8,6 +8,7 @@ import subprocess
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,13 @@ ASYNC = {"Prefer": "respond-async"}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    data = tmp_path_factory.mktemp("data")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the jobs are kept."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def server(data: Path) -> Iterator[LiveServer]:
     with LiveServer(
         environ={"FLIP_JOBS": "embedded", "FLIP_DATA_DIR": str(data), "FLIP_QUEUES": "default,slow"}
     ) as server:
@@ -361,6 +367,12 @@ def check_batch(server: LiveServer, location: str, files: list[Path], flipped: l
     assert [id for id, _, _ in events] == [str(number) for number in range(1, 102)]
     assert [kind for _, kind, _ in events].count("ended") == 1
     assert events[-1][2]["ended"] == {"total": 100, "completed": 97, "failed": 3, "cancelled": 0}
+    jobs = {f"{location.replace('batches', 'jobs')}-{index}" for index in range(100)}
+    assert {data["job"] for _, _, data in events[:-1]} == jobs
+    assert all(kind == data["state"] for _, kind, data in events[:-1])
+    times = [datetime.fromisoformat(data["at"]) for _, _, data in events]
+    assert times == sorted(times)
+    assert abs(datetime.now(UTC) - times[-1]) < timedelta(minutes=5)
     assert events_of(server, location + "/events", seen=60) == events[60:]
     batch = httpx.get(server.url + location).json()
     assert (batch["total"], batch["remaining"], batch["completed"], batch["failed"]) == (100, 0, 97, 3)
@@ -390,6 +402,26 @@ def test_a_form_with_many_files_becomes_a_batch(
     location = re.search(rb"(?i)^location: (\S+)", answer.stdout, re.MULTILINE)
     assert location is not None
     check_batch(server, location[1].decode(), specimens, flipped)
+
+
+def test_an_archive_whose_results_go_while_it_is_sent_breaks_off(server: LiveServer, data: Path) -> None:
+    files = [("image", ("a.png", png(size=(256, 256), form="BMP"))) for _ in range(3)]
+    location = httpx.post(server.url + "/batches?operation=flip", files=files).headers["location"]
+    events_of(server, location + "/events")
+    results = sorted(data.glob(f"**/{location.rpartition('/')[2]}/*.out"))
+    assert len(results) == 3
+    before = len(server.events)
+    results[-1].unlink()
+    with pytest.raises(httpx.RemoteProtocolError):
+        httpx.get(server.url + location + "/archive")
+    path = location + "/archive"
+    assert server.wait_for("request", after=before, path=path)["problem"] == "expired"
+    server.wait_for("response_cut_short", after=before)
+    results[0].unlink()
+    answer = httpx.get(server.url + path)
+    assert (answer.status_code, answer.json()["type"]) == (410, "urn:flipcluster:problem:expired")
+    server.wait_for("request", after=before, path=path, status=410)
+    assert not [event for event in server.events[before:] if "exception" in event]
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])

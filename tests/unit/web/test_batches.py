@@ -20,7 +20,7 @@ from support.asgi import Server, run, scope_of
 from support.store import PREFIX, StoreServer, eventually, stores
 
 from server.cluster.scoreboard import Scoreboard
-from server.errors import Expired, StoreAway
+from server.errors import StoreAway
 from server.jobs.blobs import BlobGone, Directory
 from server.jobs.intake import Limits
 from server.jobs.model import Idempotency, Result
@@ -496,14 +496,41 @@ def test_a_batch_with_a_key_is_carried_out_once(server: StoreServer, tmp_path: P
             before = sorted(left_over(server, tmp_path))
             again = await http.post(PATH, content=form(20)[0], headers=headers)
             assert (again.status_code, again.json()) == (202, first.json())
-            renamed = form(20)[0].replace(b'filename="', b'filename="x', 1)
-            for path, content in (
-                *((PATH, form(21)[0]), (PATH + "&priority=1", form(20)[0])),
-                (PATH, renamed),
-            ):
+            for path, content in ((PATH, form(21)[0]), (PATH + "&priority=1", form(20)[0])):
                 other = await http.post(path, content=content, headers=headers)
                 assert (other.status_code, slug(other)) == (422, "key-reused")
             assert sorted(left_over(server, tmp_path)) == before
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        (b"a.png", b"b.png"),
+        (b"a" * 300 + b"1", b"a" * 300 + b"2"),
+        ("a\u200b".encode(), "a\u202e".encode()),
+        (b"a\xff", b"a\xfe"),
+        (b"\xff", "\ufffd".encode()),
+    ],
+)
+def test_the_names_of_a_batch_with_a_key_are_compared_as_they_were_sent(
+    server: StoreServer, tmp_path: Path, name: bytes, other: bytes
+) -> None:
+    def tar(name: bytes) -> bytes:
+        with io.BytesIO() as file:
+            text = name.decode(errors="surrogateescape")
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as archive:
+                archive.addfile(tarfile.TarInfo(text))
+            return file.getvalue()
+
+    async def test() -> None:
+        async with stores(server, "me") as (store,), client(store, Directory(tmp_path)) as http:
+            headers = {"Idempotency-Key": "k1"}
+            answers = [await http.post(PATH, content=tar(each), headers=headers) for each in (name, name)]
+            assert {answer.status_code for answer in answers} == {202}
+            refused = await http.post(PATH, content=tar(other), headers=headers)
+            assert (refused.status_code, slug(refused)) == (422, "key-reused")
 
     run(test())
 
@@ -588,8 +615,27 @@ def test_a_batch_that_expires_while_it_is_fetched_is_not_taken_for_a_whole_one(
             server.client.delete(f"{PREFIX}job:{location.rpartition('/')[2]}-2")  # jobs go before their batch
             items = await http.get(f"{location}/items")
             assert (items.status_code, slug(items)) == (410, "expired")
-            with pytest.raises(Expired):  # the server closes the connection before the end
-                await http.get(f"{location}/archive")
+            answer = await http.get(f"{location}/archive")
+            assert (answer.status_code, slug(answer)) == (410, "expired")
         server.client.flushall()  # half a batch obeys no laws
+
+    run(test())
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_an_archive_that_cannot_begin_is_told(server: StoreServer, tmp_path: Path, method: str) -> None:
+    async def test() -> None:
+        blobs = Directory(tmp_path)
+        async with stores(server, "me") as (store,), client(store, blobs) as http:
+            location = await completed(http, store, blobs, ["image/png"])
+            (await http.request(method, f"{location}/archive")).raise_for_status()
+            await blobs.remove_group(location.rpartition("/")[2])  # files go before their batch
+            answer = await http.request(method, f"{location}/archive")
+            assert (answer.status_code, answer.headers["content-type"]) == (410, "application/problem+json")
+            assert "content-disposition" not in answer.headers
+            server.kill()
+            answer = await http.request(method, f"{location}/archive")
+            assert answer.status_code == 503
+        await asyncio.to_thread(server.start)
 
     run(test())

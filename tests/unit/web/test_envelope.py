@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from support.asgi import Server, run, scope_of
 
 from server.cluster.scoreboard import STATUSES, Cell, Row, Scoreboard
+from server.errors import Expired
 from server.web.envelope import App, Envelope
 from server.web.exchange import CLIENT_GONE, EXTENSION, Exchange
 
@@ -273,6 +274,21 @@ def test_an_app_that_raises_is_counted_with_its_response_or_as_500(app: App, sta
             assert it.events[0]["status"] == status
             assert it.row[Cell.FIRST_STATUS + STATUSES.index(status)] == 1
             assert (len(it.events), it.row[Cell.REQUESTS]) == (1, 1)
+
+    run(test())
+
+
+def test_a_body_that_cannot_go_on_is_broken_off_and_the_log_says_why() -> None:
+    async def expire(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a part", "more_body": True})
+        raise Expired("It is not kept any more.")
+
+    async def test() -> None:
+        async with wrapped(expire) as it:
+            await it.call()  # and nothing for the server to report
+            assert it.was_concluded_once(200)
+            assert (it.events[0]["problem"], it.events[0]["bytes_out"]) == ("expired", 6)
 
     run(test())
 
