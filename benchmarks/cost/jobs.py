@@ -10,13 +10,16 @@ import argparse
 import asyncio
 import io
 import os
+import signal
 import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from datetime import datetime
+from http import HTTPStatus
+from http.client import HTTPConnection
 from pathlib import Path
 from statistics import median
 
@@ -48,6 +51,7 @@ _START_MS, _CPU_MS = 5.0, 4.0
 _EMPTY_PER_S, _ITEMS_PER_S = 1000, 3000
 _GROWTH, _MEMORY_MB = 1.5, 60.0
 _P95_RATIO, _BUSY_SHARE = 1.3, 0.9
+_GRACE_MS, _REFUSED_MS = 1050.0, 5.0
 
 _WAITING = (100, 1_000, 10_000, 100_000)
 _DEADLINE_S = 600.0
@@ -268,6 +272,58 @@ def _ended(store: Redis) -> int:
     return int(store.hget("{flip}:counts:default", "ended") or 0)
 
 
+def away(times: int) -> list[Finding]:
+    """Time submissions and requests while the store is frozen, each on a connection of its own."""
+    image = small_image().read_bytes()
+    with (
+        embedded_store() as url,
+        tempfile.TemporaryDirectory() as directory,
+        LiveServer(
+            environ={"FLIP_JOBS": "remote", "FLIP_QUEUE_URL": url, "FLIP_DATA_DIR": directory}
+        ) as server,
+        Redis.from_url(url) as store,
+    ):
+        assert _answer_ms(server, image, _ASYNC)[0] == HTTPStatus.ACCEPTED
+        pid = store.info("server")["process_id"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            first = [_answer_ms(server, image, _ASYNC) for _ in at_intervals(300, 0.01)]
+            later = [_answer_ms(server, image, _ASYNC) for _ in range(times)]
+            requests = [_answer_ms(server, image, {}) for _ in range(times)]
+        finally:
+            os.kill(pid, signal.SIGCONT)
+    longest_ms, later_ms = max(ms for _, ms in first), sorted(ms for _, ms in later)
+    p99_ms = percentile(later_ms, 99) or 0
+    are_refused = {status for status, _ in (*first, *later)} == {HTTPStatus.SERVICE_UNAVAILABLE}
+    return [
+        Finding(
+            "the longest submission of a frozen store: the grace, 1 s",
+            f"{longest_ms:.0f} ms",
+            longest_ms < _GRACE_MS,
+        ),
+        Finding(
+            f"503 after the grace, p99 of {times}: 5 ms",
+            f"{p99_ms:.2f} ms (p50 {median(later_ms):.2f}, longest {later_ms[-1]:.2f})",
+            are_refused and p99_ms <= _REFUSED_MS,
+        ),
+        Finding(
+            f"requests meanwhile that were answered with 200: {times}",
+            str(sum(status == HTTPStatus.OK for status, _ in requests)),
+            {status for status, _ in requests} == {HTTPStatus.OK},
+        ),
+    ]
+
+
+def _answer_ms(server: LiveServer, image: bytes, headers: Mapping[str, str]) -> tuple[int, float]:
+    """Post an image, and return the status and how long the answer took."""
+    began_s = time.monotonic()
+    with closing(HTTPConnection(*server.address, timeout=_DEADLINE_S)) as connection:
+        connection.request("POST", _TARGET, image, dict(headers))
+        response = connection.getresponse()
+        response.read()
+    return response.status, (time.monotonic() - began_s) * 1e3
+
+
 def neighbours(rounds: int) -> list[Finding]:
     """Compare the response time of one client's requests during a batch with that without."""
     findings = []
@@ -335,7 +391,7 @@ def _spread(values: Sequence[float]) -> str:
 def main() -> None:
     """Measure what was asked for; the exit code is 1 when a promise was not kept."""
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("parts", nargs="*", help="starts, rate, waiting, acceptance, cpu, neighbours")
+    options.add_argument("parts", nargs="*", help="starts, rate, waiting, acceptance, cpu, away, neighbours")
     options.add_argument("--idle", type=float, default=60.0, help="idleness before a first job, in seconds")
     options.add_argument("--rounds", type=int, default=4)
     given = options.parse_args()
@@ -345,6 +401,7 @@ def main() -> None:
         "waiting": waiting,
         "acceptance": lambda: acceptance(1000),
         "cpu": lambda: cpu(8 * given.rounds, 12),
+        "away": lambda: away(1000),
         "neighbours": lambda: neighbours(given.rounds),
     }
     if unknown := set(given.parts) - parts.keys():
