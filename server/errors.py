@@ -25,7 +25,7 @@
     ├── JobError                    about a job or a batch
     │   ├── NoSuchJob               there is none with this id
     │   ├── NoSuchQueue             there is none of this name
-    │   ├── NotDone                 it has no result yet
+    │   ├── NotDone                 it has no result, or not yet
     │   ├── Expired                 it was there, and is not kept any more
     │   ├── TooManyAttempts         each try ended in a crash or a failure of ours
     │   └── CallbackFailed          the host of a callback did not accept it
@@ -208,7 +208,7 @@ class NotDone(JobError):
 class Expired(JobError):
     """The job or batch is not kept any more."""
 
-    title = "The job has expired"
+    title = "The job or batch has expired"
 
 
 class TooManyAttempts(JobError):

@@ -8,6 +8,7 @@ No limit trusts what an archive says of itself: what comes out is counted, and s
 Source: POSIX.1-2017, pax, "ustar Interchange Format"; GNU tar manual, "Basic Tar Format"; RFC 7578.
 """
 
+import re
 import stat
 import struct
 import zlib
@@ -84,6 +85,9 @@ _EXTENDED = frozenset({_LONG_NAME, _PAX, _LONG_LINK, _PAX_GLOBAL, _VOLUME})
 #: The records of pax that are used; no other is kept.
 _USED_RECORDS = frozenset({b"path", b"size"})
 
+#: Numbers in a tar, by their base.
+_DIGITS = {8: re.compile(rb"[0-7]{1,20}"), 10: re.compile(rb"[0-9]{1,20}")}
+
 #: What a number in a tar begins with when it is not octal.
 _IS_BINARY = 0x80
 
@@ -121,7 +125,7 @@ class Item:
 
     Attributes:
         index: its place, from 0: its identity, as names may be the same.
-        name: as it was sent, which may be empty; bytes that are no UTF-8 are surrogates (PEP 383).
+        name: as it was sent, which may be empty; bytes that are not UTF-8 are surrogate escapes (PEP 383).
         file: complete; closed when the next item is asked for.
     """
 
@@ -220,7 +224,7 @@ async def _write(
 
 
 async def beginning_with(first: T, rest: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-    """Put back what was taken from an iteration in order to look at it."""
+    """Prepend what was taken off a generator to look at it."""
     async with aclosing(rest):
         yield first
         async for piece in rest:
@@ -238,7 +242,7 @@ def _buffered(file: FileIO) -> BufferedWriter:
 
 
 def shown(name: str) -> str:
-    """Shorten a name, and make it fit for people to read; it is never a path."""
+    """Return a name for display, shortened, with unprintable characters replaced; it is never a path."""
     return "".join(
         each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in name[:_NAME_LENGTH]
     )
@@ -370,7 +374,7 @@ def _zip_name(info: ZipInfo) -> str:
         return info.filename
     try:
         return info.filename.encode("cp437").decode()
-    except UnicodeDecodeError:
+    except UnicodeError:
         return info.filename
 
 
@@ -524,7 +528,12 @@ async def _tar(reader: _Reader) -> AsyncGenerator[_Member, None]:
             is_directory = size == 0 and (header.kind == _DIRECTORY or name.endswith("/"))
             yield None if is_directory else name, reader.pieces(size)
         await reader.read(-size % _BLOCK_BYTES)
-    await _drop(reader.rest())
+    async for piece in reader.rest():
+        if bytes(piece).strip(b"\0"):
+            raise BadArchive(
+                "Something follows the end of the tar, perhaps a second one. Make one tar of all files, or "
+                "send several batches."
+            )
 
 
 def _records(kind: bytes, data: bytes) -> dict[bytes, bytes]:
@@ -562,10 +571,6 @@ def _octal(field: bytes) -> int:
 
 
 def _whole(digits: bytes, base: int) -> int:
-    try:
-        number = int(digits, base)
-    except ValueError:
-        number = -1
-    if number < 0:
+    if not _DIGITS[base].fullmatch(digits):  # Python's numbers may also have signs and underscores
         raise BadArchive(_DAMAGED)
-    return number
+    return int(digits, base)

@@ -79,8 +79,8 @@ BLOCK_S = 2.0
 _ANSWER_S = 2.0
 _LOOK_EVERY_S = 0.25
 
-#: If a time-out is noticed so much too late, in seconds, this process did not run meanwhile, and the store
-#: may have answered in time.
+#: A time-out that fires so late, in seconds, means that this process did not run, and that the store may have
+#: answered in time.
 _STALL_S = 0.5
 
 #: How often an owner is heard of, in seconds.
@@ -509,12 +509,15 @@ class Store:
             "There is no job or batch with this id. Use the address that the submission answered with."
         )
 
-    async def _guarded(self, call: Callable[[], Awaitable[T]], *, is_change: bool = False) -> T:
+    async def _guarded(
+        self, call: Callable[[], Awaitable[T]], *, is_change: bool = False, is_last: bool = False
+    ) -> T:
         """Call the store, again and again while it is away, within the grace.
 
         Args:
             call: repeatable.
             is_change: whether it waits for a store that takes changes; all scripts do.
+            is_last: whether a stall of this process is no reason to call it once more.
 
         Raises:
             StoreAway: the grace is over.
@@ -533,8 +536,9 @@ class Store:
                         async with asyncio.timeout(_ANSWER_S):
                             return await call()
         except TimeoutError as error:
-            if is_asking and asyncio.get_running_loop().time() - (limit.when() or 0) > _STALL_S:
-                return await self._guarded(call, is_change=is_change)
+            late_s = asyncio.get_running_loop().time() - (limit.when() or 0)
+            if is_asking and late_s > _STALL_S and not is_last:
+                return await self._guarded(call, is_change=is_change, is_last=True)
             # To wait for other calls says nothing about the store.
             if is_asking and all(breaker.is_closed for breaker in breakers):
                 self._answers.open(error)

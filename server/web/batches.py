@@ -313,9 +313,9 @@ class ArchiveResource:
         if batch.remaining or not batch.is_sealed:
             raise NotDone(f"{batch.remaining} of {batch.total} jobs are still to end. Ask again later.")
         archive = self._archive(batch)
-        first = await anext(archive)  # what fails from here on can be told in no other way than by an end
+        first = await anext(archive)  # once the response has begun, a failure can only cut it short
         resp.stream = beginning_with(first, archive)
-        if req.method == "HEAD":  # for which nothing iterates over it
+        if req.method == "HEAD":  # whose stream is never iterated
             await archive.aclose()
         resp.content_type = "application/zip"
         resp.set_header("Content-Disposition", f'attachment; filename="{batch.id}.zip"')

@@ -70,7 +70,7 @@ class Envelope:
             exchange.status = CLIENT_GONE
             raise
         except Exception as error:
-            if not _is_cut_short(exchange, error, is_answered=is_answered):
+            if not _note_failure(exchange, error, is_answered=is_answered):
                 raise
         finally:
             try:
@@ -79,10 +79,10 @@ class Envelope:
                 exchange.conclude(self._row)
 
 
-def _is_cut_short(exchange: Exchange, error: Exception, *, is_answered: bool) -> bool:
-    """Note why an app has failed, and whether no bug did it: what broke off a body that had begun.
+def _note_failure(exchange: Exchange, error: Exception, *, is_answered: bool) -> bool:
+    """Record why an app failed, and return whether it is a foreseen error that cuts a response short.
 
-    The client sees that it is incomplete, as the server closes the connection.
+    The client notices, as the server closes the connection before the end of the body.
     """
     if is_answered and isinstance(error, ServiceError):
         exchange.problem = Problem.of_error(error).slug

@@ -21,7 +21,7 @@ from server.web.operators import Operators
 from server.web.preferences import Preferences
 from server.web.problems import Problem
 
-#: One range of bytes; of more digits than these Python makes no number.
+#: One range of bytes. Python's `int` refuses more than 4,300 digits.
 _RANGE = re.compile(r"bytes\s*=\s*(\d{0,4000})-(\d{0,4000})\s*", re.ASCII | re.IGNORECASE)
 
 

@@ -18,7 +18,7 @@ class Query:
 
     Args:
         parameters: the schema; each field has a finite set of values.
-        for_jobs: names that are known when the work is done later.
+        for_jobs: parameters that only a job takes.
     """
 
     def __init__(self, parameters: type[Parameters], for_jobs: Collection[str] = ()) -> None:
@@ -57,8 +57,7 @@ class Query:
         }
         if misplaced := [name for name in self._for_jobs if name in given]:
             raise BadParameter(
-                f"The parameter {_names(misplaced)} is for work that is done later. Send "
-                "`Prefer: respond-async` with it, or leave it out."
+                f"Only a job takes {_names(misplaced)}. Send `Prefer: respond-async` too, or leave it out."
             )
         _refuse_unknown(given)
         return values

@@ -49,7 +49,7 @@ async def stored_items(
         except BlobGone:
             raise _wrong(index, "The result is not kept any more.") from None
         with file:
-            yield Item(index, job.name or str(job.id), file)
+            yield Item(index, str(job.id) if job.name is None else job.name, file)
 
 
 async def _received(chunks: AsyncIterable[bytes], limits: Limits) -> bytes:

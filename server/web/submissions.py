@@ -159,7 +159,7 @@ class Submissions:
                 size = upload.seek(0, 2)
         try:
             job = await self._store.submit(id.group, facts, NewJob(size), options.schedule, idempotency)
-        except (KeyReused, QueueFull):  # any other may have come after the submission: the janitor sees
+        except (KeyReused, QueueFull):  # after any other error the job may exist: the janitor cleans up
             await self._discard(id.group)
             raise
         if job != id.group:  # the same submission was here before

@@ -323,7 +323,7 @@ async def listening(
 ) -> AsyncIterator[Hints]:
     """Hints, once the server sends them: it may serve another connection before the subscription."""
     async with store.hints(groups) as hints:
-        await eventually(lambda: server.is_heard(channel))
+        await eventually(lambda: server.has_subscriber(channel))
         yield hints
 
 

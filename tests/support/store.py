@@ -124,8 +124,8 @@ class StoreServer:
             with server.client() as client:
                 client.config_set(name, value)
 
-    def is_heard(self, channel: str) -> bool:
-        """Whether somebody has subscribed to a channel of ours."""
+    def has_subscriber(self, channel: str) -> bool:
+        """Whether a client has subscribed to a channel of ours."""
         for server in self.servers:
             with server.client() as client:
                 if any(count for _, count in client.pubsub_numsub(PREFIX + channel)):

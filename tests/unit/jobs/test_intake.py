@@ -223,6 +223,17 @@ def test_a_tar_of_each_format_is_taken(new_file: Callable[[], FileIO], tar_forma
     assert take(new_file, TAR, tarred(files, tar_format)) == list(files.items())
 
 
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["tar", "tar.gz"])
+def test_a_tar_after_the_end_of_a_tar_is_not_lost(
+    new_file: Callable[[], FileIO], pack: Callable[[bytes], bytes]
+) -> None:
+    tar = tarred(FILES)
+    assert take(new_file, TAR, pack(tar + bytes(20_000))) == list(FILES.items())
+    error = refusal(new_file, TAR, pack(tar + tar))
+    assert isinstance(error, BadArchive)
+    assert "follows the end of the tar" in error.detail
+
+
 @pytest.mark.parametrize("records", [b"00", b"0", b"5", b" path=a", b"0 path=a", b"-1 a=b", b"99 a=b"])
 def test_an_extended_header_that_makes_no_sense_is_refused(
     new_file: Callable[[], FileIO], records: bytes
@@ -745,7 +756,13 @@ def test_an_extended_header_that_is_damaged_is_refused(
     assert "damaged" in error.detail
 
 
-@pytest.mark.parametrize("size", [b"-0000000007\0", b"\xff" * 12, b"0000000000x\0"])
+@pytest.mark.parametrize(
+    "size",
+    [
+        *(b"-0000000007\0", b"\xff" * 12, b"0000000000x\0"),
+        *(b"+0000000007\0", b"00000_00007\0", b"0o000000007\0", b"000007 0007\0", b"00000000008\0"),
+    ],
+)
 def test_a_size_that_is_no_number_is_refused(new_file: Callable[[], FileIO], size: bytes) -> None:
     tar = bytearray(tarred({"a": b"content"}))
     tar[124:136] = size

@@ -171,8 +171,9 @@ def test_a_document_that_names_no_results_is_refused(
         (1, replace(LIMITS, bytes=3), "413 upload-too-large"),
     ],
 )
-def test_a_document_that_names_results_makes_a_batch_or_leaves_nothing(
-    server: StoreServer, tmp_path: Path, results: int, limits: Limits, expected: str
+@pytest.mark.parametrize("name", [b"a.png", b""])
+def test_a_document_that_names_results_makes_a_batch_or_leaves_nothing(  # noqa: PLR0913, PLR0917 parametrized
+    server: StoreServer, tmp_path: Path, results: int, limits: Limits, expected: str, name: bytes
 ) -> None:
     async def test() -> None:
         blobs = Directory(tmp_path)
@@ -181,7 +182,8 @@ def test_a_document_that_names_results_makes_a_batch_or_leaves_nothing(
             client(store, blobs) as anyone,
             client(store, blobs, limits) as http,
         ):
-            first = (await anyone.post(PATH, content=form(results)[0], headers=FORM)).json()["id"]
+            body = form(results)[0].replace(b"a.png", name)
+            first = (await anyone.post(PATH, content=body, headers=FORM)).json()["id"]
             claims, _ = await store.claim("1", ["flip 1"], 1)
             with blobs.new() as file:
                 file.write(b"done")
@@ -193,7 +195,7 @@ def test_a_document_that_names_results_makes_a_batch_or_leaves_nothing(
             if expected == "202":
                 assert response.status_code == 202
                 second = (await store.items(response.json()["id"], range(2)))[0]
-                assert (second.bytes, second.name) == (4, "a.png")
+                assert (second.bytes, second.name) == (4, name.decode())
                 await blobs.remove_group(first)  # the other one has the file as well
                 with await blobs.open(second.id.group, second.id.input_name) as kept:
                     assert kept.read() == b"done"

@@ -83,8 +83,7 @@ def test_a_mistake_in_a_rotation_is_named_with_what_to_do(text: str, detail: str
 def test_an_option_of_a_job_is_told_from_what_there_is_not(text: str) -> None:
     name = text.partition("=")[0]
     assert complaint(Query(OPERATIONS["flip"].parameters, OPTIONS), text) == (
-        f"The parameter `{name}` is for work that is done later. Send `Prefer: respond-async` with it, or "
-        "leave it out."
+        f"Only a job takes `{name}`. Send `Prefer: respond-async` too, or leave it out."
     )
 
 
