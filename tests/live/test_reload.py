@@ -192,8 +192,8 @@ def test_a_reload_of_what_would_not_start_is_refused(copy: Path) -> None:
 def test_reloads_lose_no_request_and_tell_a_connection_before_they_close_it() -> None:
     with (
         LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server,
-        Load(partial(ask_once, server.port), clients=2) as new_connections,
-        Load(partial(ask_until_told_to_close, server.port), clients=2) as lasting_ones,
+        Load(partial(ask_once, server.port), clients=3) as new_connections,
+        Load(partial(ask_until_told_to_close, server.port), clients=3) as lasting_ones,
     ):
         for _ in range(4):
             old = pids(server)
