@@ -2,6 +2,7 @@
 
 import logging
 import mmap
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,18 @@ MAX_PARTS = 100_000
 #: What only a mistake of ours raises.
 _OUR_MISTAKES = (AssertionError, AttributeError, ImportError, NameError, TypeError)
 
+#: What a codec may need for each pixel besides the pixels that it takes or gives, in bytes: two images of
+#: four channels, or the coefficients of a progressive JPEG.
+_CODEC_BYTES = 8
+
+#: What encoders say only when they find no memory: libavif (avifResultToString), libwebp (WebPEncodingError:
+#: 1 and 2 are memory, 8 is its writer, and that writes to memory) and Pillow itself.
+_NO_MEMORY = re.compile(
+    r"out of memory|encoding of (color|alpha) planes? failed|encoding error [128]$|encoder returned none"
+    r"|could not create (encoder|mux) object|image creation failed|quantization error|encoder error -9\b",
+    re.IGNORECASE,
+)
+
 #: A whole file in memory, sliceable and searchable without copying it.
 Data = bytes | mmap.mmap
 
@@ -82,6 +95,9 @@ class Format(StrEnum):
 OUTPUT_FORMATS = frozenset(
     {Format.JPEG, Format.PNG, Format.WEBP, Format.GIF, Format.TIFF, Format.BMP, Format.AVIF},
 )
+
+#: Formats whose encoders need little memory.
+_FRUGAL = frozenset({Format.JPEG, Format.PNG})
 
 
 class Effort(StrEnum):
@@ -245,12 +261,16 @@ def too_deep(form: Format) -> UnsupportedImage:
 
 
 @contextmanager
-def decoding(form: Format) -> Iterator[None]:
+def decoding(form: Format, size: tuple[int, int] = (0, 0)) -> Iterator[None]:
     """Translate what decoders raise into one of our errors; nothing else does so.
 
     On hostile bytes decoders raise any exception there is, and they warn of what they tolerate. The first
     means a damaged file; for the second we have our own checks. Nothing that encodes belongs in this block,
     or a bug of ours would look like a damaged image. A mistake in our own code is raised as it is.
+
+    Args:
+        form: what the file claims to be.
+        size: of what is decoded, in pixels; leave it out where only the structure is read.
 
     Raises:
         DamagedImage: the decoder failed.
@@ -263,12 +283,60 @@ def decoding(form: Format) -> Iterator[None]:
             yield
     except ServiceError:
         raise
-    except MemoryError as error:
-        raise TooManyPixels("The image needs more memory than there is. Send a smaller one.") from error
     except Exception as error:
         if isinstance(error, _OUR_MISTAKES) and _is_from_here(error):
             raise
+        if isinstance(error, MemoryError) or not _has_memory(size):
+            raise TooManyPixels(
+                "The image needs more memory than an engine may have. Send a smaller one."
+            ) from MemoryError(str(error))
         raise damaged(form, "it cannot be decoded to the end") from error
+
+
+@contextmanager
+def encoding(form: Format, size: tuple[int, int]) -> Iterator[None]:
+    """Tell an encoder that found no memory from a bug of ours, which is raised as it is.
+
+    Args:
+        form: what is written.
+        size: of the image, in pixels.
+
+    Raises:
+        TooManyPixels: the encoder found no memory.
+    """
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError, ValueError) as error:
+        is_from_sink = isinstance(error, OSError) and error.errno is not None
+        is_told = isinstance(error, MemoryError) or bool(_NO_MEMORY.search(str(error)))
+        if is_from_sink or (not is_told and _has_memory(size)):
+            raise
+        advice = "" if form in _FRUGAL else ", or ask for format=jpeg or format=png, which need less"
+        raise TooManyPixels(
+            f"To write this image as {CODECS[form].name} needs more memory than an engine may have. "
+            f"Send a smaller one{advice}.",
+        ) from MemoryError(str(error))
+
+
+def _has_memory(size: tuple[int, int]) -> bool:
+    """Tell whether there is the memory that a codec may need for an image of this size.
+
+    Asked after a failure: libjpeg, libtiff, libwebp and dav1d report a lack of memory as they report damage.
+    """
+    try:
+        check_memory(size[0] * size[1] * _CODEC_BYTES)
+    except MemoryError:
+        return False
+    return True
+
+
+def check_memory(nbytes: int) -> None:
+    """Check that there is so much memory, for code in C that does not look whether it got any; none is kept.
+
+    Raises:
+        MemoryError: there is not.
+    """
+    bytes(nbytes)  # not touched where the kernel gives it fresh (calloc(3))
 
 
 def _is_from_here(error: Exception) -> bool:

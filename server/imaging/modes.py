@@ -5,12 +5,17 @@ from io import BytesIO
 from PIL import Image
 
 from server.errors import UnsupportedImage
-from server.imaging.codecs import CODECS, Format
+from server.imaging.codecs import CODECS, Format, check_memory
 
 _WHITE: dict[str, int | tuple[int, ...]] = {"L": 255, "RGB": (255, 255, 255)}
 _PALETTE_SIZE = 256
 _OPAQUE_ABOVE = 127
 _16_BITS = 0xFFFF
+
+#: What the quantizer needs: for each pixel, and for each colour that there is, of 24 bits.
+_PIXEL_BYTES = 12
+_COLOUR_BYTES = 40
+_MOST_COLOURS = 1 << 24
 
 #: What to try for a mode that a format cannot hold, in this order.
 _NEXT_MODES: dict[str, tuple[str, ...]] = {
@@ -200,6 +205,11 @@ def _quantized(image: Image.Image, size: int) -> tuple[Image.Image, bytes]:
 
     Mapping to a palette of our own would not be exact: Pillow treats colours as equal that differ in their
     two low bits.
+
+    Raises:
+        MemoryError: told beforehand; the quantizer's table of colours does not look whether it got memory.
     """
+    pixels = image.width * image.height
+    check_memory(_PIXEL_BYTES * pixels + _COLOUR_BYTES * min(pixels, _MOST_COLOURS))
     indices = image.quantize(size, method=Image.Quantize.MEDIANCUT)
     return indices, bytes(indices.getpalette() or b"")[: size * 3]

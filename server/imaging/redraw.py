@@ -8,7 +8,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from server.imaging.animation import composed
-from server.imaging.codecs import Format, decoding, open_image, too_deep
+from server.imaging.codecs import Format, decoding, encoding, open_image, too_deep
 from server.imaging.formats import avif, gif, png, simple, tiff, webp
 from server.imaging.geometry import compose, swaps_axes, turned_size
 from server.imaging.jpeg.markers import Jpeg, read_jpeg
@@ -27,6 +27,7 @@ class _Head:
     """What is known from the header, before decoding.
 
     Args:
+        size: of the canvas as stored, or of the first page, in pixels.
         frames: how many frames can be drawn.
         orientation: of the stored pixels, 1 where Pillow or the container has dealt with it.
         applied: the orientation that Pillow applies when it decodes; the resolution still needs it.
@@ -37,6 +38,7 @@ class _Head:
         markers: of a JPEG.
     """
 
+    size: tuple[int, int]
     frames: int = 1
     orientation: int = 1
     applied: int = 1
@@ -50,7 +52,7 @@ class _Head:
 
 def _jpeg_head(run: Run) -> _Head:
     markers = read_jpeg(run.data, run.limits)
-    return _Head(orientation=markers.orientation, exif=markers.exif, markers=markers)
+    return _Head(size=markers.size, orientation=markers.orientation, exif=markers.exif, markers=markers)
 
 
 def _png_head(run: Run) -> _Head:
@@ -62,6 +64,7 @@ def _png_head(run: Run) -> _Head:
     elif stored.has_own_key and stored.still is not None:
         drawn = iter([(png.coloured(stored, stored.still, stored.size), 0)])
     return _Head(
+        size=stored.size,
         frames=max(1, len(stored.frames)),
         orientation=orientation_of(exif),
         exif=exif,
@@ -75,12 +78,13 @@ def _gif_head(run: Run) -> _Head:
     frames = len(stored.frames)
     is_plain = frames == 1 and stored.frames[0].rect == (0, 0, *stored.size)
     drawn = None if is_plain else composed(stored.size, gif.layers(stored))
-    return _Head(frames=frames, plays=None, drawn=drawn)
+    return _Head(size=stored.size, frames=frames, plays=None, drawn=drawn)
 
 
 def _webp_head(run: Run) -> _Head:
     stored = webp.read_webp(run.data, run.limits)
     return _Head(
+        size=stored.size,
         frames=len(stored.frames),
         orientation=orientation_of(stored.exif),
         exif=stored.exif,
@@ -91,7 +95,8 @@ def _webp_head(run: Run) -> _Head:
 
 
 def _tiff_head(run: Run) -> _Head:
-    return _Head(applied=tiff.check_tiff(run.data, run.limits)[0].orientation)
+    page = tiff.check_tiff(run.data, run.limits)[0]
+    return _Head(size=page.size, applied=page.orientation)
 
 
 def _other_head(run: Run) -> _Head:
@@ -104,7 +109,7 @@ def _other_head(run: Run) -> _Head:
     exif = image.info.get("exif", b"")
     simple.check_rows(run.form, image, run.data)
     is_deep = simple.is_deep(run.form, image, run.data)
-    return _Head(frames=frames, orientation=orientation_of(exif), exif=exif, is_deep=is_deep)
+    return _Head(size=image.size, frames=frames, orientation=orientation_of(exif), exif=exif, is_deep=is_deep)
 
 
 _HEADS: dict[Format, Callable[[Run], _Head]] = {
@@ -118,10 +123,12 @@ _HEADS: dict[Format, Callable[[Run], _Head]] = {
 
 def _drawn(run: Run, head: _Head, count: int) -> Iterator[Frame]:
     """Decode frames as Pillow composes them, upright or not."""
-    with decoding(run.form):
+    with decoding(run.form, head.size):
         image = open_image(run.form, run.source)
     for index in range(count):
-        with decoding(run.form):
+        with decoding(run.form, head.size):
+            if run.form is Format.AVIF:
+                avif.check_memory_to_decode(image.size)
             if index:
                 image.seek(index)
             pixels: Image.Image = image
@@ -135,12 +142,18 @@ def _drawn(run: Run, head: _Head, count: int) -> Iterator[Frame]:
         yield Frame(pixels, float(image.info.get("duration") or 0))
 
 
-def shown(run: Run, frames: Iterator[tuple[Image.Image, float]]) -> Iterator[Frame]:
-    """Yield frames as we compose them, with profile, resolution, XMP and loop count from Pillow's reader."""
-    with decoding(run.form):
+def shown(run: Run, frames: Iterator[tuple[Image.Image, float]], size: tuple[int, int]) -> Iterator[Frame]:
+    """Yield frames as we compose them, with profile, resolution, XMP and loop count from Pillow's reader.
+
+    Args:
+        run: what the frames belong to.
+        frames: drawn one by one, with their durations in milliseconds.
+        size: of the canvas as stored, in pixels.
+    """
+    with decoding(run.form, size):
         info = open_image(run.form, run.source).info
     while True:
-        with decoding(run.form):
+        with decoding(run.form, size):
             following = next(frames, None)
         if following is None:
             return
@@ -158,7 +171,7 @@ def redraw(run: Run) -> Result:
         raise too_deep(run.form)
     transpose = compose(head.orientation, run.recipe.turn)
     count = head.frames if run.target in MANY_FRAMES else 1
-    drawn = _drawn(run, head, count) if head.drawn is None else shown(run, head.drawn)
+    drawn = _drawn(run, head, count) if head.drawn is None else shown(run, head.drawn, head.size)
     first = next(drawn)
     size = turned_size(transpose, first.image.size)
     check_side(run.target, size)
@@ -180,9 +193,10 @@ def redraw(run: Run) -> Result:
         plays=_plays(first.image, head),
         settings=simple.kept_settings(run.form, run.data) if run.target is run.form else {},
     )
-    encode(run.sink, turned(), target)
-    if run.form is run.target is Format.AVIF:
-        avif.keep_colours(run.sink, run.data)
+    with encoding(run.target, size):
+        encode(run.sink, turned(), target)
+        if run.form is run.target is Format.AVIF:
+            avif.keep_colours(run.sink, run.data)
     run.lap("encode")
     return run.result(size, count)
 

@@ -8,7 +8,7 @@ from PIL.Image import Transpose
 
 from server.errors import NotLossless, UnsupportedImage
 from server.imaging.animation import composed
-from server.imaging.codecs import Format, decoding, open_image, too_deep, write_whole
+from server.imaging.codecs import Format, decoding, encoding, open_image, too_deep, write_whole
 from server.imaging.formats import gif, png, tiff, vp8, webp
 from server.imaging.geometry import Rect, compose, swaps_axes, turned_rect, turned_size
 from server.imaging.jpeg.kernel import Impossible
@@ -39,7 +39,7 @@ def _jpeg(run: Run) -> Result:
         except Impossible as reason:
             if run.recipe.path == "lossless":
                 raise NotLossless(f"This is not possible without loss: {reason}. Leave `path` out.") from None
-    with decoding(Format.JPEG):
+    with decoding(Format.JPEG, markers.size):
         image = cast("JpegImageFile", open_image(Format.JPEG, run.source))
         if not image.quantization and run.recipe.quality is None:
             raise UnsupportedImage(
@@ -51,7 +51,8 @@ def _jpeg(run: Run) -> Result:
         check_complete(markers, image, run.data)
     run.lap("decode")
     turned = run.turn(image, transpose)
-    turned.save(run.sink, "JPEG", comment=b"", extra=kept, **settings)
+    with encoding(Format.JPEG, turned.size):
+        turned.save(run.sink, "JPEG", comment=b"", extra=kept, **settings)
     if turned.mode == "CMYK":
         if markers.adobe_transform is None:
             disown_adobe(run.sink)
@@ -88,12 +89,13 @@ def _png(run: Run) -> Result:
     transpose = compose(orientation_of(stored.find(b"eXIf")), run.recipe.turn)
 
     def turn(stream: bytes, size: tuple[int, int]) -> bytes:
-        with decoding(Format.PNG):
+        with decoding(Format.PNG, size):
             planes = png.unpack(stored, stream, size)
         run.lap("decode")
         turned = tuple(plane if transpose is None else plane.transpose(transpose) for plane in planes)
         run.lap("transform")
-        packed = png.pack(stored, turned, run.recipe.effort)
+        with encoding(Format.PNG, size):
+            packed = png.pack(stored, turned, run.recipe.effort)
         run.lap("encode")
         return packed
 
@@ -115,11 +117,13 @@ def _gif(run: Run) -> Result:
     transpose = compose(1, run.recipe.turn)
 
     def turn(frame: gif.GifFrame, place: gif.GifFrame) -> gif.GifFrame:
-        with decoding(Format.GIF):
+        size = (frame.rect.width, frame.rect.height)
+        with decoding(Format.GIF, size):
             indices = gif.unpack(frame)
         run.lap("decode")
         turned = run.turn(indices, transpose)
-        code_size, lzw = gif.pack(turned, is_interlaced=frame.is_interlaced, code_size=frame.code_size)
+        with encoding(Format.GIF, size):
+            code_size, lzw = gif.pack(turned, is_interlaced=frame.is_interlaced, code_size=frame.code_size)
         run.lap("encode")
         return replace(place, code_size=code_size, lzw=lzw)
 
@@ -165,11 +169,12 @@ def _webp_quality(run: Run, pixels: webp.Bitstream) -> int | None:
 
 
 def _turned_bitstream(run: Run, pixels: webp.Bitstream, transpose: Transpose | None) -> webp.Bitstream:
-    with decoding(Format.WEBP):
+    with decoding(Format.WEBP, pixels.size):
         image = webp.unpack(pixels)
     run.lap("decode")
     turned = run.turn(image, transpose)
-    packed = webp.pack(turned, run.recipe.effort, quality=_webp_quality(run, pixels))
+    with encoding(Format.WEBP, turned.size):
+        packed = webp.pack(turned, run.recipe.effort, quality=_webp_quality(run, pixels))
     run.lap("encode")
     return packed
 
@@ -180,10 +185,11 @@ def _whole_webp_frames(
     """Draw frames on whole canvases: a mirrored offset can be odd, which the format cannot express."""
     check_side(Format.WEBP, stored.size)
     frames: list[webp.WebpFrame] = []
-    drawn_frames = shown(run, composed(stored.size, webp.layers(stored)))
+    drawn_frames = shown(run, composed(stored.size, webp.layers(stored)), stored.size)
     for frame, drawn in zip(stored.frames, drawn_frames, strict=True):
         turned = run.turn(drawn.image, transpose)
-        bits = webp.pack(turned, run.recipe.effort, quality=_webp_quality(run, frame.pixels))
+        with encoding(Format.WEBP, turned.size):
+            bits = webp.pack(turned, run.recipe.effort, quality=_webp_quality(run, frame.pixels))
         frames.append(webp.WebpFrame(Rect(0, 0, *turned.size), frame.duration_ms, webp.NO_BLEND, bits))
         run.lap("encode")
     return tuple(frames)
@@ -198,7 +204,7 @@ def _tiff(run: Run) -> Result:
         image = cast("TiffImageFile", open_image(Format.TIFF, run.source))
         described = [()] * len(stored) if run.recipe.strip else tiff.descriptions(run.data, len(stored))
     for index, page in enumerate(stored):
-        with decoding(Format.TIFF):
+        with decoding(Format.TIFF, page.size):
             image.seek(index)
             pixels = tiff.loaded_page(image)
             if tiff.is_deep(image) and run.recipe.format is None:

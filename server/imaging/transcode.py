@@ -12,8 +12,8 @@ from PIL.PngImagePlugin import PngInfo
 from PIL.TiffImagePlugin import AppendingTiffWriter
 
 from server.errors import UnsupportedImage
-from server.imaging.codecs import CODECS, Effort, Format, Sink
-from server.imaging.formats import bmp, gif, png, tiff, webp
+from server.imaging.codecs import CODECS, Effort, Format, Sink, encoding
+from server.imaging.formats import avif, bmp, gif, png, tiff, webp
 from server.imaging.geometry import Rect
 from server.imaging.jpeg.markers import segments_for
 from server.imaging.metadata import ifd
@@ -274,7 +274,8 @@ def write_pages(sink: Sink, pages: list[TiffPage]) -> None:
         for page in pages:
             page.image.info = {}
             alone = BytesIO()
-            page.image.save(alone, "TIFF", **page.settings)
+            with encoding(Format.TIFF, page.image.size):
+                page.image.save(alone, "TIFF", **page.settings)
             writer.write(alone.getvalue())
             writer.newFrame()
     sink.write(ifd.with_fields(whole.getvalue(), [page.fields for page in pages]))
@@ -298,6 +299,7 @@ def _to_avif(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
         "xmp": metadata.xmp,
         "exif": _exif_for_avif(metadata.exif),
     }
+    avif.check_memory_to_encode(first.size, target.settings.get("subsampling", "4:2:0"))
     several = {"save_all": True, "append_images": images[1:], "duration": durations} if images[1:] else {}
     first.save(sink, "AVIF", **settings, **several, **target.settings)
 

@@ -143,6 +143,18 @@ def test_an_image_that_needs_too_much_memory_is_refused_and_the_engine_retires(
     little_memory.wait_for("engine_retired", after=before)
 
 
+@pytest.mark.parametrize("form", ["avif", "webp", "gif"])
+def test_an_image_that_needs_too_much_memory_to_be_encoded_is_refused_and_the_engine_retires(
+    little_memory: LiveServer, form: str
+) -> None:
+    before = len(little_memory.events)
+    noise = b"P6 3500 3500 255\n" + random.Random(1).randbytes(3500 * 3500 * 3)
+    answer = flip(little_memory, noise, format=form, effort="low")
+    assert (answer.status_code, kind(answer)) == (422, "too-many-pixels")
+    assert flip(little_memory).status_code == 200
+    little_memory.wait_for("engine_retired", after=before)
+
+
 def test_an_engine_is_the_first_to_go_when_memory_runs_out(server: LiveServer) -> None:
     def score(pid: int) -> int:
         return int(Path(f"/proc/{pid}/oom_score_adj").read_text())

@@ -2,7 +2,7 @@
 
 import re
 
-from server.imaging.codecs import Data, Format, Sink, damaged
+from server.imaging.codecs import Data, Format, Sink, check_memory, damaged
 
 _HIGH_BIT_DEPTH, _MONOCHROME, _SUBSAMPLED_X, _SUBSAMPLED_Y = 0x40, 0x10, 0x08, 0x04
 _BYTE = 8
@@ -10,6 +10,14 @@ _BYTE = 8
 _NCLX = b"colrnclx"
 _SRGB = b"\0\1\0\x0d"
 _AVIF_HEAD_BYTES = 1 << 16
+
+#: For each pixel, to decode it: planes at full resolution with alpha, the same as RGBA, and a copy of that.
+_DECODER_BYTES = 12
+
+#: To encode it, measured at all speeds that we use, with alpha; what does not depend on the size comes first.
+_ENCODER_BASE_BYTES = 24 << 20
+_ENCODER_BYTES = 33
+_FULL_ENCODER_BYTES = 53
 
 
 def check_end(data: Data) -> None:
@@ -28,6 +36,30 @@ def check_end(data: Data) -> None:
         position += size
         if size < _BYTE or position > len(data):
             raise damaged(Format.AVIF, "it is cut off")
+
+
+def check_memory_to_decode(size: tuple[int, int]) -> None:
+    """Check beforehand that there is memory for a frame of this size.
+
+    Pillow's reader uses the bytes of a frame without looking whether it got any (_avif.c,
+    _decoder_get_frame), which would crash the engine and count against the image.
+
+    Raises:
+        MemoryError: there is not.
+    """
+    check_memory(size[0] * size[1] * _DECODER_BYTES)
+
+
+def check_memory_to_encode(size: tuple[int, int], subsampling: str) -> None:
+    """Check beforehand that there is memory to encode a frame of this size.
+
+    libaom uses some of its tables without looking whether it got memory for them.
+
+    Raises:
+        MemoryError: there is not.
+    """
+    pixel_bytes = _ENCODER_BYTES if subsampling == "4:2:0" else _FULL_ENCODER_BYTES
+    check_memory(_ENCODER_BASE_BYTES + size[0] * size[1] * pixel_bytes)
 
 
 def _av1_flags(data: Data) -> int:
