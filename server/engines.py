@@ -13,10 +13,12 @@ def engine_config(settings: Settings, *, is_background: bool) -> EngineConfig:
             "max_pixels": settings.max_pixels,
             "max_frames": settings.max_frames,
             "max_total_pixels": settings.max_total_pixels,
+            "max_result_bytes": settings.max_result_bytes,
         },
         nice=settings.engine_nice,
         timeout_s=settings.engine_timeout_s,
         memory_bytes=settings.engine_memory_bytes,
         max_tasks=settings.engine_max_tasks,
+        result_bytes=settings.max_result_bytes,
         is_background=is_background,
     )

@@ -19,6 +19,7 @@
     │   │   ├── DamagedImage        truncated or corrupt
     │   │   ├── TooManyPixels       larger than the limit, told from the header
     │   │   ├── TooManyFrames       more frames than the limit, told from the header
+    │   │   ├── ResultTooLarge      the result has more bytes than the limit
     │   │   └── NotLossless         wanted without loss, and cannot be had so
     │   ├── TooMuchWork             an engine did not finish it within the limit
     │   └── PoisonImage             crashed every engine that tried it
@@ -158,6 +159,16 @@ class TooManyFrames(ImageError):
 
     title = "The image has too many frames"
     example = "The image has more than 1000 frames, which is the limit. Send fewer frames."
+
+
+class ResultTooLarge(ImageError):
+    """The result has more bytes than `Settings.max_result_bytes`, or would have."""
+
+    title = "The result is too large"
+    example = (
+        "The result would have 600000000 bytes or more; the limit is 536870912. "
+        "Ask for another format, such as jpeg or webp, or send a smaller image."
+    )
 
 
 class NotLossless(ImageError):

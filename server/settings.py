@@ -177,6 +177,15 @@ class Settings(BaseModel):
             "of one request.",
         ),
     ] = 500_000_000
+    max_result_bytes: Annotated[
+        int,
+        Field(
+            gt=0,
+            le=2**62,
+            description="Largest result, in bytes; an image whose result would be larger is answered 422. "
+            "The default lets 100 megapixels become a BMP.",
+        ),
+    ] = 512 * 2**20
     engine_nice: Annotated[
         int,
         Field(

@@ -40,9 +40,9 @@ class EngineConfig:
             its CPU time is limited instead of the time, and it reports progress.
         nice: how far it stands behind workers (nice(2)).
         timeout_s: longest time for one task, in seconds; then the kernel kills the engine (setitimer(2)).
-        memory_bytes: most address space (RLIMIT_AS of setrlimit(2)); for a background engine also the
-            size of the largest result (RLIMIT_FSIZE).
+        memory_bytes: most address space (RLIMIT_AS of setrlimit(2)).
         max_tasks: after how many tasks it is replaced by a fresh one; 0 for never.
+        result_bytes: size of the largest result (RLIMIT_FSIZE of setrlimit(2)).
         work: descriptors of the lanes of the work socket, the most urgent one first.
         control, recorder: descriptors.
     """
@@ -52,6 +52,7 @@ class EngineConfig:
     timeout_s: float
     memory_bytes: int
     max_tasks: int
+    result_bytes: int = 1 << 62
     limits: Mapping[str, int] = field(default_factory=dict)
     is_background: bool = False
     work: Sequence[int] = ()
@@ -205,8 +206,9 @@ def main() -> None:
         for prepare in {spec.prepare for spec in config.operations.values() if spec.prepare}:
             resolve_name(prepare)()
         gc.freeze()  # keeps the garbage collector from scanning what is loaded now
+        sandbox.limit_files(config.result_bytes + 1)  # has_room tries a byte behind the result
         if config.is_background:  # only now, because its worker waits with a deadline until it is ready
-            sandbox.enter_background(file_bytes=config.memory_bytes)
+            sandbox.enter_background()
         engine.serve()
 
 

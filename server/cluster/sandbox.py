@@ -33,16 +33,19 @@ def enter(*, nice: int, memory_bytes: int) -> None:
     prefer_for_oom_kill(Path("/proc/self/oom_score_adj"))
 
 
-def enter_background(*, file_bytes: int) -> None:
-    """Give this process, irrevocably, only the CPU time that no other process wants (SCHED_IDLE of sched(7)).
-
-    Args:
-        file_bytes: size of the largest file that it may write (RLIMIT_FSIZE of setrlimit(2)), on disk.
-    """
+def enter_background() -> None:
+    """Give this process, irrevocably, only the CPU time that no other wants (SCHED_IDLE of sched(7))."""
     try:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     except OSError:  # musl has no such function; this is the next best
         os.setpriority(os.PRIO_PROCESS, 0, _NICEST)
+
+
+def limit_files(file_bytes: int) -> None:
+    """Limit, irrevocably, the size of every file that this process writes (RLIMIT_FSIZE of setrlimit(2)).
+
+    A write beyond it is short, or fails with EFBIG: Python ignores the signal (SIGXFSZ).
+    """
     _limit(resource.RLIMIT_FSIZE, file_bytes)
 
 

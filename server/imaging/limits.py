@@ -1,23 +1,25 @@
-"""Limits of what an image may cost, checked against its header before anything is decoded."""
+"""Limits of what an image may cost, told from its header before anything is decoded, and of its result."""
 
 from dataclasses import dataclass
 
-from server.errors import TooManyFrames, TooManyPixels
+from server.errors import ResultTooLarge, TooManyFrames, TooManyPixels
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The largest image we decode.
+    """The largest image we decode, and the largest result.
 
     Args:
         max_pixels: width times height of one frame or page.
         max_frames: frames of an animation, pages of a TIFF.
         max_total_pixels: canvas pixels times frames; for a TIFF, the sum over its pages.
+        max_result_bytes: of the result, as it is sent.
     """
 
     max_pixels: int
     max_frames: int
     max_total_pixels: int
+    max_result_bytes: int = 2**63 - 1
 
     def check_size(self, width: int, height: int) -> None:
         """Refuse a frame that is too large.
@@ -56,3 +58,35 @@ class Limits:
                 f"All frames of the image together have {pixels} pixels; "
                 f"the limit is {self.max_total_pixels}. Send fewer or smaller frames.",
             )
+
+    def check_result(self, nbytes: int) -> None:
+        """Refuse a result that is too large.
+
+        Args:
+            nbytes: that it has, or will have at least.
+
+        Raises:
+            ResultTooLarge: with the figures.
+        """
+        if nbytes > self.max_result_bytes:
+            raise ResultTooLarge(
+                f"The result would have {nbytes} bytes or more; the limit is {self.max_result_bytes}. "
+                "Ask for another format, such as jpeg or webp, or send a smaller image.",
+            )
+
+
+class Tally:
+    """The bytes of a result that is made in parts, which is refused as soon as they are too many."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._bytes = 0
+
+    def add(self, nbytes: int) -> None:
+        """Count another part, before the next one is made.
+
+        Raises:
+            ResultTooLarge: with the figures.
+        """
+        self._bytes += nbytes
+        self._limits.check_result(self._bytes)

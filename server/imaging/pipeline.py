@@ -1,6 +1,7 @@
 """One image through decode, transform and encode, within limits, losing nothing that can be kept."""
 
 from collections.abc import Callable
+from io import SEEK_END
 
 from server.errors import NotLossless
 from server.imaging.codecs import Format, Sink, Source, as_data, sniff
@@ -33,13 +34,13 @@ def process(
         sink: at its start; afterwards it holds the result and nothing else, whatever it held before. A raw
             file over a descriptor lets the encoders write to it directly.
         recipe: what to do.
-        limits: checked against headers, before anything is decoded.
+        limits: of the image, checked against headers before anything is decoded, and of the result.
         lap: told each time a stage ends, for an animation once per frame and stage.
 
     Raises:
         UnsupportedImage: not an image, outside the allow-list, or not expressible in the wanted format.
         DamagedImage: cut off or corrupt.
-        TooManyPixels, TooManyFrames: outside the limits.
+        TooManyPixels, TooManyFrames, ResultTooLarge: outside the limits.
         NotLossless: that was the path to take.
     """
     data = as_data(source)
@@ -50,7 +51,12 @@ def process(
         raise NotLossless("Only a JPEG that stays one can be turned without loss. Leave `path` out.")
     if run.target is not Format.JPEG:  # other encoders may leave holes, which would show old bytes
         sink.truncate(0)
-    result = route(run)
+    try:
+        result = route(run)
+    except OSError:  # a full file may be at the limit, which the kernel knows too (RLIMIT_FSIZE)
+        limits.check_result(sink.seek(0, SEEK_END))
+        raise
     if run.target is Format.JPEG:
         sink.truncate()
+    limits.check_result(sink.seek(0, SEEK_END))
     return result

@@ -189,6 +189,7 @@ def redraw(run: Run) -> Result:
         effort=run.recipe.effort,
         metadata=_metadata(run, head, first.image),
         source=run.form,
+        limits=run.limits,
         frames=count,
         plays=_plays(first.image, head),
         settings=simple.kept_settings(run.form, run.data) if run.target is run.form else {},

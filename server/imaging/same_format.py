@@ -16,6 +16,7 @@ from server.imaging.jpeg.markers import Jpeg, kept_segments, read_jpeg
 from server.imaging.jpeg.mirror import Mirror
 from server.imaging.jpeg.pixels import check_complete, disown_adobe, encoder_settings, write_density
 from server.imaging.jpeg.transpose import Transposition
+from server.imaging.limits import Tally
 from server.imaging.metadata.exif import orientation_of, upright_exif
 from server.imaging.metadata.icc import kept_icc
 from server.imaging.metadata.xmp import upright_xmp
@@ -87,6 +88,7 @@ def _png(run: Run) -> Result:
     with decoding(Format.PNG):
         stored = png.read_png(run.data, run.limits)
     transpose = compose(orientation_of(stored.find(b"eXIf")), run.recipe.turn)
+    tally = Tally(run.limits)
 
     def turn(stream: bytes, size: tuple[int, int]) -> bytes:
         with decoding(Format.PNG, size):
@@ -96,6 +98,7 @@ def _png(run: Run) -> Result:
         run.lap("transform")
         with encoding(Format.PNG, size):
             packed = png.pack(stored, turned, run.recipe.effort)
+        tally.add(len(packed))
         run.lap("encode")
         return packed
 
@@ -115,6 +118,7 @@ def _gif(run: Run) -> Result:
     with decoding(Format.GIF):
         stored = gif.read_gif(run.data, run.limits)
     transpose = compose(1, run.recipe.turn)
+    tally = Tally(run.limits)
 
     def turn(frame: gif.GifFrame, place: gif.GifFrame) -> gif.GifFrame:
         size = (frame.rect.width, frame.rect.height)
@@ -124,6 +128,7 @@ def _gif(run: Run) -> Result:
         turned = run.turn(indices, transpose)
         with encoding(Format.GIF, size):
             code_size, lzw = gif.pack(turned, is_interlaced=frame.is_interlaced, code_size=frame.code_size)
+        tally.add(len(lzw))
         run.lap("encode")
         return replace(place, code_size=code_size, lzw=lzw)
 
@@ -140,12 +145,13 @@ def _webp(run: Run) -> Result:
     with decoding(Format.WEBP):
         stored = webp.read_webp(run.data, run.limits)
     transpose = compose(orientation_of(stored.exif), run.recipe.turn)
+    tally = Tally(run.limits)
     rects = [turned_rect(transpose, frame.rect, stored.size) for frame in stored.frames]
     if any(rect.x % 2 or rect.y % 2 for rect in rects):
-        frames = _whole_webp_frames(run, stored, transpose)
+        frames = _whole_webp_frames(run, stored, transpose, tally)
     else:
         frames = webp.turned_frames(
-            stored, rects, [_turned_bitstream(run, frame.pixels, transpose) for frame in stored.frames]
+            stored, rects, [_turned_bitstream(run, frame.pixels, transpose, tally) for frame in stored.frames]
         )
     strip = run.recipe.strip
     size = turned_size(transpose, stored.size)
@@ -168,19 +174,22 @@ def _webp_quality(run: Run, pixels: webp.Bitstream) -> int | None:
     return None if pixels.is_lossless else vp8.estimated_quality(pixels.data)
 
 
-def _turned_bitstream(run: Run, pixels: webp.Bitstream, transpose: Transpose | None) -> webp.Bitstream:
+def _turned_bitstream(
+    run: Run, pixels: webp.Bitstream, transpose: Transpose | None, tally: Tally
+) -> webp.Bitstream:
     with decoding(Format.WEBP, pixels.size):
         image = webp.unpack(pixels)
     run.lap("decode")
     turned = run.turn(image, transpose)
     with encoding(Format.WEBP, turned.size):
         packed = webp.pack(turned, run.recipe.effort, quality=_webp_quality(run, pixels))
+    tally.add(len(packed.data) + len(packed.alpha))
     run.lap("encode")
     return packed
 
 
 def _whole_webp_frames(
-    run: Run, stored: webp.Webp, transpose: Transpose | None
+    run: Run, stored: webp.Webp, transpose: Transpose | None, tally: Tally
 ) -> tuple[webp.WebpFrame, ...]:
     """Draw frames on whole canvases: a mirrored offset can be odd, which the format cannot express."""
     check_side(Format.WEBP, stored.size)
@@ -190,6 +199,7 @@ def _whole_webp_frames(
         turned = run.turn(drawn.image, transpose)
         with encoding(Format.WEBP, turned.size):
             bits = webp.pack(turned, run.recipe.effort, quality=_webp_quality(run, frame.pixels))
+        tally.add(len(bits.data) + len(bits.alpha))
         frames.append(webp.WebpFrame(Rect(0, 0, *turned.size), frame.duration_ms, webp.NO_BLEND, bits))
         run.lap("encode")
     return tuple(frames)
@@ -215,7 +225,7 @@ def _tiff(run: Run) -> Result:
             settings = tiff.page_settings(image, turned, strip=run.recipe.strip, quality=run.recipe.quality)
         fields = tiff.turned_fields(described[index], compose(page.orientation, run.recipe.turn))
         pages.append(TiffPage(turned.copy() if turned is image else turned, settings, fields))
-    write_pages(run.sink, pages)
+    write_pages(run.sink, pages, run.limits)
     run.lap("encode")
     return run.result(pages[0].image.size, len(pages))
 

@@ -16,6 +16,7 @@ from server.imaging.codecs import CODECS, Effort, Format, Sink, encoding
 from server.imaging.formats import avif, bmp, gif, png, tiff, webp
 from server.imaging.geometry import Rect
 from server.imaging.jpeg.markers import segments_for
+from server.imaging.limits import Limits, Tally
 from server.imaging.metadata import ifd
 from server.imaging.metadata.exif import without_orientation
 from server.imaging.metadata.icc import kept_icc
@@ -81,6 +82,7 @@ class Target:
         effort: of the encoder.
         metadata: its metadata.
         source: the format the frames come from.
+        limits: of the result.
         frames: how many there will be.
         plays: how often an animation runs, 0 for ever.
         settings: more for `save`, of a format that comes out as it came in.
@@ -91,6 +93,7 @@ class Target:
     effort: Effort
     metadata: Metadata
     source: Format
+    limits: Limits
     frames: int = 1
     plays: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -124,6 +127,7 @@ def encode(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
 
     Raises:
         UnsupportedImage: the format cannot hold them.
+        ResultTooLarge: told as soon as it is known.
     """
     _WRITERS[target.form](sink, frames, target)
 
@@ -153,9 +157,11 @@ def _to_bmp(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
     image = next(frames).image
     dpi = target.metadata.dpi or (96, 96)
     if image.mode == "RGBA" and target.source is Format.BMP:
+        target.limits.check_result(bmp.pixel_bytes(image))
         bmp.write_with_alpha(sink, image, dpi)
         return
     image = fit(image, Format.BMP)
+    target.limits.check_result(bmp.pixel_bytes(image))
     image.save(sink, "BMP", dpi=dpi)
 
 
@@ -179,11 +185,13 @@ def _to_png(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
 def _to_apng(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
     """Write whole canvases that replace each other. Pillow's writer would merge equal ones."""
     done: list[png.PngFrame] = []
+    tally = Tally(target.limits)
     size = (1, 1)
     for frame in frames:
         size = frame.image.size
         pixels = fit(frame.image, Format.PNG)
         stream = png.pack(png.RGBA_PATTERN, (pixels.convert("RGBA"),), target.effort)
+        tally.add(len(stream))
         done.append(png.PngFrame(Rect(0, 0, *size), _apng_control(frame.duration_ms), stream))
     before = [png.Chunk(b"eXIf", target.metadata.exif)] if target.metadata.exif else []
     png.write_png(sink, png.animation(size, tuple(before), tuple(done), target.plays))
@@ -200,6 +208,7 @@ def _apng_control(duration_ms: float) -> bytes:
 
 def _to_webp(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
     done: list[webp.WebpFrame] = []
+    tally = Tally(target.limits)
     icc, size = b"", (1, 1)
     for frame in frames:
         size = frame.image.size
@@ -208,6 +217,7 @@ def _to_webp(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
         icc = _profile(pixels, strip=target.metadata.strip)
         quality = target.quality or (None if is_drawn else _QUALITY[Format.WEBP])
         bits = webp.pack(pixels, target.effort, quality=quality)
+        tally.add(len(bits.data) + len(bits.alpha))
         duration = min(0xFFFFFF, round(frame.duration_ms))
         done.append(webp.WebpFrame(Rect(0, 0, *size), duration, webp.NO_BLEND, bits))
     loops = min(0xFFFF, target.plays) if target.frames > 1 else None
@@ -220,6 +230,7 @@ def _to_webp(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
 
 def _to_gif(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
     blocks: list[gif.GifFrame | bytes] = []
+    tally = Tally(target.limits)
     if target.frames > 1 and target.plays != 1:
         blocks.append(gif.loop(max(0, target.plays - 1)))  # it counts the repetitions
     size = (1, 1)
@@ -232,7 +243,9 @@ def _to_gif(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
             blocks.append(
                 gif.control(duration_ms=frame.duration_ms, disposal=disposal, transparent=transparent)
             )
-        blocks.append(gif.whole_frame(indices, palette))
+        drawn = gif.whole_frame(indices, palette)
+        tally.add(len(drawn.lzw))
+        blocks.append(drawn)
     gif.write_gif(sink, gif.Gif(b"GIF89a", size, 0x70, 0, 0, b"", tuple(blocks)))
 
 
@@ -249,7 +262,7 @@ def _to_tiff(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
         if metadata.dpi:
             settings["dpi"] = metadata.dpi
         pages.append(TiffPage(image, settings, fields))
-    write_pages(sink, pages)
+    write_pages(sink, pages, target.limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,8 +280,13 @@ class TiffPage:
     fields: tuple[ifd.Field, ...]
 
 
-def write_pages(sink: Sink, pages: list[TiffPage]) -> None:
-    """Write a TIFF of one or more pages."""
+def write_pages(sink: Sink, pages: list[TiffPage], limits: Limits) -> None:
+    """Write a TIFF of one or more pages.
+
+    Raises:
+        ResultTooLarge: told after the page with which it is.
+    """
+    tally = Tally(limits)
     whole = BytesIO()
     with AppendingTiffWriter(whole) as writer:
         for page in pages:
@@ -276,6 +294,7 @@ def write_pages(sink: Sink, pages: list[TiffPage]) -> None:
             alone = BytesIO()
             with encoding(Format.TIFF, page.image.size):
                 page.image.save(alone, "TIFF", **page.settings)
+            tally.add(alone.getbuffer().nbytes)
             writer.write(alone.getvalue())
             writer.newFrame()
     sink.write(ifd.with_fields(whole.getvalue(), [page.fields for page in pages]))

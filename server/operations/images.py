@@ -5,7 +5,14 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from server.errors import DamagedImage, NotLossless, TooManyFrames, TooManyPixels, UnsupportedImage
+from server.errors import (
+    DamagedImage,
+    NotLossless,
+    ResultTooLarge,
+    TooManyFrames,
+    TooManyPixels,
+    UnsupportedImage,
+)
 from server.operations.registry import Expected, Operation, Outcome, Parameters, by_name
 
 #: What a caller may ask for; turn_image translates it.
@@ -122,7 +129,7 @@ _on_images = partial(
     parameters=ImageParameters,
     outcome=TurnedImage,
     accepts=get_args(MediaType),
-    refusals=(UnsupportedImage, DamagedImage, TooManyPixels, TooManyFrames, NotLossless),
+    refusals=(UnsupportedImage, DamagedImage, TooManyPixels, TooManyFrames, ResultTooLarge, NotLossless),
     stages=("decode", "transform", "encode"),
     prepare="server.operations.turn_image:prepare",
 )

@@ -34,6 +34,7 @@ STATUS_OF: dict[type[errors.ServiceError], HTTPStatus] = {
     errors.DamagedImage: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.TooManyPixels: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.TooManyFrames: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.ResultTooLarge: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.NotLossless: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.TooMuchWork: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.PoisonImage: HTTPStatus.UNPROCESSABLE_ENTITY,

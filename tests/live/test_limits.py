@@ -3,16 +3,19 @@
 import hashlib
 import json
 import os
+import random
 import resource
 import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from io import BytesIO
 from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 from support.live_server import DEADLINE_S, ROOT, LiveServer
 
 from server.errors import ServiceUnavailable
@@ -65,23 +68,50 @@ def test_what_does_not_fit_into_memory_is_answered_503_and_breaks_nothing(quarte
         answer = flip(server, quarter, **query)
         return answer.status_code, "" if answer.status_code == 200 else kind(answer)
 
-    def limit(pid: int, most_bytes: int) -> None:
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (most_bytes, resource.RLIM_INFINITY))
+    def limit(pid: int, most_bytes: int | None) -> None:
+        _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard if most_bytes is None else most_bytes, hard))
 
     with LiveServer(environ={"WEB_CONCURRENCY": "1"}) as server:
         (before,) = server.workers()
         limit(before["pid"], len(quarter) // 2)  # reached in the middle of the upload
         assert ask(server) == (503, "service-unavailable")
-        limit(before["pid"], resource.RLIM_INFINITY)
+        limit(before["pid"], None)
         limit(before["engine_pid"], 10_000)  # reached in the middle of the result
         for form in ("jpeg", "png", "webp", "gif", "tiff", "bmp", "avif"):
             assert (form, *ask(server, format=form, path="pixels")) == (form, 503, "service-unavailable")
         assert ask(server, path="lossless") == (503, "service-unavailable")
-        limit(before["engine_pid"], resource.RLIM_INFINITY)
+        limit(before["engine_pid"], None)
         assert ask(server) == (200, "")
         (after,) = server.workers()
         lasting = ("pid", "engine_pid", "engine_deaths")
         assert [after[name] for name in lasting] == [before[name] for name in lasting]
+
+
+def encoded(image: Image.Image, form: str, **options: object) -> bytes:
+    with BytesIO() as file:
+        image.save(file, form, **options)
+        return file.getvalue()
+
+
+def test_a_result_that_is_too_large_is_refused_in_every_format_and_breaks_nothing() -> None:
+    """JPEG and BMP are written to the file by C; the kernel ends it there."""
+    size = (640, 400)
+    noise = Image.frombytes("RGB", size, random.Random(1).randbytes(3 * size[0] * size[1]))
+    flat, jpeg = encoded(Image.new("RGB", size), "PNG"), encoded(noise, "JPEG", quality=95)
+    assert len(jpeg) > 100_000
+    with LiveServer(environ={"WEB_CONCURRENCY": "1", "FLIP_MAX_RESULT_BYTES": "100000"}) as server:
+        (before,) = server.workers()
+        for form in ("jpeg", "png", "webp", "gif", "tiff", "bmp", "avif"):
+            answer = flip(server, encoded(noise, "PNG"), format=form, quality="100", effort="low")
+            assert (form, answer.status_code, kind(answer)) == (form, 422, "result-too-large")
+        for path in ("lossless", "pixels"):
+            answer = flip(server, jpeg, path=path)
+            assert (path, answer.status_code, kind(answer)) == (path, 422, "result-too-large")
+        assert kind(flip(server, flat, format="bmp")) == "result-too-large"
+        assert flip(server, flat).status_code == 200
+        (after,) = server.workers()
+        assert (after["engine_pid"], after["engine_deaths"]) == (before["engine_pid"], 0)
 
 
 @pytest.fixture(scope="module")

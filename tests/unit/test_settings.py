@@ -40,6 +40,10 @@ def test_every_kind_of_value_can_be_given(tmp_path: Path) -> None:
     assert settings.log_format == "json"
 
 
+def test_the_largest_image_may_become_a_bmp_by_default() -> None:
+    assert Settings().max_result_bytes >= 4 * Settings().max_pixels + 1000  # its headers
+
+
 def test_the_bundled_sample_image_is_there() -> None:
     assert Settings().sample_image.read_bytes().startswith(b"\xff\xd8")
 
@@ -72,6 +76,8 @@ def test_variables_without_the_prefix_are_ignored(name: str) -> None:
         ("FLIP_MAX_PIXELS", "-1"),
         ("FLIP_MAX_FRAMES", "0"),
         ("FLIP_MAX_TOTAL_PIXELS", "0"),
+        ("FLIP_MAX_RESULT_BYTES", "0"),
+        ("FLIP_MAX_RESULT_BYTES", "9223372036854775807"),
         ("FLIP_ENGINE_NICE", "-1"),
         ("FLIP_ENGINE_NICE", "20"),
         ("FLIP_UPLOAD_TIMEOUT_S", "nan"),

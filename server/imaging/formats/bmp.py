@@ -24,6 +24,12 @@ def check_rows(image: ImageFile.ImageFile, data: Data) -> None:
             raise damaged(Format.BMP, "it is cut off")
 
 
+def pixel_bytes(image: Image.Image) -> int:
+    """Return how many bytes the rows of an image take as a BMP, each padded to a multiple of four."""
+    bits = {"1": 1, "RGB": 24, "RGBA": 32}.get(image.mode, 8)
+    return (image.width * bits + 31) // 32 * 4 * image.height
+
+
 def write_with_alpha(sink: Sink, image: Image.Image, dpi: tuple[float, float]) -> None:
     """Write a BMP whose alpha readers see, with a version 4 header and bit fields (Windows, BITMAPV4HEADER).
 

@@ -51,7 +51,7 @@ def test_an_engine_is_behind_workers_and_has_a_limit_of_memory() -> None:
 
 
 def test_a_background_engine_gets_only_the_cpu_time_that_is_left() -> None:
-    code = "sandbox.enter_background(file_bytes=1)\nprint(os.sched_getscheduler(0) == os.SCHED_IDLE)"
+    code = "sandbox.enter_background()\nprint(os.sched_getscheduler(0) == os.SCHED_IDLE)"
     assert confined(code).stdout == "True\n"
 
 
@@ -60,15 +60,15 @@ def test_a_background_engine_is_last_where_the_c_library_cannot_do_more() -> Non
         def absent(*_):
             raise OSError(errno.ENOSYS, "Function not implemented")
         os.sched_setscheduler = absent
-        sandbox.enter_background(file_bytes=1)
+        sandbox.enter_background()
         print(os.getpriority(os.PRIO_PROCESS, 0))
     """
     assert confined(dedent(code), before="import errno").stdout == "19\n"
 
 
-def test_a_result_of_a_background_engine_that_is_too_large_is_an_error_and_no_signal(tmp_path: Path) -> None:
+def test_a_result_that_is_too_large_is_an_error_and_no_signal(tmp_path: Path) -> None:
     code = """
-        sandbox.enter_background(file_bytes=1000)
+        sandbox.limit_files(1000)
         with open("NAME", "wb", buffering=0) as file:
             print(file.write(bytes(2000)))
             try:
