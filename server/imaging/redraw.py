@@ -100,12 +100,14 @@ def _tiff_head(run: Run) -> _Head:
 
 
 def _other_head(run: Run) -> _Head:
+    simple.check_head(run.form, run.data)
     image = open_image(run.form, run.source)
     frames = getattr(image, "n_frames", 1)
     run.limits.check_size(*image.size)
     run.limits.check_frames(frames)
     run.limits.check_total(image.width * image.height * frames)
     simple.check_end(run.form, run.data)
+    simple.check_steps(run.form, run.target, image, run.data)
     exif = image.info.get("exif", b"")
     simple.check_rows(run.form, image, run.data)
     is_deep = simple.is_deep(run.form, image, run.data)

@@ -1,14 +1,90 @@
 """Formats that Pillow reads and writes whole: what to check before it decodes, and what to pass on."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 from PIL import ImageFile
 
-from server.imaging.codecs import Data, Format, damaged
+from server.errors import TooManyPixels
+from server.imaging.codecs import CODECS, Data, Format, damaged
 from server.imaging.formats import avif, bmp
 
 _QOI_END = b"\0\0\0\0\0\0\0\1"
+_PLAIN = (b"P1", b"P2", b"P3")
+
+#: How many steps Pillow's decoders and encoders that are written in Python may take, about 0.65 microseconds
+#: of an engine each: a sample of a PPM, a run of a BMP. What QOI does for a pixel takes twice as long.
+_MAX_STEPS = 10_000_000
+_QOI_STEPS = 2
+
+#: In the header of a PPM, and in the pixels of a plain one.
+_MAX_HEAD_BYTES = 1 << 16
+_MAX_COMMENTS = 1000
+
+_PYTHON_PPM_DECODERS = frozenset({"ppm", "ppm_plain"})
+
+
+def check_head(form: Format, data: Data) -> None:
+    """Refuse a PPM whose comments would cost Pillow's reader any time; call it before the file is opened.
+
+    Pillow reads the header byte by byte, and copies the pixels of a plain file once for each comment in them.
+
+    Raises:
+        DamagedImage: its header is too long, or it has too many comments.
+    """
+    if form is not Format.PPM:
+        return
+    if len(data) > _MAX_HEAD_BYTES:
+        head = re.sub(rb"#[^\r\n]*[\r\n]?", b"", bytes(data[:_MAX_HEAD_BYTES]))
+        numbers = 3 if data[:2] in (b"P1", b"P4") else 4  # with the signature; a bitmap has no highest value
+        whole = len(head.split()) - (not head[-1:].isspace())
+        if whole < numbers:
+            raise damaged(Format.PPM, f"its header does not end within {_MAX_HEAD_BYTES} bytes")
+    if data[:2] in _PLAIN:
+        at = -1
+        for _ in range(_MAX_COMMENTS + 1):
+            at = data.find(b"#", at + 1)
+            if at < 0:
+                return
+        raise damaged(Format.PPM, f"it has more than {_MAX_COMMENTS} comments")
+
+
+def check_steps(form: Format, target: Format, image: ImageFile.ImageFile, data: Data) -> None:
+    """Refuse an image that Pillow would decode or encode in Python for too long.
+
+    Args:
+        form: of the file.
+        target: of the result.
+        image: as Pillow opened it.
+        data: the file.
+
+    Raises:
+        TooManyPixels: with what to do instead.
+    """
+    pixels = image.width * image.height
+    name = CODECS[form].name
+    steps = _steps(form, image, data)
+    if steps > _MAX_STEPS:
+        raise TooManyPixels(
+            f"A {name} of this kind and size takes too long to decode. Convert it to PNG and send that.",
+        )
+    if target is Format.QOI and steps + _QOI_STEPS * pixels > _MAX_STEPS:
+        raise TooManyPixels(
+            f"A {name} of this size takes too long to write. Send a smaller one, or ask for format=png.",
+        )
+
+
+def _steps(form: Format, image: ImageFile.ImageFile, data: Data) -> int:
+    """Return the most steps in Python that decoding may take; 0 for a decoder in C."""
+    pixels = image.width * image.height
+    if form is Format.QOI:
+        return _QOI_STEPS * min(pixels, len(data))  # a chunk takes a byte or more, and gives a pixel or more
+    if form is Format.PPM and image.tile[0].codec_name in _PYTHON_PPM_DECODERS:
+        return min(pixels * len(image.getbands()), len(data))
+    if form is Format.BMP and image.tile[0].codec_name == "bmp_rle":
+        return len(data) // 2  # a step may give nothing
+    return 0
 
 
 def _check_qoi(data: Data) -> None:

@@ -9,7 +9,7 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from server.errors import DamagedImage, UnsupportedImage
+from server.errors import DamagedImage, TooManyPixels, UnsupportedImage
 from server.imaging.codecs import Format
 from server.imaging.geometry import Turn
 from server.imaging.jpeg.markers import read_jpeg
@@ -153,3 +153,95 @@ def test_jpeg_2000_is_not_read() -> None:
         data = file.getvalue()
     with pytest.raises(UnsupportedImage):
         flip(data)
+
+
+#: For images that are large and hold next to nothing.
+ROOMY = Limits(max_pixels=10**8, max_frames=1, max_total_pixels=10**8)
+
+#: More pixels than are decoded or encoded in Python.
+SIDE = 3200
+
+
+def qoi(side: int, pixels: bytes) -> bytes:
+    return struct.pack(">4sIIBB", b"qoif", side, side, 3, 0) + pixels + b"\0\0\0\0\0\0\0\1"
+
+
+def all_black_qoi(side: int) -> bytes:
+    """Encode runs of 62 pixels, the longest there are, and a last one of the rest (QOI_OP_RUN)."""
+    runs, rest = divmod(side * side, 62)
+    return qoi(side, b"\xfd" * runs + bytes([0xC0 | rest - 1]))
+
+
+def rle_bmp(pixels: bytes) -> bytes:
+    """Encode a BMP of two by two pixels in 8-bit runs, with a palette of two colours."""
+    info = struct.pack("<IiiHHIIiiII", 40, 2, 2, 1, 8, 1, len(pixels), 0, 0, 2, 2)
+    palette = bytes((0, 0, 200, 0, 0, 200, 0, 0))
+    offset = 14 + len(info) + len(palette)
+    return struct.pack("<2sIHHI", b"BM", offset + len(pixels), 0, 0, offset) + info + palette + pixels
+
+
+def to_png(data: bytes) -> None:
+    with BytesIO() as sink:
+        process(BytesIO(data), sink, Recipe(Turn.FLIP, format=Format.PNG), ROOMY)
+
+
+@pytest.mark.parametrize(
+    ("head", "pixel"),
+    [
+        (b"P6 %d %d 254\n" % (SIDE, SIDE), b"\0\0\0"),  # an odd maximum
+        (b"P2 %d %d 255\n" % (SIDE, SIDE), b"0 "),
+        (b"P1 %d %d\n" % (SIDE, SIDE), b"0\n"),
+    ],
+)
+def test_a_ppm_that_would_be_decoded_in_python_for_long_is_refused(head: bytes, pixel: bytes) -> None:
+    with pytest.raises(TooManyPixels, match="Convert it to PNG"):
+        to_png(head + pixel * (SIDE * SIDE))
+
+
+def test_a_qoi_that_would_be_decoded_in_python_for_long_is_refused() -> None:
+    with pytest.raises(TooManyPixels, match="Convert it to PNG"):
+        to_png(qoi(SIDE, bytes(SIDE * SIDE)))
+
+
+def test_a_bmp_of_runs_that_give_nothing_is_refused() -> None:
+    with pytest.raises(TooManyPixels, match="Convert it to PNG"):
+        to_png(rle_bmp(b"\0\0" * 10_000_001))
+
+
+def test_many_pixels_in_few_steps_are_decoded() -> None:
+    to_png(all_black_qoi(SIDE))
+    to_png(b"P6 %d %d 255\n" % (SIDE, SIDE) + bytes(3 * SIDE * SIDE))
+    to_png(rle_bmp(b"\2\0\0\0\2\1\0\1"))
+
+
+def test_a_qoi_that_would_be_encoded_in_python_for_long_is_refused() -> None:
+    with BytesIO() as sink, pytest.raises(TooManyPixels, match="format=png"):
+        process(BytesIO(all_black_qoi(SIDE)), sink, Recipe(Turn.FLIP), ROOMY)
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r"])
+def test_a_comment_in_the_header_of_a_ppm_may_be_long_but_not_endless(line_end: bytes) -> None:
+    rest = b"2 2 255\n" + bytes(range(12))
+    flipped = flip(b"P6\n" + rest)
+    assert flip(b"P6\n#" + b"#" * 65_000 + line_end + rest) == flipped
+    assert flip(b"P6\n#" + b"#" * 65_000 + line_end + rest + bytes(10_000)) == flipped
+    with pytest.raises(DamagedImage, match="header does not end"):
+        flip(b"P6\n#" + b"#" * 66_000 + line_end + rest)
+    with pytest.raises(DamagedImage, match="header does not end"):
+        flip(b"P6 2 2 255#" + b"#" * 66_000 + line_end + b"\n" + bytes(range(12)))
+    with pytest.raises(DamagedImage, match="header does not end"):
+        flip(b"P5 2 2#" + b"#" * 66_000)
+
+
+def test_a_large_ppm_without_comments_has_a_header_all_the_same() -> None:
+    for kind, sample_bytes in ((b"P5", 1), (b"P6", 3)):
+        flip(kind + b" 300 300 255\n" + b"#" * (300 * 300 * sample_bytes))
+    flip(b"P4 1000 1000\n" + b"#" * (125 * 1000))
+
+
+@pytest.mark.parametrize("kind", [b"P2", b"P3"])
+def test_a_plain_ppm_has_so_many_comments_and_no_more(kind: bytes) -> None:
+    pixels = b"0 " * 12
+    flip(kind + b" 2 2 255\n" + b"#\n" * 1000 + pixels)
+    with pytest.raises(DamagedImage, match="comments"):
+        flip(kind + b" 2 2 255\n" + b"#\n" * 1001 + pixels)
