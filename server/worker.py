@@ -22,6 +22,7 @@ from server.cluster.supervisor import Supervisor
 from server.engines import engine_config
 from server.jobs.blobs import UnsuitableBlobs
 from server.jobs.service import Jobs
+from server.jobs.threads import start_threads
 from server.logs import get_logger
 from server.settings import InvalidSettings, Settings
 
@@ -43,6 +44,7 @@ def main() -> None:
 
 
 async def _run(settings: Settings, url: str) -> None:
+    asyncio.get_running_loop().set_default_executor(start_threads())
     cores = usable_cores()
     try:
         await prepare_blobs(settings)

@@ -63,6 +63,7 @@ class Cell(IntEnum):
     TASK_US = auto()  # summed engine time, in microseconds
     BACKGROUND_TASKS = auto()
     BACKGROUND_US = auto()  # summed time of background engines, in microseconds
+    WORKER_STARTS = auto()  # workers that came online
     ENGINE_STARTS = auto()
     ENGINE_DEATHS = auto()
     FIRST_STATUS = auto()  # then one for each of STATUSES, and the buckets of response times

@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from server.cluster.backoff import Backoff
+from server.cluster.child import Child
 from server.cluster.engine import EngineConfig
 from server.cluster.flight_recorder import FlightRecorder
 from server.cluster.messages import now_us
 from server.cluster.roles import BACKGROUND, INTERACTIVE
 from server.cluster.scoreboard import Cell, Row
+from server.cluster.watched import keep_running
 from server.cluster.work_socket import WorkSocket
 from server.logs import get_logger
 
@@ -36,6 +38,10 @@ BOOT_S = 20.0
 
 #: How long an engine for background work is kept without work, in seconds.
 IDLE_S = 60.0
+
+#: How long a worker counts as ready after its engine has ended, in seconds: images that crash engines must
+#: not take the machine out of its load balancer.
+_REPLACEMENT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +93,13 @@ class Supervisor:
         self._environ = {**MALLOC_SETTINGS, **environ}
         self._first_attempt = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Child | None = None
+        self._due_us = 0  # until then the next engine may take to come, of the monotonic clock
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is an engine, or was one a moment ago and the next one is about to come."""
+        return self._row[self._role.pid] != 0 or now_us() < self._due_us
 
     async def start(self) -> None:
         """Start supervising; returns when the first engine is ready, or has failed to start.
@@ -95,29 +107,29 @@ class Supervisor:
         A failure is not raised: a worker without an engine still serves with the engines of others, and its
         own is tried again and again.
         """
-        task = self.start_soon()
-        first_attempt = asyncio.create_task(self._first_attempt.wait())
-        await asyncio.wait({first_attempt, task}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():  # a bug: the worker must not wait for it
-            first_attempt.cancel()
-            await task
+        self.start_soon()
+        await self._first_attempt.wait()
 
-    def start_soon(self) -> asyncio.Task[None]:
-        """Start supervising; returns at once, with the task that does it."""
-        self._task = asyncio.create_task(self._supervise())
-        return self._task
+    def start_soon(self) -> None:
+        """Start supervising; returns at once."""
+        self._task = asyncio.create_task(keep_running("supervisor", self._supervise))
 
     async def stop(self, *, at_once: bool = False) -> None:
         """Stop the engine after its current task, or at once: then the task's worker takes it for lost."""
         if self._task is not None:
             self._task.cancel()
             if at_once and self._process is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    self._process.kill()
+                self._process.kill()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
     async def _supervise(self) -> None:
+        try:
+            await self._run_engines()
+        finally:
+            self._first_attempt.set()  # after a bug of ours too: the worker must not wait for it
+
+    async def _run_engines(self) -> None:
         backoff = Backoff()
         clock = asyncio.get_running_loop().time
         while True:
@@ -148,10 +160,10 @@ class Supervisor:
         with ours:
             with theirs, FlightRecorder.create() as file:
                 recorder = FlightRecorder(file)
-                process = self._process = await self._spawn(theirs.fileno(), file.fileno())
-            self._row[Cell.ENGINE_STARTS] += 1
-            ours.setblocking(False)  # noqa: FBT003 the standard library has no other way
+                process = self._process = self._spawn(theirs.fileno(), file.fileno())
             try:
+                self._row[Cell.ENGINE_STARTS] += 1
+                ours.setblocking(False)  # noqa: FBT003 the standard library has no other way
                 if await self._is_ready(ours, process):
                     self._row[self._role.pid] = process.pid
                     boot_ms = (now_us() - started_us) // 1000
@@ -161,6 +173,8 @@ class Supervisor:
                 exited = EngineExit(process.pid, returncode, recorder.task, recorder.done)
                 self._publish(exited)
             finally:
+                if self._row[self._role.pid]:
+                    self._due_us = now_us() + int(_REPLACEMENT_S * 1e6)
                 self._row[self._role.pid] = 0
                 ours.close()  # stops the engine if it is still there
                 await process.wait()
@@ -168,7 +182,7 @@ class Supervisor:
         return exited
 
     @staticmethod
-    async def _is_ready(control: socket.socket, process: asyncio.subprocess.Process) -> bool:
+    async def _is_ready(control: socket.socket, process: Child) -> bool:
         """Wait until the engine is ready; one that takes too long, stopped or hanging, is killed."""
         try:
             async with asyncio.timeout(BOOT_S):
@@ -183,7 +197,7 @@ class Supervisor:
         self._row[self._role.lost_status] = exited.returncode
         self._row[self._role.lost_task] = exited.task
 
-    async def _spawn(self, control: int, recorder: int) -> asyncio.subprocess.Process:
+    def _spawn(self, control: int, recorder: int) -> Child:
         work = [self._work.engine_ends[lane].fileno() for lane in self._role.lanes]
         tasks = self._config.max_tasks
         config = replace(
@@ -193,12 +207,10 @@ class Supervisor:
             control=control,
             recorder=recorder,
         )
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "server.cluster.engine", config.encode()),
+        return Child.start(
+            [sys.executable, "-m", "server.cluster.engine", config.encode()],
             cwd=_IMPORT_ROOT,
             env=self._environ,
-            stdin=asyncio.subprocess.DEVNULL,
             pass_fds=(*work, control, recorder),
         )
 
@@ -224,7 +236,7 @@ class OnDemandEngines:
         """Have the engines run while the block runs; tasks may wait in their lane until one is ready."""
         self._count(+1)
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run())
+            self._task = asyncio.create_task(keep_running("engines_on_demand", self._run))
         try:
             yield
         finally:

@@ -13,6 +13,7 @@ from gunicorn.workers import gasgi
 from server.app import create_service
 from server.cluster.membership import Membership
 from server.cluster.scoreboard import Cell, State
+from server.cluster.watched import keep_running
 from server.gateway.drain import TICK_S, Drain, Step
 from server.gateway.protocol import Protocol
 from server.logs import get_logger
@@ -102,7 +103,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
 
     async def _serve(self) -> None:
         self._beating = asyncio.current_task()
-        sweep = asyncio.create_task(self._sweep())
+        sweep = asyncio.create_task(keep_running("sweep", self._sweep))
         self._jobs_run = asyncio.create_task(self._jobs.run()) if self._jobs else None
         try:
             await super()._serve()
@@ -163,6 +164,14 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
             self._drained = self.loop.create_task(self._finish())
 
     async def _finish(self) -> None:
+        try:
+            await self._wait_for_connections()
+        finally:  # after a bug of ours too, or the worker would drain for ever
+            self.alive = False
+            if self._beating is not None:  # it sleeps for a second, and takes this for the end of its work
+                self._beating.cancel()
+
+    async def _wait_for_connections(self) -> None:
         step = Step.WAIT
         while step not in {Step.END, Step.TIME_OUT}:
             await asyncio.sleep(TICK_S)  # gunicorn counts its connections and tells nothing when one ends
@@ -173,9 +182,6 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         if step is Step.TIME_OUT:
             log.warning("worker_drain_timed_out", pid=os.getpid(), connections=self.nr_conns)
             self._quick_shutdown = True
-        self.alive = False
-        if self._beating is not None:  # it sleeps for a second, and takes this for the end of its work
-            self._beating.cancel()
 
     async def _shutdown(self) -> None:
         """End; a worker that has lost its arbiter drains only now."""

@@ -111,10 +111,14 @@ class EmbeddedStore:
         """
         try:
             self._ensure_server()
+            is_calm = self._answers() and self._server is not None
         except StoreNotStarted as error:
             log.error("store_not_started", error=str(error))  # noqa: TRY400 it says all
             self._start_at_s = time.monotonic() + _RETRY_S
-        is_calm = self._answers() and self._server is not None
+            is_calm = False
+        except Exception:
+            log.exception("task_failed", task="store_watch")  # it would end the loop of the arbiter
+            is_calm = True
         return _CALM_S if is_calm else _ALERT_S
 
     def stop(self) -> None:
@@ -270,7 +274,7 @@ def bundled_server() -> Path | None:
 
 def is_ready(path: Path) -> bool:
     """Whether a server listens there and has read its data; a socket's file says nothing."""
-    with socket.socket(socket.AF_UNIX) as client, suppress(OSError):
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as client:
         client.settimeout(_ANSWER_S)
         client.connect(str(path))
         client.sendall(b"PING\r\n")

@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
+from server.cluster.watched import keep_running
 from server.errors import StoreAway
 from server.jobs.model import Job, JobId
 from server.jobs.store import Hints, Store
@@ -130,7 +132,7 @@ class Hub:
         log = self._logs.get(group)
         if log is None:
             log = self._logs[group] = _Log()
-            log.reader = asyncio.create_task(self._read(group, log))
+            log.reader = asyncio.create_task(keep_running("log_reader", partial(self._read, group, log)))
         log.watchers += 1
         try:
             yield log

@@ -3,16 +3,11 @@
 import asyncio
 
 from server.cluster.supervisor import OnDemandEngines
+from server.cluster.watched import keep_running
 from server.jobs.consumer import Consumer
 from server.jobs.hub import Hub
 from server.jobs.janitor import Janitor
 from server.jobs.store import Store
-from server.logs import get_logger
-
-log = get_logger(__name__)
-
-#: How long to wait before another try after a bug of ours, in seconds.
-_AFTER_BUG_S = 1.0
 
 
 class Jobs:
@@ -35,18 +30,11 @@ class Jobs:
 
     async def run(self) -> None:
         """Run until cancelled; jobs that are running then are given back."""
+        parts = {"hub": self._hub.run, "consumer": self._consumer.run, "janitor": self._janitor.run}
         try:
-            while True:
-                try:
-                    async with asyncio.TaskGroup() as group:
-                        group.create_task(self._hub.run())
-                        group.create_task(self._consumer.run())
-                        group.create_task(self._janitor.run())
-                except* Exception:
-                    log.exception("jobs_failed")
-                if (task := asyncio.current_task()) and task.cancelling():  # the failed group swallowed it
-                    raise asyncio.CancelledError
-                await asyncio.sleep(_AFTER_BUG_S)
+            async with asyncio.TaskGroup() as group:
+                for name, run in parts.items():
+                    group.create_task(keep_running(name, run))
         finally:
             await self._engines.stop()
 

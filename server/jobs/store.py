@@ -32,6 +32,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as NotConnected
 from redis.exceptions import TimeoutError as TookTooLong
 
+from server.cluster.watched import keep_running
 from server.errors import Expired, KeyReused, NoSuchJob, QueueFull, StoreAway
 from server.jobs.model import (
     FIRST,
@@ -462,7 +463,7 @@ class Store:
 
     async def _ask(self, verb: str, **args: object) -> dict[str, Any]:
         if self._beating is None or self._beating.done():
-            self._beating = asyncio.create_task(self._beat())
+            self._beating = asyncio.create_task(keep_running("owner_beat", self._beat))
         text = _compact(_given({"owner": self.owner, "ttl_ms": self._ttl_ms, **args}))
         script = self._adding if verb == "submit" else self._script
         answer = await self._guarded(lambda: script(keys=[_PREFIX], args=[verb, text]), is_change=True)
@@ -610,7 +611,7 @@ class _Breaker:
             self._is_closed.clear()
             self._open_since_s = asyncio.get_running_loop().time()
             log.warning(self._opened, error=str(error) or repr(error))
-            self._probing = asyncio.create_task(self._probe_until_closed())
+            self._probing = asyncio.create_task(keep_running("store_probe", self._probe_until_closed))
 
     async def stop(self) -> None:
         """Probe no more."""

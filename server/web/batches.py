@@ -7,12 +7,14 @@ import os
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 from contextlib import ExitStack, aclosing, suppress
+from functools import partial
 from io import FileIO, RawIOBase
 from typing import TypeAlias
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from falcon.asgi import Request, Response
 
+from server.cluster.watched import keep_running
 from server.errors import (
     BadParameter,
     Expired,
@@ -193,7 +195,7 @@ class BatchesResource:
         try:
             is_dropped = await self._store.drop(batch)
         except StoreAway:  # the janitor would leave the batch to this process for as long as it lives
-            later = asyncio.create_task(self._drop_later(batch))
+            later = asyncio.create_task(keep_running("batch_drop", partial(self._drop_later, batch)))
             self._dropping.add(later)
             later.add_done_callback(self._dropping.discard)
         else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from falcon.asgi import Request, Response
 
 from server.cluster.scoreboard import Cell, Row, Scoreboard, State
+from server.cluster.supervisor import Supervisor
 from server.errors import ServiceUnavailable, StoreAway
 from server.jobs.model import Queue
 from server.web import metrics
@@ -40,18 +41,23 @@ class Healthz:
 
 
 class Readyz:
-    """`GET /readyz`: whether to send traffic to this worker."""
+    """`GET /readyz`: whether to send traffic to this worker.
 
-    def __init__(self, scoreboard: Scoreboard, row: Row) -> None:
-        self._scoreboard = scoreboard
+    Args:
+        row: the worker's row of the scoreboard.
+        supervisor: of its engine.
+    """
+
+    def __init__(self, row: Row, supervisor: Supervisor) -> None:
         self._row = row
+        self._supervisor = supervisor
 
     async def on_get(self, _req: Request, resp: Response) -> None:
-        """Answer 200 while there is an engine and this worker is not draining."""
+        """Answer 200 while this worker has an engine and is not draining."""
         if self._row[Cell.STATE] == State.STOPPING:
             raise ServiceUnavailable("This worker is about to end. Ask again on a new connection.")
-        if not any(row[Cell.ENGINE_PID] for row in self._scoreboard.workers()):
-            raise ServiceUnavailable("No engine is running at the moment. Ask again in a second.")
+        if not self._supervisor.is_ready:
+            raise ServiceUnavailable("This worker has no engine at the moment. Ask again in a second.")
         resp.content_type = "text/plain; charset=utf-8"
         resp.text = "ready\n"
 

@@ -3,7 +3,10 @@
 import asyncio
 import os
 import resource
-from collections.abc import AsyncIterator, Callable, Coroutine
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +18,7 @@ from structlog.testing import capture_logs
 from support.operations import HANGING, OPERATIONS
 
 from server.cluster import supervisor as supervisor_module
+from server.cluster.child import Child
 from server.cluster.dispatch import Dispatcher
 from server.cluster.engine import EngineConfig
 from server.cluster.membership import Membership
@@ -279,6 +283,122 @@ def test_a_worker_without_descriptors_starts_its_engine_later() -> None:
                         filler.close()
                 await cluster.until(lambda: cluster.engine)
                 await cluster.supervisor.stop()
+
+    until_done(test)
+
+
+def no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_a_worker_that_can_start_no_thread_has_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+
+    async def test() -> None:
+        async with supervised() as cluster:
+            assert await cluster.run("copy") == b"abc"
+            os.kill(cluster.engine, signal.SIGKILL)
+            await cluster.until(lambda: len(cluster.logged("engine_online")) == 2)
+            assert await cluster.run("copy") == b"abc"
+
+    until_done(test)
+
+
+class Faulty:
+    """Stands in for `Child.start`: raises so many times, then starts children and notes their pids."""
+
+    def __init__(self, faults: int) -> None:
+        self._faults = faults
+        self._start = Child.start
+        self.pids: list[int] = []
+
+    def __call__(self, command: Sequence[str], **options: Any) -> Child:
+        if self._faults:
+            self._faults -= 1
+            raise ZeroDivisionError("a bug of ours")
+        child = self._start(command, **options)
+        self.pids.append(child.pid)
+        return child
+
+
+def test_a_bug_in_a_supervisor_costs_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Child, "start", Faulty(2))
+
+    async def test() -> None:
+        async with supervised() as cluster:
+            await cluster.until(lambda: cluster.engine)
+            assert await cluster.run("copy") == b"abc"
+            assert [event["task"] for event in cluster.logged("task_failed")] == ["supervisor"] * 2
+
+    until_done(test)
+
+
+def test_a_bug_while_an_engine_starts_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = Faulty(0)
+    monkeypatch.setattr(Child, "start", started)
+    is_ready = Supervisor._is_ready  # noqa: SLF001
+    faults = [ZeroDivisionError("a bug of ours")]
+
+    async def fail_once(control: socket.socket, process: Child) -> bool:
+        if faults:
+            raise faults.pop()
+        return await is_ready(control, process)
+
+    monkeypatch.setattr(Supervisor, "_is_ready", staticmethod(fail_once))
+
+    async def test() -> None:
+        async with supervised() as cluster:
+            await cluster.until(lambda: cluster.engine)
+            first, second = started.pids
+            assert cluster.engine == second
+            assert not exists(first)
+
+    until_done(test)
+
+
+def test_a_bug_costs_no_job_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = [ZeroDivisionError("a bug of ours")]
+    idle = OnDemandEngines._idle  # noqa: SLF001
+
+    async def fail_once(self: OnDemandEngines) -> None:
+        if faults:
+            raise faults.pop()
+        await idle(self)
+
+    monkeypatch.setattr(OnDemandEngines, "_idle", fail_once)
+
+    async def test() -> None:
+        async with supervised() as cluster, cluster.on_demand() as engine:
+            with engine.wanted():
+                assert await cluster.run_in_background("copy") == b"abc"
+            assert [event["task"] for event in cluster.logged("task_failed")] == ["engines_on_demand"]
+
+    until_done(test)
+
+
+@pytest.mark.parametrize(("replacement_s", "is_ready"), [(3600.0, True), (0.0, False)])
+def test_a_worker_is_ready_while_its_engine_is_being_replaced_and_no_longer(
+    monkeypatch: pytest.MonkeyPatch, replacement_s: float, *, is_ready: bool
+) -> None:
+    monkeypatch.setattr(supervisor_module, "_REPLACEMENT_S", replacement_s)
+
+    async def test() -> None:
+        async with supervised() as cluster:
+            assert cluster.supervisor.is_ready
+            monkeypatch.setattr(Child, "start", Faulty(1 << 30))  # the next engine never comes
+            os.kill(cluster.engine, signal.SIGKILL)
+            await cluster.until(lambda: cluster.logged("task_failed"))
+            assert cluster.supervisor.is_ready == is_ready
+
+    until_done(test)
+
+
+def test_a_worker_that_never_had_an_engine_is_not_ready() -> None:
+    async def test() -> None:
+        async with supervised(
+            operations={"copy": RunSpec(1, "support.operations:no_such_function", ())}
+        ) as cluster:
+            assert not cluster.supervisor.is_ready
 
     until_done(test)
 

@@ -4,8 +4,9 @@ import asyncio
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -183,5 +184,46 @@ def test_a_fault_over_one_connection_does_not_spare_the_others() -> None:
                 await seen.wait()
             assert "sweep_failed" in {event["event"] for event in events}
             served.worker.connections = set()
+
+    run(test())
+
+
+def test_a_fault_of_the_sweep_itself_does_not_end_it() -> None:
+    async def test() -> None:
+        async with serving() as (served, _, _, events):
+            has_raised, seen = asyncio.Event(), asyncio.Event()
+
+            class Faulty:
+                def __iter__(self) -> Iterator[object]:
+                    has_raised.set()
+                    raise RuntimeError
+
+            class Sound:
+                def check_rate(self, now_s: float) -> None:
+                    seen.set()
+
+            served.worker.connections = Faulty()
+            served.advance(1.1)
+            async with asyncio.timeout(DEADLINE_S):
+                await has_raised.wait()
+            served.worker.connections = {Sound()}
+            served.advance(1.1)
+            async with asyncio.timeout(DEADLINE_S):
+                await seen.wait()
+            assert ("task_failed", "sweep") in {(event["event"], event.get("task")) for event in events}
+            served.worker.connections = set()
+
+    run(test())
+
+
+def test_a_fault_of_the_drain_does_not_keep_the_worker() -> None:
+    async def test() -> None:
+        async with gateway(hello) as (served, _):
+            served.worker.servers = [SimpleNamespace(close=lambda: 1 / 0)]
+            served.worker.drain()
+            async with asyncio.timeout(DEADLINE_S):
+                with pytest.raises(ZeroDivisionError):
+                    await served.worker._drained
+            assert not served.worker.alive
 
     run(test())

@@ -347,3 +347,25 @@ def test_the_url_leads_to_the_socket_whatever_the_directory_is_called(tmp_path: 
     assert settings.store_url
     with running(settings.store_socket), Redis.from_url(settings.store_url) as redis:
         assert redis.ping()
+
+
+def test_no_descriptor_for_the_question_is_no_answer(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_socket(*_: object) -> socket.socket:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(socket, "socket", no_socket)
+    assert not is_ready(path)
+
+
+def test_a_bug_while_the_store_is_watched_does_not_reach_the_arbiter(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = EmbeddedStore(path, None)
+
+    def fail() -> None:
+        raise ZeroDivisionError("of ours")
+
+    monkeypatch.setattr(store, "_ensure_server", fail)
+    with capture_logs() as events:
+        assert store.watch() > 0
+    assert [(event["event"], event["task"]) for event in events] == [("task_failed", "store_watch")]

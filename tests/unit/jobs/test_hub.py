@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+from structlog.testing import capture_logs
 from support.asgi import MovableClock, run
 from support.store import PREFIX, StoreServer, eventually, stores
 
@@ -267,3 +268,24 @@ def test_the_owner_of_a_job_is_told_to_cancel_it(server: StoreServer) -> None:
             assert told == [str(ids[0])]
 
     run(test())
+
+
+def test_a_bug_while_a_log_is_read_costs_its_watchers_no_line(server: StoreServer) -> None:
+    async def test() -> None:
+        async with stores(server, "me") as (store,):
+            hub = Hub(store, ignore)
+            batch = await submit_batch(store, 1)
+            await complete(store, 1)
+            read, faults = store.log, [ZeroDivisionError("of ours")]
+
+            async def fail_once(group: str, start: int) -> Any:
+                if faults:
+                    raise faults.pop()
+                return await read(group, start)
+
+            store.log = fail_once  # type: ignore[method-assign]
+            assert await watch(hub, batch) == list(enumerate(await read(batch, 0), 1))
+
+    with capture_logs() as events:
+        run(test())
+    assert [event["task"] for event in events if event["event"] == "task_failed"] == ["log_reader"]

@@ -64,26 +64,41 @@ def test_an_upload_that_outlives_the_jobs_has_a_store_and_an_owner_that_is_heard
     run(test(), MovableClock)
 
 
-def test_a_stop_is_heard_while_a_bug_ends_everything(server: StoreServer) -> None:
+def test_a_bug_in_one_part_costs_the_others_nothing_and_a_stop_is_heard_all_the_same(
+    server: StoreServer,
+) -> None:
     async def test() -> None:
-        async def fail() -> None:
-            raise ZeroDivisionError("of ours")
+        faults, has_restarted = [ZeroDivisionError("of ours")], asyncio.Event()
+        others = 0
 
-        async def be_stopped_meanwhile() -> None:
+        async def fail_once() -> None:
+            if faults:
+                raise faults.pop()
+            has_restarted.set()
+            await wait_for_ever()
+
+        async def fail_to_stop() -> None:
+            nonlocal others
+            others += 1
             try:
                 await wait_for_ever()
             finally:
-                running.cancel()
-                await asyncio.sleep(0)
+                raise ZeroDivisionError("of ours")
 
         engines = Engines()
         async with stores(server, "me") as (store,):
-            jobs = jobs_of(store, engines, fail, be_stopped_meanwhile, wait_for_ever)
+            jobs = jobs_of(store, engines, fail_once, fail_to_stop, wait_for_ever)
             running = asyncio.create_task(jobs.run())
+            await has_restarted.wait()
+            running.cancel()
             await asyncio.wait([running])
             assert running.cancelled()
             assert engines.is_stopped
+            assert others == 1
 
     with capture_logs() as events:
         run(test())
-    assert [event["event"] for event in events] == ["jobs_failed"]
+    assert [(event["event"], event["task"]) for event in events] == [
+        ("task_failed", "consumer"),
+        ("task_failed", "hub"),
+    ]

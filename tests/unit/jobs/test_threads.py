@@ -6,7 +6,7 @@ import threading
 import pytest
 from support.asgi import DEADLINE_S, run
 
-from server.jobs.threads import run_in_thread
+from server.jobs.threads import run_in_thread, start_threads
 
 
 def test_a_call_runs_in_another_thread_and_returns_its_result() -> None:
@@ -50,3 +50,39 @@ def test_a_caller_that_is_cancelled_even_twice_goes_on_only_after_the_call_has_e
         assert ended
 
     run(test())
+
+
+def no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_threads_that_are_started_with_the_process_are_enough() -> None:
+    async def test() -> None:
+        asyncio.get_running_loop().set_default_executor(start_threads())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            calls = (run_in_thread(divmod, 7, 3) for _ in range(50))
+            assert await asyncio.gather(*calls) == [(2, 1)] * 50
+
+    run(test())
+
+
+@pytest.mark.parametrize("most", [0, 3])
+def test_a_process_that_cannot_start_its_threads_leaves_none_behind(
+    monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    started: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def start_some(thread: threading.Thread) -> None:
+        if len(started) == most:
+            no_thread(thread)
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_some)
+    with pytest.raises(RuntimeError, match="new thread"):
+        start_threads()
+    for thread in started:
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()

@@ -23,6 +23,7 @@ from support.store import DEADLINE_S, binaries, store_server
 from server.app import Service, create_service
 from server.cluster.membership import Membership
 from server.cluster.quarantine import Quarantine
+from server.cluster.scoreboard import Cell
 from server.errors import (
     BadParameter,
     KeyReused,
@@ -702,8 +703,9 @@ def test_a_form_is_a_form_however_it_is_written(ask: Ask, media_type: str, dispo
     check_answer(answer, "/flip")
 
 
-def test_a_service_without_an_engine_is_not_ready_as_documented() -> None:
+def test_a_worker_without_an_engine_is_not_ready_as_documented_whatever_others_have() -> None:
     alone = Membership.alone(Quarantine(60))
+    alone.scoreboard.claim()[Cell.ENGINE_PID] = 1
     with alone.work:
         lifeless = httpx.ASGITransport(app=create_service(Settings(jobs="off"), alone, {}).app)
 

@@ -1,0 +1,124 @@
+"""Long-lived tasks outlive their exceptions, and each task of the service is one or need not be."""
+
+import ast
+import asyncio
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+from support.asgi import MovableClock, run
+
+from server.cluster.backoff import FIRST_DELAY_S
+from server.cluster.watched import keep_running
+
+SERVER = Path(__file__).parents[3] / "server"
+
+#: Tasks of the service that need no watching: what they run, and why.
+OTHERS = {
+    "self._jobs.run()": "only waits for parts that are watched",
+    "jobs.run()": "the same; the process ends with it",
+    "self._finish()": "ends the worker whatever happens, and is awaited",
+    "self._renew()": "in a task group, which is awaited",
+    "self._claim(kinds, at_once)": "in a task group, which is awaited",
+    "self._store.claim(request, kinds, room, self._fences())": "is awaited",
+    "self._try(claim)": "its end is waited for by the next one, which logs its exception",
+    "self._end(claim, task)": "only waits, and frees the place of the job whatever happens",
+    "self._submit_chunk(chunk, after, batch, facts, options, inputs)": "is awaited by its request",
+}
+
+
+def test_it_ends_with_the_work() -> None:
+    async def test() -> None:
+        calls = 0
+
+        async def work() -> None:
+            nonlocal calls
+            calls += 1
+
+        await keep_running("work", work)
+        assert calls == 1
+
+    run(test())
+
+
+def test_an_exception_is_logged_and_the_work_starts_again_with_a_growing_delay() -> None:
+    starts_s: list[float] = []
+
+    async def test() -> None:
+        clock = asyncio.get_running_loop()
+        assert isinstance(clock, MovableClock)
+
+        async def work() -> None:
+            starts_s.append(clock.time())
+            if len(starts_s) < 4:
+                raise ZeroDivisionError("of ours")
+
+        running = asyncio.create_task(keep_running("work", work))
+        await clock.pass_time(0)
+        assert len(starts_s) == 2  # the first restart is immediate
+        await clock.pass_time(FIRST_DELAY_S)
+        assert len(starts_s) == 3
+        await clock.pass_time(2 * FIRST_DELAY_S)
+        await running
+
+    with capture_logs() as events:
+        run(test(), MovableClock)
+    assert [(event["event"], event["task"]) for event in events] == [("task_failed", "work")] * 3
+    assert starts_s[2] - starts_s[1] > 0.9 * FIRST_DELAY_S
+    assert starts_s[3] - starts_s[2] > 1.9 * FIRST_DELAY_S
+
+
+@pytest.mark.parametrize("is_hidden", [False, True])
+def test_a_cancellation_ends_it_even_if_an_exception_comes_on_top(*, is_hidden: bool) -> None:
+    async def test() -> None:
+        async def work() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                if is_hidden:
+                    raise ZeroDivisionError("of ours")
+
+        running = asyncio.create_task(keep_running("work", work))
+        await asyncio.sleep(0)
+        running.cancel()
+        await asyncio.wait([running])
+        assert running.cancelled()
+
+    with capture_logs() as events:
+        run(test())
+    assert len(events) == is_hidden
+
+
+def test_a_cancellation_ends_it_while_it_waits_to_start_again() -> None:
+    async def test() -> None:
+        async def work() -> None:
+            raise ZeroDivisionError("of ours")
+
+        running = asyncio.create_task(keep_running("work", work))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        running.cancel()
+        await asyncio.wait([running])
+        assert running.cancelled()
+
+    with capture_logs():
+        run(test())
+
+
+def tasks_of_the_service() -> list[str]:
+    """Return what the service makes tasks of, as its source has it."""
+    found = []
+    for path in sorted(SERVER.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in {"create_task", "ensure_future"}
+            ):
+                found.append(ast.unparse(node.args[0]))
+    return found
+
+
+def test_every_task_of_the_service_is_watched_or_has_a_reason_not_to_be() -> None:
+    unwatched = {task for task in tasks_of_the_service() if not task.startswith("keep_running(")}
+    assert unwatched == OTHERS.keys()
