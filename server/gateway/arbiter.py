@@ -53,6 +53,7 @@ class Hooks:
         self._backoff = Backoff()
         self._delays_s: list[float] = []  # one for each crash after which no worker has been forked yet
         self._being_forked: list[Worker] = []  # at most one
+        self._is_reloaded = False
         if settings.store_url is not None:
             importlib.import_module("server.web.job_routes")  # before the fork: workers share its memory
 
@@ -75,6 +76,7 @@ class Hooks:
     def on_reload(self, server: "Arbiter") -> None:
         """Release the work socket and the scoreboard that only the old configuration knew."""
         self._take_over(server)  # with the new code
+        self._is_reloaded = True
         # Close the arbiter's ends of the old work socket before new workers inherit them: if all old workers
         # died, open ends would keep queued uploads in memory.
         for worker in server.WORKERS.values():
@@ -173,8 +175,13 @@ class Hooks:
         # this attempt is skipped: the arbiter tries again within a second.
         try:
             type(server).spawn_worker(server)
-        except (OSError, NoFreeRow) as error:
-            log.error("worker_spawn_failed", error=str(error))  # noqa: TRY400 it says all
+        except SystemExit as end:  # in the worker
+            # gunicorn would take these two for the end of all workers.
+            if self._has_served and end.code in {server.WORKER_BOOT_ERROR, server.APP_LOAD_ERROR}:
+                sys.exit(1)
+            raise
+        except Exception as error:  # noqa: BLE001 whatever it is, the other workers go on
+            log.error("worker_spawn_failed", error=str(error) or repr(error))  # noqa: TRY400 it says all
             for worker in self._being_forked:
                 worker.tmp.close()
                 worker.membership.scoreboard.release(worker.membership.row)
@@ -182,6 +189,11 @@ class Hooks:
                     self._delays_s.append(worker.boot_delay_s)
         finally:
             self._being_forked.clear()
+
+    @property
+    def _has_served(self) -> bool:
+        """Whether a worker has been online, of this configuration or of one before a reload."""
+        return self._is_reloaded or self._scoreboard.total(Cell.WORKER_STARTS) > 0
 
 
 def why_not(cfg: "Config", worker_class: type, num_workers: int) -> str | None:

@@ -131,6 +131,39 @@ def test_workers_that_crash_together_are_all_slowed_down() -> None:
         assert sorted(delays) == [0.1, 0.2, 0.4]
 
 
+#: Lets no process start a thread while the file is there that an environment variable names.
+NO_THREADS = """
+import os, threading
+
+start = threading.Thread.start
+
+def start_unless_forbidden(thread):
+    if os.path.exists(os.environ["NO_THREADS"]):
+        raise RuntimeError("can't start new thread")
+    start(thread)
+
+threading.Thread.start = start_unless_forbidden
+"""
+
+
+def test_a_worker_that_cannot_boot_takes_no_other_along(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(NO_THREADS)
+    mark = tmp_path / "no-threads"
+    environ = {"WEB_CONCURRENCY": "2", "PYTHONPATH": f"{tmp_path}:{ROOT}", "NO_THREADS": str(mark)}
+    with LiveServer(environ=environ) as server:
+        victim, survivor = server.workers()
+        mark.touch()
+        before = len(server.events)
+        os.kill(victim["pid"], signal.SIGKILL)
+        server.wait_for("worker_died", after=before, exit_code=1, count=2)
+        assert httpx.post(f"{server.url}/flip").headers["X-Worker-PID"] == str(survivor["pid"])
+        os.kill(survivor["engine_pid"], signal.SIGKILL)
+        server.wait_for("engine_online", after=before)
+        mark.unlink()
+        server.wait_for("worker_online", after=before)
+        assert survivor["pid"] in {worker["pid"] for worker in server.workers()}
+
+
 def test_a_worker_that_retires_is_replaced_without_delay() -> None:
     with LiveServer("--max-requests", "1", environ={"WEB_CONCURRENCY": "1"}) as server:
         for retirement in range(2, 6):

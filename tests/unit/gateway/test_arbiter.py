@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gunicorn.arbiter
 import pytest
 from gunicorn.config import Config
 from gunicorn.workers.gthread import ThreadWorker
@@ -25,11 +26,14 @@ from server.settings import Settings
 class Arbiter:
     """What the hooks use of gunicorn's arbiter."""
 
+    WORKER_BOOT_ERROR = gunicorn.arbiter.Arbiter.WORKER_BOOT_ERROR
+    APP_LOAD_ERROR = gunicorn.arbiter.Arbiter.APP_LOAD_ERROR
+
     def __init__(self) -> None:
         self.WORKERS: dict[int, Any] = {}
         self.num_workers = 2
         self.spawns = 0
-        self.failure: OSError | None = None
+        self.failure: BaseException | None = None
         self.hooks = Hooks(Settings())
         self.made: list[Any] = []
 
@@ -155,21 +159,43 @@ def test_a_planned_end_is_no_crash(arbiter: Any) -> None:
         arbiter.end(worker)
 
 
-def test_a_failed_fork_leaves_a_turn_out_and_gives_the_row_back(arbiter: Any) -> None:
+@pytest.mark.parametrize(
+    "failure",
+    [OSError(11, "Resource temporarily unavailable"), RuntimeError("/dev/shm doesn't exist"), MemoryError()],
+)
+def test_a_failed_fork_leaves_a_turn_out_and_gives_the_row_back(arbiter: Any, failure: Exception) -> None:
     for _ in range(2):
         arbiter.end(arbiter.fork())
     arbiter.made.clear()
     arbiter.hooks._delays_s = [7.0]
-    arbiter.failure = OSError(11, "Resource temporarily unavailable")
+    arbiter.failure = failure
     with capture_logs() as events:
         arbiter.hooks._spawn_worker(arbiter)
-    assert [event["event"] for event in events] == ["worker_spawn_failed"]
+    (event,) = events
+    assert (event["event"], bool(event["error"])) == ("worker_spawn_failed", True)
     (unborn,) = arbiter.made
     assert unborn.membership.row[Cell.STATE] == State.FREE
     arbiter.failure = None
     arbiter.hooks._spawn_worker(arbiter)
     assert arbiter.spawns == 1
     assert arbiter.made[-1].boot_delay_s == 7.0  # the failed one did not use it up
+
+
+@pytest.mark.parametrize("code", [Arbiter.WORKER_BOOT_ERROR, Arbiter.APP_LOAD_ERROR])
+def test_a_worker_that_cannot_boot_ends_the_service_only_if_none_ever_could(arbiter: Any, code: int) -> None:
+    arbiter.failure = SystemExit(code)  # as gunicorn ends the forked process
+
+    def exit_code() -> object:
+        with pytest.raises(SystemExit) as end:
+            arbiter.hooks._spawn_worker(arbiter)
+        return end.value.code
+
+    assert exit_code() == code
+    arbiter.made[0].membership.row[Cell.WORKER_STARTS] += 1
+    arbiter.end(arbiter.made[0])
+    assert exit_code() == 1
+    arbiter.failure = SystemExit(0)
+    assert exit_code() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
