@@ -9,14 +9,14 @@ from server.logs import get_logger
 log = get_logger(__name__)
 
 
-async def keep_running(task: str, work: Callable[[], Awaitable[None]]) -> None:
+async def keep_running(part: str, work: Callable[[], Awaitable[None]]) -> None:
     """Do some work until it is done or cancelled; after an exception, log it and start again, with backoff.
 
     Every long-lived task runs in this. Otherwise the exception of a task that nothing awaits is reported when
     the task is garbage, if ever, and its work is not done from then on.
 
     Args:
-        task: its name in the log.
+        part: the name of what it does, for the log.
         work: may be called again after it has raised.
     """
     backoff = Backoff()
@@ -26,7 +26,7 @@ async def keep_running(task: str, work: Callable[[], Awaitable[None]]) -> None:
         try:
             await work()
         except Exception:
-            log.exception("task_failed", task=task)
+            log.exception("part_failed", part=part)
             if (current := asyncio.current_task()) and current.cancelling():  # the exception came on top
                 raise asyncio.CancelledError from None
         else:

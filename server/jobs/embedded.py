@@ -117,7 +117,7 @@ class EmbeddedStore:
             self._start_at_s = time.monotonic() + _RETRY_S
             is_calm = False
         except Exception:
-            log.exception("task_failed", task="store_watch")  # it would end the loop of the arbiter
+            log.exception("part_failed", part="store_watch")  # it would end the loop of the arbiter
             is_calm = True
         return _CALM_S if is_calm else _ALERT_S
 

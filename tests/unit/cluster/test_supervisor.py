@@ -328,7 +328,7 @@ def test_a_bug_in_a_supervisor_costs_no_engine(monkeypatch: pytest.MonkeyPatch) 
         async with supervised() as cluster:
             await cluster.until(lambda: cluster.engine)
             assert await cluster.run("copy") == b"abc"
-            assert [event["task"] for event in cluster.logged("task_failed")] == ["supervisor"] * 2
+            assert [event["part"] for event in cluster.logged("part_failed")] == ["supervisor"] * 2
 
     until_done(test)
 
@@ -371,7 +371,7 @@ def test_a_bug_costs_no_job_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
         async with supervised() as cluster, cluster.on_demand() as engine:
             with engine.wanted():
                 assert await cluster.run_in_background("copy") == b"abc"
-            assert [event["task"] for event in cluster.logged("task_failed")] == ["engines_on_demand"]
+            assert [event["part"] for event in cluster.logged("part_failed")] == ["engines_on_demand"]
 
     until_done(test)
 
@@ -387,7 +387,7 @@ def test_a_worker_is_ready_while_its_engine_is_being_replaced_and_no_longer(
             assert cluster.supervisor.is_ready
             monkeypatch.setattr(Child, "start", Faulty(1 << 30))  # the next engine never comes
             os.kill(cluster.engine, signal.SIGKILL)
-            await cluster.until(lambda: cluster.logged("task_failed"))
+            await cluster.until(lambda: cluster.logged("part_failed"))
             assert cluster.supervisor.is_ready == is_ready
 
     until_done(test)

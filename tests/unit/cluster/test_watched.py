@@ -63,7 +63,7 @@ def test_an_exception_is_logged_and_the_work_starts_again_with_a_growing_delay()
 
     with capture_logs() as events:
         run(test(), MovableClock)
-    assert [(event["event"], event["task"]) for event in events] == [("task_failed", "work")] * 3
+    assert [(event["event"], event["part"]) for event in events] == [("part_failed", "work")] * 3
     assert starts_s[2] - starts_s[1] > 0.9 * FIRST_DELAY_S
     assert starts_s[3] - starts_s[2] > 1.9 * FIRST_DELAY_S
 

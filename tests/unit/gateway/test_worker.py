@@ -210,7 +210,7 @@ def test_a_fault_of_the_sweep_itself_does_not_end_it() -> None:
             served.advance(1.1)
             async with asyncio.timeout(DEADLINE_S):
                 await seen.wait()
-            assert ("task_failed", "sweep") in {(event["event"], event.get("task")) for event in events}
+            assert ("part_failed", "sweep") in {(event["event"], event.get("part")) for event in events}
             served.worker.connections = set()
 
     run(test())

@@ -23,4 +23,4 @@ def test_a_bug_in_a_probe_does_not_keep_the_breaker_open() -> None:
 
     with capture_logs() as events:
         run(test())
-    assert [event["event"] for event in events] == ["store_away", "task_failed", "store_back"]
+    assert [event["event"] for event in events] == ["store_away", "part_failed", "store_back"]

@@ -368,4 +368,4 @@ def test_a_bug_while_the_store_is_watched_does_not_reach_the_arbiter(
     monkeypatch.setattr(store, "_ensure_server", fail)
     with capture_logs() as events:
         assert store.watch() > 0
-    assert [(event["event"], event["task"]) for event in events] == [("task_failed", "store_watch")]
+    assert [(event["event"], event["part"]) for event in events] == [("part_failed", "store_watch")]

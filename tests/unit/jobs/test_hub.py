@@ -288,4 +288,4 @@ def test_a_bug_while_a_log_is_read_costs_its_watchers_no_line(server: StoreServe
 
     with capture_logs() as events:
         run(test())
-    assert [event["task"] for event in events if event["event"] == "task_failed"] == ["log_reader"]
+    assert [event["part"] for event in events if event["event"] == "part_failed"] == ["log_reader"]

@@ -98,7 +98,7 @@ def test_a_bug_in_one_part_costs_the_others_nothing_and_a_stop_is_heard_all_the_
 
     with capture_logs() as events:
         run(test())
-    assert [(event["event"], event["task"]) for event in events] == [
-        ("task_failed", "consumer"),
-        ("task_failed", "hub"),
+    assert [(event["event"], event["part"]) for event in events] == [
+        ("part_failed", "consumer"),
+        ("part_failed", "hub"),
     ]
