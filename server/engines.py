@@ -21,4 +21,5 @@ def engine_config(settings: Settings, *, is_background: bool) -> EngineConfig:
         max_tasks=settings.engine_max_tasks,
         result_bytes=settings.max_result_bytes,
         is_background=is_background,
+        hung_after_s=settings.hung_after_s,
     )

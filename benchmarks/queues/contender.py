@@ -250,6 +250,7 @@ class OurService(Contender):
                     "FLIP_VALKEY": str(self._program),
                     "WEB_CONCURRENCY": str(WORKERS),
                     "FLIP_JOBS_AT_ONCE": "1",  # as the workers of the others
+                    "FLIP_HUNG_AFTER_S": "0",  # they are stopped on purpose
                     "PYTHONPATH": f"{ROOT / 'benchmarks/peers/queues/witnessed'}:{ROOT}",
                     WITNESS: str(self.witness.path),
                 },

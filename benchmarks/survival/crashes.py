@@ -171,7 +171,7 @@ def marked(kind: str) -> bytes:
 def client_gone(leavers: int = 50, body: str = "big") -> list[Finding]:
     """Let clients leave while their images wait; no engine works on these."""
     request = post(image(body))
-    with cluster(FLIP_MAX_WAIT_S="600") as server:
+    with cluster(FLIP_MAX_WAIT_S="600", FLIP_HUNG_AFTER_S="0") as server:  # it stops engines itself
         right_answer(server, image(body))
         engines = living_engines(server)
         started_s = sum(map(processes.cpu_s, engines))

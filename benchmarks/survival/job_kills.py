@@ -139,7 +139,12 @@ def frozen_worker(times: int = 5, body: str = "big") -> list[Finding]:
     faults = []
     # With one job at a time, a worker that claims another one is done with the one before. The arbiter would
     # kill one that is frozen for long.
-    limits = {"FLIP_LEASE_S": "3", "FLIP_JOBS_AT_ONCE": "1", "GUNICORN_CMD_ARGS": "--timeout 300"}
+    limits = {
+        "FLIP_LEASE_S": "3",
+        "FLIP_JOBS_AT_ONCE": "1",
+        "FLIP_HUNG_AFTER_S": "0",
+        "GUNICORN_CMD_ARGS": "--timeout 300",
+    }
     with data_directory() as data, job_cluster(data, **limits) as server, store(data) as client:
         for _ in range(times):
             location, frozen = _frozen_with_a_job(server, client, image(body))

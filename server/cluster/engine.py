@@ -43,6 +43,7 @@ class EngineConfig:
         memory_bytes: most address space (RLIMIT_AS of setrlimit(2)).
         max_tasks: after how many tasks it is replaced by a fresh one; 0 for never.
         result_bytes: size of the largest result (RLIMIT_FSIZE of setrlimit(2)).
+        hung_after_s: after how long without a sign of life its supervisor kills it, in seconds; 0 for never.
         work: descriptors of the lanes of the work socket, the most urgent one first.
         control, recorder: descriptors.
     """
@@ -55,6 +56,7 @@ class EngineConfig:
     result_bytes: int = 1 << 62
     limits: Mapping[str, int] = field(default_factory=dict)
     is_background: bool = False
+    hung_after_s: float = 0.0
     work: Sequence[int] = ()
     control: int = -1
     recorder: int = -1
@@ -127,7 +129,7 @@ class Engine:
 
     def serve(self) -> None:
         """Work until there is a reason to stop."""
-        inbox = Inbox(self._work, self._control)
+        inbox = Inbox(self._work, self._control, on_look=self._recorder.beat)
         with suppress(BrokenPipeError):  # the worker is gone, which the inbox sees
             self._control.send(b"!")
         while not self._is_retiring and (taken := inbox.take(max_files=3)) is not None:

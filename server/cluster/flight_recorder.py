@@ -7,13 +7,13 @@ from server.cluster.memory_files import memory_file
 
 
 class FlightRecorder:
-    """The task that an engine is working on and how many it has finished, readable after its death.
+    """What an engine is working on and has done, and whether it wakes up; readable after its death.
 
-    Two integers in a memory file that the engine and its worker map. A note in shared memory costs nothing,
+    Three integers in a memory file that the engine and its worker map. A note in shared memory costs nothing,
     where a message for each task would wake the worker.
     """
 
-    _BYTES = 16
+    _BYTES = 24
 
     def __init__(self, file: FileIO) -> None:
         self._cells = memoryview(mmap.mmap(file.fileno(), self._BYTES)).cast("q")
@@ -34,6 +34,15 @@ class FlightRecorder:
     def done(self) -> int:
         """How many tasks were answered, refused ones too."""
         return self._cells[1]
+
+    @property
+    def beats(self) -> int:
+        """How often it has looked for a task; an idle one does so all the time (`look_every_s` of Inbox)."""
+        return self._cells[2]
+
+    def beat(self) -> None:
+        """Note that it looks for a task."""
+        self._cells[2] += 1
 
     def begin(self, task: int) -> None:
         """Note the number of a task before it is started."""

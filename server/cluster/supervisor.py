@@ -14,6 +14,7 @@ from server.cluster.backoff import Backoff
 from server.cluster.child import Child
 from server.cluster.engine import EngineConfig
 from server.cluster.flight_recorder import FlightRecorder
+from server.cluster.liveness import LOOK_EVERY_S, Sign, Watch, read_state
 from server.cluster.messages import now_us
 from server.cluster.roles import BACKGROUND, INTERACTIVE
 from server.cluster.scoreboard import Cell, Row
@@ -169,7 +170,7 @@ class Supervisor:
                     boot_ms = (now_us() - started_us) // 1000
                     log.info("engine_online", role=self._role.name, pid=process.pid, boot_ms=boot_ms)
                     self._first_attempt.set()
-                returncode = await process.wait()
+                returncode = await self._end_of(process, recorder)
                 exited = EngineExit(process.pid, returncode, recorder.task, recorder.done)
                 self._publish(exited)
             finally:
@@ -177,7 +178,7 @@ class Supervisor:
                     self._due_us = now_us() + int(_REPLACEMENT_S * 1e6)
                 self._row[self._role.pid] = 0
                 ours.close()  # stops the engine if it is still there
-                await process.wait()
+                await self._end_of(process, recorder)
                 self._process = None
         return exited
 
@@ -190,6 +191,23 @@ class Supervisor:
         except TimeoutError:
             process.kill()
             return False
+
+    async def _end_of(self, process: Child, recorder: FlightRecorder) -> int:
+        """Wait for the end of an engine and return its return code; one that hangs is killed."""
+        if not self._config.hung_after_s:
+            return await process.wait()
+        watch = Watch(self._config.hung_after_s, self._config.timeout_s)
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    return await process.wait()
+            seen = read_state(process.pid)
+            if seen and watch.is_hung(Sign(*seen, recorder.task, recorder.beats)):
+                log.error(
+                    "engine_hung", role=self._role.name, pid=process.pid, state=seen[0], task=recorder.task
+                )
+                process.kill()
+                return await process.wait()
 
     def _publish(self, exited: EngineExit) -> None:
         """Report how the engine ended to the worker whose task was lost; the number is written last."""

@@ -11,7 +11,7 @@ Source: unix(7).
 import select
 import socket
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import IntEnum
 from typing import Self
@@ -57,14 +57,21 @@ class Inbox:
         control: its end of file means that no more messages are wanted.
         look_every_s: after how long to look into all lanes without being woken, in seconds; so long a message
             waits if the engine that was woken for it dies.
+        on_look: called each time; a sign of life.
     """
 
     def __init__(
-        self, lanes: Sequence[socket.socket], control: socket.socket, *, look_every_s: float = 1.0
+        self,
+        lanes: Sequence[socket.socket],
+        control: socket.socket,
+        *,
+        look_every_s: float = 1.0,
+        on_look: Callable[[], None] = lambda: None,
     ) -> None:
         self._lanes = lanes
         self._control = control
         self._look_every_s = look_every_s
+        self._on_look = on_look
         self._epoll = select.epoll()
         self._epoll.register(control, select.EPOLLIN)
         for lane in lanes:
@@ -91,6 +98,7 @@ class Inbox:
 
     def poll(self, timeout_s: float) -> set[int]:
         """Wait until a descriptor is ready, and return those that are."""
+        self._on_look()
         return {descriptor for descriptor, _ in self._epoll.poll(timeout_s, len(self._lanes) + 1)}
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server.cluster.backoff import Backoff
+from server.cluster.liveness import LOOK_EVERY_S, STOPPED, most_looks, read_state
 from server.cluster.membership import Membership
 from server.cluster.quarantine import Quarantine
 from server.cluster.scoreboard import ROWS, Cell, NoFreeRow, Scoreboard, State
@@ -54,6 +55,8 @@ class Hooks:
         self._delays_s: list[float] = []  # one for each crash after which no worker has been forked yet
         self._being_forked: list[Worker] = []  # at most one
         self._is_reloaded = False
+        self._look_at_s = 0.0
+        self._stopped_looks: dict[int, int] = {}  # of each worker that is stopped, by its pid
         if settings.store_url is not None:
             importlib.import_module("server.web.job_routes")  # before the fork: workers share its memory
 
@@ -158,11 +161,25 @@ class Hooks:
                 EmbeddedStore(self._settings.store_socket, self._settings.valkey) if is_ours else None
             )
 
-    @staticmethod
-    def _wait_for_signals(server: "Arbiter", timeout: float) -> list[int]:
+    def _wait_for_signals(self, server: "Arbiter", timeout: float) -> list[int]:
+        if self._settings.hung_after_s:
+            self._kill_stopped(server, time.monotonic())
         look_again_s = server.store.watch() if server.store else timeout
         signals: list[int] = type(server).wait_for_signals(server, timeout=min(timeout, look_again_s))
         return signals
+
+    def _kill_stopped(self, server: "Arbiter", now_s: float) -> None:
+        """Kill workers that are stopped: with gunicorn alone their clients would wait for `timeout`."""
+        if now_s < self._look_at_s:
+            return
+        self._look_at_s = now_s + LOOK_EVERY_S
+        states = {pid: read_state(pid) for pid in server.WORKERS}
+        stopped = [pid for pid, seen in states.items() if seen and seen[0] == STOPPED]
+        self._stopped_looks = {pid: self._stopped_looks.get(pid, 0) + 1 for pid in stopped}
+        for pid, looks in self._stopped_looks.items():
+            if looks == most_looks(self._settings.hung_after_s):
+                log.error("worker_hung", pid=pid)
+                server.kill_worker(pid, signal.SIGKILL)
 
     @staticmethod
     def _reap_workers(server: "Arbiter") -> None:

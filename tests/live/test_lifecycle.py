@@ -108,6 +108,28 @@ def test_a_worker_that_dies_is_logged_and_replaced_with_its_engine() -> None:
         server.wait_until_gone(victim["engine_pid"])
 
 
+def test_a_request_whose_engine_is_stopped_is_answered_by_another() -> None:
+    with LiveServer(environ={"WEB_CONCURRENCY": "1"}) as server, ThreadPoolExecutor(1) as threads:
+        before = len(server.events)
+        (worker,) = server.workers()
+        os.kill(worker["engine_pid"], signal.SIGSTOP)
+        answer = threads.submit(httpx.post, f"{server.url}/flip", timeout=DEADLINE_S)
+        server.wait_for("engine_hung", after=before, pid=worker["engine_pid"], state="T")
+        assert answer.result().status_code == 200
+        assert answer.result().headers["X-Engine-PID"] != str(worker["engine_pid"])
+
+
+def test_a_worker_that_is_stopped_is_replaced() -> None:
+    with LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server:
+        before = len(server.events)
+        victim, _ = server.workers()
+        os.kill(victim["pid"], signal.SIGSTOP)
+        server.wait_for("worker_hung", after=before, pid=victim["pid"])
+        server.wait_for("worker_online", after=before)
+        assert len(server.workers()) == 2
+        server.wait_until_gone(victim["engine_pid"])
+
+
 def test_a_crash_loop_is_slowed_down() -> None:
     with LiveServer(environ={"WEB_CONCURRENCY": "1"}) as server:
         before = len(server.events)

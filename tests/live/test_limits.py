@@ -121,6 +121,7 @@ def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveSe
     environ = {
         "WEB_CONCURRENCY": "2",
         "FLIP_ENGINE_TIMEOUT_S": "0.5",
+        "FLIP_HUNG_AFTER_S": "0",  # workers are stopped on purpose
         "FLIP_QUARANTINE_DIR": str(quarantine_dir),
     }
     with LiveServer(environ=environ) as server:

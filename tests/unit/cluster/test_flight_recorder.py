@@ -22,3 +22,12 @@ def test_what_a_process_noted_before_it_died_is_still_there() -> None:
             os._exit(3)
         os.waitpid(pid, 0)
     assert (reader.task, reader.done) == (8, 1)
+
+
+def test_signs_of_life_are_counted() -> None:
+    with FlightRecorder.create() as file:
+        reader, writer = FlightRecorder(file), FlightRecorder(file)
+    assert reader.beats == 0
+    writer.beat()
+    writer.beat()
+    assert (reader.beats, reader.task, reader.done) == (2, 0, 0)

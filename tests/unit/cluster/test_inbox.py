@@ -235,3 +235,18 @@ def test_without_exclusive_wake_ups_messages_arrive_all_the_same(
         inbox = Inbox(work.engine_ends, theirs)
         put(work, 1)
         assert inbox.take(0) == (b"1", [])
+
+
+def test_one_that_waits_shows_signs_of_life(work: WorkSocket) -> None:
+    looks = 0
+    ours, theirs = socket.socketpair()
+
+    def count() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 5:
+            ours.close()
+
+    with theirs:
+        assert Inbox(work.engine_ends, theirs, look_every_s=0.01, on_look=count).take(0) is None
+    assert looks >= 5

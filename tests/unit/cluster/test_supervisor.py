@@ -403,6 +403,70 @@ def test_a_worker_that_never_had_an_engine_is_not_ready() -> None:
     until_done(test)
 
 
+#: Looks come once a second, as do the signs of life of an idle engine.
+HUNG_AFTER_S = 2.0
+
+
+def test_a_stopped_engine_is_killed_and_its_task_tried_again(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    async def test() -> None:
+        async with supervised(hung_after_s=HUNG_AFTER_S) as cluster:
+            first = cluster.engine
+            run = asyncio.ensure_future(cluster.run("wait", bytes(pipe)))
+            writers: list[int] = []
+            await cluster.until(lambda: writers or opened_for(pipe, writers))
+            os.kill(first, signal.SIGSTOP)
+            await cluster.until(lambda: len(cluster.logged("engine_online")) == 2)
+            await cluster.until(lambda: len(writers) == 2 or opened_for(pipe, writers))  # by the next engine
+            for writer in writers:
+                os.close(writer)
+            assert await run == bytes(pipe)
+            (hung,) = cluster.logged("engine_hung")
+            assert (hung["pid"], hung["state"], hung["task"] > 0) == (first, "T", True)
+            (died,) = cluster.logged("engine_died")
+            assert (died["pid"], died["signal"]) == (first, "SIGKILL")
+            assert not exists(first)
+
+    until_done(test)
+
+
+def test_a_stopped_engine_without_a_task_is_replaced() -> None:
+    async def test() -> None:
+        async with supervised(hung_after_s=HUNG_AFTER_S) as cluster:
+            first = cluster.engine
+            os.kill(first, signal.SIGSTOP)
+            await cluster.until(lambda: len(cluster.logged("engine_online")) == 2)
+            assert not exists(first)
+            assert await cluster.run("copy") == b"abc"
+
+    until_done(test)
+
+
+def test_a_stop_does_not_wait_for_a_stopped_engine() -> None:
+    async def test() -> None:
+        async with supervised(hung_after_s=HUNG_AFTER_S) as cluster:
+            pid = cluster.engine
+            os.kill(pid, signal.SIGSTOP)
+        assert not exists(pid)
+
+    until_done(test)
+
+
+def test_an_idle_engine_is_let_live() -> None:
+    async def test() -> None:
+        async with supervised(hung_after_s=HUNG_AFTER_S) as cluster, cluster.on_demand() as engine:
+            with engine.wanted():
+                await cluster.run_in_background("copy")
+                background = await cluster.background_pid()
+                os.kill(background, signal.SIGSTOP)  # shows that engines have been looked at often enough
+                await cluster.until(lambda: cluster.logged("engine_hung"))
+            assert [event["pid"] for event in cluster.logged("engine_hung")] == [background]
+
+    until_done(test)
+
+
 # --- background work --------------------------------------------------------------------------------------
 
 

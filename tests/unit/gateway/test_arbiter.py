@@ -16,7 +16,9 @@ from gunicorn.workers.gthread import ThreadWorker
 from structlog.testing import capture_logs
 from support.live_server import ROOT
 
+from benchmarks.harness.waiting import until
 from server.cluster.backoff import FIRST_DELAY_S
+from server.cluster.liveness import read_state
 from server.cluster.scoreboard import Cell, State
 from server.gateway.arbiter import Hooks, invitation, why_no_jobs, why_not
 from server.gateway.worker import Worker
@@ -196,6 +198,33 @@ def test_a_worker_that_cannot_boot_ends_the_service_only_if_none_ever_could(arbi
     assert exit_code() == 1
     arbiter.failure = SystemExit(0)
     assert exit_code() == 0
+
+
+def test_a_worker_that_stays_stopped_is_killed(arbiter: Any) -> None:
+    killed: list[tuple[int, int]] = []
+    arbiter.kill_worker = lambda pid, number: killed.append((pid, number))
+    with subprocess.Popen(["sleep", "600"]) as stopped, subprocess.Popen(["sleep", "600"]) as running:
+        try:
+            arbiter.fork()
+            arbiter.WORKERS = {stopped.pid: None, running.pid: None}
+            os.kill(stopped.pid, signal.SIGSTOP)
+            assert until(lambda: (read_state(stopped.pid) or " ")[0] == "T")
+            with capture_logs() as events:
+                for now_s in (1.0, 2.0, 2.5, 2.9):  # it looks once a second
+                    arbiter.hooks._kill_stopped(arbiter, now_s)
+                assert not killed
+                os.kill(stopped.pid, signal.SIGCONT)
+                assert until(lambda: (read_state(stopped.pid) or " ")[0] == "S")
+                arbiter.hooks._kill_stopped(arbiter, 3.0)
+                os.kill(stopped.pid, signal.SIGSTOP)
+                assert until(lambda: (read_state(stopped.pid) or " ")[0] == "T")
+                for now_s in (4.0, 5.0, 6.0, 7.0):
+                    arbiter.hooks._kill_stopped(arbiter, now_s)
+            assert killed == [(stopped.pid, signal.SIGKILL)]
+            assert [(event["event"], event["pid"]) for event in events] == [("worker_hung", stopped.pid)]
+        finally:
+            stopped.kill()
+            running.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])

@@ -1,0 +1,76 @@
+"""Liveness: whether a process is stopped or stuck, judged by what can be seen of it (proc(5))."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+#: How often to look at a process, in seconds.
+LOOK_EVERY_S = 1.0
+
+#: The states of a process that a signal has stopped, that a debugger has stopped, and that runs or could run.
+STOPPED, TRACED, RUNNING = "T", "t", "R"
+
+#: Where the user and the system time of a process are, counted from its state.
+_USER, _SYSTEM = 11, 12
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """What can be seen of an engine at one moment.
+
+    Attributes:
+        state: the letter for it (proc(5)).
+        cpu: the CPU time that it has used, in ticks of the kernel's clock.
+        task: the number of its current task; 0 for none.
+        beats: how often it has looked for a task.
+    """
+
+    state: str
+    cpu: int
+    task: int
+    beats: int
+
+
+class Watch:
+    """Decides when an engine is hung: stopped, frozen, or stuck.
+
+    It counts looks instead of reading a clock: when the worker itself was stopped or the machine suspended,
+    no time has passed for the engine either. One that waits for a core, or is being debugged, is not hung.
+
+    Args:
+        hung_after_s: for how long an engine may show no sign of life while it is stopped or idle, in seconds.
+        timeout_s: for how much longer in the middle of a task, in seconds: it may wait for a disk, and the
+            kernel ends one that takes too long.
+    """
+
+    def __init__(self, hung_after_s: float, timeout_s: float) -> None:
+        self._most = most_looks(hung_after_s)
+        self._most_on_task = most_looks(hung_after_s + timeout_s)
+        self._silent = 0
+        self._last: Sign | None = None
+
+    def is_hung(self, sign: Sign) -> bool:
+        """Take another look into account, and decide; to be called every `LOOK_EVERY_S` seconds."""
+        is_alive = sign != self._last or sign.state in {RUNNING, TRACED}
+        self._last = sign
+        self._silent = 0 if is_alive and sign.state != STOPPED else self._silent + 1
+        is_on_task = sign.task != 0 and sign.state != STOPPED
+        return self._silent >= (self._most_on_task if is_on_task else self._most)
+
+
+def most_looks(seconds: float) -> int:
+    """Return how many looks in a row may be without a sign of life; the last of them convicts."""
+    return max(1, round(seconds / LOOK_EVERY_S))
+
+
+def read_state(pid: int) -> tuple[str, int] | None:
+    """Read the state of a process and the CPU time that it has used, in ticks of the kernel's clock.
+
+    Returns:
+        Both; None when the process has ended.
+    """
+    try:
+        # The name of the program, in parentheses, may hold anything.
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return fields[0], int(fields[_USER]) + int(fields[_SYSTEM])
