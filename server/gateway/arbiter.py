@@ -18,7 +18,7 @@ from server.cluster.backoff import Backoff
 from server.cluster.liveness import LOOK_EVERY_S, STOPPED, most_looks, read_state
 from server.cluster.membership import Membership
 from server.cluster.quarantine import Quarantine
-from server.cluster.scoreboard import ROWS, Cell, NoFreeRow, Scoreboard, State
+from server.cluster.scoreboard import ROWS, Cell, Scoreboard, State
 from server.cluster.work_socket import WorkSocket
 from server.gateway import preflight
 from server.gateway.worker import Worker

@@ -312,7 +312,7 @@ class Faulty:
         self._start = Child.start
         self.pids: list[int] = []
 
-    def __call__(self, command: Sequence[str], **options: Any) -> Child:
+    def __call__(self, command: Sequence[str], **options: Any) -> Child:  # noqa: ANN401 those of Child.start
         if self._faults:
             self._faults -= 1
             raise ZeroDivisionError("a bug of ours")

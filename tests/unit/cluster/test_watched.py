@@ -107,16 +107,14 @@ def test_a_cancellation_ends_it_while_it_waits_to_start_again() -> None:
 
 def tasks_of_the_service() -> list[str]:
     """Return what the service makes tasks of, as its source has it."""
-    found = []
-    for path in sorted(SERVER.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if (
-                isinstance(node, ast.Call)
-                and isinstance(node.func, ast.Attribute)
-                and node.func.attr in {"create_task", "ensure_future"}
-            ):
-                found.append(ast.unparse(node.args[0]))
-    return found
+    return [
+        ast.unparse(node.args[0])
+        for path in sorted(SERVER.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in {"create_task", "ensure_future"}
+    ]
 
 
 def test_every_task_of_the_service_is_watched_or_has_a_reason_not_to_be() -> None:

@@ -1,7 +1,5 @@
 """The circuit breaker of the store closes again, whatever a probe meets."""
 
-import asyncio
-
 from structlog.testing import capture_logs
 from support.asgi import run
 
