@@ -225,10 +225,11 @@ class Settings(BaseModel):
             ge=0,
             le=1e9,
             description="Time after which an engine or a worker that is stopped (SIGSTOP), or an idle engine "
-            "that does not wake up, is killed and replaced, in seconds; 0 for never. An engine that is "
-            "stuck in the middle of an image has `FLIP_ENGINE_TIMEOUT_S` more.",
+            "that does not wake up, is killed and replaced, in seconds, 2 at least; 0 for never. An "
+            "engine that is starting, waits for a disk, or is stuck in the middle of an image has "
+            "`FLIP_ENGINE_TIMEOUT_S` more.",
         ),
-    ] = 3.0
+    ] = 2.0
     max_wait_s: Annotated[
         _Seconds,
         Field(

@@ -6,8 +6,9 @@ from pathlib import Path
 #: How often to look at a process, in seconds.
 LOOK_EVERY_S = 1.0
 
-#: The states of a process that a signal has stopped, that a debugger has stopped, and that runs or could run.
-STOPPED, TRACED, RUNNING = "T", "t", "R"
+#: The states of a process that a signal has stopped, that a debugger has stopped, that runs or could run, and
+#: that waits for a disk or is frozen.
+STOPPED, TRACED, RUNNING, UNINTERRUPTIBLE = "T", "t", "R", "D"
 
 #: Where the user and the system time of a process are, counted from its state.
 _USER, _SYSTEM = 11, 12
@@ -21,7 +22,7 @@ class Sign:
         state: the letter for it (proc(5)).
         cpu: the CPU time that it has used, in ticks of the kernel's clock.
         task: the number of its current task; 0 for none.
-        beats: how often it has looked for a task.
+        beats: how often it has looked for a task; 0 while it boots.
     """
 
     state: str
@@ -38,13 +39,13 @@ class Watch:
 
     Args:
         hung_after_s: for how long an engine may show no sign of life while it is stopped or idle, in seconds.
-        timeout_s: for how much longer in the middle of a task, in seconds: it may wait for a disk, and the
-            kernel ends one that takes too long.
+        timeout_s: for how much longer while it boots, waits for a disk or has a task, in seconds: a machine
+            that swaps is slow, and the kernel ends a task that takes too long.
     """
 
     def __init__(self, hung_after_s: float, timeout_s: float) -> None:
         self._most = most_looks(hung_after_s)
-        self._most_on_task = most_looks(hung_after_s + timeout_s)
+        self._most_when_busy = most_looks(hung_after_s + timeout_s)
         self._silent = 0
         self._last: Sign | None = None
 
@@ -53,13 +54,17 @@ class Watch:
         is_alive = sign != self._last or sign.state in {RUNNING, TRACED}
         self._last = sign
         self._silent = 0 if is_alive and sign.state != STOPPED else self._silent + 1
-        is_on_task = sign.task != 0 and sign.state != STOPPED
-        return self._silent >= (self._most_on_task if is_on_task else self._most)
+        is_busy = sign.task != 0 or sign.beats == 0 or sign.state == UNINTERRUPTIBLE
+        return self._silent >= (self._most_when_busy if is_busy and sign.state != STOPPED else self._most)
 
 
 def most_looks(seconds: float) -> int:
-    """Return how many looks in a row may be without a sign of life; the last of them convicts."""
-    return max(1, round(seconds / LOOK_EVERY_S))
+    """Return how many looks in a row may be without a sign of life; the last of them convicts.
+
+    One never does: an idle engine shows a sign as seldom as it is looked at, and a machine that goes on after
+    a pause may look before its engine has woken up.
+    """
+    return max(2, round(seconds / LOOK_EVERY_S))
 
 
 def read_state(pid: int) -> tuple[str, int] | None:

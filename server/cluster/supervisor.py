@@ -6,9 +6,11 @@ import random
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from server.cluster.backoff import Backoff
 from server.cluster.child import Child
@@ -21,6 +23,8 @@ from server.cluster.scoreboard import Cell, Row
 from server.cluster.watched import keep_running
 from server.cluster.work_socket import WorkSocket
 from server.logs import get_logger
+
+T = TypeVar("T")
 
 log = get_logger(__name__)
 
@@ -165,7 +169,7 @@ class Supervisor:
             try:
                 self._row[Cell.ENGINE_STARTS] += 1
                 ours.setblocking(False)  # noqa: FBT003 the standard library has no other way
-                if await self._is_ready(ours, process):
+                if await self._is_ready(ours, process, recorder):
                     self._row[self._role.pid] = process.pid
                     boot_ms = (now_us() - started_us) // 1000
                     log.info("engine_online", role=self._role.name, pid=process.pid, boot_ms=boot_ms)
@@ -174,40 +178,51 @@ class Supervisor:
                 exited = EngineExit(process.pid, returncode, recorder.task, recorder.done)
                 self._publish(exited)
             finally:
-                if self._row[self._role.pid]:
-                    self._due_us = now_us() + int(_REPLACEMENT_S * 1e6)
-                self._row[self._role.pid] = 0
+                self._withdraw()
                 ours.close()  # stops the engine if it is still there
                 await self._end_of(process, recorder)
                 self._process = None
         return exited
 
-    @staticmethod
-    async def _is_ready(control: socket.socket, process: Child) -> bool:
+    async def _is_ready(self, control: socket.socket, process: Child, recorder: FlightRecorder) -> bool:
         """Wait until the engine is ready; one that takes too long, stopped or hanging, is killed."""
+        receive = partial(asyncio.get_running_loop().sock_recv, control, 1)
         try:
             async with asyncio.timeout(BOOT_S):
-                return bool(await asyncio.get_running_loop().sock_recv(control, 1))
+                return bool(await self._while_watched(process, recorder, receive))
         except TimeoutError:
             process.kill()
             return False
 
     async def _end_of(self, process: Child, recorder: FlightRecorder) -> int:
         """Wait for the end of an engine and return its return code; one that hangs is killed."""
+        return await self._while_watched(process, recorder, process.wait)
+
+    async def _while_watched(
+        self, process: Child, recorder: FlightRecorder, wait: Callable[[], Awaitable[T]]
+    ) -> T:
+        """Wait for something that its end ends too, and kill an engine that hangs meanwhile."""
         if not self._config.hung_after_s:
-            return await process.wait()
+            return await wait()
         watch = Watch(self._config.hung_after_s, self._config.timeout_s)
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY_S):
-                    return await process.wait()
+                    return await wait()
             seen = read_state(process.pid)
             if seen and watch.is_hung(Sign(*seen, recorder.task, recorder.beats)):
                 log.error(
                     "engine_hung", role=self._role.name, pid=process.pid, state=seen[0], task=recorder.task
                 )
+                self._withdraw()  # in the kernel it may take long to end
                 process.kill()
-                return await process.wait()
+                return await wait()
+
+    def _withdraw(self) -> None:
+        """Count the engine no longer."""
+        if self._row[self._role.pid]:
+            self._due_us = now_us() + int(_REPLACEMENT_S * 1e6)
+        self._row[self._role.pid] = 0
 
     def _publish(self, exited: EngineExit) -> None:
         """Report how the engine ended to the worker whose task was lost; the number is written last."""

@@ -25,7 +25,9 @@ def looks_until_hung(signs: Iterable[Sign]) -> int | None:
         (Sign("T", 7, 0, 9), 3),
         (Sign("T", 7, 1, 9), 3),  # the first look is enough to see it
         (Sign("S", 7, 0, 9), 4),  # at the second look it has been silent since the first
-        (Sign("D", 7, 0, 9), 4),
+        (Sign("D", 7, 0, 9), 9),  # an idle one, of a machine that swaps
+        (Sign("S", 7, 0, 0), 9),  # one that boots
+        (Sign("T", 7, 0, 0), 3),
         (Sign("S", 7, 1, 9), 9),
         (Sign("D", 7, 1, 9), 9),
         (Sign("R", 7, 1, 9), None),
@@ -48,6 +50,11 @@ def test_an_engine_that_stays_as_it_is(sign: Sign, looks: int | None) -> None:
 )
 def test_an_engine_that_shows_a_sign_of_life_is_not_hung(signs: list[Sign]) -> None:
     assert looks_until_hung(signs) is None
+
+
+def test_one_silent_look_convicts_no_engine() -> None:
+    watch = Watch(0.1, TIMEOUT_S)
+    assert not any(watch.is_hung(Sign("S", 7, 0, beats // 2)) for beats in range(2, 100))
 
 
 def test_an_engine_that_goes_on_in_time_is_not_hung() -> None:

@@ -4,7 +4,6 @@ import asyncio
 import os
 import resource
 import signal
-import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -339,12 +338,12 @@ def test_a_bug_while_an_engine_starts_leaves_no_process(monkeypatch: pytest.Monk
     is_ready = Supervisor._is_ready  # noqa: SLF001
     faults = [ZeroDivisionError("a bug of ours")]
 
-    async def fail_once(control: socket.socket, process: Child) -> bool:
+    async def fail_once(self: Supervisor, *args: Any) -> bool:  # noqa: ANN401 those of _is_ready
         if faults:
             raise faults.pop()
-        return await is_ready(control, process)
+        return await is_ready(self, *args)
 
-    monkeypatch.setattr(Supervisor, "_is_ready", staticmethod(fail_once))
+    monkeypatch.setattr(Supervisor, "_is_ready", fail_once)
 
     async def test() -> None:
         async with supervised() as cluster:
@@ -440,6 +439,27 @@ def test_a_stopped_engine_without_a_task_is_replaced() -> None:
             await cluster.until(lambda: len(cluster.logged("engine_online")) == 2)
             assert not exists(first)
             assert await cluster.run("copy") == b"abc"
+
+    until_done(test)
+
+
+def test_an_engine_that_is_stopped_while_it_starts_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = Faulty(0)
+
+    def start(command: Sequence[str], **options: Any) -> Child:  # noqa: ANN401 those of Child.start
+        child = started(command, **options)
+        if len(started.pids) == 1:
+            os.kill(child.pid, signal.SIGSTOP)
+        return child
+
+    monkeypatch.setattr(Child, "start", start)
+
+    async def test() -> None:
+        async with supervised(hung_after_s=HUNG_AFTER_S) as cluster:
+            await cluster.until(lambda: cluster.engine)
+            assert await cluster.run("copy") == b"abc"
+            (hung,) = cluster.logged("engine_hung")
+            assert [hung["pid"], cluster.engine] == started.pids
 
     until_done(test)
 

@@ -214,15 +214,15 @@ def test_a_worker_that_stays_stopped_is_killed(arbiter: Any) -> None:
             os.kill(stopped.pid, signal.SIGSTOP)
             assert until(lambda: (read_state(stopped.pid) or " ")[0] == "T")
             with capture_logs() as events:
-                for now_s in (1.0, 2.0, 2.5, 2.9):  # it looks once a second
+                for now_s in (1.0, 1.5, 1.9):  # it looks once a second
                     arbiter.hooks._kill_stopped(arbiter, now_s)
                 assert not killed
                 os.kill(stopped.pid, signal.SIGCONT)
                 assert until(lambda: (read_state(stopped.pid) or " ")[0] == "S")
-                arbiter.hooks._kill_stopped(arbiter, 3.0)
+                arbiter.hooks._kill_stopped(arbiter, 2.0)
                 os.kill(stopped.pid, signal.SIGSTOP)
                 assert until(lambda: (read_state(stopped.pid) or " ")[0] == "T")
-                for now_s in (4.0, 5.0, 6.0, 7.0):
+                for now_s in (3.0, 4.0, 5.0, 6.0):
                     arbiter.hooks._kill_stopped(arbiter, now_s)
             assert killed == [(stopped.pid, signal.SIGKILL)]
             assert [(event["event"], event["pid"]) for event in events] == [("worker_hung", stopped.pid)]
