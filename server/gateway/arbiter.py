@@ -36,6 +36,12 @@ log = get_logger("server.arbiter")
 
 _STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
 
+#: How long a reload waits for the first new worker while the old ones serve, in seconds.
+_BOOT_S = float(preflight.DEADLINE_S)
+
+#: How often it looks, in seconds.
+_LOOK_AGAIN_S = 0.05
+
 
 class Hooks:
     """gunicorn's server hooks, with what the workers of one configuration share.
@@ -55,6 +61,7 @@ class Hooks:
         self._delays_s: list[float] = []  # one for each crash after which no worker has been forked yet
         self._being_forked: list[Worker] = []  # at most one
         self._is_reloaded = False
+        self._predecessors: list[Worker] = []  # those that a reload is to replace
         self._look_at_s = 0.0
         self._stopped_looks: dict[int, int] = {}  # of each worker that is stopped, by its pid
         if settings.store_url is not None:
@@ -80,6 +87,7 @@ class Hooks:
         """Release the work socket and the scoreboard that only the old configuration knew."""
         self._take_over(server)  # with the new code
         self._is_reloaded = True
+        self._predecessors = list(server.WORKERS.values())
         # Close the arbiter's ends of the old work socket before new workers inherit them: if all old workers
         # died, open ends would keep queued uploads in memory.
         for worker in server.WORKERS.values():
@@ -152,6 +160,7 @@ class Hooks:
     def _take_over(self, server: "Arbiter") -> None:
         preflight.guard(server)
         server.spawn_worker = partial(self._spawn_worker, server)
+        server.manage_workers = partial(self._manage_workers, server)
         # The arbiter is in one of these almost always, also while it waits for the end of old workers.
         server.wait_for_signals = partial(self._wait_for_signals, server)
         server.reap_workers = partial(self._reap_workers, server)
@@ -206,6 +215,43 @@ class Hooks:
                     self._delays_s.append(worker.boot_delay_s)
         finally:
             self._being_forked.clear()
+
+    def _manage_workers(self, server: "Arbiter") -> None:
+        # A reload calls this once it has forked the new workers; gunicorn then tells the old ones to stop.
+        if self._predecessors and not self._has_successor(server):
+            log.error("reload_refused", reason="no new worker came online; what they logged says why")
+            self._keep_predecessors(server)
+        self._predecessors = []
+        type(server).manage_workers(server)
+
+    def _has_successor(self, server: "Arbiter") -> bool:
+        """Wait until one new worker serves with an engine, or none can any more."""
+        until_s = time.monotonic() + _BOOT_S
+        missed: list[int] = []
+        try:
+            while (rows := [worker.membership.row for worker in self._successors(server).values()]) and (
+                time.monotonic() < until_s
+            ):
+                if any(row[Cell.STATE] == State.ONLINE and row[Cell.ENGINE_PID] for row in rows):
+                    return True
+                missed += self._wait_for_signals(server, _LOOK_AGAIN_S)
+                if not _STOP_SIGNALS.isdisjoint(missed):  # nothing is left to decide
+                    return True
+                server.reap_workers()
+            return False
+        finally:
+            for number in missed:
+                server.SIG_QUEUE.put_nowait(number)
+
+    def _keep_predecessors(self, server: "Arbiter") -> None:
+        for pid in self._successors(server):  # none of them has come online in time
+            server.kill_worker(pid, signal.SIGKILL)
+        for worker in self._predecessors:  # to gunicorn they are the new ones
+            server.worker_age += 1
+            worker.age = server.worker_age
+
+    def _successors(self, server: "Arbiter") -> "dict[int, Worker]":
+        return {pid: worker for pid, worker in server.WORKERS.items() if worker not in self._predecessors}
 
     @property
     def _has_served(self) -> bool:

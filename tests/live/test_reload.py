@@ -189,6 +189,36 @@ def test_a_reload_of_what_would_not_start_is_refused(copy: Path) -> None:
         assert not pids(server) & old
 
 
+def test_a_reload_whose_workers_cannot_boot_leaves_the_old_ones_at_work(copy: Path) -> None:
+    """The preflight cannot see everything: files change after it, memory and processes run out."""
+    forked = "        _soft, hard = resource.getrlimit"
+    unbootable = f"        assert not os.path.exists('unbootable'), 'of ours'\n{forked}"
+    with (
+        broken(copy / "server" / "gateway" / "arbiter.py", forked, unbootable),
+        LiveServer(root=copy, environ={"WEB_CONCURRENCY": "2"}) as server,
+    ):
+        old = pids(server)
+        (copy / "unbootable").touch()
+        with Load(partial(ask_once, server.port), clients=2) as load:
+            for _ in range(2):
+                before = len(server.events)
+                os.kill(server.pid, signal.SIGHUP)
+                server.wait_for("reload_refused", after=before)
+                assert pids(server) == old
+                load.wait_for_more()
+        assert load.failures == []
+        # One that ends now is tried again and again, while the other serves.
+        victim, survivor = old
+        before = len(server.events)
+        os.kill(victim, signal.SIGKILL)
+        server.wait_for("worker_died", after=before, exit_code=1, count=2)
+        assert survivor in pids(server)
+        (copy / "unbootable").unlink()
+        server.wait_for("worker_online", after=before)
+        reload(server)
+        assert len(pids(server) - old) == 2
+
+
 def test_reloads_lose_no_request_and_tell_a_connection_before_they_close_it() -> None:
     with (
         LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server,

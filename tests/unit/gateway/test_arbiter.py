@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ from benchmarks.harness.waiting import until
 from server.cluster.backoff import FIRST_DELAY_S
 from server.cluster.liveness import read_state
 from server.cluster.scoreboard import Cell, State
+from server.gateway import arbiter as arbiter_module
 from server.gateway.arbiter import Hooks, invitation, why_no_jobs, why_not
 from server.gateway.worker import Worker
 from server.settings import Settings
@@ -38,15 +40,36 @@ class Arbiter:
         self.failure: BaseException | None = None
         self.hooks = Hooks(Settings())
         self.made: list[Any] = []
+        self.managed = 0
+        self.worker_age = 0
+        self.store = None
+        self.signals: list[list[int]] = []
+        self.killed: list[tuple[int, int]] = []
+        self.SIG_QUEUE: SimpleQueue[int] = SimpleQueue()
 
     def fork(self) -> Any:
         """Make a worker as the arbiter does, up to the fork."""
         worker = Worker.__new__(Worker)
         worker.tmp = SimpleNamespace(close=lambda: None)
+        self.worker_age += 1
+        worker.age = self.worker_age
         self.hooks.pre_fork(self, worker)
         self.made.append(worker)
         self.WORKERS[len(self.WORKERS) + 1] = worker
         return worker
+
+    def manage_workers(self) -> None:
+        self.managed += 1
+
+    def reap_workers(self) -> None:
+        pass
+
+    def wait_for_signals(self, timeout: float) -> list[int]:
+        del timeout
+        return self.signals.pop() if self.signals else []
+
+    def kill_worker(self, pid: int, number: int) -> None:
+        self.killed.append((pid, number))
 
     def end(self, worker: Any) -> None:
         """Reap a worker as the arbiter does."""
@@ -204,9 +227,56 @@ def test_a_worker_that_cannot_boot_ends_the_service_only_if_none_ever_could(arbi
     assert exit_code() == 0
 
 
+def reloaded(arbiter: Any) -> tuple[Any, Any]:
+    """Have one worker and reload, up to the fork of its successor; return both."""
+    old = arbiter.fork()
+    arbiter.hooks._predecessors = [old]
+    return old, arbiter.fork()
+
+
+def test_a_reload_goes_on_when_a_new_worker_has_an_engine(arbiter: Any) -> None:
+    _, new = reloaded(arbiter)
+
+    def look() -> None:
+        new.membership.row[Cell.ENGINE_PID] = 1  # then it comes online
+        new.membership.row[Cell.STATE] = State.ONLINE
+
+    arbiter.reap_workers = look
+    with capture_logs() as events:
+        arbiter.hooks._manage_workers(arbiter)
+    assert events == []
+    assert arbiter.managed == 1
+    arbiter.hooks._manage_workers(arbiter)  # later there is nothing to wait for
+    assert arbiter.managed == 2
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_the_old_workers_stay_when_no_new_one_comes_online(
+    arbiter: Any, monkeypatch: pytest.MonkeyPatch, *, hangs: bool
+) -> None:
+    old, new = reloaded(arbiter)
+    if hangs:
+        monkeypatch.setattr(arbiter_module, "_BOOT_S", 0.0)
+    else:
+        arbiter.reap_workers = lambda: arbiter.WORKERS.pop(2, None)  # it has ended
+    with capture_logs() as events:
+        arbiter.hooks._manage_workers(arbiter)
+    assert [event["event"] for event in events] == ["reload_refused"]
+    assert arbiter.killed == ([(2, signal.SIGKILL)] if hangs else [])
+    assert old.age > new.age  # gunicorn ends the oldest when there are too many
+    assert arbiter.managed == 1
+
+
+def test_a_stop_does_not_wait_for_a_reload(arbiter: Any) -> None:
+    reloaded(arbiter)
+    arbiter.signals = [[signal.SIGCHLD, signal.SIGTERM], []]
+    with capture_logs() as events:
+        arbiter.hooks._manage_workers(arbiter)
+    assert events == []
+    assert [arbiter.SIG_QUEUE.get_nowait() for _ in range(2)] == [signal.SIGCHLD, signal.SIGTERM]
+
+
 def test_a_worker_that_stays_stopped_is_killed(arbiter: Any) -> None:
-    killed: list[tuple[int, int]] = []
-    arbiter.kill_worker = lambda pid, number: killed.append((pid, number))
     with subprocess.Popen(["sleep", "600"]) as stopped, subprocess.Popen(["sleep", "600"]) as running:
         try:
             arbiter.fork()
@@ -216,7 +286,7 @@ def test_a_worker_that_stays_stopped_is_killed(arbiter: Any) -> None:
             with capture_logs() as events:
                 for now_s in (1.0, 1.5, 1.9):  # it looks once a second
                     arbiter.hooks._kill_stopped(arbiter, now_s)
-                assert not killed
+                assert not arbiter.killed
                 os.kill(stopped.pid, signal.SIGCONT)
                 assert until(lambda: (read_state(stopped.pid) or " ")[0] == "S")
                 arbiter.hooks._kill_stopped(arbiter, 2.0)
@@ -224,7 +294,7 @@ def test_a_worker_that_stays_stopped_is_killed(arbiter: Any) -> None:
                 assert until(lambda: (read_state(stopped.pid) or " ")[0] == "T")
                 for now_s in (3.0, 4.0, 5.0, 6.0):
                     arbiter.hooks._kill_stopped(arbiter, now_s)
-            assert killed == [(stopped.pid, signal.SIGKILL)]
+            assert arbiter.killed == [(stopped.pid, signal.SIGKILL)]
             assert [(event["event"], event["pid"]) for event in events] == [("worker_hung", stopped.pid)]
         finally:
             stopped.kill()
