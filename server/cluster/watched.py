@@ -10,7 +10,7 @@ log = get_logger(__name__)
 
 
 async def keep_running(part: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Do some work until it is done or cancelled; after an exception, log it and start again, with backoff.
+    """Do some work until it is done or this is cancelled; log an exception and start again, with backoff.
 
     Every long-lived task runs in this. Otherwise the exception of a task that nothing awaits is reported when
     the task is garbage, if ever, and its work is not done from then on.
@@ -25,9 +25,13 @@ async def keep_running(part: str, work: Callable[[], Awaitable[None]]) -> None:
         started_s = clock()
         try:
             await work()
-        except Exception:
-            log.exception("part_failed", part=part)
-            if (current := asyncio.current_task()) and current.cancelling():  # the exception came on top
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            is_cancelled = task is not None and task.cancelling() > 0
+            # Else it came from something that the work waited for, and would end it without a word.
+            if not (is_cancelled and isinstance(error, asyncio.CancelledError)):
+                log.exception("part_failed", part=part)
+            if is_cancelled:  # the exception came on top
                 raise asyncio.CancelledError from None
         else:
             return

@@ -68,11 +68,16 @@ def guard(server: Arbiter) -> None:
 
 
 def _checked(server: Arbiter, act: Callable[[Arbiter], None], refusal: str) -> None:
-    reason = why_not(server)
-    if reason is None:
-        act(server)
-    else:
-        log.error(refusal, reason=reason)
+    try:
+        reason = why_not(server)
+        if reason is None:
+            act(server)
+            return
+    except (Exception, SystemExit) as error:  # gunicorn exits when the configuration does not load
+        if os.getpid() != server.pid:  # in the process that it has forked
+            raise
+        reason = str(error) if isinstance(error, OSError) else repr(error.__context__ or error)
+    log.error(refusal, reason=reason)
 
 
 def why_not(server: Arbiter) -> str | None:

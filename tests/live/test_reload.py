@@ -219,6 +219,26 @@ def test_a_reload_whose_workers_cannot_boot_leaves_the_old_ones_at_work(copy: Pa
         assert len(pids(server) - old) == 2
 
 
+def test_a_configuration_that_breaks_after_the_preflight_ends_nothing(copy: Path) -> None:
+    file = copy / "gunicorn.conf.py"
+    # Only the arbiter, not the preflight, finds it broken.
+    late = (
+        "\nif os.path.exists('late') and not sys.argv[0].endswith('check.py'):\n    raise ZeroDivisionError\n"
+    )
+    with (
+        broken(file, file.read_text(), file.read_text() + late),
+        LiveServer(root=copy, environ={"WEB_CONCURRENCY": "1"}) as server,
+    ):
+        old = pids(server)
+        (copy / "late").touch()
+        os.kill(server.pid, signal.SIGHUP)
+        assert "ZeroDivisionError" in server.wait_for("reload_refused")["reason"]
+        assert pids(server) == old
+        (copy / "late").unlink()
+        reload(server, workers=1)
+        assert not pids(server) & old
+
+
 def test_reloads_lose_no_request_and_tell_a_connection_before_they_close_it() -> None:
     with (
         LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server,

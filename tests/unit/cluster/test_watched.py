@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,19 @@ OTHERS = {
     "self._try(claim)": "its end is waited for by the next one, which logs its exception",
     "self._end(claim, task)": "only waits, and frees the place of the job whatever happens",
     "self._submit_chunk(chunk, after, batch, facts, options, inputs)": "is awaited by its request",
+}
+
+#: Its threads and callbacks: the event loop logs an exception of a callback and goes on.
+CALLBACKS = {
+    "ThreadPoolExecutor(_THREADS)": "an exception of a call reaches the caller",
+    "ThreadPoolExecutor(1)": "the same; one that cannot start fails a try of a callback",
+    "loop.add_reader(descriptor, has_ended.set)": "cannot fail",
+    "self.loop.call_soon(self.handle_exit_signal)": "the drain that it starts ends the worker in any case",
+    "loop.call_at(self._linger.begin(loop.time()), self.transport.close)": "closing twice is allowed",
+    "task.add_done_callback(chunk.close)": "only closes files",
+    "later.add_done_callback(self._dropping.discard)": "cannot fail",
+    "asyncio.get_running_loop().add_signal_handler(number, running.cancel)": "cannot fail",
+    "os.register_at_fork(before=_block_stops, after_in_parent=_unblock_stops)": "cannot fail",
 }
 
 
@@ -89,6 +103,26 @@ def test_a_cancellation_ends_it_even_if_an_exception_comes_on_top(*, is_hidden: 
     assert len(events) == is_hidden
 
 
+def test_a_cancellation_of_what_it_waits_for_is_a_failure_like_any_other() -> None:
+    async def test() -> None:
+        calls = 0
+
+        async def work() -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 1:
+                waited_for = asyncio.get_running_loop().create_future()
+                waited_for.cancel()
+                await waited_for
+
+        await keep_running("work", work)
+        assert calls == 2
+
+    with capture_logs() as events:
+        run(test())
+    assert [event["event"] for event in events] == ["part_failed"]
+
+
 def test_a_cancellation_ends_it_while_it_waits_to_start_again() -> None:
     async def test() -> None:
         async def work() -> None:
@@ -105,18 +139,22 @@ def test_a_cancellation_ends_it_while_it_waits_to_start_again() -> None:
         run(test())
 
 
-def tasks_of_the_service() -> list[str]:
-    """Return what the service makes tasks of, as its source has it."""
-    return [
-        ast.unparse(node.args[0])
-        for path in sorted(SERVER.rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and node.func.attr in {"create_task", "ensure_future"}
-    ]
+def calls_in_the_service(names: set[str]) -> Iterator[ast.Call]:
+    """Yield where the source of the service calls functions or classes of these names."""
+    for path in sorted(SERVER.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in names:
+                yield node
 
 
 def test_every_task_of_the_service_is_watched_or_has_a_reason_not_to_be() -> None:
-    unwatched = {task for task in tasks_of_the_service() if not task.startswith("keep_running(")}
-    assert unwatched == OTHERS.keys()
+    tasks = [ast.unparse(call.args[0]) for call in calls_in_the_service({"create_task", "ensure_future"})]
+    assert {task for task in tasks if not task.startswith("keep_running(")} == OTHERS.keys()
+
+
+def test_every_thread_and_callback_of_the_service_has_a_reason_not_to_be_watched() -> None:
+    names = {"Thread", "Timer", "ThreadPoolExecutor", "ProcessPoolExecutor", "register_at_fork"} | {
+        *("call_soon", "call_soon_threadsafe", "call_later", "call_at", "add_done_callback"),
+        *("add_reader", "add_writer", "add_signal_handler"),
+    }
+    assert {ast.unparse(call) for call in calls_in_the_service(names)} == CALLBACKS.keys()
