@@ -1,0 +1,280 @@
+"""Supervision: an exception, a refused thread or process, and a stopped process cost nothing that lasts."""
+
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+from support.live_server import DEADLINE_S, ROOT, LiveServer, curl
+from support.load import Load, ask_once
+
+from benchmarks.harness.server import ENGINE, WORKER
+from benchmarks.harness.waiting import until
+
+ASYNC = {"Prefer": "respond-async"}
+
+
+def states(server: LiveServer) -> list[str]:
+    """The states of all processes of its session, those that have ended and nothing has waited for too."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text(errors="replace").rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        if int(fields[3]) == server.pid:
+            found.append(fields[0])
+    return found
+
+
+def is_whole(server: LiveServer) -> bool:
+    """Whether there are two workers with an engine each, and no zombie and no stopped process is left."""
+    roles, found = server.roles(), server.workers()
+    return (
+        len(found) == len(roles[WORKER]) == 2
+        and {worker["pid"] for worker in found} == set(roles[WORKER])
+        # There may be engines for background work besides.
+        and len({worker["engine_pid"] for worker in found} & set(roles[ENGINE])) == 2
+        and {"Z", "T"}.isdisjoint(states(server))
+    )
+
+
+# --- exceptions -------------------------------------------------------------------------------------------
+
+#: Raises in the middle of a watched part when a file asks for it: where the part waits at that moment. Only
+#: one process finds the file.
+FAULTS = """
+import asyncio, os
+from functools import partial
+
+class Faulty:
+    def __init__(self, part, work):
+        self.file, self.work = f"{os.path.dirname(__file__)}/fault.{part}", work
+
+    def __await__(self):
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        is_due = False
+
+        def look():
+            nonlocal is_due, timer
+            try:
+                os.unlink(self.file)
+            except FileNotFoundError:
+                timer = loop.call_later(0.05, look)
+            else:
+                is_due = task.cancel()
+
+        timer = loop.call_later(0.05, look)
+        steps = self.work().__await__()
+        step = partial(next, steps)
+        try:
+            while True:
+                try:
+                    awaited = step()
+                except StopIteration:
+                    return
+                try:
+                    step = partial(steps.send, (yield awaited))
+                except BaseException as error:
+                    if is_due:
+                        is_due = False
+                        task.uncancel()
+                        error = ZeroDivisionError("injected")
+                    step = partial(steps.throw, error)
+        finally:
+            timer.cancel()
+"""
+
+#: Parts that run only while the store is away; tests/unit/jobs/test_breaker.py raises in the first.
+ONLY_WITHOUT_STORE = {"store_probe", "batch_drop"}
+
+PARTS = (
+    *("supervisor", "sweep", "hub", "consumer", "janitor"),
+    *("owner_beat", "engines_on_demand", "log_reader"),
+)
+
+
+def test_the_parts_that_are_tried_are_all_there_are() -> None:
+    watched = {
+        name
+        for path in (ROOT / "server").rglob("*.py")
+        for name in re.findall(r'keep_running\(\s*"(\w+)"', path.read_text())
+    }
+    watched |= set(re.findall(r'"(\w+)": self\._\w+\.run\b', (ROOT / "server/jobs/service.py").read_text()))
+    assert watched == {*PARTS, *ONLY_WITHOUT_STORE}
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveServer, Path]]:
+    """The service with jobs, and a directory for files that ask for an exception."""
+    root = tmp_path_factory.mktemp("faulty")
+    for name in ("server", "images"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("*.pyc.*"))
+    shutil.copy(ROOT / "gunicorn.conf.py", root)
+    (root / "faults.py").write_text(FAULTS)
+    file = root / "server" / "cluster" / "watched.py"
+    assert file.read_text().count("await work()") == 1
+    file.write_text(file.read_text().replace("await work()", "await __import__('faults').Faulty(part, work)"))
+    environ = {"WEB_CONCURRENCY": "2", "FLIP_JOBS": "embedded", "FLIP_DATA_DIR": str(root / "data")}
+    with LiveServer(root=root, environ=environ) as server:
+        yield server, root
+
+
+def job_state(server: LiveServer) -> str:
+    """Submit a job, wait for its end, and return its state."""
+    job = httpx.post(f"{server.url}/flip", headers=ASYNC, timeout=DEADLINE_S).headers["Location"]
+    found = httpx.get(server.url + job, headers={"Prefer": "wait=50"}, timeout=DEADLINE_S).json()
+    return str(found["state"])
+
+
+@contextmanager
+def watched_batch(server: LiveServer) -> Iterator[None]:
+    """Have the events of a batch watched that ends only after the block, and see that its end is told."""
+    httpx.post(f"{server.url}/queues/default/pause").raise_for_status()
+    body = (ROOT / "images" / "landscape.jpg").read_bytes()
+    files = [("image", (f"{number}.jpg", body)) for number in range(2)]
+    batch = httpx.post(f"{server.url}/batches?operation=flip", files=files, timeout=DEADLINE_S)
+    with ThreadPoolExecutor(1) as threads:
+        events = threads.submit(curl, f"{server.url}{batch.headers['Location']}/events", "-N")
+        try:
+            yield
+        finally:
+            httpx.post(f"{server.url}/queues/default/resume").raise_for_status()
+        assert events.result().stdout.count(b"event: completed") == 2
+        assert events.result().stdout.count(b"event: ended") == 1
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_an_exception_in_a_part_costs_nothing_that_lasts(faulty: tuple[LiveServer, Path], part: str) -> None:
+    server, root = faulty
+    assert job_state(server) == "completed"  # some parts run only then
+    workers = {worker["pid"] for worker in server.workers()}
+    before = len(server.events)
+    with watched_batch(server) if part == "log_reader" else nullcontext():
+        (root / f"fault.{part}").touch()
+        failed = server.wait_for("part_failed", after=before, part=part)
+    assert "injected" in str(failed)
+    assert until(lambda: is_whole(server), DEADLINE_S)
+    assert {worker["pid"] for worker in server.workers()} == workers
+    assert httpx.post(f"{server.url}/flip", timeout=DEADLINE_S).status_code == 200
+    assert job_state(server) == "completed"
+    assert [event["part"] for event in server.events[before:] if event["event"] == "part_failed"] == [part]
+
+
+# --- no threads and no processes --------------------------------------------------------------------------
+
+#: Not root: the kernel's limit on its processes is not for root.
+NO_ONE = 54321
+AS_NO_ONE = [
+    *("setpriv", f"--reuid={NO_ONE}", f"--regid={NO_ONE}", "--clear-groups"),
+    # It may read what only root can, where Python or this repository is in root's home.
+    *("--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"),
+]
+
+
+def as_no_one() -> list[str]:
+    """What a command begins with that is not to run as root."""
+    return AS_NO_ONE if os.geteuid() == 0 else []
+
+
+class UnprivilegedServer(LiveServer):
+    """The service as a user who is not root."""
+
+    def __init__(self, **environ: str) -> None:
+        super().__init__(environ={"PYTHONDONTWRITEBYTECODE": "1", **environ})
+        self._command = [*as_no_one(), *self._command]
+
+
+def limit_processes(pids: list[int], most: int | None) -> None:
+    """Limit how many processes and threads there may be of their user for one of these to start another.
+
+    None lifts the limit. Those that have ended meanwhile are left out.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    if most is None:
+        most = hard
+    soft = "unlimited" if most == resource.RLIM_INFINITY else str(most)
+    each = f"for pid in {' '.join(map(str, pids))}; do prlimit --pid $pid --nproc={soft}: 2>&-; done; true"
+    subprocess.run([*as_no_one(), "sh", "-c", each], check=True, timeout=DEADLINE_S)
+
+
+#: What follows the end of an engine or a worker.
+OUTCOMES = {"engine_online", "engine_spawn_failed", "worker_spawn_failed", "worker_exiting"}
+
+
+def has_outcome(server: LiveServer, after: int) -> bool:
+    return any(event["event"] in OUTCOMES for event in server.events[after:])
+
+
+def test_a_service_that_may_start_no_process_now_and_then_is_whole_again() -> None:
+    chance = random.Random(7)
+    with UnprivilegedServer(WEB_CONCURRENCY="2") as server:
+        assert Path(f"/proc/{server.pid}").stat().st_uid != 0 or os.geteuid() != 0
+        threads = sum(len(list(Path(f"/proc/{pid}/task").iterdir())) for pid in server.processes())
+        refused = 0
+        for _ in range(8):
+            before = len(server.events)
+            limit_processes(server.processes(), chance.choice([1, threads - 5, threads - 1]))
+            roles = server.roles()
+            victim = chance.choice(roles[WORKER] + roles[ENGINE])
+            os.kill(victim, signal.SIGKILL)
+            # Whoever replaces it is refused, or gets along with what there is.
+            server.wait_for("engine_died" if victim in roles[ENGINE] else "worker_died", after=before)
+            assert until(partial(has_outcome, server, before), DEADLINE_S)
+            limit_processes(server.processes(), None)
+            assert until(lambda: is_whole(server), DEADLINE_S), server.log
+            assert httpx.post(f"{server.url}/flip", timeout=DEADLINE_S).status_code == 200
+            refused += sum(
+                event["event"] in {"engine_spawn_failed", "worker_spawn_failed"}
+                or event.get("exit_code") == 1
+                for event in server.events[before:]
+            )
+        assert refused
+
+
+# --- stopped processes ------------------------------------------------------------------------------------
+
+
+def ask_again(port: int, cut: list[OSError]) -> Iterator[None]:
+    """Have an image flipped, and note a connection that is cut."""
+    try:
+        yield from ask_once(port)
+    except ConnectionError as error:
+        cut.append(error)
+        yield
+
+
+def test_under_load_a_stopped_process_costs_no_more_than_the_connections_of_a_worker() -> None:
+    cut: list[OSError] = []
+    with LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server:
+        with Load(partial(ask_again, server.port, cut), clients=4) as load:
+            for _ in range(2):
+                before = len(server.events)
+                engine = server.workers()[0]["engine_pid"]
+                os.kill(engine, signal.SIGSTOP)
+                server.wait_for("engine_hung", after=before, pid=engine, state="T")
+                assert until(lambda: is_whole(server), DEADLINE_S)
+                load.wait_for_more()
+            assert cut == []  # its task was tried again
+            for times in (1, 2):
+                before = len(server.events)
+                worker = server.workers()[0]["pid"]
+                os.kill(worker, signal.SIGSTOP)
+                server.wait_for("worker_hung", after=before, pid=worker)
+                server.wait_for("worker_online", after=before)
+                assert until(lambda: is_whole(server), DEADLINE_S)
+                assert len(cut) <= 4 * times
+                load.wait_for_more()
+        assert load.failures == []
+        hung = [event for event in server.events if event["event"] in {"engine_hung", "worker_hung"}]
+        assert len(hung) == 4
