@@ -18,7 +18,7 @@ from server.gateway.linger import LingeringClose
 from server.gateway.refusals import refusal, refuse
 from server.gateway.transfer_rate import Stage, TransferRate
 from server.logs import get_logger
-from server.web.exchange import Exchange
+from server.web.exchange import Exchange, Headers
 
 if TYPE_CHECKING:
     from server.gateway.worker import Worker
@@ -283,6 +283,14 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         return False
 
     # --- the response ------------------------------------------------------------------------------------
+
+    def _send_response_start(
+        self, status: int, headers: Headers, request: CallbackRequest, *, close: bool = False
+    ) -> None:
+        """Begin a response; in HTTP/1.0 it has to say that the connection stays (RFC 9112, section C.2.2)."""
+        if request.version < (1, 1) and not close:
+            headers = [*headers, (b"connection", b"keep-alive")]
+        super()._send_response_start(status, headers, request, close=close)
 
     def _send_body(self, body: bytes, *framing: Any, **more: Any) -> None:  # noqa: ANN401 gunicorn's
         self._written_bytes += len(body)

@@ -60,6 +60,7 @@ class Envelope:
             if message["type"] == "http.response.start":
                 is_answered = True
                 exchange.status = message["status"]
+                exchange.is_last |= _ends_with_connection(scope, message)
                 message["headers"] = [*message["headers"], *exchange.common_headers()]
             await send(message)
             exchange.count_sent(len(message.get("body", b"")))
@@ -77,6 +78,11 @@ class Envelope:
                 exchange.resources.close()
             finally:
                 exchange.conclude(self._row)
+
+
+def _ends_with_connection(scope: Scope, start: Message) -> bool:
+    """Whether only the end of the connection ends a body: HTTP/1.0 has no chunks (RFC 9112, section 6.3)."""
+    return bool(scope["http_version"] == "1.0" and b"content-length" not in dict(start["headers"]))
 
 
 def _note_failure(exchange: Exchange, error: Exception, *, is_answered: bool) -> bool:

@@ -60,6 +60,7 @@ TABLE: dict[str, dict[str, str]] = {
         "gunicorn.asgi.protocol:ASGIProtocol._handle_http_request": "750005ef9d800ec8",
         "gunicorn.asgi.protocol:ASGIProtocol._build_http_scope": "2ad58250d46e2b8a",
         "gunicorn.asgi.protocol:ASGIProtocol._handle_h1c_exception": "c02e91493f117751",
+        "gunicorn.asgi.protocol:ASGIProtocol._send_response_start": "d7ff67a9a12c4756",
         "gunicorn.asgi.protocol:ASGIProtocol._send_error_response": "7bcc31adb012ba9c",
         "gunicorn.asgi.protocol:ASGIProtocol._safe_write": "11de4904af83ac03",
         "gunicorn.asgi.protocol:ASGIProtocol._close_transport": "6349d56b55c8bc0d",

@@ -592,6 +592,36 @@ def test_an_idle_connection_stays_until_after_retry_after() -> None:
     run(test())
 
 
+def test_a_client_of_http_1_0_is_told_that_its_connection_stays() -> None:
+    async def test() -> None:
+        async with gateway(say_length) as (served, _):
+            client = await served.connect()
+            for option in (b"Keep-Alive", b"keep-alive"):
+                await client.send(b"GET / HTTP/1.0\r\nConnection: %s\r\n\r\n" % option)
+                assert (await client.read()).headers["connection"] == "keep-alive"
+            await client.send(b"GET / HTTP/1.0\r\n\r\n")
+            assert (await client.read()).headers["connection"] == "close"
+            assert await client.read_to_end() == b""
+
+    run(test())
+
+
+def test_in_http_1_0_a_body_without_a_length_ends_with_its_connection() -> None:
+    async def say_no_length(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"hello"})
+
+    async def test() -> None:
+        async with gateway(say_no_length) as (served, _):
+            client = await served.connect()
+            await client.send(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+            head, _, body = (await client.read_to_end()).partition(b"\r\n\r\n")
+            assert b"Connection: close" in head.split(b"\r\n")
+            assert body == b"hello"
+
+    run(test())
+
+
 def test_a_draining_worker_tells_its_connections_and_forgets_retry_after() -> None:
     async def shed(scope: Scope, receive: Receive, send: Send) -> None:
         Exchange.of(scope).retry_after_s = 60
