@@ -8,12 +8,13 @@ import termios
 from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes
 
-from gunicorn.asgi.parser import CallbackRequest, ParseError, PythonProtocol
+from gunicorn.asgi.parser import CallbackRequest, ParseError, PythonProtocol, UnsupportedTransferCoding
 from gunicorn.asgi.protocol import ASGIProtocol, BodyReceiver
 
 from server.errors import UploadTooSlow
+from server.gateway.heads import METHODS, is_host, split_absolute
 from server.gateway.linger import LingeringClose
 from server.gateway.refusals import refusal, refuse
 from server.gateway.transfer_rate import Stage, TransferRate
@@ -344,19 +345,35 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
             self._body_receiver.signal_disconnect()
 
 
+class _UnknownMethod(UnsupportedTransferCoding):  # type: ignore[misc]  # gunicorn has no types
+    """A method that no resource has; gunicorn answers 501 as it does to a transfer coding that it lacks."""
+
+
 def _check_head(request: CallbackRequest) -> None:
-    """Understand every form of target, and want a host (RFC 9112, section 3.2).
+    """Want a method that HTTP has and a host, and understand every form of target (RFC 9112, section 3.2).
 
     Raises:
+        _UnknownMethod: gunicorn answers 501 (RFC 9110, section 9.1).
         ParseError: gunicorn answers 400.
     """
-    if request.version >= (1, 1) and not any(name == b"host" for name, _ in request.headers_bytes):
+    if request.method not in METHODS:
+        raise _UnknownMethod(f"the method {request.method} is unknown")
+    hosts = [value for name, value in request.headers_bytes if name == b"host"]
+    if request.version >= (1, 1) and not hosts:
         raise ParseError("there is no Host header")
-    if not request.path.startswith("/"):
-        try:
-            request.path = urlsplit(request.path).path or "/"
-        except ValueError:
-            raise ParseError("the target is no URL") from None
+    if not all(map(is_host, hosts)):
+        raise ParseError("the Host header is not a host")
+    if "#" in request.uri:
+        raise ParseError("the target has a fragment")
+    if not request.raw_path.startswith(b"/") and request.raw_path != b"*":
+        split = split_absolute(request.raw_path)
+        if split is None:
+            raise ParseError("the target is no URL")
+        host, request.raw_path = split
+        request.path = unquote_to_bytes(request.raw_path).decode(errors="replace")
+        # What the field Host says does not count then (RFC 9112, section 3.2.2).
+        others = [field for field in request.headers_bytes if field[0] != b"host"]
+        request.headers_bytes = [(b"host", host), *others]
 
 
 def _below_tls(transport: Any) -> Any:  # noqa: ANN401 asyncio has no types for this

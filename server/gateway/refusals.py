@@ -11,7 +11,7 @@ from server.web.problems import MEDIA_TYPE, OUR_FAULT, Problem
 _NEXT_STEPS = {
     HTTPStatus.REQUEST_URI_TOO_LONG: "Send a shorter path and query.",
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "Send fewer or shorter header fields.",
-    HTTPStatus.NOT_IMPLEMENTED: "Send the body as it is, with a Content-Length or chunked.",
+    HTTPStatus.NOT_IMPLEMENTED: "Use a method of /openapi.json, and no transfer coding but chunked.",
     HTTPStatus.REQUEST_TIMEOUT: "Send all headers at once.",
     HTTPStatus.SERVICE_UNAVAILABLE: "Try again in a moment, or keep connections open and use them again.",
 }

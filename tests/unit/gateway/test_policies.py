@@ -5,6 +5,7 @@ import json
 import pytest
 
 from server.gateway.drain import Drain, Step
+from server.gateway.heads import is_host, split_absolute
 from server.gateway.linger import LINGER_S, LingeringClose
 from server.gateway.refusals import refusal, refuse
 from server.gateway.transfer_rate import Reading, Stage, TransferRate
@@ -12,6 +13,56 @@ from server.settings import Settings
 from server.web.exchange import Exchange
 
 SETTINGS = Settings(headers_timeout_s=10, min_bytes_per_s=1000, slow_after_s=5)
+
+# --- Heads --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("", "a", "A.example", "a.example.", "a:80", "a:", ":80", "127.0.0.1", "127.0.0.1:8000", "[::1]"),
+        *("[::1]:80", "[2001:DB8::192.0.2.1]", "[v1.a:b]:1", "a_b", "a-b", "%41", "a!$&'()*+,;=~"),
+    ],
+)
+def test_a_host_is_a_name_or_an_address_and_perhaps_a_port(value: str) -> None:
+    assert is_host(value.encode())
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("a b", "a,\tb", "a/b", "a?b", "a#b", "a\\b", "u@a", "u:p@a", "http://a", "a:b", "a:1:2", "a:-1"),
+        *("::1", "[::1", "::1]", "[]", "[a]", "[::1%eth0]", "[1::2::3]", "[127.0.0.1]", "[::1]a", "%4", "%z"),
+        *('"a"', "<a>", "{a}", "a|b", "a^b", "a`b", "ä", "a\x7f", "a\n"),
+    ],
+)
+def test_nothing_else_is_a_host(value: str) -> None:
+    assert not is_host(value.encode())
+
+
+@pytest.mark.parametrize(
+    ("target", "parts"),
+    [
+        (b"http://a/b", (b"a", b"/b")),
+        (b"HTTPS://a:1/b/http://c/d", (b"a:1", b"/b/http://c/d")),
+        (b"http://a", (b"a", b"/")),
+        (b"http://a/%3Fb%2F", (b"a", b"/%3Fb%2F")),
+        (b"http://[::1]/", (b"[::1]", b"/")),
+        (b"http://", None),
+        (b"http:///b", None),
+        (b"http://:80/b", None),
+        (b"http://u:p@a/b", None),
+        (b"http://[/b", None),
+        (b"http://a\\b/c", None),
+        (b"http:/a/b", None),
+        (b"ftp://a/b", None),
+        (b"a/b://c", None),
+        (b"a:80", None),
+    ],
+)
+def test_an_absolute_target_has_a_host_and_a_path(target: bytes, parts: tuple[bytes, bytes] | None) -> None:
+    assert split_absolute(target) == parts
+
 
 # --- Minimum transfer rate ----------------------------------------------------------------------------------
 
@@ -135,7 +186,7 @@ def test_a_worker_is_due_with_the_last_response_that_it_may_begin() -> None:
         (408, "request-timeout", "Send all headers at once."),
         (414, "uri-too-long", "Send a shorter path and query."),
         (431, "request-header-fields-too-large", "Send fewer or shorter header fields."),
-        (501, "not-implemented", "Send the body as it is, with a Content-Length or chunked."),
+        (501, "not-implemented", "Use a method of /openapi.json, and no transfer coding but chunked."),
         (503, "service-unavailable", "Try again in a moment, or keep connections open and use them again."),
     ],
 )

@@ -91,6 +91,18 @@ def detail(answer: Answer) -> str:
     [
         pytest.param(b"GET /second HTTP/1.1\r\n", "there is no Host header", "/second", id="no host"),
         pytest.param(
+            b"GET /second HTTP/1.1\r\nHost: a b\r\n",
+            "the Host header is not a host",
+            "/second",
+            id="odd host",
+        ),
+        pytest.param(
+            b"GET /second#part HTTP/1.1\r\nHost: a\r\n",
+            "the target has a fragment",
+            "/second#part",
+            id="fragment",
+        ),
+        pytest.param(
             b"GET http://[/second HTTP/1.1\r\nHost: a\r\n",
             "the target is no URL",
             "http://[/second",
@@ -206,6 +218,55 @@ def test_every_form_of_target_is_understood(target: bytes, path: str) -> None:
             await client.send(b"GET %s HTTP/1.1\r\nHost: a\r\n\r\n" % target)
             assert (await client.read()).status == 200
             assert [line[1] for line in lines(events)] == [path]
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "raw_path", "query", "host"),
+    [
+        (b"http://b/flip?c=d", "/flip", b"/flip", b"c=d", b"b"),
+        (b"http://b:80?c=d", "/", b"/", b"c=d", b"b:80"),
+        (b"http://b/%3Fc=d", "/?c=d", b"/%3Fc=d", b"", b"b"),
+        (b"http://b/%2F/..?%3F", "///..", b"/%2F/..", b"%3F", b"b"),
+        (b"HTTPS://[::1]:443/%C3%A4", "/ä", b"/%C3%A4", b"", b"[::1]:443"),
+        (b"/flip?http://b/", "/flip", b"/flip", b"http://b/", b"a"),
+    ],
+)
+def test_an_absolute_target_is_split_before_it_is_decoded_and_its_host_counts(
+    target: bytes, path: str, raw_path: bytes, query: bytes, host: bytes
+) -> None:
+    scopes = []
+
+    async def note(scope: Scope, receive: Receive, send: Send) -> None:
+        scopes.append(scope)
+        await respond(send, b"ok")
+
+    async def test() -> None:
+        async with gateway(note) as (served, _):
+            client = await served.connect()
+            await client.send(b"GET %s HTTP/1.1\r\nHost: a\r\n\r\n" % target)
+            assert (await client.read()).status == 200
+
+    run(test())
+    (scope,) = scopes
+    assert (scope["path"], scope["raw_path"], scope["query_string"]) == (path, raw_path, query)
+    assert [value for name, value in scope["headers"] if name == b"host"] == [host]
+
+
+def test_an_unknown_method_gets_501_and_a_known_one_reaches_the_app() -> None:
+    async def test() -> None:
+        async with gateway(say_length) as (served, events):
+            client = await served.connect()
+            for method in (b"PATCH", b"TRACE", b"BREW"):
+                await client.send(
+                    b"%s / HTTP/1.1\r\nHost: a\r\nX-Request-ID: %s\r\n\r\n" % (method, method.lower())
+                )
+            assert [(await client.read()).status for _ in range(2)] == [200, 200]
+            answer = await client.read()
+            assert (answer.status, answer.headers["connection"]) == (501, "close")
+            assert "the method BREW is unknown" in detail(answer)
+            assert lines(events)[-1] == ("brew", "/", 501, 0)
 
     run(test())
 
