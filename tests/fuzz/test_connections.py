@@ -1,4 +1,4 @@
-"""Malformed requests on kept connections: each is a request of its own, whatever came before it.
+"""Malformed and odd requests on kept connections: each is a request of its own, whatever came before it.
 
 The protocol serves the real app and an engine in the tests' own event loop, without a gunicorn process. The
 requests on one connection may come from different clients, as they do behind a proxy that pools connections.
@@ -20,7 +20,7 @@ from support.asgi import DEADLINE_S, lifespan
 from support.gateway import Client, Event, Gateway, gateway
 from support.wire import Answer, answers
 
-from fuzz import malformed
+from fuzz import malformed, vectors
 from server.app import create_service
 from server.cluster.scoreboard import Cell
 from server.settings import Settings
@@ -159,11 +159,11 @@ def sound(request_id: str, image: bytes = IMAGE) -> bytes:
     ("sent", "statuses"),
     [
         pytest.param(*row, id=f"{kind}: {name}")
-        for kind, rows in malformed.TABLES.items()
+        for kind, rows in (malformed.TABLES | vectors.TABLES).items()
         for name, row in rows.items()
     ],
 )
-def test_a_malformed_request_is_the_same_wherever_it_stands_on_a_connection(
+def test_a_request_is_the_same_wherever_it_stands_on_a_connection(
     it: Service, sent: bytes, statuses: tuple[int, ...]
 ) -> None:
     async def test() -> None:

@@ -17,7 +17,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from support.live_server import DEADLINE_S, LiveServer
 from support.wire import answers
 
-from fuzz import malformed
+from fuzz import malformed, vectors
 from fuzz.conftest import EXTENT
 from fuzz.images import sound_files
 from server.operations.images import OPERATIONS
@@ -88,6 +88,25 @@ def test_a_malformed_request_gets_its_answers_and_no_others(
         received = everything(connection)
     read = answers(received, no_body=0 if sent.startswith(b"HEAD ") else None)
     assert tuple(answer.status for answer in read) == statuses, received[:2000]
+
+
+@pytest.mark.parametrize(
+    ("sent", "statuses"),
+    [
+        pytest.param(*row, id=f"{kind}: {name}")
+        for kind, rows in vectors.TABLES.items()
+        for name, row in rows.items()
+    ],
+)
+def test_what_other_servers_are_tested_with_is_answered_behind_other_requests(
+    server: LiveServer, sent: bytes, statuses: tuple[int, ...]
+) -> None:
+    before = malformed.get() + malformed.post(b"Content-Length: 5", body=b"hello")
+    with closing(socket.create_connection(("127.0.0.1", server.port), DEADLINE_S)) as connection:
+        connection.sendall(before + sent)
+        received = everything(connection)
+    read = answers(received, no_body=2 if sent.startswith(b"HEAD ") else None)
+    assert tuple(answer.status for answer in read) == (200, 415, *statuses), received[:2000]
 
 
 @pytest.mark.parametrize("sent", malformed.HALF_CLOSED.values(), ids=malformed.HALF_CLOSED)
