@@ -1,44 +1,40 @@
 """nginx with the configuration that is shipped, in front of two machines that fail."""
 
+import re
 import shutil
-import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-from support.live_server import DEADLINE_S, ROOT, curl
-
-from benchmarks.harness.waiting import until
+from support.live_server import DEADLINE_S, curl
+from support.nginx import nginx
 
 pytestmark = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
 
-CONFIG = """
-daemon off; worker_processes 1; pid {directory}/pid; error_log {directory}/error.log warn; user root;
-events {{ worker_connections 64; }}
-http {{
-    access_log off;
-    client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy;
-    fastcgi_temp_path {directory}/f; uwsgi_temp_path {directory}/u; scgi_temp_path {directory}/s;
-    include {directory}/shipped.conf;
-}}
-"""
+
+class Seen(NamedTuple):
+    """What a machine has seen of a request: the size of its body, and some of its headers."""
+
+    body_bytes: int
+    forwarded_for: str | None
+    request_id: str | None
 
 
 class FailingMachine(ThreadingHTTPServer):
     """Takes a request with its body, and closes the connection without an answer.
 
     Attributes:
-        seen: the sizes of the bodies and the headers `X-Forwarded-For`.
+        seen: the requests, in their order.
     """
 
     daemon_threads = True
 
     def __init__(self) -> None:
-        self.seen: list[tuple[int, str | None]] = []
+        self.seen: list[Seen] = []
         super().__init__(("127.0.0.1", 0), _Handler)
 
 
@@ -48,7 +44,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
-        self.server.seen.append((len(body), self.headers["X-Forwarded-For"]))
+        headers = self.headers
+        self.server.seen.append(Seen(len(body), headers["X-Forwarded-For"], headers["X-Request-ID"]))
         self.close_connection = True
 
     do_POST = do_DELETE = do_GET  # noqa: N815 names of the base class
@@ -64,7 +61,7 @@ class Front:
         self._socket = socket
         self._machines = machines
 
-    def send(self, path: str, *arguments: str, stdin: bytes = b"") -> list[tuple[int, str | None]]:
+    def send(self, path: str, *arguments: str, stdin: bytes = b"") -> list[Seen]:
         """Send a request, and return what the machines have seen of it."""
         for machine in self._machines:
             machine.seen.clear()
@@ -88,28 +85,8 @@ def serving() -> Iterator[FailingMachine]:
 
 @pytest.fixture(scope="module")
 def front() -> Iterator[Front]:
-    # A socket's path must be short, which pytest's directories are not.
-    with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        machines = [stack.enter_context(serving()) for _ in range(2)]
-        shipped = (ROOT / "deploy" / "nginx.conf").read_text()
-        changes = {
-            "listen 80;": f"listen unix:{directory}/socket;",
-            "10.0.0.11:8000 max_fails=3": f"127.0.0.1:{machines[0].server_port} max_fails=0",
-            "10.0.0.12:8000 max_fails=3": f"127.0.0.1:{machines[1].server_port} max_fails=0",
-        }
-        for old, new in changes.items():
-            assert shipped.count(old) == 1
-            shipped = shipped.replace(old, new)
-        (directory / "shipped.conf").write_text(shipped)
-        (directory / "nginx.conf").write_text(CONFIG.format(directory=directory))
-        nginx = ["nginx", "-e", f"{directory}/error.log", "-c", f"{directory}/nginx.conf"]
-        tried = subprocess.run([*nginx, "-t"], capture_output=True, check=False, timeout=DEADLINE_S)
-        assert (tried.returncode, b"[warn]" in tried.stderr) == (0, False), tried.stderr
-        process = stack.enter_context(subprocess.Popen(nginx, stderr=subprocess.DEVNULL))
-        stack.callback(process.terminate)
-        assert until((directory / "socket").is_socket)
-        yield Front(directory / "socket", machines)
+    with serving() as first, serving() as second, nginx(first.server_port, second.server_port) as directory:
+        yield Front(directory / "socket", [first, second])
 
 
 @pytest.mark.parametrize(
@@ -130,10 +107,16 @@ def test_only_what_submits_nothing_is_sent_to_a_second_machine(
 ) -> None:
     seen = front.send(path, *arguments)
     assert len(seen) == sent
-    assert len({size for size, _ in seen}) == 1
-    assert all(forwarded for _, forwarded in seen)
+    assert len({one.body_bytes for one in seen}) == 1
+    assert all(one.forwarded_for for one in seen)
+
+
+def test_a_request_has_one_id_on_all_machines_which_no_client_can_choose(front: Front) -> None:
+    ids = {one.request_id for one in front.send("/healthz", "-H", "X-Request-ID: mine")}
+    assert len(ids) == 1
+    assert re.fullmatch("[0-9a-f]{32}", ids.pop() or "")
 
 
 def test_a_batch_may_be_larger_than_an_image(front: Front) -> None:
-    ((size, _),) = front.send("/batches", "--data-binary", "@-", stdin=bytes(70 << 20))
-    assert size == 70 << 20
+    (seen,) = front.send("/batches", "--data-binary", "@-", stdin=bytes(70 << 20))
+    assert seen.body_bytes == 70 << 20
