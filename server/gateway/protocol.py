@@ -121,6 +121,12 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         """
         self.connection_lost(None)
 
+    def _peer_host(self) -> str | None:
+        """Return the address at the other end, or what the PROXY protocol says; None for a unix socket."""
+        peer = self._effective_peername(self._peer)
+        host: str | None = peer[0] if isinstance(peer, tuple) else None
+        return host
+
     def check_rate(self, now_s: float) -> None:
         """Disconnect the client if it is too slow; called about once a second."""
         stage, moved_bytes = self._progress()
@@ -166,7 +172,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
             self._send_error_response(HTTPStatus.REQUEST_TIMEOUT, "the headers were not complete in time")
         log.info(
             "slow_client_disconnected",
-            client=self._peer[0] if self._peer else None,
+            client=self._exchange.client or self._peer_host(),
             stage=stage,
             received=self._received_bytes,
             sent=self._written_bytes,
@@ -267,8 +273,10 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
             _check_head(self._current_request)
         finally:  # a refused head is logged as what it is, whether gunicorn refuses it or we do
             if request := self._current_request:
-                peer = self._effective_peername(self._peer)
-                exchange.identify(request.method, request.path, peer, request.headers_bytes)
+                client = self.worker.proxies.client_of(self._peer_host(), request.headers_bytes)
+                exchange.identify(
+                    request.method, request.path, (client,) if client else None, request.headers_bytes
+                )
         self._body_receiver = _BodyReceiver(self._current_request, self)
         return is_without_body
 
@@ -335,7 +343,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         exchange = self._exchange
         if self._current_request is None:  # not even a head could be parsed
             exchange = self._begin_request()
-            exchange.client = self._peer[0] if self._peer else None
+            exchange.client = self._peer_host()
         elif self._is_last_response is not None:  # the response has begun, and the connection closes after it
             return
         self._is_refused = True

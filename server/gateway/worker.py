@@ -14,6 +14,7 @@ from server.app import create_service
 from server.cluster.membership import Membership
 from server.cluster.scoreboard import Cell, State
 from server.cluster.watched import keep_running
+from server.gateway.addresses import Proxies
 from server.gateway.drain import TICK_S, Drain, Step
 from server.gateway.protocol import Protocol
 from server.logs import get_logger
@@ -34,6 +35,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
     Attributes:
         membership: its part in the cluster.
         connections: those that count for `worker_connections`.
+        proxies: those that are believed when they name their clients.
         forked_s: when it was forked, in seconds of the monotonic clock.
         tasks_before: how many tasks its row counted when it was forked.
         boot_delay_s: how long it waits before it boots, in seconds: the restart backoff.
@@ -54,6 +56,9 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         self._jobs: Jobs | None = None
         self._jobs_run: asyncio.Task[None] | None = None
         self._beating: asyncio.Task[None] | None = None  # gunicorn's loop, until it ends
+        self.proxies = Proxies(
+            self.cfg.forwarded_allow_networks(), is_any="*" in self.cfg.forwarded_allow_ips
+        )
         # gunicorn would close connections at once, told or not, when it sees the limit reached.
         self.max_requests = sys.maxsize
 

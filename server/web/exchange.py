@@ -36,7 +36,8 @@ class Exchange:
     server that does not, the envelope makes it. Each counter of bytes has one writer.
 
     Attributes:
-        method, path, client: from the head; "-" and None while they are unknown.
+        method, path: from the head; "-" while they are unknown.
+        client: the address of the client, behind proxies that are trusted; None while it is unknown.
         status: of the response.
         taken_bytes: of the request's body, as the app received them; written by the envelope.
         sink: where the body can go without passing through the app; it counts the bytes it was given.
@@ -88,7 +89,7 @@ class Exchange:
         Args:
             method: of the request.
             path: of its target, decoded.
-            client: the peer's address as a sequence that begins with the host; None or empty when unknown.
+            client: an address as a sequence that begins with the host; None or empty when unknown.
             headers: names in lower case; a valid `X-Request-ID` becomes the id.
         """
         self.method = method

@@ -1,9 +1,11 @@
 """The gateway's policies: bytes and seconds in, decisions out."""
 
 import json
+from ipaddress import ip_network
 
 import pytest
 
+from server.gateway.addresses import Proxies
 from server.gateway.drain import Drain, Step
 from server.gateway.heads import is_host, split_absolute
 from server.gateway.linger import LINGER_S, LingeringClose
@@ -62,6 +64,95 @@ def test_nothing_else_is_a_host(value: str) -> None:
 )
 def test_an_absolute_target_has_a_host_and_a_path(target: bytes, parts: tuple[bytes, bytes] | None) -> None:
     assert split_absolute(target) == parts
+
+
+# --- Addresses ----------------------------------------------------------------------------------------------
+
+PROXIES = Proxies([ip_network("10.0.0.0/8"), ip_network("fd00::/8")], is_any=False)
+
+
+def client_of(peer: str | None, *fields: tuple[str, str], proxies: Proxies = PROXIES) -> str | None:
+    return proxies.client_of(peer, [(name.encode(), value.encode("latin-1")) for name, value in fields])
+
+
+@pytest.mark.parametrize(
+    ("said", "client"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("192.0.2.7:4711", "192.0.2.7"),
+        ("2001:db8::7", "2001:db8::7"),
+        ("[2001:DB8:0::7]", "2001:db8::7"),
+        ("[2001:db8::7]:4711", "2001:db8::7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("198.51.100.1, 192.0.2.7", "192.0.2.7"),  # the first is what the client has sent
+        ("198.51.100.1 ,\t192.0.2.7,10.0.0.2, fd00::2", "192.0.2.7"),
+        ("10.0.0.3, 10.0.0.2", "10.0.0.3"),
+        ("198.51.100.1, unknown", "10.0.0.1"),
+        ("198.51.100.1, unknown, 10.0.0.2", "10.0.0.2"),
+        ("192.0.2.7,", "10.0.0.1"),
+        ("", "10.0.0.1"),
+        ("192.0.2.7 192.0.2.8", "10.0.0.1"),
+        ("192.0.2.777", "10.0.0.1"),
+        ("fe80::1%\x1b[31m", "10.0.0.1"),
+        ("ä", "10.0.0.1"),
+        ("198.51.100.1, " + "10.0.0.2, " * 15 + "10.0.0.3", "10.0.0.2"),  # no more than sixteen
+    ],
+)
+def test_the_client_is_the_nearest_address_that_is_no_trusted_proxy(said: str, client: str) -> None:
+    assert client_of("10.0.0.1", ("x-forwarded-for", said)) == client
+
+
+@pytest.mark.parametrize(
+    ("said", "client"),
+    [
+        ("for=192.0.2.7", "192.0.2.7"),
+        ("For=192.0.2.7;proto=https;by=10.0.0.1", "192.0.2.7"),
+        ('host="a,b;for=198.51.100.1" ; for="192.0.2.7:80"', "192.0.2.7"),
+        ('for="[2001:db8::7]:4711"', "2001:db8::7"),
+        ("for=[2001:db8::7]:4711", "2001:db8::7"),
+        ("for=198.51.100.1, for=192.0.2.7;by=b, for=10.0.0.2", "192.0.2.7"),
+        ("for=198.51.100.1, for=_hidden", "10.0.0.1"),
+        ("for=198.51.100.1, for=unknown", "10.0.0.1"),
+        ("for=198.51.100.1, by=10.0.0.2", "10.0.0.1"),
+        ("192.0.2.7", "10.0.0.1"),
+        ('for=198.51.100.1;by=", for=192.0.2.7', "10.0.0.1"),
+        ('for=198.51.100.1;by=", for="[2001:db8::7]"', "10.0.0.1"),
+        ('for="198.51.100.1, for="[2001:db8::7]"', "10.0.0.1"),
+        ("for=198.51.100.1 for=192.0.2.7", "10.0.0.1"),
+    ],
+)
+def test_the_client_of_the_standard_field_is_found_in_the_same_way(said: str, client: str) -> None:
+    assert client_of("10.0.0.1", ("forwarded", said)) == client
+
+
+def test_fields_of_one_name_are_one_list() -> None:
+    fields = ("x-forwarded-for", "192.0.2.7"), ("x-forwarded-for", "10.0.0.2")
+    assert client_of("10.0.0.1", *fields) == "192.0.2.7"
+
+
+def test_a_client_s_own_forwarded_does_not_count_next_to_what_a_proxy_adds() -> None:
+    fields = ("forwarded", "for=198.51.100.1"), ("x-forwarded-for", "192.0.2.7")
+    assert client_of("10.0.0.1", *fields) == client_of("10.0.0.1", *reversed(fields)) == "192.0.2.7"
+
+
+@pytest.mark.parametrize(
+    ("peer", "client"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
+        ("::ffff:10.0.0.1", "192.0.2.7"),
+        (None, "192.0.2.7"),
+    ],
+)
+def test_only_a_trusted_proxy_or_a_unix_socket_may_name_a_client(peer: str | None, client: str) -> None:
+    assert client_of(peer, ("x-forwarded-for", "192.0.2.7")) == client
+    assert client_of(peer) != "192.0.2.7"
+
+
+def test_with_an_asterisk_everybody_may() -> None:
+    anybody = Proxies([], is_any=True)
+    assert client_of("198.51.100.1", ("x-forwarded-for", "192.0.2.7"), proxies=anybody) == "192.0.2.7"
 
 
 # --- Minimum transfer rate ----------------------------------------------------------------------------------

@@ -141,6 +141,27 @@ def test_a_refused_head_on_a_kept_connection_is_a_request_of_its_own(
     run(test())
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param(b"GET / HTTP/1.1\r\nHost: a\r\n", id="served"),
+        pytest.param(b"GET / HTTP/1.1\r\n", id="refused"),
+    ],
+)
+def test_a_proxy_names_the_client_of_each_request_in_the_log(head: bytes) -> None:
+    async def test() -> None:
+        async with gateway(say_length) as (served, events):
+            client = await served.connect()
+            await client.send(post(fields=b"X-Forwarded-For: 192.0.2.7\r\n"))
+            await client.read()
+            await client.send(head + b"X-Forwarded-For: 198.51.100.1, 2001:db8::7\r\n\r\n")
+            await client.read()
+            logged = [event["client"] for event in events if event["event"] == "request"]
+            assert logged == ["192.0.2.7", "2001:db8::7"]
+
+    run(test())
+
+
 def test_a_head_that_cannot_be_parsed_gets_an_id_of_its_own() -> None:
     async def test() -> None:
         async with gateway(say_length) as (served, events):
