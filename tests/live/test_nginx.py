@@ -21,6 +21,7 @@ class Seen(NamedTuple):
 
     body_bytes: int
     forwarded_for: str | None
+    forwarded: str | None
     request_id: str | None
 
 
@@ -44,8 +45,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
-        headers = self.headers
-        self.server.seen.append(Seen(len(body), headers["X-Forwarded-For"], headers["X-Request-ID"]))
+        names = "X-Forwarded-For", "Forwarded", "X-Request-ID"
+        self.server.seen.append(Seen(len(body), *(self.headers[name] for name in names)))
         self.close_connection = True
 
     do_POST = do_DELETE = do_GET  # noqa: N815 names of the base class
@@ -115,6 +116,13 @@ def test_a_request_has_one_id_on_all_machines_which_no_client_can_choose(front: 
     ids = {one.request_id for one in front.send("/healthz", "-H", "X-Request-ID: mine")}
     assert len(ids) == 1
     assert re.fullmatch("[0-9a-f]{32}", ids.pop() or "")
+
+
+def test_a_client_cannot_choose_the_address_that_nginx_names(front: Front) -> None:
+    fields = ("-H", "X-Forwarded-For: 192.0.2.7", "-H", "Forwarded: for=192.0.2.7")
+    for seen in front.send("/healthz", *fields):
+        assert seen.forwarded is None
+        assert (seen.forwarded_for or "").startswith("192.0.2.7, ")  # and what follows counts
 
 
 def test_a_batch_may_be_larger_than_an_image(front: Front) -> None:

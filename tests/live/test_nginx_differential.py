@@ -38,16 +38,18 @@ class Pair:
         self._directory = directory
         self._service = service
 
-    def send(self, sent: bytes) -> None:
-        """Send bytes to nginx, and wait until it closes the connection."""
+    def send(self, sent: bytes) -> bytes:
+        """Send bytes to nginx, and return all that comes until it closes the connection."""
+        received = bytearray()
         with closing(socket.socket(socket.AF_UNIX)) as connection:
             connection.settimeout(DEADLINE_S)
             connection.connect(str(self._directory / "socket"))
             with suppress(ConnectionError):  # what is refused is not read to its end
                 connection.sendall(sent)
             with suppress(ConnectionError):
-                while connection.recv(1 << 16):
-                    pass
+                while piece := connection.recv(1 << 16):
+                    received += piece
+        return bytes(received)
 
     def theirs(self) -> list[Request]:
         """The requests in the log of nginx."""
@@ -151,6 +153,26 @@ def test_nginx_and_the_service_understand_every_request_alike(
         f"{len(passed_on)} on, and the service saw {len(pair.ours())} and accepted {len(accepted)}",
     )
     assert len(theirs) > len(passed_on) > len(accepted) > len(rows)
+
+
+@pytest.mark.parametrize("name", [b"metrics", b"status"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        *(b"/%s", b"/%s?a", b"/%s#a", b"//%s", b"/./%s", b"/a/../%s", b"/%%2F%s", b"/.%%2F%s"),
+        *(b"http://a/%s", b"/%s/", b"/%s/.", b"/%s%%3Fa", b"/%s%%23a", b"/%s;a", b"/%s%%20", b"/%s%%00"),
+        b"/a%%5C..%%5C%s",
+    ],
+)
+def test_the_world_cannot_ask_for_what_is_measured(pair: Pair, target: bytes, name: bytes) -> None:
+    whole = malformed.get(b"Connection: close", target=target % name)
+    status = int(pair.send(whole).split(b" ", 2)[1])
+    assert status in {400, 403, 404}
+
+
+def test_what_is_measured_cannot_be_spelled_in_another_way(pair: Pair) -> None:
+    status = int(pair.send(malformed.get(b"Connection: close", target=b"/%6detrics")).split(b" ", 2)[1])
+    assert status == 403
 
 
 @pytest.mark.parametrize(
