@@ -45,6 +45,7 @@ def refuse(exchange: Exchange, problem: Problem, *more_headers: tuple[str, str])
         (b"content-length", b"%d" % len(body)),
         (b"date", formatdate(usegmt=True).encode()),
         (b"connection", b"close"),
+        (b"cache-control", b"no-store"),
         *((name.encode(), value.encode()) for name, value in more_headers),
         *exchange.common_headers(),
     ]

@@ -23,6 +23,7 @@ class Front:
 
     async def on_get(self, _req: Request, resp: Response) -> None:
         """Answer with the process id."""
+        resp.set_header("Cache-Control", "no-store")
         resp.content_type = "text/plain; charset=utf-8"
         resp.text = f"PID {os.getpid()} listening\n"
 
@@ -34,6 +35,7 @@ class Healthz:
 
     async def on_get(self, _req: Request, resp: Response) -> None:
         """Answer at once."""
+        resp.set_header("Cache-Control", "no-store")
         resp.content_type = "text/plain; charset=utf-8"
         resp.text = "ok\n"
 
@@ -58,6 +60,7 @@ class Readyz:
             raise ServiceUnavailable("This worker is about to end. Ask again on a new connection.")
         if not self._supervisor.is_ready:
             raise ServiceUnavailable("This worker has no engine at the moment. Ask again in a second.")
+        resp.set_header("Cache-Control", "no-store")
         resp.content_type = "text/plain; charset=utf-8"
         resp.text = "ready\n"
 
@@ -95,6 +98,7 @@ class Status:
 
     async def on_get(self, _req: Request, resp: Response) -> None:
         """Answer with what every worker is doing, and with what waits."""
+        resp.set_header("Cache-Control", "no-store")
         queues = await self._queues.read()
         resp.media = {
             "workers": [
@@ -137,6 +141,7 @@ class Metrics:
 
     async def on_get(self, _req: Request, resp: Response) -> None:
         """Answer in the text format."""
+        resp.set_header("Cache-Control", "no-store")
         resp.content_type = metrics.MEDIA_TYPE
         resp.data = metrics.render(self._scoreboard.snapshot(), await self._queues.read())
 

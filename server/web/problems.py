@@ -141,6 +141,7 @@ async def _answer_service_error(
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, errors.TemporaryFailure):
         headers["Retry-After"] = str(error.retry_after_s)
+        headers["Cache-Control"] = "no-store"
         Exchange.of(req.scope).retry_after_s = error.retry_after_s
     _write(req, resp, Problem.of_error(error), headers)
 

@@ -301,6 +301,7 @@ def test_a_refusal_is_the_response_of_its_exchange() -> None:
     assert headers[b"content-type"] == b"application/problem+json"
     assert int(headers[b"content-length"]) == len(body) == exchange.sent_bytes
     assert (headers[b"connection"], headers[b"retry-after"]) == (b"close", b"1")
+    assert headers[b"cache-control"] == b"no-store"
     assert headers[b"x-request-id"] == b"a-b-c"
     assert headers[b"date"].endswith(b" GMT")
     assert json.loads(body)["request_id"] == "a-b-c"
