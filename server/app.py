@@ -97,5 +97,5 @@ def get_app() -> App:
     """
     settings = Settings.from_environ(os.environ)
     logs.configure(settings.log_format)
-    quarantine = Quarantine(settings.quarantine_s, settings.quarantine_dir)
+    quarantine = Quarantine(settings.quarantine_s, settings.quarantine_dir, settings.quarantine_max_bytes)
     return create_service(settings, Membership.alone(quarantine), os.environ).app

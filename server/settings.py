@@ -281,6 +281,14 @@ class Settings(BaseModel):
             "None are stored when it is not set."
         ),
     ] = None
+    quarantine_max_bytes: Annotated[
+        _Whole,
+        Field(
+            ge=0,
+            description="Most bytes of all files in `FLIP_QUARANTINE_DIR`. A poison image that would exceed "
+            "this is not stored.",
+        ),
+    ] = 2**30
     sample_image: Annotated[
         FilePath, Field(description="Image that is flipped for a request with an empty body.")
     ] = _SAMPLE_IMAGE

@@ -63,7 +63,8 @@ async def _run(settings: Settings, url: str) -> None:
 
 def _create(settings: Settings, url: str, cores: int, environ: Mapping[str, str]) -> Jobs:
     """Put the worker together: one consumer, and one engine for each core."""
-    membership = Membership.alone(Quarantine(settings.quarantine_s, settings.quarantine_dir))
+    quarantine = Quarantine(settings.quarantine_s, settings.quarantine_dir, settings.quarantine_max_bytes)
+    membership = Membership.alone(quarantine)
     config = engine_config(settings, is_background=True)
     # Each reports in a row of its own.
     rows = [membership.scoreboard.claim() for _ in range(cores)]

@@ -1,10 +1,11 @@
 """Quarantine: images that crashed engines, remembered by all workers so that they crash no more of them."""
 
 import hashlib
+import math
 import mmap
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
@@ -66,14 +67,20 @@ class Quarantine:
     Args:
         expiry_s: how long an entry is remembered, in seconds.
         directory: where images that crashed engines are kept; None for nowhere.
+        max_kept_bytes: how many bytes may be there, with the image to be kept.
         clock_s: the same for all processes of a machine.
     """
 
     def __init__(
-        self, expiry_s: float, directory: Path | None = None, clock_s: Callable[[], float] = time.monotonic
+        self,
+        expiry_s: float,
+        directory: Path | None = None,
+        max_kept_bytes: float = math.inf,
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._expiry_s = expiry_s
         self._directory = directory
+        self._max_kept_bytes = max_kept_bytes
         self._clock_s = clock_s
         memory = memoryview(mmap.mmap(-1, _SLOTS * (_WIDTH + 1) * 8)).cast("q")
         self._slots, self._sizes = memory[: _SLOTS * _WIDTH], memory[_SLOTS * _WIDTH :]
@@ -113,7 +120,8 @@ class Quarantine:
             return False
         path = self._directory / f"{entry.digest}.{entry.operation}"
         if not path.exists():
-            if sum(1 for _ in self._directory.iterdir()) >= _MOST_FILES:
+            sizes = [*_sizes(self._directory)]
+            if len(sizes) >= _MOST_FILES or sum(sizes) + entry.body_bytes > self._max_kept_bytes:
                 return False
             with NamedTemporaryFile(dir=self._directory) as unfinished:  # gone when it cannot be finished
                 unfinished.write(os.pread(upload.fileno(), entry.body_bytes, 0))
@@ -129,3 +137,9 @@ class Quarantine:
 
 def _words(key: bytes) -> list[int]:
     return [int.from_bytes(key[start : start + 8], "big", signed=True) for start in (0, 8)]
+
+
+def _sizes(directory: Path) -> Iterator[int]:
+    for path in directory.iterdir():
+        with suppress(FileNotFoundError):  # another worker has just finished it
+            yield path.stat().st_size

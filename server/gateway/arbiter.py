@@ -56,7 +56,9 @@ class Hooks:
         self._settings = settings
         self._scoreboard = Scoreboard()
         self._work = WorkSocket()
-        self._quarantine = Quarantine(settings.quarantine_s, settings.quarantine_dir)
+        self._quarantine = Quarantine(
+            settings.quarantine_s, settings.quarantine_dir, settings.quarantine_max_bytes
+        )
         self._backoff = Backoff()
         self._delays_s: list[float] = []  # one for each crash after which no worker has been forked yet
         self._being_forked: list[Worker] = []  # at most one

@@ -126,3 +126,11 @@ def test_the_directory_does_not_fill_the_disk(upload: FileIO, tmp_path: Path) ->
         (tmp_path / str(number)).touch()
     assert not Quarantine(60, tmp_path).keep(upload, QuarantineEntry.of(upload, FLIP))
     assert len(list(tmp_path.iterdir())) == 100
+
+
+def test_the_files_in_the_directory_have_a_limit_in_bytes(upload: FileIO, tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(bytes(50))
+    found = QuarantineEntry.of(upload, FLIP)
+    assert not Quarantine(60, tmp_path, 50 + len(IMAGE) - 1).keep(upload, found)
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    assert Quarantine(60, tmp_path, 50 + len(IMAGE)).keep(upload, found)
