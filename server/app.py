@@ -81,7 +81,7 @@ def create_service(settings: Settings, membership: Membership, environ: Mapping[
     queue_reader = probes.QueueReader(store, settings.queue_names)
     app.add_route("/", probes.Front())
     app.add_route("/healthz", probes.Healthz())
-    app.add_route("/readyz", probes.Readyz(row, supervisor))
+    app.add_route("/readyz", probes.Readyz(membership.scoreboard, row, supervisor))
     app.add_route("/status", probes.Status(membership.scoreboard, queue_reader))
     app.add_route("/metrics", probes.Metrics(membership.scoreboard, queue_reader))
     document = openapi.document(OPERATIONS.values(), settings.queues if store else ())

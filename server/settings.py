@@ -264,6 +264,16 @@ class Settings(BaseModel):
         _Seconds,
         Field(description="Time over which the transfer rate is measured, in seconds."),
     ] = 10.0
+    drain_s: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=3600,
+            description="Time for which a stop is announced, in seconds: `/readyz` says 503 and every answer "
+            "`Connection: close`, while new connections are still accepted. A load balancer needs it to see "
+            "that it should send no more.",
+        ),
+    ] = 0.0
     quarantine_s: Annotated[
         _Seconds,
         Field(

@@ -228,6 +228,7 @@ class Scoreboard:
     def __init__(self, rows: int = ROWS) -> None:
         # Anonymous and shared: every process forked from here sees it, and it is freed with the last.
         self._memory = memoryview(mmap.mmap(-1, rows * _WIDTH * 8)).cast("q")
+        self._stops = memoryview(mmap.mmap(-1, 8)).cast("q")  # written by the arbiter
         self._free = list(range(rows - 1, -1, -1))
 
     def _row(self, index: int) -> Row:
@@ -250,6 +251,15 @@ class Scoreboard:
         for cell in range(Cell.REQUESTS):
             row[cell] = 0
         self._free.append(row.index)
+
+    def announce_stop(self) -> None:
+        """Let all workers know that the service is about to stop."""
+        self._stops[0] = 1
+
+    @property
+    def is_stop_announced(self) -> bool:
+        """Whether the service is about to stop, and accepts requests until then."""
+        return bool(self._stops[0])
 
     def workers(self) -> Iterator[Row]:
         """Iterate over the rows in use."""

@@ -66,6 +66,7 @@ class Hooks:
         self._predecessors: list[Worker] = []  # those that a reload is to replace
         self._look_at_s = 0.0
         self._stopped_looks: dict[int, int] = {}  # of each worker that is stopped, by its pid
+        self._halt_at_s: float | None = None  # of the monotonic clock; when a stop has been announced
         if settings.store_url is not None:
             importlib.import_module("server.web.job_routes")  # before the fork: workers share its memory
 
@@ -163,6 +164,7 @@ class Hooks:
         preflight.guard(server)
         server.spawn_worker = partial(self._spawn_worker, server)
         server.manage_workers = partial(self._manage_workers, server)
+        server.handle_term = partial(self._handle_term, server)
         # The arbiter is in one of these almost always, also while it waits for the end of old workers.
         server.wait_for_signals = partial(self._wait_for_signals, server)
         server.reap_workers = partial(self._reap_workers, server)
@@ -172,10 +174,31 @@ class Hooks:
                 EmbeddedStore(self._settings.store_socket, self._settings.valkey) if is_ours else None
             )
 
+    def _handle_term(self, server: "Arbiter") -> None:
+        """Stop, as gunicorn does, but announce it first for `FLIP_DRAIN_S`; a second TERM waits no longer.
+
+        Next to another arbiter, after an upgrade, there is nothing to announce: the address stays served.
+        """
+        is_alone = server.reexec_pid == 0 and server.master_pid == 0
+        if self._halt_at_s is not None or not self._settings.drain_s or not is_alone:
+            raise StopIteration
+        self._halt_at_s = time.monotonic() + self._settings.drain_s
+        self._scoreboard.announce_stop()
+        # New workers of another configuration, or those of another arbiter, would know nothing of the stop.
+        reason = "the service is about to stop"
+        server.reload = partial(log.error, "reload_refused", reason=reason)
+        server.reexec = partial(log.error, "upgrade_refused", reason=reason)
+        log.info("arbiter_draining", drain_s=self._settings.drain_s)
+
     def _wait_for_signals(self, server: "Arbiter", timeout: float) -> list[int]:
         if self._settings.hung_after_s:
             self._kill_stopped(server, time.monotonic())
         look_again_s = server.store.watch() if server.store else timeout
+        if self._halt_at_s is not None:
+            left_s = self._halt_at_s - time.monotonic()
+            if left_s <= 0:
+                raise StopIteration  # to gunicorn's loop, as at a TERM
+            look_again_s = min(look_again_s, left_s)
         signals: list[int] = type(server).wait_for_signals(server, timeout=min(timeout, look_again_s))
         return signals
 

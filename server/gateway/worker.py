@@ -71,7 +71,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
     @property
     def is_draining(self) -> bool:
         """Whether each response is the last one of its connection."""
-        return self._drain.is_begun
+        return self._drain.is_begun or self.membership.scoreboard.is_stop_announced
 
     def init_signals(self) -> None:
         """Handle signals, also those that the arbiter has sent since the fork and that were blocked."""
@@ -157,7 +157,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         For gunicorn the worker stays alive until then: it would close connections that were not told, and
         stop giving signs of life.
         """
-        if not self.is_draining:
+        if not self._drain.is_begun:
             self._drain.begin(self.loop.time())
             self.membership.row[Cell.STATE] = State.STOPPING
             log.info("worker_stopping", pid=os.getpid(), connections=self.nr_conns)

@@ -46,17 +46,19 @@ class Readyz:
     """`GET /readyz`: whether to send traffic to this worker.
 
     Args:
-        row: the worker's row of the scoreboard.
+        scoreboard: that tells whether a stop is announced.
+        row: of the worker.
         supervisor: of its engine.
     """
 
-    def __init__(self, row: Row, supervisor: Supervisor) -> None:
+    def __init__(self, scoreboard: Scoreboard, row: Row, supervisor: Supervisor) -> None:
+        self._scoreboard = scoreboard
         self._row = row
         self._supervisor = supervisor
 
     async def on_get(self, _req: Request, resp: Response) -> None:
         """Answer 200 while this worker has an engine and is not draining."""
-        if self._row[Cell.STATE] == State.STOPPING:
+        if self._scoreboard.is_stop_announced or self._row[Cell.STATE] == State.STOPPING:
             raise ServiceUnavailable("This worker is about to end. Ask again on a new connection.")
         if not self._supervisor.is_ready:
             raise ServiceUnavailable("This worker has no engine at the moment. Ask again in a second.")

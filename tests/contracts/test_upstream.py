@@ -88,6 +88,7 @@ TABLE: dict[str, dict[str, str]] = {
         "gunicorn.arbiter:Arbiter.spawn_worker": "2f58b98a4da15896",
         "gunicorn.arbiter:Arbiter.reap_workers": "e5277bf8ec769c47",
         "gunicorn.arbiter:Arbiter.manage_workers": "0905229e1557a332",
+        "gunicorn.arbiter:Arbiter.handle_term": "ee1e8c3ccea7dd28",
     },
     "0012": {
         "gunicorn.asgi.protocol:ASGIProtocol._arm_keepalive_timer": "86d6327946a4c888",

@@ -378,6 +378,44 @@ def test_a_stop_answers_what_is_in_flight_and_refuses_what_is_new(landscape: Pat
         assert server.stop() == 0
 
 
+def test_a_stop_can_be_announced_to_a_load_balancer(landscape: Path) -> None:
+    environ = {"WEB_CONCURRENCY": "2", "FLIP_DRAIN_S": "3600"}
+    with LiveServer(environ=environ) as server, httpx.Client(base_url=server.url) as client:
+        processes = server.processes()
+        client.get("/healthz").raise_for_status()  # on a connection that stays
+        os.kill(server.pid, signal.SIGTERM)
+        server.wait_for("arbiter_draining", drain_s=3600)
+        for answer in (client.get("/readyz"), httpx.get(f"{server.url}/readyz")):
+            assert (answer.status_code, answer.headers["Connection"]) == (503, "close")
+        answer = httpx.post(f"{server.url}/flip", content=landscape.read_bytes())
+        assert (answer.status_code, answer.headers["Connection"]) == (200, "close")
+        os.kill(server.pid, signal.SIGTERM)  # now
+        server.wait_for("worker_stopping", count=2)
+        for pid in processes:
+            server.wait_until_gone(pid)
+        assert is_refused(server.port)
+        assert server.wait() == 0
+
+
+def test_a_stop_follows_its_announcement_by_itself() -> None:
+    with LiveServer(environ={"WEB_CONCURRENCY": "1", "FLIP_DRAIN_S": "0.3"}) as server:
+        assert server.stop() == 0
+        events = [event["event"] for event in server.events]
+        stages = "arbiter_draining", "worker_stopping", "arbiter_stopped"
+        assert [event for event in events if event in stages] == [*stages]
+
+
+def test_a_worker_that_dies_while_a_stop_is_announced_is_replaced_and_not_ready() -> None:
+    with LiveServer(environ={"WEB_CONCURRENCY": "1", "FLIP_DRAIN_S": "3600"}) as server:
+        (first,) = pids(server)
+        os.kill(server.pid, signal.SIGTERM)
+        server.wait_for("arbiter_draining")
+        os.kill(first, signal.SIGKILL)
+        server.wait_for("worker_online", count=2)
+        answer = httpx.get(f"{server.url}/readyz")
+        assert (answer.status_code, answer.headers["Connection"]) == (503, "close")
+
+
 def test_a_connection_is_told_before_a_stop_closes_it() -> None:
     with LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server:
         port = server.port

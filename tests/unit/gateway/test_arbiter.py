@@ -4,7 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from queue import SimpleQueue
 from types import SimpleNamespace
@@ -33,12 +34,12 @@ class Arbiter:
     WORKER_BOOT_ERROR = gunicorn.arbiter.Arbiter.WORKER_BOOT_ERROR
     APP_LOAD_ERROR = gunicorn.arbiter.Arbiter.APP_LOAD_ERROR
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings | None = None) -> None:
         self.WORKERS: dict[int, Any] = {}
         self.num_workers = 2
         self.spawns = 0
         self.failure: BaseException | None = None
-        self.hooks = Hooks(Settings())
+        self.hooks = Hooks(settings or Settings())
         self.made: list[Any] = []
         self.managed = 0
         self.worker_age = 0
@@ -331,3 +332,93 @@ def test_a_person_is_told_where_jobs_are_kept_if_they_are() -> None:
     address = ("127.0.0.1", 8000)
     assert "/var/lib/flip" in invitation(address, Path("/var/lib/flip"))
     assert "kept" not in invitation(address, None)
+
+
+class Stopping(Arbiter):
+    """An arbiter that is told to stop, with a worker and how long it has waited for signals."""
+
+    def __init__(self, drain_s: float, **pids: int) -> None:
+        super().__init__(Settings(drain_s=drain_s))
+        self.worker = self.fork()
+        self.store = None
+        self.reexec_pid = pids.get("reexec_pid", 0)
+        self.master_pid = pids.get("master_pid", 0)
+        self.waits_s: list[float] = []
+
+    @property
+    def is_announced(self) -> bool:
+        is_so: bool = self.worker.membership.scoreboard.is_stop_announced
+        return is_so
+
+    def wait_for_signals(self, timeout: float) -> list[int]:
+        self.waits_s.append(timeout)
+        return []
+
+    def term(self) -> None:
+        self.hooks._handle_term(self)
+
+    def wait(self) -> list[int]:
+        return self.hooks._wait_for_signals(self, 1.0)
+
+
+@pytest.fixture
+def stopping() -> Iterator[Callable[..., Stopping]]:
+    with ExitStack() as stack:
+
+        def make(drain_s: float, **pids: int) -> Stopping:
+            made = Stopping(drain_s, **pids)
+            stack.enter_context(made.worker.membership.work)
+            return made
+
+        yield make
+
+
+@pytest.mark.parametrize(
+    "settings", [{"drain_s": 0}, {"drain_s": 9, "reexec_pid": 7}, {"drain_s": 9, "master_pid": 7}]
+)
+def test_a_stop_is_not_announced_where_it_need_not_be(
+    stopping: Callable[..., Stopping], settings: dict[str, int]
+) -> None:
+    arbiter = stopping(**settings)
+    with pytest.raises(StopIteration):
+        arbiter.term()
+    assert not arbiter.is_announced
+
+
+def test_a_stop_is_announced_until_a_second_one(stopping: Callable[..., Stopping]) -> None:
+    arbiter = stopping(3600)
+    assert (arbiter.wait(), arbiter.is_announced) == ([], False)
+    arbiter.term()
+    assert (arbiter.wait(), arbiter.is_announced) == ([], True)
+    with pytest.raises(StopIteration):
+        arbiter.term()
+
+
+def test_a_stop_is_not_announced_for_longer_than_set(stopping: Callable[..., Stopping]) -> None:
+    arbiter = stopping(1e-9)
+    arbiter.term()
+    with pytest.raises(StopIteration):
+        arbiter.wait()
+    assert arbiter.waits_s == []
+
+
+def test_the_arbiter_wakes_up_when_the_announced_time_is_over(stopping: Callable[..., Stopping]) -> None:
+    arbiter = stopping(0.5)
+    arbiter.wait()
+    arbiter.term()
+    arbiter.wait()
+    before, after = arbiter.waits_s
+    assert before == 1.0
+    assert 0 < after <= 0.5
+
+
+def test_while_a_stop_is_announced_nothing_is_reloaded_or_upgraded(
+    stopping: Callable[..., Stopping],
+) -> None:
+    arbiter: Any = stopping(3600)
+    with capture_logs() as events:
+        arbiter.term()
+        arbiter.reload()
+        arbiter.reexec()
+    logged = [event["event"] for event in events]
+    assert logged == ["arbiter_draining", "reload_refused", "upgrade_refused"]

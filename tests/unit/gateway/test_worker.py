@@ -138,6 +138,27 @@ def test_a_worker_that_is_told_to_stop_answers_first_and_then_ends() -> None:
     run(test())
 
 
+def test_a_worker_goes_on_accepting_connections_while_a_stop_is_announced() -> None:
+    async def test() -> None:
+        async with serving() as (served, listener, _task, events):
+            worker, port = served.worker, listener.sock.getsockname()[1]
+            served.membership.scoreboard.announce_stop()
+            for _ in range(2):
+                async with asyncio.timeout(DEADLINE_S):
+                    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                    writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+                    writer.close()
+                assert (b"Connection: close" in head.split(b"\r\n"), body) == (True, b"hello")
+            assert "worker_stopping" not in {event["event"] for event in events}
+            worker.handle_exit_signal()
+            async with asyncio.timeout(DEADLINE_S):
+                await worker._drained
+            assert not any(server.is_serving() for server in worker.servers)
+
+    run(test())
+
+
 def test_a_drain_that_takes_too_long_says_how_many_connections_it_cuts_off() -> None:
     async def test() -> None:
         async with serving(graceful_timeout=7, keepalive=75) as (served, listener, task, events):
