@@ -50,7 +50,9 @@ def create_service(settings: Settings, membership: Membership, environ: Mapping[
     row = membership.row
     supervisor = Supervisor(membership.work, row, engine_config(settings, is_background=False), environ)
     memory_files = MemoryFilePool()
-    dispatcher = Dispatcher(membership, memory_files, max_wait_s=settings.max_wait_s)
+    dispatcher = Dispatcher(
+        membership, memory_files, max_wait_s=settings.max_wait_s, sample=settings.sample_image
+    )
     admission = Admission(
         membership.scoreboard,
         row,

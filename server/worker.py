@@ -69,7 +69,9 @@ def _create(settings: Settings, url: str, cores: int, environ: Mapping[str, str]
     # Each reports in a row of its own.
     rows = [membership.scoreboard.claim() for _ in range(cores)]
     supervisors = [Supervisor(membership.work, row, config, environ) for row in rows]
-    dispatcher = Dispatcher(membership, MemoryFilePool(), max_wait_s=settings.max_wait_s)
+    dispatcher = Dispatcher(
+        membership, MemoryFilePool(), max_wait_s=settings.max_wait_s, sample=settings.sample_image
+    )
     return assemble_jobs(settings, url, dispatcher, supervisors).service
 
 

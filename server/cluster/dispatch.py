@@ -6,13 +6,14 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from io import FileIO
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from server.cluster.membership import Membership
-from server.cluster.memory_files import MemoryFilePool
+from server.cluster.memory_files import MemoryFilePool, memory_file
 from server.cluster.messages import Done, Progress, Refused, Task, decode_answer, now_us
 from server.cluster.quarantine import CRASH_THRESHOLD, QuarantineEntry
 from server.cluster.roles import BACKGROUND, INTERACTIVE, Role
@@ -48,10 +49,12 @@ class Lost:
     Attributes:
         pid: the engine's; 0 when there was no report, because its worker has died as well.
         returncode: as `subprocess` reports it.
+        stages: how many different stages of the task had ended.
     """
 
     pid: int = 0
     returncode: int = 0
+    stages: int = 0
 
     @property
     def took_too_long(self) -> bool:
@@ -62,6 +65,11 @@ class Lost:
     def may_be_an_accident(self) -> bool:
         """Whether something other than the image may have ended it: an operator, an OOM kill."""
         return self.pid == 0 or self.returncode == -signal.SIGKILL
+
+    @property
+    def is_by_reading(self) -> bool:
+        """Whether reading the image crashed it, which would happen whatever is to be done with the image."""
+        return self.stages == 0 and not self.took_too_long and not self.may_be_an_accident
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +99,19 @@ class Dispatcher:
         memory_files: where the files for results are taken from; the caller gives them back.
         max_wait_s: an engine that is free for a task later than this after its admission does not start it,
             in seconds.
+        sample: a sound image, which shows whether it is an image or the environment that crashes engines.
     """
 
-    def __init__(self, membership: Membership, memory_files: MemoryFilePool, *, max_wait_s: float) -> None:
+    def __init__(
+        self, membership: Membership, memory_files: MemoryFilePool, *, max_wait_s: float, sample: Path
+    ) -> None:
         self._work = membership.work
         self._scoreboard = membership.scoreboard
         self._quarantine = membership.quarantine
         self._row = membership.row
         self._memory_files = memory_files
         self._max_wait_us = int(max_wait_s * 1e6)
+        self._sample = sample
         # Unlike those of any other worker, and of earlier workers in this row.
         self._numbers = count(self._row.index << 48 | (now_us() & (1 << 40) - 1) << 8 | 1)
         # An event loop can wait for a descriptor once, not once per request.
@@ -124,11 +136,11 @@ class Dispatcher:
         Raises:
             OperationRefused: the upload was refused, crashed engines, or took too long.
             TooLate: no engine was free for it within the limit.
-            ServiceUnavailable: the memory for the result has run out.
+            ServiceUnavailable: the memory for the result has run out, or engines crash on a sound image too.
             EngineBug: our fault.
         """
         body_bytes = os.fstat(upload.fileno()).st_size
-        await self._refuse_if_quarantined(upload, operation, body_bytes)
+        await self._refuse_if_quarantined(upload, operation, parameters, body_bytes)
         result = self._memory_files.take()
         call = _Call(upload, result, operation, parameters, INTERACTIVE, self._deadline_us(admitted_us))
         try:
@@ -166,22 +178,26 @@ class Dispatcher:
 
         Raises:
             OperationRefused: the upload was refused, crashed engines, or took too long.
-            ServiceUnavailable: there was no room for the result.
+            ServiceUnavailable: there was no room for the result, or engines crash on a sound image too.
             EngineBug: our fault.
         """
-        await self._refuse_if_quarantined(upload, operation, os.fstat(upload.fileno()).st_size)
+        body_bytes = os.fstat(upload.fileno()).st_size
+        await self._refuse_if_quarantined(upload, operation, parameters, body_bytes)
         call = _Call(upload, result, operation, parameters, BACKGROUND, on_progress=on_progress)
         done = await self._try(call)
         self._row.count_background_task(done.spent.service_us)
         return done
 
-    async def _refuse_if_quarantined(self, upload: FileIO, operation: Operation, body_bytes: int) -> None:
+    async def _refuse_if_quarantined(
+        self, upload: FileIO, operation: Operation, parameters: Mapping[str, Any], body_bytes: int
+    ) -> None:
         if not self._quarantine.may_hold(body_bytes):
             return
-        entry = await asyncio.to_thread(QuarantineEntry.of, upload, operation)
-        if self._quarantine.crashes(entry) >= CRASH_THRESHOLD:
-            log.info("quarantined_image_refused", **asdict(entry))
-            raise _poison_image()
+        entry = await asyncio.to_thread(QuarantineEntry.of, upload, operation, parameters)
+        for known in (entry, entry.with_any_recipe):
+            if self._quarantine.crashes(known) >= CRASH_THRESHOLD:
+                log.info("quarantined_image_refused", **asdict(known))
+                raise _poison_image()
 
     def _deadline_us(self, admitted_us: int) -> int:
         """Count the limit from admission; an upload that took most of it still gets half of it."""
@@ -189,30 +205,60 @@ class Dispatcher:
 
     async def _try(self, call: _Call) -> Done:
         """Ask an engine, and another one when the first crashes: the client does not notice."""
-        operation = call.operation
-        losses = blamed = 0
+        losses = 0
+        blamed: list[Lost] = []
         while True:
             # A retry has waited in the queue already.
             lane, until_us = (call.role.lanes[0], 0) if losses else (call.role.lanes[-1], call.deadline_us)
-            task = Task(
-                operation.name, operation.version, call.parameters, next(self._numbers), now_us(), until_us
-            )
-            answer = await self._ask(task, call, lane)
+            done_before = self._tasks_done()
+            answer = await self._ask(self._task(call, until_us), call, lane)
             if not isinstance(answer, Lost):
                 return _done_or_raise(answer)
             if answer.took_too_long:
-                await self._quarantine_image(call, answer, crashes=1)
+                # On a machine where nothing is done in time, no image is to blame.
+                if self._tasks_done() > done_before:
+                    await self._quarantine_image(call, answer, crashes=1)
                 raise TooMuchWork(TooMuchWork.example)
             log.warning("engine_lost_task", pid=answer.pid)
             losses += 1
-            blamed += not answer.may_be_an_accident
-            if blamed == CRASH_THRESHOLD or losses == _MOST_LOSSES:
-                await self._quarantine_image(call, answer, crashes=CRASH_THRESHOLD)
+            if not answer.may_be_an_accident:
+                blamed.append(answer)
+            if len(blamed) == CRASH_THRESHOLD or losses == _MOST_LOSSES:
+                if not await self._survives_sample(call):
+                    log.error(
+                        "engines_crash", operation=call.operation.name, **describe_exit(answer.returncode)
+                    )
+                    raise ServiceUnavailable("Engines crash, whatever they work on. Try again later.")
+                of_any_recipe = len(blamed) == CRASH_THRESHOLD and all(lost.is_by_reading for lost in blamed)
+                await self._quarantine_image(call, answer, CRASH_THRESHOLD, of_any_recipe=of_any_recipe)
                 raise _poison_image()
 
-    async def _quarantine_image(self, call: _Call, lost: Lost, crashes: int) -> None:
+    def _task(self, call: _Call, deadline_us: int = 0) -> Task:
+        operation = call.operation
+        number = next(self._numbers)
+        return Task(operation.name, operation.version, call.parameters, number, now_us(), deadline_us)
+
+    def _tasks_done(self) -> int:
+        """Count the tasks that went well, in the whole cluster."""
+        return self._scoreboard.total(Cell.TASKS) + self._scoreboard.total(Cell.BACKGROUND_TASKS)
+
+    async def _survives_sample(self, call: _Call) -> bool:
+        """Tell whether an engine survives the same work on a sound image.
+
+        When something other than the image ends every engine, such as a broken library, no image is to blame.
+        """
+        with FileIO(self._sample) as sample, memory_file("sample") as result:
+            same = replace(call, upload=sample, result=result, on_progress=None)
+            answer = await self._ask(self._task(same), same, call.role.lanes[0])
+        return not isinstance(answer, Lost)
+
+    async def _quarantine_image(
+        self, call: _Call, lost: Lost, crashes: int, *, of_any_recipe: bool = False
+    ) -> None:
         """Remember an image that crashed engines, and log all that is known of it."""
-        entry = await asyncio.to_thread(QuarantineEntry.of, call.upload, call.operation)
+        entry = await asyncio.to_thread(QuarantineEntry.of, call.upload, call.operation, call.parameters)
+        if of_any_recipe:
+            entry = entry.with_any_recipe
         total = self._quarantine.add(entry, crashes)
         if total < CRASH_THRESHOLD:  # it took too long for the first time
             log.warning("image_timed_out", **asdict(entry), pid=lost.pid)
@@ -288,7 +334,7 @@ class Dispatcher:
         deadline_s = loop.time() + _EXIT_REPORT_S
         while loop.time() < deadline_s:
             if row := self._scoreboard.row_with(role.lost_task, task.number):
-                return Lost(row[role.lost_pid], row[role.lost_status])
+                return Lost(row[role.lost_pid], row[role.lost_status], row[role.lost_stages])
             await asyncio.sleep(_POLL_S)
         return Lost()
 

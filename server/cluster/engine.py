@@ -183,7 +183,8 @@ class Engine:
         return Done(outcome, spent, os.getpid())
 
     def _report(self, reply: socket.socket, spec: RunSpec, stages: int) -> None:
-        """Report progress of a background task, unless the answer will."""
+        """Note that a stage has ended, and report it for a background task, unless the answer will."""
+        self._recorder.pass_stages(stages)
         if self._config.is_background and stages < len(spec.stages):
             with suppress(OSError):  # the queue is full, or the receiver is gone
                 reply.send(Progress(stages).encode(), socket.MSG_DONTWAIT)

@@ -9,11 +9,11 @@ from server.cluster.memory_files import memory_file
 class FlightRecorder:
     """What an engine is working on and has done, and whether it wakes up; readable after its death.
 
-    Three integers in a memory file that the engine and its worker map. A note in shared memory costs nothing,
+    Four integers in a memory file that the engine and its worker map. A note in shared memory costs nothing,
     where a message for each task would wake the worker.
     """
 
-    _BYTES = 24
+    _BYTES = 32
 
     def __init__(self, file: FileIO) -> None:
         self._cells = memoryview(mmap.mmap(file.fileno(), self._BYTES)).cast("q")
@@ -40,13 +40,23 @@ class FlightRecorder:
         """How often it has looked for a task; an idle one does so all the time (`look_every_s` of Inbox)."""
         return self._cells[2]
 
+    @property
+    def stages(self) -> int:
+        """How many different stages of the current task have ended; 0 while it reads its source."""
+        return self._cells[3]
+
     def beat(self) -> None:
         """Note that it looks for a task."""
         self._cells[2] += 1
 
     def begin(self, task: int) -> None:
         """Note the number of a task before it is started."""
+        self._cells[3] = 0
         self._cells[0] = task
+
+    def pass_stages(self, stages: int) -> None:
+        """Note how many different stages have ended."""
+        self._cells[3] = stages
 
     def end(self) -> None:
         """Note that the current task was answered."""

@@ -1,17 +1,18 @@
 """Quarantine: images that crashed engines, remembered by all workers so that they crash no more of them."""
 
 import hashlib
+import json
 import math
 import mmap
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Self
+from typing import Any, Self
 
 from server.operations.registry import Operation
 
@@ -30,32 +31,43 @@ _MOST_FILES = 100
 
 @dataclass(frozen=True, slots=True)
 class QuarantineEntry:
-    """An image and the operation that an engine applied to it.
+    """An image and what an engine did to it.
 
     Attributes:
         digest: SHA-256 of the image's bytes, in hexadecimal.
         operation, version: a bug in one operation, or in an older version of it, refuses no other.
+        recipe: the parameters as JSON; empty for all parameters, because the engine crashed while it read the
+            image. What is slow, needs much memory or crashes after that refuses no other recipe, or a caller
+            could have the image of another one refused.
     """
 
     digest: str
     operation: str
     version: int
     body_bytes: int
+    recipe: str = ""
 
     @classmethod
-    def of(cls, upload: FileIO, operation: Operation) -> Self:
+    def of(cls, upload: FileIO, operation: Operation, parameters: Mapping[str, Any]) -> Self:
         """Make the entry of an upload; takes about a millisecond for each two megabytes."""
         size = os.fstat(upload.fileno()).st_size
         digest = hashlib.sha256()
         if size:
             with mmap.mmap(upload.fileno(), size, prot=mmap.PROT_READ) as data:
                 digest.update(data)
-        return cls(digest.hexdigest(), operation.name, operation.version, size)
+        recipe = json.dumps(parameters, sort_keys=True)
+        return cls(digest.hexdigest(), operation.name, operation.version, size, recipe)
+
+    @property
+    def with_any_recipe(self) -> Self:
+        """Return the entry of the image for all recipes of the operation."""
+        return replace(self, recipe="")
 
     @property
     def key(self) -> bytes:
         """Return what the entry is looked up by."""
-        return hashlib.sha256(f"{self.operation} {self.version} {self.digest}".encode()).digest()
+        named = f"{self.operation} {self.version} {self.digest} {self.recipe}"
+        return hashlib.sha256(named.encode()).digest()
 
 
 class Quarantine:
@@ -90,7 +102,7 @@ class Quarantine:
         return self._sizes[body_bytes % _SLOTS] > self._clock_s()
 
     def crashes(self, entry: QuarantineEntry) -> int:
-        """Count the engines that an image has crashed with this operation."""
+        """Count the engines that an image has crashed in this way."""
         key = entry.key
         slot = self._slot(key)
         is_it = slot[:2].tolist() == _words(key) and slot[3] > self._clock_s()

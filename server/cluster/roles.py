@@ -15,7 +15,7 @@ class Role:
         lanes: those it takes tasks from, the most urgent one first. A new task goes into the last one, a task
             whose engine crashed into the first.
         pid: the cell of the engine's process id.
-        lost_task, lost_pid, lost_status: the cells that say how the last engine died.
+        lost_task, lost_pid, lost_status, lost_stages: the cells that say how the last engine died.
     """
 
     name: str
@@ -24,6 +24,7 @@ class Role:
     lost_task: Cell
     lost_pid: Cell
     lost_status: Cell
+    lost_stages: Cell
 
 
 INTERACTIVE = Role(
@@ -33,6 +34,7 @@ INTERACTIVE = Role(
     Cell.LOST_TASK,
     Cell.LOST_PID,
     Cell.LOST_STATUS,
+    Cell.LOST_STAGES,
 )
 
 BACKGROUND = Role(
@@ -42,4 +44,5 @@ BACKGROUND = Role(
     Cell.BACKGROUND_LOST_TASK,
     Cell.BACKGROUND_LOST_PID,
     Cell.BACKGROUND_LOST_STATUS,
+    Cell.BACKGROUND_LOST_STAGES,
 )

@@ -50,11 +50,13 @@ class Cell(IntEnum):
     PROMISED_US = auto()  # the latest moment that a Retry-After has promised, of the monotonic clock
     LOST_TASK = auto()  # the task that the last engine died over ...
     LOST_PID = auto()  # ... which engine that was ...
-    LOST_STATUS = auto()  # ... and how it ended, as `subprocess` says it
+    LOST_STATUS = auto()  # ... how it ended, as `subprocess` says it ...
+    LOST_STAGES = auto()  # ... and how many stages of the task had ended
     BACKGROUND_PID = auto()  # of the background engine; 0 while there is none
     BACKGROUND_LOST_TASK = auto()  # the same of the last background engine ...
     BACKGROUND_LOST_PID = auto()
     BACKGROUND_LOST_STATUS = auto()
+    BACKGROUND_LOST_STAGES = auto()
     REQUESTS = auto()
     BYTES_IN = auto()
     BYTES_OUT = auto()

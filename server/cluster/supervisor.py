@@ -57,12 +57,14 @@ class EngineExit:
         returncode: as `subprocess` reports it.
         task: the number of the task that was lost with it; 0 for none.
         done: how many tasks it had answered.
+        stages: how many different stages of that task had ended.
     """
 
     pid: int
     returncode: int
     task: int
     done: int
+    stages: int
 
     @property
     def is_planned(self) -> bool:
@@ -175,7 +177,7 @@ class Supervisor:
                     log.info("engine_online", role=self._role.name, pid=process.pid, boot_ms=boot_ms)
                     self._first_attempt.set()
                 returncode = await self._end_of(process, recorder)
-                exited = EngineExit(process.pid, returncode, recorder.task, recorder.done)
+                exited = EngineExit(process.pid, returncode, recorder.task, recorder.done, recorder.stages)
                 self._publish(exited)
             finally:
                 self._withdraw()
@@ -228,6 +230,7 @@ class Supervisor:
         """Report how the engine ended to the worker whose task was lost; the number is written last."""
         self._row[self._role.lost_pid] = exited.pid
         self._row[self._role.lost_status] = exited.returncode
+        self._row[self._role.lost_stages] = exited.stages
         self._row[self._role.lost_task] = exited.task
 
     def _spawn(self, control: int, recorder: int) -> Child:

@@ -47,7 +47,8 @@ class RunSpec:
     Attributes:
         version: an engine runs no other one.
         run: a `Run`, as `module:name`. Only engines load it, with all that it imports.
-        stages: what a run's time is divided into, in the order in which they end.
+        stages: what a run's time is divided into, in the order in which they end. The first one reads the
+            source: an engine that crashes in it would do so with any parameters.
         prepare: a function that an engine calls once before its first task, in the same form.
     """
 

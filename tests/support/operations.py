@@ -6,10 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from io import FileIO
+from pathlib import Path
 from typing import Any, Literal
 
 from server.errors import DamagedImage, TooManyPixels
 from server.operations.registry import Operation, Outcome, Parameters, by_name
+
+#: What stands for a sound image.
+SAMPLE = Path(__file__)
 
 
 class Copied(Outcome):
@@ -60,7 +64,32 @@ def fail_to_read(*_: object) -> Mapping[str, Any]:
     raise OSError("a bug as well")
 
 
-def crash(*_: object) -> Mapping[str, Any]:
+def crash(
+    source: FileIO,
+    sink: FileIO,
+    parameters: Mapping[str, Any],
+    limits: Mapping[str, int],
+    progress: Callable[[str], None],
+) -> Mapping[str, Any]:
+    """Crash on anything but the sample."""
+    if os.pread(source.fileno(), 1 << 20, 0) == SAMPLE.read_bytes():
+        return copy(source, sink, parameters, limits, progress)
+    return crash_always()
+
+
+def crash_later(
+    source: FileIO,
+    sink: FileIO,
+    parameters: Mapping[str, Any],
+    limits: Mapping[str, int],
+    progress: Callable[[str], None],
+) -> Mapping[str, Any]:
+    """Crash on anything but the sample, after the first stage."""
+    progress("read")
+    return crash(source, sink, parameters, limits, progress)
+
+
+def crash_always(*_: object) -> Mapping[str, Any]:
     os.kill(os.getpid(), signal.SIGSEGV)
     raise AssertionError
 
@@ -78,7 +107,7 @@ def crash_once(
         os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return copy(source, sink, parameters, limits, progress)
-    return crash()
+    return crash_always()
 
 
 def hang(*_: object) -> Mapping[str, Any]:
@@ -119,7 +148,20 @@ _for_tests = partial(
 OPERATIONS = by_name(
     *(
         _for_tests(name=function.__name__, run=f"{__name__}:{function.__name__}")
-        for function in (copy, refuse, exhaust, fail, fail_to_read, crash, crash_once, hang, spin, wait)
+        for function in (
+            copy,
+            refuse,
+            exhaust,
+            fail,
+            fail_to_read,
+            crash,
+            crash_later,
+            crash_always,
+            crash_once,
+            hang,
+            spin,
+            wait,
+        )
     )
 )
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
-from support.operations import OPERATIONS
+from support.operations import OPERATIONS, SAMPLE
 
 from server.cluster import dispatch
 from server.cluster.dispatch import Dispatcher, EngineBug, TooLate
@@ -66,7 +66,7 @@ class Cluster:
     def __init__(self) -> None:
         self.membership = Membership.alone(Quarantine(60))
         self.pool = MemoryFilePool()
-        self.dispatcher = Dispatcher(self.membership, self.pool, max_wait_s=10)
+        self.dispatcher = Dispatcher(self.membership, self.pool, max_wait_s=10, sample=SAMPLE)
         self.row = self.membership.row
 
     @property
@@ -84,20 +84,36 @@ class Cluster:
                 except BlockingIOError:
                     await asyncio.sleep(0)
 
-    def crash(self, delivery: Delivery, returncode: int, role: Role = INTERACTIVE) -> None:
-        """Die over a task, and have it reported as a supervisor does."""
+    def crash(
+        self, delivery: Delivery, returncode: int, role: Role = INTERACTIVE, *, stages: int = 0
+    ) -> None:
+        """Die over a task after so many of its stages, and have it reported as a supervisor does."""
         self.row[role.lost_pid], self.row[role.lost_status] = ENGINE_PID, returncode
+        self.row[role.lost_stages] = stages
         self.row[role.lost_task] = delivery.task.number
         delivery.lose()
 
+    async def take_sample(self, lane: Lane = Lane.RETRY) -> Delivery:
+        """Take the task that shows whether engines crash on a sound image too."""
+        delivery = await self.take(lane)
+        assert os.pread(delivery.source.fileno(), 1 << 20, 0) == SAMPLE.read_bytes()
+        return delivery
+
+    async def convict(self, run: "asyncio.Task[Any]", *, stages: int) -> None:
+        """Crash the two engines that try an image after so many stages, and survive the sample."""
+        self.crash(await self.take(), -signal.SIGSEGV, stages=stages)
+        self.crash(await self.take(Lane.RETRY), -signal.SIGSEGV, stages=stages)
+        (await self.take_sample()).done(b"")
+        await self.fails(run, PoisonImage)
+
     @asynccontextmanager
     async def running(
-        self, operation: Operation = COPY
+        self, operation: Operation = COPY, *, times: int = 1
     ) -> AsyncIterator["asyncio.Task[tuple[Done, FileIO]]"]:
         """Send an upload; whatever has not been awaited at the end is cancelled."""
         with memory_file("upload") as upload:
             upload.write(IMAGE)
-            run = asyncio.ensure_future(self.dispatcher.run(upload, operation, {"times": 1}, now_us()))
+            run = asyncio.ensure_future(self.dispatcher.run(upload, operation, {"times": times}, now_us()))
             try:
                 yield run
             finally:
@@ -231,9 +247,7 @@ def test_an_image_that_crashes_two_engines_is_refused_then_and_later(cluster: Cl
     async def test() -> None:
         with capture_logs() as events:
             async with cluster.running() as run:
-                cluster.crash(await cluster.take(), -signal.SIGSEGV)
-                cluster.crash(await cluster.take(Lane.RETRY), -signal.SIGSEGV)
-                await cluster.fails(run, PoisonImage)
+                await cluster.convict(run, stages=0)
             async with cluster.running() as run:
                 await cluster.fails(run, PoisonImage)  # no engine is asked
         (event,) = [event for event in events if event["event"] == "poison_image_quarantined"]
@@ -253,8 +267,98 @@ def test_an_image_that_takes_too_long_is_not_tried_again(cluster: Cluster) -> No
         for kind in (TooMuchWork, TooMuchWork, PoisonImage):
             async with cluster.running() as run:
                 if kind is TooMuchWork:
-                    cluster.crash(await cluster.take(), -signal.SIGALRM)
+                    delivery = await cluster.take()
+                    cluster.row[Cell.TASKS] += 1  # another image goes well meanwhile
+                    cluster.crash(delivery, -signal.SIGALRM)
                 await cluster.fails(run, kind)
+
+    until_done(test)
+
+
+@pytest.mark.parametrize("stages", [0, 1])
+def test_only_an_engine_that_crashes_while_it_reads_an_image_has_all_recipes_refused(
+    cluster: Cluster, stages: int
+) -> None:
+    async def test() -> None:
+        async with cluster.running() as run:
+            await cluster.convict(run, stages=stages)
+        async with cluster.running() as run:
+            await cluster.fails(run, PoisonImage)
+        async with cluster.running(times=2) as run:
+            if stages == 0:
+                await cluster.fails(run, PoisonImage)
+            else:
+                (await cluster.take()).done(b"a result")
+                _, result = await run
+                result.close()
+
+    until_done(test)
+
+
+def test_engines_that_crash_now_while_reading_and_now_later_have_one_recipe_refused(cluster: Cluster) -> None:
+    async def test() -> None:
+        async with cluster.running() as run:
+            cluster.crash(await cluster.take(), -signal.SIGSEGV, stages=0)
+            cluster.crash(await cluster.take(Lane.RETRY), -signal.SIGSEGV, stages=1)
+            (await cluster.take_sample()).done(b"")
+            await cluster.fails(run, PoisonImage)
+        async with cluster.running(times=2) as run:
+            (await cluster.take()).done(b"a result")
+            _, result = await run
+            result.close()
+
+    until_done(test)
+
+
+@pytest.mark.parametrize(("returncode", "times"), [(-signal.SIGALRM, 1), (-signal.SIGKILL, 4)])
+def test_a_recipe_that_takes_too_long_or_too_much_memory_refuses_no_other(
+    cluster: Cluster, returncode: int, times: int
+) -> None:
+    async def test() -> None:
+        for _ in range(2):
+            async with cluster.running() as run:
+                for lane in (Lane.INTERACTIVE, *[Lane.RETRY] * (times - 1)):
+                    delivery = await cluster.take(lane)
+                    cluster.row[Cell.TASKS] += 1
+                    cluster.crash(delivery, returncode)
+                if times > 1:
+                    (await cluster.take_sample()).done(b"")
+                    await cluster.fails(run, PoisonImage)
+                    break
+                await cluster.fails(run, TooMuchWork)
+        async with cluster.running() as run:
+            await cluster.fails(run, PoisonImage)
+        async with cluster.running(times=2) as run:
+            (await cluster.take()).done(b"a result")
+            _, result = await run
+            result.close()
+
+    until_done(test)
+
+
+def test_no_image_is_to_blame_where_a_sound_one_crashes_engines_too(cluster: Cluster) -> None:
+    async def test() -> None:
+        with capture_logs() as events:
+            async with cluster.running() as run:
+                cluster.crash(await cluster.take(), -signal.SIGSEGV)
+                cluster.crash(await cluster.take(Lane.RETRY), -signal.SIGSEGV)
+                cluster.crash(await cluster.take_sample(), -signal.SIGSEGV)
+                await cluster.fails(run, ServiceUnavailable)
+        assert [event["event"] for event in events].count("engines_crash") == 1
+        async with cluster.running() as run:  # it is tried again
+            (await cluster.take()).done(b"a result")
+            _, result = await run
+            result.close()
+
+    until_done(test)
+
+
+def test_no_image_is_to_blame_where_nothing_is_done_in_time(cluster: Cluster) -> None:
+    async def test() -> None:
+        for _ in range(3):
+            async with cluster.running() as run:
+                cluster.crash(await cluster.take(), -signal.SIGALRM)
+                await cluster.fails(run, TooMuchWork)
 
     until_done(test)
 
@@ -272,6 +376,7 @@ def test_engines_that_were_killed_from_outside_are_not_blamed_on_the_image_at_on
             cluster.crash(await cluster.take(), -signal.SIGKILL)
             for _ in range(3):
                 cluster.crash(await cluster.take(Lane.RETRY), -signal.SIGKILL)
+            (await cluster.take_sample()).done(b"")
             await cluster.fails(run, PoisonImage)
 
     until_done(test)
@@ -303,9 +408,7 @@ def test_an_upload_that_cannot_be_kept_is_refused_all_the_same(
     async def test() -> None:
         with capture_logs() as events:
             async with cluster.running() as run:
-                cluster.crash(await cluster.take(), 3)
-                cluster.crash(await cluster.take(Lane.RETRY), 3)
-                await cluster.fails(run, PoisonImage)
+                await cluster.convict(run, stages=1)
         names = [event["event"] for event in events]
         assert names[-2:] == ["quarantine_file_not_written", "poison_image_quarantined"]
 
@@ -346,6 +449,7 @@ def test_a_poison_image_in_the_background_is_refused_in_both_roles(cluster: Clus
         async with cluster.running_in_background() as (run, _):
             for _ in range(2):
                 cluster.crash(await cluster.take(Lane.BACKGROUND), -signal.SIGSEGV, BACKGROUND)
+            (await cluster.take_sample(Lane.BACKGROUND)).done(b"")
             await cluster.fails(run, PoisonImage)
         async with cluster.running_in_background() as (run, _):
             await cluster.fails(run, PoisonImage)
@@ -465,10 +569,12 @@ def test_a_process_without_descriptors_says_so_and_leaves_nothing_behind(cluster
 def test_the_digest_is_that_of_the_upload(cluster: Cluster) -> None:
     async def test() -> None:
         async with cluster.running() as run:
-            cluster.crash(await cluster.take(), -signal.SIGALRM)
+            delivery = await cluster.take()
+            cluster.row[Cell.TASKS] += 1
+            cluster.crash(delivery, -signal.SIGALRM)
             await cluster.fails(run, TooMuchWork)
         with memory_file("upload") as upload:
             upload.write(IMAGE)
-            assert cluster.membership.quarantine.crashes(QuarantineEntry.of(upload, COPY)) == 1
+            assert cluster.membership.quarantine.crashes(QuarantineEntry.of(upload, COPY, {"times": 1})) == 1
 
     until_done(test)

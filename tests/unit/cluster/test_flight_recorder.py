@@ -31,3 +31,14 @@ def test_signs_of_life_are_counted() -> None:
     writer.beat()
     writer.beat()
     assert (reader.beats, reader.task, reader.done) == (2, 0, 0)
+
+
+def test_the_stages_of_a_task_are_counted_anew() -> None:
+    with FlightRecorder.create() as file:
+        reader, writer = FlightRecorder(file), FlightRecorder(file)
+    writer.begin(7)
+    writer.pass_stages(2)
+    assert reader.stages == 2
+    writer.end()
+    writer.begin(8)
+    assert reader.stages == 0

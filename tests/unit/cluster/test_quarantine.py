@@ -15,6 +15,7 @@ from server.operations.images import OPERATIONS
 
 FLIP = OPERATIONS["flip"]
 IMAGE = b"an image that crashes engines"
+RECIPE = {"quality": None, "format": "avif"}
 
 
 class Clock:
@@ -87,21 +88,38 @@ def test_of_more_entries_than_there_is_room_for_the_last_ones_are_remembered(qua
 def test_an_entry_names_the_image_and_what_was_done_to_it(content: bytes) -> None:
     with memory_file("upload") as upload:
         upload.write(content)
-        found = QuarantineEntry.of(upload, FLIP)
-    assert found == QuarantineEntry(hashlib.sha256(content).hexdigest(), "flip", FLIP.version, len(content))
+        found = QuarantineEntry.of(upload, FLIP, RECIPE)
+    recipe = '{"format": "avif", "quality": null}'
+    assert found == QuarantineEntry(
+        hashlib.sha256(content).hexdigest(), "flip", FLIP.version, len(content), recipe
+    )
 
 
 def test_a_crash_of_one_operation_refuses_no_other_and_no_newer_version(
     quarantine: Quarantine, upload: FileIO
 ) -> None:
-    quarantine.add(QuarantineEntry.of(upload, FLIP), CRASH_THRESHOLD)
+    quarantine.add(QuarantineEntry.of(upload, FLIP, RECIPE), CRASH_THRESHOLD)
     others = [OPERATIONS["flop"], replace(FLIP, version=FLIP.version + 1)]
-    crashes = [quarantine.crashes(QuarantineEntry.of(upload, operation)) for operation in (FLIP, *others)]
+    crashes = [
+        quarantine.crashes(QuarantineEntry.of(upload, operation, RECIPE)) for operation in (FLIP, *others)
+    ]
     assert crashes == [CRASH_THRESHOLD, 0, 0]
 
 
+def test_a_recipe_refuses_no_other_and_is_told_from_all_of_them(
+    quarantine: Quarantine, upload: FileIO
+) -> None:
+    bad = QuarantineEntry.of(upload, FLIP, RECIPE)
+    assert bad == QuarantineEntry.of(upload, FLIP, dict(reversed(RECIPE.items())))
+    other = QuarantineEntry.of(upload, FLIP, {**RECIPE, "format": "png"})
+    quarantine.add(bad, CRASH_THRESHOLD)
+    found = (bad, other, bad.with_any_recipe)
+    assert [quarantine.crashes(entry) for entry in found] == [CRASH_THRESHOLD, 0, 0]
+    assert bad.with_any_recipe == other.with_any_recipe
+
+
 def test_the_image_is_kept_in_the_directory(upload: FileIO, tmp_path: Path) -> None:
-    found = QuarantineEntry.of(upload, FLIP)
+    found = QuarantineEntry.of(upload, FLIP, RECIPE)
     assert not Quarantine(60).keep(upload, found)
     assert [Quarantine(60, tmp_path).keep(upload, found) for _ in range(2)] == [True, True]
     (file,) = tmp_path.iterdir()
@@ -117,20 +135,20 @@ def test_a_file_that_cannot_be_finished_is_removed(
 
     monkeypatch.setattr("os.link", full)
     with pytest.raises(OSError, match="No space"):
-        Quarantine(60, tmp_path).keep(upload, QuarantineEntry.of(upload, FLIP))
+        Quarantine(60, tmp_path).keep(upload, QuarantineEntry.of(upload, FLIP, RECIPE))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_directory_does_not_fill_the_disk(upload: FileIO, tmp_path: Path) -> None:
     for number in range(100):
         (tmp_path / str(number)).touch()
-    assert not Quarantine(60, tmp_path).keep(upload, QuarantineEntry.of(upload, FLIP))
+    assert not Quarantine(60, tmp_path).keep(upload, QuarantineEntry.of(upload, FLIP, RECIPE))
     assert len(list(tmp_path.iterdir())) == 100
 
 
 def test_the_files_in_the_directory_have_a_limit_in_bytes(upload: FileIO, tmp_path: Path) -> None:
     (tmp_path / "other").write_bytes(bytes(50))
-    found = QuarantineEntry.of(upload, FLIP)
+    found = QuarantineEntry.of(upload, FLIP, RECIPE)
     assert not Quarantine(60, tmp_path, 50 + len(IMAGE) - 1).keep(upload, found)
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
     assert Quarantine(60, tmp_path, 50 + len(IMAGE)).keep(upload, found)

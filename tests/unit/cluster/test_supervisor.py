@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
-from support.operations import HANGING, OPERATIONS
+from support.operations import HANGING, OPERATIONS, SAMPLE
 
 from server.cluster import supervisor as supervisor_module
 from server.cluster.child import Child
@@ -26,7 +26,7 @@ from server.cluster.messages import now_us
 from server.cluster.quarantine import Quarantine
 from server.cluster.scoreboard import Cell
 from server.cluster.supervisor import OnDemandEngines, Supervisor
-from server.errors import PoisonImage, TooMuchWork
+from server.errors import PoisonImage, ServiceUnavailable, TooMuchWork
 from server.operations.run import RunSpec
 
 DEADLINE_S = 60.0
@@ -53,7 +53,7 @@ class Cluster:
         background = replace(config, is_background=True)
         self.background_supervisor = Supervisor(self.membership.work, self.row, background, ENVIRON)
         self.pool = MemoryFilePool()
-        self.dispatcher = Dispatcher(self.membership, self.pool, max_wait_s=DEADLINE_S)
+        self.dispatcher = Dispatcher(self.membership, self.pool, max_wait_s=DEADLINE_S, sample=SAMPLE)
 
     @property
     def engine(self) -> int:
@@ -180,6 +180,31 @@ def test_a_stream_of_distinct_poison_images_does_not_delay_the_next_engine() -> 
             await cluster.until(lambda: len(cluster.logged("engine_died")) == 6)
             assert [died["restart_in_s"] for died in cluster.logged("engine_died")] == [0.0] * 6
             assert cluster.row[Cell.ENGINE_DEATHS] == 6
+
+    until_done(test)
+
+
+@pytest.mark.parametrize(("name", "stages"), [("crash", 0), ("crash_later", 1)])
+def test_it_is_known_whether_an_engine_crashed_while_it_read_its_source(name: str, stages: int) -> None:
+    async def test() -> None:
+        async with supervised() as cluster:
+            with pytest.raises(PoisonImage):
+                await cluster.run(name)
+            (event,) = cluster.logged("poison_image_quarantined")
+            assert event["recipe"] == ("{}" if stages else "")
+            await cluster.until(lambda: len(cluster.logged("engine_died")) == 2)
+            assert cluster.row[Cell.LOST_STAGES] == stages
+
+    until_done(test)
+
+
+def test_an_environment_that_crashes_every_engine_convicts_no_image() -> None:
+    async def test() -> None:
+        async with supervised() as cluster:
+            for _ in range(2):
+                with pytest.raises(ServiceUnavailable):
+                    await cluster.run("crash_always")
+            assert [event["operation"] for event in cluster.logged("engines_crash")] == ["crash_always"] * 2
 
     until_done(test)
 
