@@ -10,12 +10,13 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
-from gunicorn.asgi.parser import CallbackRequest, ParseError, PythonProtocol, UnsupportedTransferCoding
-from gunicorn.asgi.protocol import ASGIProtocol, BodyReceiver
+from gunicorn.asgi.parser import CallbackRequest, ParseError, UnsupportedTransferCoding
+from gunicorn.asgi.protocol import ASGIProtocol, BodyReceiver, _check_trusted_proxy, _normalize_sockaddr
 
 from server.errors import UploadTooSlow
 from server.gateway.heads import METHODS, is_host, split_absolute
 from server.gateway.linger import LingeringClose
+from server.gateway.parser import Parser
 from server.gateway.refusals import refusal, refuse
 from server.gateway.transfer_rate import Stage, TransferRate
 from server.logs import get_logger
@@ -41,9 +42,32 @@ _UNSEEN_BYTES = 1 << 16
 
 
 class _BodyReceiver(BodyReceiver):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's body receiver, without its time limit: that takes a silent client for a lost one."""
+    """gunicorn's body receiver, for pieces of any size.
+
+    It has no time limit: gunicorn's takes a silent client for a lost one.
+    """
 
     failure: Exception | None = None
+
+    def feed(self, chunk: bytes) -> None:
+        """Keep a piece of the body, until `hand_on`."""
+        self.expect_continue = False
+        self._chunks.append(chunk)
+        self._buffered += len(chunk)
+
+    def hand_on(self) -> None:
+        """Wake the app, if there is something for it."""
+        if self._chunks:
+            self._wake_waiter()
+
+    def _pop_chunk(self) -> dict[str, Any]:
+        """Hand on all that waits, as one piece."""
+        if len(self._chunks) > 1:
+            whole = b"".join(self._chunks)
+            self._chunks.clear()
+            self._chunks.append(whole)
+        message: dict[str, Any] = super()._pop_chunk()
+        return message
 
     def fail(self, failure: Exception) -> None:
         """Raise an error of ours where the app waits for the body."""
@@ -76,6 +100,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         self._written_bytes = 0  # of response bodies; written by _send_body
         self._rate = TransferRate(worker.settings, worker.loop.time())
         self._linger = LingeringClose()
+        self._is_waiting = False  # for a turn to parse what has arrived
         self._peer: Any = None
         # Per request; replaced by _begin_request before the parser's own state is looked at.
         self._exchange = Exchange()
@@ -141,7 +166,8 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         unsent_bytes = self._unsent_bytes()
         if unsent_bytes:
             return Stage.DOWNLOAD, self._written_bytes - unsent_bytes
-        if self._closed:  # over TLS it ends once the client has answered close_notify
+        # Over TLS it ends once the client has answered close_notify. Who waits for a turn waits for us.
+        if self._closed or self._is_waiting:
             return Stage.NOTHING, 0
         if self._current_request is None:
             # Between requests gunicorn's keep-alive timer runs, over half a head too.
@@ -242,21 +268,82 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
                 self._callback_parser._body_remaining -= nbytes  # noqa: SLF001
                 return
             exchange.sink.close()
-        self.data_received(bytes(arrived))
+        self.data_received(arrived)
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: bytes | memoryview) -> None:
         """Parse bytes from the client; once the last response is out they are discarded."""
         if not self._linger.is_begun:
-            super().data_received(data)
+            self._callback_parser.hold(data)
+            if not self._is_waiting:
+                self._parse()
+
+    def _parse(self) -> None:
+        """Parse what has arrived, up to the end of a request or of the turn."""
+        if not super()._feed_callback_parser(b""):
+            return  # it was refused
+        if self._callback_parser.is_stopped:
+            self._wait_for_turn()
+            self.worker.turns.go_on(self._take_turn)
+            return
+        if self._body_receiver is not None:
+            self._body_receiver.hand_on()
+        if self._is_buffer_full():
+            self._pause_reading()
+        else:
+            self._maybe_resume_reading()
+
+    def _wait_for_turn(self) -> None:
+        self._is_waiting = True
+        self._pause_reading()
+
+    def _take_turn(self) -> None:
+        self._is_waiting = False
+        if not self._closed:
+            self._parse()
+
+    def _feed_callback_parser(self, data: bytes) -> bool:
+        """Let a pipelined request wait for its turn: gunicorn calls this with all that came behind one."""
+        self._callback_parser.hold(data)
+        self._wait_for_turn()
+        self.worker.turns.begin_request(self._take_turn)
+        return True
+
+    def _maybe_resume_reading(self) -> None:
+        if not self._is_waiting:
+            super()._maybe_resume_reading()
+
+    def _http1_buffered(self) -> int:
+        """Return how much is held for the app and for the parser, in bytes."""
+        receiver = self._body_receiver
+        held: int = self._callback_parser.held_bytes + (receiver.buffered if receiver else 0)
+        return held
+
+    def _setup_callback_parser(self) -> None:
+        """Use our parser, whatever `http_parser` says; the PROXY protocol is believed as by gunicorn."""
+        cfg = self.cfg
+        peer = _normalize_sockaddr(self.transport.get_extra_info("peername"))
+        is_proxy = cfg.proxy_protocol != "off" and _check_trusted_proxy(
+            peer, cfg.proxy_allow_ips, cfg.proxy_allow_networks()
+        )
+        self._callback_parser = Parser(
+            self.worker.turns,
+            on_headers_complete=self._on_headers_complete,
+            on_body=self._on_body,
+            on_message_complete=self._on_message_complete,
+            limit_request_line=cfg.limit_request_line,
+            limit_request_fields=cfg.limit_request_fields,
+            limit_request_field_size=cfg.limit_request_field_size,
+            permit_unconventional_http_method=cfg.permit_unconventional_http_method,
+            permit_unconventional_http_version=cfg.permit_unconventional_http_version,
+            proxy_protocol=cfg.proxy_protocol if is_proxy else "off",
+        )
 
     def _is_within_body(self, nbytes: int) -> bool:
         """Whether so many bytes belong to the body, before its last ones: the parser must see its end."""
         parser = self._callback_parser
-        # gunicorn's other parser, and other framings, go the way through the app; so does what comes behind
-        # bytes that still wait for it.
+        # Other framings go the way through the app; so does what comes behind bytes that still wait for it.
         return (
-            isinstance(parser, PythonProtocol)
-            and parser._state == "body"  # noqa: SLF001
+            parser._state == "body"  # noqa: SLF001
             and nbytes < parser._body_remaining  # noqa: SLF001
             and not self._body_receiver.buffered
         )

@@ -17,6 +17,7 @@ from server.cluster.watched import keep_running
 from server.gateway.addresses import Proxies
 from server.gateway.drain import TICK_S, Drain, Step
 from server.gateway.protocol import Protocol
+from server.gateway.turns import Turns
 from server.logs import get_logger
 from server.settings import Settings
 
@@ -36,6 +37,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         membership: its part in the cluster.
         connections: those that count for `worker_connections`.
         proxies: those that are believed when they name their clients.
+        turns: those of its connections at its event loop.
         forked_s: when it was forked, in seconds of the monotonic clock.
         tasks_before: how many tasks its row counted when it was forked.
         boot_delay_s: how long it waits before it boots, in seconds: the restart backoff.
@@ -59,6 +61,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         self.proxies = Proxies(
             self.cfg.forwarded_allow_networks(), is_any="*" in self.cfg.forwarded_allow_ips
         )
+        self.turns = Turns()
         # gunicorn would close connections at once, told or not, when it sees the limit reached.
         self.max_requests = sys.maxsize
 

@@ -492,6 +492,35 @@ def test_the_file_of_a_request_that_met_a_bug_is_closed(tmp_path: Path) -> None:
     run(test())
 
 
+class CountingFile(FileIO):
+    """A file in memory that counts how often it is written to."""
+
+    def __init__(self) -> None:
+        super().__init__(os.memfd_create("upload"), "r+b")
+        self.writes = 0
+
+    def write(self, data: memoryview) -> int:
+        self.writes += 1
+        return super().write(data)
+
+
+def test_chunks_that_arrive_together_are_written_together(tmp_path: Path) -> None:
+    async def test() -> None:
+        file = CountingFile()
+        async with service(tmp_path, lambda: file) as it, gateway(it.app) as (served, _):
+            client = await served.connect()
+            await client.send(
+                b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+                + b"".join(b"1\r\n%c\r\n" % (number % 256) for number in range(MAX_BODY_BYTES))
+                + b"0\r\n\r\n"
+            )
+            assert (await client.read()).body == b"received"
+            assert it.route.content == b"".join(b"%c" % (number % 256) for number in range(MAX_BODY_BYTES))
+            assert file.writes <= 4
+
+    run(test())
+
+
 # --- no room ----------------------------------------------------------------------------------------------
 
 
