@@ -2,7 +2,7 @@
 
 import re
 
-from gunicorn.asgi.parser import LimitRequestHeaders, PythonProtocol
+from gunicorn.asgi.parser import InvalidHeader, LimitRequestHeaders, PythonProtocol
 
 from server.gateway.turns import Turns
 
@@ -81,7 +81,15 @@ class Parser(PythonProtocol):  # type: ignore[misc]  # gunicorn has no types
             self._head_bytes += end + len(b"\r\n")
             if self._head_bytes > _MAX_HEAD_BYTES:
                 raise LimitRequestHeaders(f"the header fields are longer than {_MAX_HEAD_BYTES} bytes")
+            if is_chunked and end:
+                self._check_trailer(bytes(self._buffer[:end]))
         return end
+
+    def _check_trailer(self, line: bytes) -> None:
+        """Want a field (RFC 9112, section 7.1.2): gunicorn looks for forbidden names only."""
+        name, colon, value = line.partition(b":")
+        if not (colon and self._is_valid_token(name)) or self._has_invalid_header_chars(value.strip(b" \t")):
+            raise InvalidHeader("a line of the trailer is no field")
 
     def _is_valid_token(self, data: bytes) -> bool:
         return _TOKEN.fullmatch(data) is not None

@@ -205,6 +205,7 @@ REFUSED: Rows = {
             b"5\r\nhello\r\n\r\n" + _LAST, b"5\r\nhell\r\n" + _LAST, b"0x0\r\n\r\n", b"5\r\nhello\r\n0\n\r\n", b"5\r\nhello\r\n0\r\n\n", b"5;a\rb\r\nhello\r\n" + _LAST,
             b"5\r\r;a\r\nhello\r\n" + _LAST, b"5\r\nhello\r_0\r\n\r\n", b"5\r\nhello_\n0\r\n\r\n", b"5 \n \r\nhello\r\n" + _LAST,
             b"5;\na\r\nhello\r\n" + _LAST, b"5\r\nhello\r\n0;a\nb\r\n\r\n", b"5\r\nhello\r\n0\r\nX: y\n\r\n",
+            b"5\r\nhello\r\n0\r\n X: y\r\n\r\n", b"5\r\nhello\r\n0\r\nX\r\n\r\n", b"5\r\nhello\r\n0\r\nX : y\r\n\r\n", b"5\r\nhello\r\n0\r\nX: a\rb\r\n\r\n", b"5\r\nhello\r\n0\r\nX: \0\r\n\r\n",
             b"5\r\nhello\r\n0\r\nHost: b\r\n\r\n", b"5\r\nhello\r\n0\r\nTransfer-Encoding: chunked\r\n\r\n",
         )
     },
