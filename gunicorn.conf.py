@@ -76,9 +76,6 @@ asgi_loop = "asyncio"
 # Clients need one socket, so gunicorn does not open its control socket (~/.gunicorn/gunicorn.ctl).
 control_socket_disable = True
 
-# Heartbeats go through a file; a disk that stalls must not look like a stuck worker.
-worker_tmp_dir = "/dev/shm"  # noqa: S108 gunicorn unlinks the file as soon as it is open
-
 # One line per request is written by the app; gunicorn's own log has the same form.
 logger_class = gunicorn_logger(_settings.log_format)
 

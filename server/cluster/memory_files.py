@@ -5,21 +5,65 @@ Source: memfd_create(2).
 
 import errno
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from io import FileIO
+from pathlib import Path
 
 #: What a write says when the memory behind a file has run out, or a limit on it has been reached.
 NO_ROOM = frozenset({errno.ENOSPC, errno.ENOMEM, errno.EFBIG, errno.EDQUOT})
+
+#: What memfd_create(2) says where it is forbidden, by a seccomp profile or by `vm.memfd_noexec`, or unknown.
+_FORBIDDEN = frozenset({errno.EPERM, errno.EACCES, errno.ENOSYS})
 
 
 def memory_file(name: str) -> FileIO:
     """Open an empty file that exists in memory only and is freed with its last descriptor.
 
+    Where memfd_create(2) is forbidden, it is an unnamed file in a directory instead.
     Unbuffered, so that Pillow's encoders write to the descriptor themselves.
 
     Args:
         name: shown in `/proc/PID/fd` as `/memfd:NAME (deleted)`.
+
+    Raises:
+        OSError: no descriptor is free, or no directory will do.
     """
-    return FileIO(os.memfd_create(name), "r+b")
+    try:
+        return FileIO(os.memfd_create(name), "r+b")
+    except OSError as error:
+        if error.errno not in _FORBIDDEN:
+            raise
+    return _unnamed_file()[0]
+
+
+def directory_instead() -> str | None:
+    """Return the directory in which memory files are where memfd_create(2) is forbidden; None elsewhere.
+
+    Raises:
+        OSError: as `memory_file`.
+    """
+    with memory_file("probe") as file:
+        if str(Path(f"/proc/self/fd/{file.fileno()}").readlink()).startswith("/memfd:"):
+            return None
+    file, directory = _unnamed_file()
+    file.close()
+    return directory
+
+
+def _unnamed_file() -> tuple[FileIO, str]:
+    """Open an empty file that is freed with its last descriptor, in memory or else on disk, and say where."""
+    for directory in _directories():
+        with suppress(OSError):
+            return FileIO(os.open(directory, os.O_TMPFILE | os.O_RDWR, 0o600), "r+b"), directory
+    raise OSError("memfd_create is forbidden, and no directory for temporary files can be written to")
+
+
+def _directories() -> Iterator[str]:
+    yield "/dev/shm"  # noqa: S108 the file gets no name
+    with suppress(FileNotFoundError):  # none can be written to
+        yield tempfile.gettempdir()
 
 
 def has_room(file: FileIO) -> bool:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from server.cluster.backoff import Backoff
 from server.cluster.liveness import LOOK_EVERY_S, STOPPED, most_looks, read_state
 from server.cluster.membership import Membership
+from server.cluster.memory_files import directory_instead
 from server.cluster.quarantine import Quarantine
 from server.cluster.scoreboard import ROWS, Cell, Scoreboard, State
 from server.cluster.work_socket import WorkSocket
@@ -114,6 +115,8 @@ class Hooks:
             from server.jobs.store import warn_of_losses  # noqa: PLC0415 there is none without jobs
 
             asyncio.run(warn_of_losses(url))
+        if directory := directory_instead():
+            log.warning("memfd_unavailable", directory=directory)
         if reason := kernel.why_not():
             log.warning(
                 "lossless_unavailable", reason=f"{reason}; install a C compiler and run `make install`"

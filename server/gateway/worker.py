@@ -8,7 +8,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
-from gunicorn.workers import gasgi
+from gunicorn.workers import base, gasgi
 
 from server.app import create_service
 from server.cluster.membership import Membership
@@ -16,6 +16,7 @@ from server.cluster.scoreboard import Cell, State
 from server.cluster.watched import keep_running
 from server.gateway.addresses import Proxies
 from server.gateway.drain import TICK_S, Drain, Step
+from server.gateway.heartbeat import Heartbeat
 from server.gateway.protocol import Protocol
 from server.gateway.turns import Turns
 from server.logs import get_logger
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from server.jobs.service import Jobs
 
 log = get_logger(__name__)
+
+base.WorkerTmp = Heartbeat  # gunicorn's constructor of a worker makes one, and there is no setting for it
 
 #: How often the transfer rates of all connections are looked at, in seconds.
 _SWEEP_S = 1.0

@@ -44,6 +44,9 @@ TABLE: dict[str, dict[str, str]] = {
     },
     "0004": {
         "gunicorn.workers.base:Worker.__init__": "19b2faea6af3d644",
+        "gunicorn.workers.workertmp:WorkerTmp.__init__": "775f6d6a10d85d19",
+        "gunicorn.workers.workertmp:WorkerTmp.notify": "b9f92d495feec8cb",
+        "gunicorn.workers.workertmp:WorkerTmp.last_update": "b7e77fdd3d304639",
         "gunicorn.workers.base:Worker.init_process": "c862dadbe9426203",
         "gunicorn.workers.gasgi:ASGIWorker.__init__": "96d082b964565bea",
         "gunicorn.workers.gasgi:ASGIWorker._setup_event_loop": "6068158a7d0052c5",

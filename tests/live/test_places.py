@@ -1,0 +1,136 @@
+"""Bad places to run: the service works in each, or its start says in one line what is missing.
+
+The names of the places are those of the table in docs/runbook.md.
+"""
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from support.live_server import DEADLINE_S, LiveServer, run
+from support.places import AS_A_USER, WITHOUT_MEMFD, PlacedServer, in_place
+
+GUNICORN = [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0"]
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount, and become another user")
+
+#: Events of a cluster in which something went wrong.
+BAD_LEVELS = {"warning", "error", "critical"}
+
+
+def assert_works(server: LiveServer) -> None:
+    """The service answers, and nothing in its log is worse than news, not even at its end."""
+    assert httpx.post(f"{server.url}/flip", timeout=DEADLINE_S).status_code == 200
+    assert server.stop() == 0
+    assert [event for event in server.events if event.get("level", "none") in {*BAD_LEVELS, "none"}] == []
+
+
+def refusal(command: list[str], **environ: str) -> str:
+    """Return the line with which a start ends."""
+    result = run(command, **{"WEB_CONCURRENCY": "1", **environ})
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("flipcluster: ")
+    return line
+
+
+# --- directories ------------------------------------------------------------------------------------------
+
+#: Of /dev, only what every container has.
+NO_SHM = (
+    "mkdir $TMPDIR/dev",
+    *(
+        f"touch $TMPDIR/dev/{name}; mount --bind /dev/{name} $TMPDIR/dev/{name}"
+        for name in ("null", "zero", "urandom")
+    ),
+    "mount --rbind $TMPDIR/dev /dev",
+)
+
+
+@needs_root
+@pytest.mark.parametrize(
+    "mounts",
+    [
+        pytest.param(NO_SHM, marks=pytest.mark.place("`/dev/shm` is missing")),
+        pytest.param(
+            ("mount -t tmpfs -o ro tmpfs /dev/shm",), marks=pytest.mark.place("`/dev/shm` is read-only")
+        ),
+        pytest.param(
+            ("mount -t tmpfs -o size=4k tmpfs /dev/shm", "head -c 4096 /dev/zero >/dev/shm/filler"),
+            marks=pytest.mark.place("`/dev/shm` is full"),
+        ),
+        pytest.param(
+            ("mount -t tmpfs -o nr_inodes=1 tmpfs /dev/shm",),
+            marks=pytest.mark.place("`/dev/shm` has no inodes left"),
+        ),
+        pytest.param(
+            ("mount -t tmpfs -o size=64m tmpfs /dev/shm",), marks=pytest.mark.place("`/dev/shm` has 64 MB")
+        ),
+        pytest.param(
+            (
+                "mount -t tmpfs -o ro tmpfs /dev/shm",
+                "mount -t tmpfs -o ro tmpfs $TMPDIR",
+                "mount -o remount,ro,bind /",
+            ),
+            marks=pytest.mark.place("the root is read-only"),
+        ),
+    ],
+    ids=["missing", "read-only", "full", "no inodes", "64 MB", "root"],
+)
+def test_directories_that_cannot_be_written_to_make_no_difference(
+    mounts: tuple[str, ...], tmp_path: Path
+) -> None:
+    with PlacedServer(mounts=mounts, environ={"TMPDIR": str(tmp_path)}) as server:
+        assert_works(server)
+
+
+@needs_root
+@pytest.mark.place("the root is read-only")
+def test_a_root_that_is_read_only_leaves_no_place_for_jobs() -> None:
+    command = in_place(GUNICORN, ["mount -o remount,ro,bind /"])
+    said = refusal(command, FLIP_JOBS="embedded", FLIP_DATA_DIR="/var/lib/flipcluster-test")
+    assert "FLIP_DATA_DIR" in said
+    assert "Read-only file system" in said
+
+
+# --- system calls that are forbidden ----------------------------------------------------------------------
+
+
+@pytest.mark.place("`memfd_create` is forbidden")
+@pytest.mark.parametrize("error", [errno.EPERM, errno.ENOSYS])
+def test_without_memory_files_unnamed_files_do(error: int) -> None:
+    with PlacedServer(wrapper=[*WITHOUT_MEMFD, str(error)]) as server:
+        server.wait_for("memfd_unavailable", directory="/dev/shm")  # noqa: S108
+        for _ in range(3):
+            assert httpx.post(f"{server.url}/flip", timeout=DEADLINE_S).status_code == 200
+        assert server.stop() == 0
+        assert [event["event"] for event in server.events if event.get("level") in BAD_LEVELS] == [
+            "memfd_unavailable"
+        ]
+
+
+@needs_root
+@pytest.mark.place("`memfd_create` is forbidden")
+def test_without_memory_files_and_shared_memory_the_temporary_directory_does(tmp_path: Path) -> None:
+    with PlacedServer(
+        mounts=["mount -t tmpfs -o ro tmpfs /dev/shm"],
+        wrapper=[*WITHOUT_MEMFD, str(errno.EPERM)],
+        environ={"TMPDIR": str(tmp_path)},
+    ) as server:
+        server.wait_for("memfd_unavailable", directory=str(tmp_path))
+        assert httpx.post(f"{server.url}/flip", timeout=DEADLINE_S).status_code == 200
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- users and limits -------------------------------------------------------------------------------------
+
+
+@needs_root
+@pytest.mark.place("not root, and no capabilities")
+def test_a_user_without_capabilities_is_enough() -> None:
+    with PlacedServer(wrapper=AS_A_USER) as server:
+        assert_works(server)
