@@ -17,6 +17,10 @@ if _here not in sys.path:
 for _name in [_name for _name in sys.modules if _name.partition(".")[0] == "server"]:
     del sys.modules[_name]
 
+from server.logs import open_standard_streams
+
+open_standard_streams()
+
 from server.cluster.cpus import usable_cores
 from server.gateway.arbiter import Hooks
 from server.gateway.logger import gunicorn_logger

@@ -97,6 +97,7 @@ def get_app() -> App:
     Raises:
         InvalidSettings: a `FLIP_` variable is wrong.
     """
+    logs.open_standard_streams()
     settings = Settings.from_environ(os.environ)
     logs.configure(settings.log_format)
     quarantine = Quarantine(settings.quarantine_s, settings.quarantine_dir, settings.quarantine_max_bytes)

@@ -4,6 +4,7 @@ An event is a static name with fields: `engine_died pid=71 signal=SIGSEGV`.
 """
 
 import logging
+import os
 import sys
 from typing import Literal
 
@@ -52,6 +53,20 @@ def formatter(log_format: LogFormat, *foreign: Processor, is_terminal: bool) -> 
     )
 
 
+def open_standard_streams() -> None:
+    """Open `/dev/null` in place of each standard stream that is closed; to be called before any other file.
+
+    Otherwise the next file or socket that the process opens takes its number, and its children take that file
+    for their standard stream.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # noqa: FBT003 the lowest free number
+            setattr(sys, name, open(number, "r" if name == "stdin" else "w", closefd=False))  # noqa: SIM115
+
+
 def configure(log_format: LogFormat = "auto", level: int = logging.INFO) -> None:
     """Send everything that this process logs to standard error, in one form."""
     handler = logging.StreamHandler(sys.stderr)
@@ -65,7 +80,11 @@ def is_terminal() -> bool:
 
 
 def take_over(handlers: list[logging.Handler], level: int) -> None:
-    """Send everything that this process logs to these handlers, the libraries' lines too."""
+    """Send everything that this process logs to these handlers, the libraries' lines too.
+
+    A line that cannot be written, as the disk is full or the pipe closed, is lost, and nothing else is.
+    """
+    logging.raiseExceptions = False  # or a handler prints a traceback for each such line
     root = logging.getLogger()
     root.handlers = list(handlers)
     root.setLevel(level)

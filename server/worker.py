@@ -31,6 +31,7 @@ log = get_logger(__name__)
 
 def main() -> None:
     """Run jobs until told to stop; exits with a line on standard error when the settings do not fit."""
+    logs.open_standard_streams()
     try:
         settings = Settings.from_environ(os.environ)
     except InvalidSettings as error:

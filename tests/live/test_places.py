@@ -4,14 +4,21 @@ The names of the places are those of the table in docs/runbook.md.
 """
 
 import errno
+import json
 import os
+import shlex
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
 from support.live_server import DEADLINE_S, LiveServer, run
 from support.places import AS_A_USER, WITHOUT_MEMFD, PlacedServer, in_place
+
+from benchmarks.harness.server import Server
+from benchmarks.harness.waiting import until
 
 GUNICORN = [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0"]
 
@@ -134,3 +141,64 @@ def test_without_memory_files_and_shared_memory_the_temporary_directory_does(tmp
 def test_a_user_without_capabilities_is_enough() -> None:
     with PlacedServer(wrapper=AS_A_USER) as server:
         assert_works(server)
+
+
+# --- the standard streams and the log ---------------------------------------------------------------------
+
+
+@pytest.mark.place("standard streams are closed")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_make_no_difference(closed: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    command = [*GUNICORN[:-1], "127.0.0.1:{port}", "-w", "1", "--error-logfile", str(log)]
+    with Server(["sh", "-c", f"exec {shlex.join(command)} {closed}".replace("'{port}'", "{port}")]) as server:
+        assert httpx.post(f"{server.url}/flip", timeout=DEADLINE_S).status_code == 200
+        assert server.stop() == 0
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [event for event in events if event["level"] in BAD_LEVELS] == []
+
+
+@pytest.mark.place("the pipe of the log is closed")
+def test_a_log_that_nothing_reads_makes_no_difference(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log")
+    reader = os.open(tmp_path / "log", os.O_RDONLY | os.O_NONBLOCK)
+    command = f"exec {shlex.join(GUNICORN[:-1])} 127.0.0.1:{{port}} -w 2 2>{tmp_path}/log"
+    with Server(["sh", "-c", command]) as server:
+        os.close(reader)
+        for _ in range(3):
+            assert httpx.post(f"{server.url}/flip", timeout=DEADLINE_S).status_code == 200
+        before = {worker["pid"] for worker in status(server)}
+        for pid in before:  # their successors find the pipe closed
+            os.kill(pid, signal.SIGKILL)
+        assert until(lambda: has_two_others(server, before))
+        assert httpx.post(f"{server.url}/flip", timeout=DEADLINE_S).status_code == 200
+        assert server.stop() == 0
+
+
+def status(server: Server) -> list[dict[str, int]]:
+    """Return what `/status` has about every worker; nothing while none answers."""
+    with suppress(httpx.TransportError):
+        workers: list[dict[str, int]] = httpx.get(f"{server.url}/status", timeout=1).json()["workers"]
+        return workers
+    return []
+
+
+def has_two_others(server: Server, before: set[int]) -> bool:
+    """Whether two workers are online that were not there before."""
+    now = {worker["pid"] for worker in status(server) if worker["engine_pid"]}
+    return len(now - before) == 2
+
+
+@needs_root
+@pytest.mark.place("the disk of the log is full")
+def test_a_full_disk_costs_the_lines_of_the_log_and_nothing_else(tmp_path: Path) -> None:
+    command = [*GUNICORN[:-1], "127.0.0.1:{port}", "-w", "1", "--error-logfile", f"{tmp_path}/log"]
+    mounts = [
+        f"mount -t tmpfs -o size=4k tmpfs {tmp_path}",
+        f"head -c 4096 /dev/zero >{tmp_path}/filler",
+    ]
+    with Server(in_place(command, mounts)) as server:
+        for _ in range(3):
+            assert httpx.post(f"{server.url}/flip", timeout=DEADLINE_S).status_code == 200
+        assert server.stop() == 0
+        assert server.log == ""

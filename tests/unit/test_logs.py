@@ -258,3 +258,30 @@ def test_a_sentence_has_a_name_for_each_of_its_facts() -> None:
     assert {sentence: sentence.count("%s") for sentence in _EVENTS} == {
         sentence: len(names) for sentence, (_, names) in _EVENTS.items()
     }
+
+
+STREAMS = """
+import os, subprocess, sys
+from server.logs import open_standard_streams
+open_standard_streams()
+sys.stdout.write("nowhere"); sys.stdout.flush(); sys.stderr.write("nowhere"); sys.stderr.flush()
+with open(sys.argv[1], "w") as said:
+    said.write(str([os.readlink(f"/proc/self/fd/{number}") for number in range(3)]))
+    said.write(str(said.fileno()))
+    said.flush()
+    subprocess.run(["sh", "-c", "readlink /proc/$$/fd/2"], stdout=said)
+"""
+
+
+def test_standard_streams_that_are_closed_lead_nowhere_here_and_in_children(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", STREAMS, str(tmp_path / "said")]
+    subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *program], check=True, timeout=60)
+    assert (tmp_path / "said").read_text() == f"{['/dev/null'] * 3}3/dev/null\n"
+
+
+def test_standard_streams_that_are_open_stay_as_they_are() -> None:
+    said = printed(
+        "import sys\nfrom server.logs import open_standard_streams\n"
+        "open_standard_streams()\nsys.stderr.write('said')"
+    )
+    assert said == "said"
