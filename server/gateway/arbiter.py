@@ -21,7 +21,7 @@ from server.cluster.memory_files import directory_instead
 from server.cluster.quarantine import Quarantine
 from server.cluster.scoreboard import ROWS, Cell, Scoreboard, State
 from server.cluster.work_socket import WorkSocket
-from server.gateway import preflight
+from server.gateway import place, preflight
 from server.gateway.worker import Worker
 from server.imaging.jpeg import kernel
 from server.jobs.blobs import Directory, UnsuitableBlobs
@@ -74,11 +74,13 @@ class Hooks:
     def on_starting(self, server: "Arbiter") -> None:
         """Refuse what gunicorn would start and the cluster could not keep running."""
         reason = why_not(server.cfg, server.worker_class, server.num_workers)
+        reason = reason or place.why_not_here(self._settings, server.num_workers)
         if reason is None and self._settings.jobs != "off" and self._settings.blob_url is None:
             reason = why_no_jobs(server.cfg)
         if reason:
             sys.exit(f"flipcluster: {reason}")
         self._take_over(server)
+        self._fit_connections(server)
         # A stop signal between fork() and Worker.init_signals would be lost: the inherited handlers only
         # queue it. So stop signals are blocked across the fork.
         os.register_at_fork(before=_block_stops, after_in_parent=_unblock_stops)
@@ -90,6 +92,7 @@ class Hooks:
     def on_reload(self, server: "Arbiter") -> None:
         """Release the work socket and the scoreboard that only the old configuration knew."""
         self._take_over(server)  # with the new code
+        self._fit_connections(server)
         self._is_reloaded = True
         self._predecessors = list(server.WORKERS.values())
         # Close the arbiter's ends of the old work socket before new workers inherit them: if all old workers
@@ -138,7 +141,6 @@ class Hooks:
 
     def post_fork(self, _server: "Arbiter", worker: Worker) -> None:
         """In the worker: apply the restart backoff, and raise RLIMIT_NOFILE to the hard limit."""
-        # Each request in flight holds three descriptors: connection, upload, reply.
         _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         _keep_memory()
@@ -162,6 +164,15 @@ class Hooks:
         if server.store:
             server.store.stop()
         gc.freeze()  # as in a worker
+
+    @staticmethod
+    def _fit_connections(server: "Arbiter") -> None:
+        """Have workers hold only as many connections as there are descriptors for."""
+        wanted = server.cfg.worker_connections
+        most = place.most_connections(wanted)
+        if most < wanted:
+            log.warning("connections_limited", worker_connections=most, wanted=wanted)
+            server.cfg.set("worker_connections", most)
 
     def _take_over(self, server: "Arbiter") -> None:
         preflight.guard(server)

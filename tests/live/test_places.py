@@ -8,13 +8,14 @@ import json
 import os
 import shlex
 import signal
+import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
-from support.live_server import DEADLINE_S, LiveServer, run
+from support.live_server import DEADLINE_S, ROOT, LiveServer, run
 from support.places import AS_A_USER, WITHOUT_MEMFD, PlacedServer, in_place
 
 from benchmarks.harness.server import Server
@@ -133,6 +134,17 @@ def test_without_memory_files_and_shared_memory_the_temporary_directory_does(tmp
     assert list(tmp_path.iterdir()) == []
 
 
+@needs_root
+@pytest.mark.place("`memfd_create` is forbidden")
+def test_without_any_place_for_files_the_start_says_so() -> None:
+    mounts = [
+        "mount -t tmpfs -o ro tmpfs /dev/shm",
+        "for mounted in / /tmp /var/tmp; do mount -o remount,ro,bind $mounted || true; done",
+    ]
+    said = refusal(in_place(GUNICORN, mounts, [*WITHOUT_MEMFD, str(errno.EPERM)]))
+    assert "memfd_create is forbidden" in said
+
+
 # --- users and limits -------------------------------------------------------------------------------------
 
 
@@ -141,6 +153,69 @@ def test_without_memory_files_and_shared_memory_the_temporary_directory_does(tmp
 def test_a_user_without_capabilities_is_enough() -> None:
     with PlacedServer(wrapper=AS_A_USER) as server:
         assert_works(server)
+
+
+@pytest.mark.parametrize(
+    ("limit", "says"),
+    [
+        pytest.param("nofile=64", "RLIMIT_NOFILE", marks=pytest.mark.place("RLIMIT_NOFILE is low")),
+        pytest.param("as=200000000", "RLIMIT_AS", marks=pytest.mark.place("RLIMIT_AS is low")),
+        pytest.param("fsize=1000000", "FLIP_MAX_BODY_BYTES", marks=pytest.mark.place("RLIMIT_FSIZE is low")),
+        pytest.param("nproc=8", "RLIMIT_NPROC", marks=[pytest.mark.place("RLIMIT_NPROC is low"), needs_root]),
+    ],
+)
+def test_a_limit_that_is_too_low_stops_the_start(limit: str, says: str) -> None:
+    wrapper = [*(AS_A_USER if "nproc" in limit else ()), "prlimit", f"--{limit}"]
+    assert says in refusal(in_place(GUNICORN, wrapper=wrapper))
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        pytest.param("nofile=112", marks=pytest.mark.place("RLIMIT_NOFILE is low")),
+        pytest.param("as=268435456", marks=pytest.mark.place("RLIMIT_AS is low")),
+        pytest.param("fsize=67108864", marks=pytest.mark.place("RLIMIT_FSIZE is low")),
+        pytest.param("nproc=10", marks=[pytest.mark.place("RLIMIT_NPROC is low"), needs_root]),
+    ],
+)
+def test_a_limit_that_is_just_high_enough_is_enough(limit: str) -> None:
+    wrapper = [*(AS_A_USER if "nproc" in limit else ()), "prlimit", f"--{limit}"]
+    with PlacedServer(wrapper=wrapper) as server:
+        assert httpx.post(f"{server.url}/flip", timeout=DEADLINE_S).status_code == 200
+        assert server.stop() == 0
+
+
+@pytest.mark.place("RLIMIT_NOFILE is low")
+def test_connections_never_use_up_the_descriptors() -> None:
+    with PlacedServer(wrapper=["prlimit", "--nofile=160"]) as server:
+        most = server.wait_for("connections_limited", wanted=2048)["worker_connections"]
+        host, port = server.address[0], server.port
+        connections = [socket.create_connection((host, port), timeout=DEADLINE_S) for _ in range(most + 20)]
+        with httpx.Client(timeout=DEADLINE_S) as client:
+            assert client.get(f"{server.url}/healthz").status_code == 503  # said, and not left to wait
+            for connection in connections:
+                connection.close()
+
+            def answer() -> bool:
+                return client.post(f"{server.url}/flip").status_code == 200
+
+            assert until(answer)
+        said = {event["event"] for event in server.events if event.get("level") in BAD_LEVELS}
+        assert said == {"connections_limited"}
+
+
+@pytest.mark.place("RLIMIT_NPROC is low")
+def test_workers_that_fail_together_end_the_start_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import threading\n"
+        "def start(thread):\n"
+        '    raise RuntimeError("can\'t start new thread")\n'
+        "threading.Thread.start = start\n"
+    )
+    result = run(GUNICORN, WEB_CONCURRENCY="4", PYTHONPATH=f"{tmp_path}:{ROOT}")
+    assert result.returncode == 3
+    assert [line for line in result.stderr.splitlines() if not line.startswith("{")] == []
+    assert json.loads(result.stderr.splitlines()[-1])["event"] == "Reason: Worker failed to boot."
 
 
 # --- the standard streams and the log ---------------------------------------------------------------------
