@@ -12,7 +12,11 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
+
+import gunicorn.arbiter
+from gunicorn.errors import HaltServer
 
 from server.cluster.backoff import Backoff
 from server.cluster.liveness import LOOK_EVERY_S, STOPPED, most_looks, read_state
@@ -43,6 +47,13 @@ _BOOT_S = float(preflight.DEADLINE_S)
 #: How often it looks, in seconds.
 _LOOK_AGAIN_S = 0.05
 
+#: After so many seconds without a turn of its loop, which has one each second, the arbiter was stopped, as in
+#: a paused container, or busy with a reload.
+_AWAKE_S = 2.0
+
+# gunicorn limits its stop by the time of day: a clock that is set forward meanwhile would cut off requests.
+gunicorn.arbiter.time = SimpleNamespace(time=time.monotonic, monotonic=time.monotonic, sleep=time.sleep)
+
 
 class Hooks:
     """gunicorn's server hooks, with what the workers of one configuration share.
@@ -66,6 +77,8 @@ class Hooks:
         self._is_reloaded = False
         self._predecessors: list[Worker] = []  # those that a reload is to replace
         self._look_at_s = 0.0
+        self._awake_s = time.monotonic()
+        self._is_stopping = False
         self._stopped_looks: dict[int, int] = {}  # of each worker that is stopped, by its pid
         self._halt_at_s: float | None = None  # of the monotonic clock; when a stop has been announced
         if settings.store_url is not None:
@@ -182,6 +195,8 @@ class Hooks:
         # The arbiter is in one of these almost always, also while it waits for the end of old workers.
         server.wait_for_signals = partial(self._wait_for_signals, server)
         server.reap_workers = partial(self._reap_workers, server)
+        server.stop = partial(self._stop, server)
+        server.murder_workers = partial(self._murder_workers, server)
         if not hasattr(server, "store"):  # it outlives reloads
             is_ours = self._settings.jobs == "embedded"
             server.store = (
@@ -229,11 +244,27 @@ class Hooks:
                 log.error("worker_hung", pid=pid)
                 server.kill_worker(pid, signal.SIGKILL)
 
-    @staticmethod
-    def _reap_workers(server: "Arbiter") -> None:
-        type(server).reap_workers(server)
+    def _stop(self, server: "Arbiter", graceful: bool = True) -> None:  # noqa: FBT001, FBT002 as gunicorn has it
+        self._is_stopping = True
+        type(server).stop(server, graceful)
+
+    def _reap_workers(self, server: "Arbiter") -> None:
+        try:
+            type(server).reap_workers(server)
+        except HaltServer:  # a worker could not boot
+            if not self._is_stopping:  # because of another one
+                raise
         if server.store:
             server.store.watch()
+
+    def _murder_workers(self, server: "Arbiter") -> None:
+        """Kill workers that are stuck, unless the arbiter itself was: then their silence tells nothing."""
+        now_s = time.monotonic()
+        if now_s - self._awake_s > _AWAKE_S:
+            for worker in server.WORKERS.values():
+                worker.tmp.notify()
+        self._awake_s = now_s
+        type(server).murder_workers(server)
 
     def _spawn_worker(self, server: "Arbiter") -> None:
         # gunicorn stops the service when the kernel has no process or descriptor to give at the moment. So

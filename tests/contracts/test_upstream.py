@@ -102,6 +102,7 @@ TABLE: dict[str, dict[str, str]] = {
         "gunicorn.arbiter:Arbiter.reexec": "83cad6f7ee145009",
         "gunicorn.arbiter:Arbiter.spawn_worker": "2f58b98a4da15896",
         "gunicorn.arbiter:Arbiter.reap_workers": "e5277bf8ec769c47",
+        "gunicorn.arbiter:Arbiter.murder_workers": "f696d398f0c175d5",
         "gunicorn.arbiter:Arbiter.manage_workers": "0905229e1557a332",
         "gunicorn.arbiter:Arbiter.handle_term": "ee1e8c3ccea7dd28",
     },

@@ -9,16 +9,20 @@ import os
 import shlex
 import signal
 import socket
+import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
 from support.live_server import DEADLINE_S, ROOT, LiveServer, run
-from support.places import AS_A_USER, WITHOUT_MEMFD, PlacedServer, in_place
+from support.places import AS_A_USER, WITHOUT_MEMFD, PlacedServer, in_place, with_clock
 
-from benchmarks.harness.server import Server
+from benchmarks.harness import processes
+from benchmarks.harness.server import ENGINE, WORKER, Server
 from benchmarks.harness.waiting import until
 
 GUNICORN = [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0"]
@@ -277,3 +281,154 @@ def test_a_full_disk_costs_the_lines_of_the_log_and_nothing_else(tmp_path: Path)
             assert httpx.post(f"{server.url}/flip", timeout=DEADLINE_S).status_code == 200
         assert server.stop() == 0
         assert server.log == ""
+
+
+# --- time -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.place("the clock jumps")
+def test_a_clock_that_jumps_ahead_cuts_no_stop_short(tmp_path: Path, landscape: Path) -> None:
+    body = landscape.read_bytes()
+    with (
+        PlacedServer(environ=with_clock(tmp_path), workers=2) as server,
+        socket.create_connection((server.address[0], server.port), timeout=DEADLINE_S) as client,
+    ):
+        client.sendall(f"POST /flip HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+        client.sendall(body[:1000])
+        assert until(lambda: any(worker["requests"] == 0 for worker in server.workers()))
+        server.send_signal(signal.SIGTERM)
+        server.wait_for("worker_stopping", count=2)
+        (tmp_path / "clock").write_text("3600")
+        server.wait_for("worker_exiting")  # the worker that has no request
+        client.sendall(body[1000:])
+        assert client.recv(12) == b"HTTP/1.1 200"
+        while client.recv(1 << 16):
+            pass
+        assert server.wait() == 0
+
+
+@pytest.mark.place("the clock jumps")
+def test_a_clock_that_jumps_back_delays_no_stop(tmp_path: Path) -> None:
+    environ = {**with_clock(tmp_path), "FLIP_HUNG_AFTER_S": "0"}
+    with PlacedServer("--graceful-timeout", "1", environ=environ, workers=2) as server:
+        stuck, _ = server.workers()
+        os.kill(stuck["pid"], signal.SIGSTOP)
+        server.send_signal(signal.SIGTERM)
+        server.wait_for("worker_stopping")
+        (tmp_path / "clock").write_text("-3600")
+        assert server.wait() == 0
+
+
+@pytest.mark.place("the clock jumps")
+@pytest.mark.parametrize("seconds", ["86400", "-86400"])
+def test_a_clock_that_jumps_makes_no_difference_to_requests(tmp_path: Path, seconds: str) -> None:
+    with PlacedServer(environ=with_clock(tmp_path)) as server:
+        assert httpx.post(f"{server.url}/flip", timeout=DEADLINE_S).status_code == 200
+        (tmp_path / "clock").write_text(seconds)
+        assert_works(server)
+
+
+@pytest.mark.place("the machine is suspended, or the container paused")
+def test_a_pause_of_all_processes_costs_none_of_them() -> None:
+    # Next to an arbiter that runs, a stopped worker is hung.
+    with PlacedServer("--timeout", "5", environ={"FLIP_HUNG_AFTER_S": "0"}, workers=2) as server:
+        arbiter, *others = server.processes()
+        for pid in (arbiter, *others):
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(7)  # longer than the time-out of workers: that time passes is what this is about
+        before = len(server.events)
+        os.kill(arbiter, signal.SIGCONT)
+        for more in (1, 2):  # before the second one it has looked at its workers
+            os.kill(arbiter, signal.SIGTTIN)
+            server.wait_for("worker_booting", after=before, count=more)
+        for pid in others:
+            os.kill(pid, signal.SIGCONT)
+        server.wait_for("worker_online", after=before, count=2)
+        assert set(others) < set(server.processes())
+        assert_works(server)
+
+
+# --- processes --------------------------------------------------------------------------------------------
+
+
+@needs_root
+@pytest.mark.place("it is PID 1, without an init")
+def test_as_the_first_process_it_reaps_orphans() -> None:
+    wrapper = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]
+    with PlacedServer(wrapper=wrapper) as server:
+        _, arbiter, *_ = processes.tree(server.pid)
+        subprocess.run(
+            ["nsenter", "--target", str(arbiter), "--pid", "sh", "-c", "sleep 600 & exit"],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        (orphan,) = until(
+            lambda: [pid for pid in children(arbiter) if processes.command(pid).startswith("sleep 600")]
+        )
+        os.kill(orphan, signal.SIGKILL)
+        assert until(lambda: orphan not in children(arbiter))
+        assert httpx.post(f"{server.url}/flip", timeout=DEADLINE_S).status_code == 200
+        before = len(server.events)
+        os.kill(arbiter, signal.SIGTERM)
+        assert server.wait() == 0
+        assert [event for event in server.events[before:] if event.get("level", "none") in BAD_LEVELS] == []
+
+
+def children(pid: int) -> list[int]:
+    """Return the children of a process, zombies too."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.place("a stop comes while it starts")
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["arbiter", "group"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("role", [WORKER, ENGINE])
+def test_a_stop_in_the_middle_of_a_start_leaves_no_traceback(
+    role: str, number: signal.Signals, send: Callable[[int, int], None]
+) -> None:
+    with Starting() as server:
+        server.wait_for("arbiter_listening")
+        assert until(lambda: server.roles().get(role))  # a moment ago it was not there
+        send(server.pid, number)  # a terminal sends it to the group
+        assert server.wait() == 0
+        assert [event for event in server.events if event.get("level", "none") in {"error", "none"}] == []
+
+
+class Starting(LiveServer):
+    """The service, not waited for."""
+
+    def __init__(self) -> None:
+        super().__init__(environ={"WEB_CONCURRENCY": "2"})
+
+    def _wait_until_ready(self) -> None:
+        """Do nothing."""
+
+
+# --- cores ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def half_a_core() -> Iterator[Path]:
+    """A control group with half a core."""
+    v1 = Path("/sys/fs/cgroup/cpu")
+    group = (v1 if v1.is_dir() else Path("/sys/fs/cgroup")) / f"flipcluster-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        if v1.is_dir():
+            (group / "cpu.cfs_period_us").write_text("100000")
+            (group / "cpu.cfs_quota_us").write_text("50000")
+        else:
+            (group / "cpu.max").write_text("50000 100000")
+        yield group
+    finally:
+        group.rmdir()
+
+
+@needs_root
+@pytest.mark.place("half a core")
+def test_half_a_core_is_one_worker(half_a_core: Path) -> None:
+    wrapper = ["sh", "-c", f'echo $$ >{half_a_core}/cgroup.procs; exec "$@"', "sh"]
+    with PlacedServer(wrapper=wrapper, workers=None) as server:
+        assert len(server.workers()) == 1
+        assert_works(server)

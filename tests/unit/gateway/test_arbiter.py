@@ -14,6 +14,7 @@ from typing import Any
 import gunicorn.arbiter
 import pytest
 from gunicorn.config import Config
+from gunicorn.errors import HaltServer
 from gunicorn.workers.gthread import ThreadWorker
 from structlog.testing import capture_logs
 from support.live_server import ROOT
@@ -63,7 +64,11 @@ class Arbiter:
         self.managed += 1
 
     def reap_workers(self) -> None:
-        pass
+        if isinstance(self.failure, HaltServer):
+            raise self.failure
+
+    def stop(self, graceful: bool) -> None:
+        self.hooks._reap_workers(self)
 
     def wait_for_signals(self, timeout: float) -> list[int]:
         del timeout
@@ -275,6 +280,14 @@ def test_a_stop_does_not_wait_for_a_reload(arbiter: Any) -> None:
         arbiter.hooks._manage_workers(arbiter)
     assert events == []
     assert [arbiter.SIG_QUEUE.get_nowait() for _ in range(2)] == [signal.SIGCHLD, signal.SIGTERM]
+
+
+def test_further_workers_that_cannot_boot_do_not_interrupt_the_stop(arbiter: Any) -> None:
+    arbiter.fork()
+    arbiter.failure = HaltServer("Worker failed to boot.", Arbiter.WORKER_BOOT_ERROR)
+    with pytest.raises(HaltServer):
+        arbiter.hooks._reap_workers(arbiter)
+    arbiter.hooks._stop(arbiter)
 
 
 def test_a_worker_that_stays_stopped_is_killed(arbiter: Any) -> None:
