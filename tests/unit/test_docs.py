@@ -1,4 +1,4 @@
-"""docs/problems.md and docs/settings.md describe what the code does."""
+"""docs/problems.md, docs/settings.md and a table of docs/runbook.md describe what the code does."""
 
 import json
 import os
@@ -21,6 +21,7 @@ from server.web.problems import STATUS_OF, Problem
 ROOT = Path(__file__).parents[2]
 PROBLEMS = (ROOT / "docs" / "problems.md").read_text()
 SETTINGS = (ROOT / "docs" / "settings.md").read_text()
+RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
 
 
 class Section(NamedTuple):
@@ -41,9 +42,9 @@ def sections() -> dict[str, Section]:
     return {slug: Section(type_, int(status), title, prose) for slug, type_, status, title, prose in found}
 
 
-def rows(heading: str) -> list[list[str]]:
+def rows(heading: str, text: str = SETTINGS) -> list[list[str]]:
     """Return the cells of all rows of the tables whose header begins with a word."""
-    tables = re.findall(rf"^\| {heading} \|.*\n\|[-|]+\n((?:\|.*\n)+)", SETTINGS, flags=re.MULTILINE)
+    tables = re.findall(rf"^\| {heading} \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, flags=re.MULTILINE)
     assert tables
     return [
         [cell.strip() for cell in line.strip("|").split(" | ")]
@@ -207,3 +208,13 @@ def test_the_environment_variables_of_gunicorn_work_as_documented() -> None:
     assert (set_["workers"], set_["bind"], set_["timeout"]) == ("3", "['0.0.0.0:1234']", "7")
     set_ = configuration("-w", "4", "-b", "127.0.0.1:5", "--timeout", "8", environ=environ)
     assert (set_["workers"], set_["bind"], set_["timeout"]) == ("4", "['127.0.0.1:5']", "8")
+
+
+# --- runbook.md -------------------------------------------------------------------------------------------
+
+
+def test_every_bad_place_of_the_runbook_is_tried_and_none_else() -> None:
+    tried = re.findall(r'mark\.place\("(.+?)"\)', (ROOT / "tests" / "live" / "test_places.py").read_text())
+    documented = [place for place, *_ in rows("place", RUNBOOK)]
+    assert len(documented) == len(set(documented))
+    assert set(documented) == set(tried)
