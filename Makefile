@@ -12,7 +12,7 @@ DEV := .venv/.dev-$(VERSION)
 COMPILED := .venv/.compiled-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: again help install serve test fuzz lint check format benchmark ratios peers machines methods queues chaos chaos-jobs soak soak-jobs lock clean
+.PHONY: again help install serve test fuzz lint check format benchmark ratios peers machines methods queues chaos attacks chaos-jobs soak soak-jobs lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -100,6 +100,9 @@ queues: install $(PYTHON_PEERS) ## compare our job queue with RQ, Celery, BullMQ
 
 chaos: install ## check the promises under kills, overload and slow clients (about 20 minutes)
 	$(BIN)/python -m benchmarks.survival.chaos
+
+attacks: install ## check what polite clients notice of attacks (about 20 minutes; BEFORE=REVISION compares)
+	$(BIN)/python -m benchmarks.survival.attacks $(if $(BEFORE),--before $(BEFORE))
 
 chaos-jobs: install ## check the promises to jobs under kills, restarts and full disks (5 to 12 minutes; SEED=7)
 	$(BIN)/python -m benchmarks.survival.jobs --seed $(SEED)

@@ -27,6 +27,7 @@ class Exchange:
 
     Attributes:
         connection: a kept one, or None for a new one.
+        source: the address that a new connection comes from; empty for the kernel's choice.
         worker: the pid of the worker that answers on this connection; 0 before the first answer.
         status: 0 when there was no answer.
         failure: why the answer is missing or incomplete.
@@ -38,6 +39,7 @@ class Exchange:
     request: bytes
     not_before_s: float = 0.0
     connection: socket.socket | None = None
+    source: str = ""
     worker: int = 0
     status: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -55,7 +57,9 @@ class Exchange:
         """Connect; return None when that fails."""
         self.started_s = began_s = time.monotonic()
         try:
-            self.connection = self.connection or socket.create_connection(self.address, timeout=DEADLINE_S)
+            self.connection = self.connection or socket.create_connection(
+                self.address, timeout=DEADLINE_S, source_address=(self.source, 0) if self.source else None
+            )
         except OSError as error:
             self.fail(str(error))
             return None

@@ -10,7 +10,7 @@ from benchmarks.harness.clients import Clients
 from benchmarks.harness.exchanges import ask
 from benchmarks.harness.messages import post
 from benchmarks.harness.ranks import percentile as nearest_rank
-from benchmarks.harness.server import LiveServer
+from benchmarks.harness.server import ROOT, LiveServer
 from benchmarks.harness.waiting import until
 from images.render import HERE, benchmark_image, small_image
 from server.cluster.cpus import usable_cores
@@ -32,12 +32,14 @@ def image(name: str) -> bytes:
     return _IMAGES[name]().read_bytes()
 
 
-def cluster(**environ: str) -> LiveServer:
+def cluster(root: Path = ROOT, /, **environ: str) -> LiveServer:
     """Return a service with at least two workers, so that one is left after a crash; enter it to start it."""
-    return LiveServer(environ={"WEB_CONCURRENCY": str(_workers()), **environ}, ignore={"request"})
+    environ = {"WEB_CONCURRENCY": str(worker_count()), **environ}
+    return LiveServer(environ=environ, ignore={"request"}, root=root)
 
 
-def _workers() -> int:
+def worker_count() -> int:
+    """Return how many workers, and engines for requests, a cluster has."""
     return max(2, usable_cores())
 
 
@@ -71,7 +73,7 @@ def living_engines(server: LiveServer) -> list[int]:
     def look() -> list[int]:
         workers, alive = server.workers(), set(server.processes())
         engines = [worker["engine_pid"] for worker in workers if worker["engine_pid"] in alive]
-        return engines if len(engines) == _workers() else []
+        return engines if len(engines) == worker_count() else []
 
     engines = until(look)
     assert engines, f"an engine is missing:\n{server.log}"

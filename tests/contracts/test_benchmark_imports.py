@@ -9,6 +9,7 @@ TESTS = ROOT / "tests"
 
 #: The tests of the benchmarks, and the test that README shows what the comparison writes.
 OF_BENCHMARKS = {
+    TESTS / "live" / "test_attacks.py",
     TESTS / "live" / "test_benchmark.py",
     TESTS / "live" / "test_queues.py",
     TESTS / "live" / "test_readme.py",
