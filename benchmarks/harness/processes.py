@@ -14,6 +14,9 @@ from typing import Any
 #: The kernel's numbers for ESTABLISHED and CLOSE_WAIT (include/net/tcp_states.h).
 NOT_CLOSED_HERE = frozenset({"01", "08"})
 
+#: States of processes that have ended, reaped or not (proc(5)).
+_ENDED = frozenset("ZX")
+
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 # When this process is killed, the kernel signals the child (prctl(2)). A small program sets that up, because
@@ -161,8 +164,18 @@ def _own_bytes(pid: int) -> int:
 
 def of_session(leader: int) -> list[int]:
     """Return every process of a session that has not ended, the oldest first."""
+    return [pid for pid, state in _states(leader) if state not in _ENDED]
+
+
+def zombies_of_session(leader: int) -> list[int]:
+    """Return every process of a session that has ended and has not been reaped."""
+    return [pid for pid, state in _states(leader) if state == "Z"]
+
+
+def _states(leader: int) -> Iterator[tuple[int, str]]:
+    """Yield the processes of a session with their states, the oldest first."""
     found = filter(None, map(_origin, Path("/proc").glob("[0-9]*")))
-    return [pid for _, pid, session in sorted(found) if session == leader]
+    yield from ((pid, state) for _, pid, session, state in sorted(found) if session == leader)
 
 
 def kill_session(leader: int) -> None:
@@ -173,18 +186,19 @@ def kill_session(leader: int) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
-def _origin(entry: Path) -> tuple[int, int, int] | None:
-    """Return when a process started (pids wrap around, so they do not tell), its pid and its session."""
+def _origin(entry: Path) -> tuple[int, int, int, str] | None:
+    """Return when a process started (pids wrap around, so they do not tell), its pid, session and state."""
     try:
         fields = (entry / "stat").read_text().rpartition(")")[2].split()
     except OSError:  # it has ended
         return None
-    return None if fields[0] in "ZX" else (int(fields[19]), int(entry.name), int(fields[3]))
+    return int(fields[19]), int(entry.name), int(fields[3]), fields[0]
 
 
 def is_alive(pid: int) -> bool:
     """Return whether a process has not ended, reaped or not."""
-    return _origin(Path("/proc") / str(pid)) is not None
+    origin = _origin(Path("/proc") / str(pid))
+    return origin is not None and origin[3] not in _ENDED
 
 
 def wait_until_gone(pid: int, deadline_s: float) -> None:

@@ -17,6 +17,8 @@ SCENARIOS: dict[str, Callable[..., list[Finding]]] = {
     for scenario in (
         crashes.engine_kills,
         crashes.worker_kills,
+        crashes.engine_stops,
+        crashes.worker_stops,
         crashes.sabotage,
         overload.overload,
         overload.health,
@@ -31,6 +33,8 @@ SCENARIOS: dict[str, Callable[..., list[Finding]]] = {
 QUICK: dict[str, dict[str, object]] = {
     "engine_kills": {"kills": 6, "every_s": 0.5, "at_once": 6, "body": "medium"},
     "worker_kills": {"kills": 3, "every_s": 1.0, "at_once": 6, "body": "medium"},
+    "engine_stops": {"stops": 1, "at_once": 6, "body": "medium"},
+    "worker_stops": {"stops": 1, "at_once": 6, "body": "medium"},
     "sabotage": {"at_once": 4, "body": "small", "timeout_s": 3.0, "memory_bytes": 1 << 29},
     "overload": {"at_once": 30, "max_wait_s": 0.5, "body": "medium"},
     "health": {"rounds": 1, "requests": 40, "at_once": 20, "body": "medium"},

@@ -1,4 +1,4 @@
-"""Scenarios of crashes: engines and workers killed, poison images, clients that leave, and what leaks.
+"""Scenarios of crashes: engines and workers killed or stopped, poison images, clients that leave, and leaks.
 
 Each scenario starts a cluster of its own and returns its findings. The defaults are the full size; tests pass
 smaller values.
@@ -10,7 +10,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
+from math import inf
 from pathlib import Path
 from statistics import median
 
@@ -36,6 +38,10 @@ from benchmarks.survival.cluster import (
 
 #: What poison images do to an engine, and whether it crashes: only then the image is quarantined.
 SABOTAGES = {"segfault": True, "abort": True, "exit": True, "hang": True, "memory": False}
+
+
+#: How soon a stopped process must be replaced.
+_BACK_S = 5.0
 
 
 def engine_kills(
@@ -112,6 +118,84 @@ def _kill_worker(server: LiveServer, pid: int) -> float:
     if engine_pid:
         server.wait_until_gone(engine_pid)
     return replaced_s
+
+
+def engine_stops(stops: int = 10, at_once: int = 10, body: str = "big") -> list[Finding]:
+    """Stop engines (SIGSTOP) under load: each is replaced, and every request is still answered."""
+    back_s = []
+    with cluster() as server:
+        with clients(server, body, at_once=at_once) as others:
+            for number in range(stops):
+                engines = _let_all_work(server, others)
+                back_s.append(_stop_until_replaced(server, engines[number % len(engines)], "engine_online"))
+        living_engines(server)
+        zombies = until(lambda: not processes.zombies_of_session(server.pid))
+    return [
+        Finding("every request is answered 200 with the right pixels", summary(others), not others.failed),
+        *_back("engine", back_s),
+        Finding("no zombie is left", "none" if zombies else "some", zombies),
+    ]
+
+
+def worker_stops(stops: int = 5, at_once: int = 10, body: str = "big") -> list[Finding]:
+    """Stop workers (SIGSTOP) under load: each is replaced, and only its own connections are lost."""
+    back_s = []
+    victims = set()
+    with cluster() as server:
+        workers = len(server.workers())
+        with clients(server, body, at_once=at_once, keep_alive=True) as others:
+            for _ in range(stops):
+                others.wait_until(lambda exchange: exchange.status == OK)
+                victims.add(victim := _oldest_worker(server))
+                back_s.append(_stop_until_replaced(server, victim, "worker_online"))
+        left = len(living_engines(server))
+        zombies = until(lambda: not processes.zombies_of_session(server.pid))
+        unrelated = [exchange for exchange in others.failed if exchange.worker not in victims]
+    return [
+        Finding(
+            "only requests on the stopped workers' own connections fail",
+            f"{summary(others)}; failed on others: {len(unrelated)}",
+            not unrelated,
+        ),
+        *_back("worker", back_s),
+        Finding("their engines are replaced too", f"{left} engines", left == workers),
+        Finding("no zombie is left", "none" if zombies else "some", zombies),
+    ]
+
+
+def _stop_until_replaced(server: LiveServer, pid: int, online: str) -> float:
+    """Stop a process, and return how many seconds it takes until it is killed and another one is online.
+
+    One that is not replaced goes on, and took infinitely long.
+    """
+    before, stopped_s = len(server.events), time.monotonic()
+    os.kill(pid, signal.SIGSTOP)
+
+    def is_replaced() -> bool:
+        return not processes.is_alive(pid) and any(each["event"] == online for each in server.events[before:])
+
+    if until(is_replaced):
+        return time.monotonic() - stopped_s
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
+    return inf
+
+
+def _back(kind: str, back_s: Sequence[float]) -> list[Finding]:
+    replaced = sum(took_s < inf for took_s in back_s)
+    return [
+        Finding(
+            f"every {kind} stopped is killed and replaced",
+            f"{len(back_s)} stopped, {replaced} replaced",
+            replaced == len(back_s),
+        ),
+        Finding(
+            f"a new {kind} is there within {_BACK_S:.0f} s",
+            f"median {median(back_s):.2f} s, maximum {max(back_s):.2f} s",
+            max(back_s) <= _BACK_S,
+            is_figure=True,
+        ),
+    ]
 
 
 def sabotage(
