@@ -13,6 +13,7 @@ from server.errors import (
     TooManyPixels,
     UnsupportedImage,
 )
+from server.operations.image_cost import cost
 from server.operations.registry import Expected, Operation, Outcome, Parameters, by_name
 
 #: What a caller may ask for; turn_image translates it.
@@ -132,6 +133,7 @@ _on_images = partial(
     refusals=(UnsupportedImage, DamagedImage, TooManyPixels, TooManyFrames, ResultTooLarge, NotLossless),
     stages=("decode", "transform", "encode"),
     prepare="server.operations.turn_image:prepare",
+    cost=cost,
 )
 
 OPERATIONS = by_name(
