@@ -245,6 +245,15 @@ class Settings(BaseModel):
             "on the disk. A request that would exceed this is answered 503.",
         ),
     ] = 2**30
+    download_timeout_s: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1e9,
+            description="Longest time that a client may take to read a result, in seconds; 0 for no limit. "
+            "After that the connection is reset. Results of jobs are not limited.",
+        ),
+    ] = 120.0
     headers_timeout_s: Annotated[
         _Seconds,
         Field(

@@ -107,6 +107,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         self._is_served = False  # whether the app has been called
         self._is_last_response: bool | None = None  # of its connection; None while undecided
         self._is_refused = False  # by us, instead of the app
+        self._answer_began_s: float | None = None
 
     def _begin_request(self) -> Exchange:
         """Give the request whose head has arrived an owner, before anything can be said about it."""
@@ -114,6 +115,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         self._is_served = False
         self._is_last_response = None
         self._is_refused = False
+        self._answer_began_s = None
         return self._exchange
 
     # --- the connection ----------------------------------------------------------------------------------
@@ -155,10 +157,13 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
     def check_rate(self, now_s: float) -> None:
         """Disconnect the client if it is too slow; called about once a second."""
         stage, moved_bytes = self._progress()
-        reading = self._rate.read(stage, moved_bytes, now_s)
+        ticket = self._exchange.ticket
+        held_bytes = ticket.held_bytes if ticket else 0  # none for streams, archives and results of jobs
+        reading = self._rate.read(stage, moved_bytes, now_s, held_bytes)
         if stage is Stage.UPLOAD and reading.bytes_per_s is not None:
             self._exchange.expect(reading.bytes_per_s)
-        if reading.is_too_slow:
+        is_overdue = self._rate.is_overdue(self._answer_began_s, now_s, held_bytes)
+        if reading.is_too_slow or (stage is Stage.DOWNLOAD and is_overdue):
             self._end_slow(stage)
 
     def _progress(self) -> tuple[Stage, int]:
@@ -390,6 +395,8 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
 
     def _send_body(self, body: bytes, *framing: Any, **more: Any) -> None:  # noqa: ANN401 gunicorn's
         self._written_bytes += len(body)
+        if self._answer_began_s is None:
+            self._answer_began_s = self.worker.loop.time()
         super()._send_body(body, *framing, **more)
 
     def _will_close(self, request: object, response_requires_close: object) -> bool:

@@ -44,13 +44,14 @@ class TransferRate:
         self._settings = settings
         self._begin(Stage.HEADERS, 0, now_s)
 
-    def read(self, stage: Stage, moved_bytes: int, now_s: float) -> Reading:
+    def read(self, stage: Stage, moved_bytes: int, now_s: float, held_bytes: int = 0) -> Reading:
         """Look at the connection.
 
         Args:
             stage: what it waits for now.
             moved_bytes: how much the client has moved at this stage; never less than before.
             now_s: the time, of the same clock.
+            held_bytes: of a result that is held in memory for the client: the more, the faster it must read.
         """
         if stage is not self._stage:
             self._begin(stage, moved_bytes, now_s)
@@ -64,7 +65,21 @@ class TransferRate:
         if elapsed_s <= self._settings.slow_after_s:
             return Reading(bytes_per_s=bytes_per_s)
         self._begin(stage, moved_bytes, now_s)
-        return Reading(bytes_per_s < self._settings.min_bytes_per_s, bytes_per_s)
+        least_bytes_per_s: float = self._settings.min_bytes_per_s
+        if stage is Stage.DOWNLOAD and self._settings.download_timeout_s:
+            least_bytes_per_s = max(least_bytes_per_s, held_bytes / self._settings.download_timeout_s)
+        return Reading(bytes_per_s < least_bytes_per_s, bytes_per_s)
+
+    def is_overdue(self, began_s: float | None, now_s: float, held_bytes: int) -> bool:
+        """Whether a result has been held for its client for too long, however fast it reads.
+
+        Args:
+            began_s: when the first byte of it was sent; None before.
+            now_s: the time, of the same clock.
+            held_bytes: of it.
+        """
+        limit_s = self._settings.download_timeout_s
+        return bool(limit_s and held_bytes) and began_s is not None and now_s - began_s > limit_s
 
     def _begin(self, stage: Stage, moved_bytes: int, now_s: float) -> None:
         self._stage, self._had_bytes, self._since_s = stage, moved_bytes, now_s

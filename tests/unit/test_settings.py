@@ -136,6 +136,11 @@ def test_the_bytes_in_flight_must_allow_one_upload() -> None:
     assert "FLIP_MAX_BODY_BYTES" in text
 
 
+def test_the_time_of_downloads_can_be_unlimited_and_not_negative() -> None:
+    assert Settings(download_timeout_s=0).download_timeout_s == 0
+    assert refusal({"FLIP_DOWNLOAD_TIMEOUT_S": "-1"}).startswith("FLIP_DOWNLOAD_TIMEOUT_S: ")
+
+
 def test_one_refusal_names_every_wrong_setting() -> None:
     lines = refusal({"FLIP_MAX_FRAMES": "many", "FLIP_MAX_PIXEL": "4"}).splitlines()
     assert sorted(line.partition(":")[0] for line in lines) == ["FLIP_MAX_FRAMES", "FLIP_MAX_PIXEL"]

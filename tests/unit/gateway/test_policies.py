@@ -198,6 +198,29 @@ def test_a_connection_that_waits_for_the_server_is_never_too_slow() -> None:
     assert rate.read(Stage.NOTHING, 0, 1e6) == Reading()
 
 
+def test_who_holds_more_must_read_faster() -> None:
+    settings = Settings(min_bytes_per_s=1000, slow_after_s=5, download_timeout_s=100)
+    for held_bytes, is_too_slow in ((0, False), (200_000, False), (300_000, True)):
+        rate = TransferRate(settings, 0)
+        rate.read(Stage.DOWNLOAD, 0, 0, held_bytes)
+        assert rate.read(Stage.DOWNLOAD, 20_000, 10, held_bytes).is_too_slow is is_too_slow
+    rate = TransferRate(settings, 0)
+    rate.read(Stage.UPLOAD, 0, 0, 300_000)
+    assert not rate.read(Stage.UPLOAD, 20_000, 10, 300_000).is_too_slow
+
+
+def test_a_result_is_overdue_after_its_total_time() -> None:
+    rate = TransferRate(Settings(download_timeout_s=100), 0)
+    assert not rate.is_overdue(7, 107, 1)
+    assert rate.is_overdue(7, 107.1, 1)
+    assert not rate.is_overdue(7, 1e6, 0)  # nothing is held in memory for it
+    assert not rate.is_overdue(None, 1e6, 1)  # it has not begun
+    without = TransferRate(Settings(download_timeout_s=0), 0)
+    assert not without.is_overdue(7, 1e6, 1)
+    without.read(Stage.DOWNLOAD, 0, 0, 10**12)
+    assert not without.read(Stage.DOWNLOAD, 10**6, 11, 10**12).is_too_slow
+
+
 def test_two_looks_at_the_same_moment_do_no_harm() -> None:
     rate = TransferRate(SETTINGS, 0)
     rate.read(Stage.UPLOAD, 0, 1)
