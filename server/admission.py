@@ -1,24 +1,25 @@
-"""Admission control: admit a request before its body is read, or shed it with 503 and `Retry-After`.
+"""Admission control: what a request may hold and how long it would wait, or 503 with `Retry-After`.
 
-Admit when predicted outstanding engine time / engines <= max_wait_s and bytes in flight <= the limit;
-otherwise shed. The figures lie in the scoreboard. Each worker writes its own row, and the arbiter clears the
-row of a worker that has ended.
+A request is looked at when its headers have arrived, while its body arrives, and before its task is sent,
+when it is known how large its result can be. The figures lie in the scoreboard. Each worker writes its own
+row, and the arbiter clears the row of a worker that has ended.
 """
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import ceil
 
 from server.cluster.messages import now_us
 from server.cluster.scoreboard import Cell, Row, Scoreboard
 from server.errors import ServiceUnavailable
-
-#: Engine time per byte of upload until something was measured, in microseconds: 0.2 s for a JPEG of 20
-#: megapixels and 6.7 MB.
-_FIRST_GUESS_US = 0.03
+from server.operations.registry import Cost, Read
 
 #: The size that is assumed for a body without a length, in bytes.
 _TYPICAL_BYTES = 1 << 20
+
+#: Engine time of a refused request of which nothing is known, until something was measured, in microseconds.
+_TYPICAL_US = 30_000
 
 #: The least engine time that is predicted for a request, in microseconds.
 _LEAST_US = 500
@@ -27,16 +28,32 @@ _LEAST_US = 500
 #: uploads take the cores as well.
 _HEADROOM = 1.5
 
+#: How much of an announced body is expected for each byte that has arrived, until its rate is known: a burst
+#: of honest uploads is decided after a sixteenth of their bytes, and what blocks others must really be sent.
+_AHEAD = 16
+
+#: How much of a body must be there before it is looked at, in bytes.
+_HEADER_BYTES = 64
+
+#: How often a request looks for room for its result, in seconds: another worker may make it.
+_POLL_S = 0.025
+
+#: The limit on bytes in flight where none is set: so much for each engine, so that those of a large machine
+#: are not idle for lack of room, and at least so much.
+_LEAST_HELD_BYTES = 1 << 30
+_HELD_BYTES_PER_ENGINE = 256 << 20
+
 #: `Retry-After` is padded by 50 %: an early retry is wasted, a late one costs little.
 _MARGIN = 0.5
 
-#: The longest `Retry-After`, in seconds. Without it a few clients that are shed again and again, with large
-#: bodies or only large lengths, would push it up for all others.
+#: The longest `Retry-After`, in seconds.
 _LONGEST_S = 60
 
+#: How many clients' last `Retry-After` is remembered.
+_MOST_CLIENTS = 1024
 
-def _need_us(body_bytes: int, us_per_byte: float) -> int:
-    return max(_LEAST_US, int(body_bytes * us_per_byte))
+#: What a run will cost, from what is there of its source and the size of the whole.
+Estimate = Callable[[Read, int], Cost]
 
 
 class Ticket:
@@ -46,69 +63,171 @@ class Ticket:
         admission: what admitted it.
         row: the scoreboard's row of its worker.
         body_bytes: the length of its body; None when it is unknown.
-        us_per_byte: engine time, in microseconds.
+        estimate: tells what it will cost; None when it needs no engine.
+        client: whom a `Retry-After` is told to.
 
     Attributes:
         admitted_us: when, microseconds of the monotonic clock.
-        held_bytes: how many bytes in flight it counts for.
     """
 
-    def __init__(self, admission: "Admission", row: Row, body_bytes: int | None, us_per_byte: float) -> None:
+    def __init__(
+        self,
+        admission: "Admission",
+        row: Row,
+        body_bytes: int | None,
+        estimate: Estimate | None = None,
+        client: str = "",
+    ) -> None:
         self._admission = admission
         self._row = row
         self._body_bytes = body_bytes
-        self._us_per_byte = us_per_byte
+        self._estimate = estimate
+        self._client = client
+        self._cost: Cost | None = None
+        self._bytes_per_s: float | None = None
+        self._is_whole = False
         self._is_working = True
-        self._need_us = 0
+        self._upload_bytes = self._result_bytes = self._full_us = self._need_us = 0
         self.admitted_us = now_us()
-        self.held_bytes = 0
-        self.hold(body_bytes or 0)
+        self._book(0, 0)
 
-    def hold(self, held_bytes: int) -> None:
-        """Count this many bytes in flight for it from now on."""
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes in flight it counts for."""
+        return self._upload_bytes + self._result_bytes
+
+    def _book(self, upload_bytes: int, result_bytes: int) -> None:
+        """Count these bytes for it from now on, and the engine time that goes with so much of its upload."""
         need_us = 0
         if self._is_working:
-            size = held_bytes if self._body_bytes else max(held_bytes, _TYPICAL_BYTES)
-            need_us = _need_us(size, self._us_per_byte)
+            share = 1 if self._is_whole else min(1, upload_bytes / (self._body_bytes or _TYPICAL_BYTES))
+            need_us = max(_LEAST_US, int(self._full_us * share))
         self._row[Cell.PREDICTED_US] += need_us - self._need_us
-        self._row[Cell.HELD_BYTES] += held_bytes - self.held_bytes
-        self._need_us, self.held_bytes = need_us, held_bytes
+        self._row[Cell.HELD_BYTES] += upload_bytes + result_bytes - self.held_bytes
+        self._row[Cell.UPLOAD_BYTES] += upload_bytes - self._upload_bytes
+        self._need_us, self._upload_bytes, self._result_bytes = need_us, upload_bytes, result_bytes
 
-    def expect(self, arrived_bytes: int, bytes_per_s: float) -> None:
-        """Count an upload with what has arrived, and what will arrive within the limit on waiting.
+    # --- the upload
 
-        A stalled upload must not starve admission: a head costs its sender nothing, whatever length it names.
-        """
-        if self._body_bytes:
-            coming_bytes = bytes_per_s * self._admission.max_wait_s
-            self.hold(min(self._body_bytes, int(arrived_bytes + coming_bytes)))
+    def arrive(self, arrived_bytes: int) -> None:
+        """Count an upload of which so much is there, with what will soon arrive.
 
-    def grow_to(self, held_bytes: int) -> None:
-        """Count this many bytes for it if the body turns out to be larger than was known.
+        What was announced counts for nothing: headers cost their sender nothing, whatever length they name.
 
         Raises:
-            ServiceUnavailable: there is no room for them.
+            ServiceUnavailable: there is no room for it, or it would wait for too long.
         """
-        more_bytes = held_bytes - self.held_bytes
+        expected_bytes = arrived_bytes
+        if self._body_bytes:
+            ahead_bytes = (
+                (_AHEAD - 1) * arrived_bytes
+                if self._bytes_per_s is None
+                else int(self._bytes_per_s * self._admission.max_wait_s)
+            )
+            expected_bytes = max(arrived_bytes, min(self._body_bytes, arrived_bytes + ahead_bytes))
+        more_bytes = expected_bytes - self._upload_bytes
         if more_bytes > 0:
-            if self._admission.excess_bytes(more_bytes) > 0:
-                raise ServiceUnavailable("There is no room for your image at the moment. Try again later.")
-            self.hold(held_bytes)
+            if excess_bytes := self._admission.excess_upload_bytes(more_bytes, self._upload_bytes):
+                raise self._admission.no_room(self._client, excess_bytes)
+            self._check_wait()
+            self._book(expected_bytes, self._result_bytes)
+
+    def takes(self, arrived_bytes: int) -> bool:
+        """Whether so much of the upload may be there; no body without a length may become longer unseen."""
+        if self._body_bytes is None or arrived_bytes > self._body_bytes:
+            return False
+        try:
+            self.arrive(arrived_bytes)
+        except ServiceUnavailable:
+            return False
+        return True
+
+    def expect(self, arrived_bytes: int, bytes_per_s: float) -> None:
+        """Learn how fast the upload arrives: one that stalls must not hold more than it has sent."""
+        self._bytes_per_s = bytes_per_s
+        coming_bytes = int(arrived_bytes + bytes_per_s * self._admission.max_wait_s)
+        self._book(min(self._upload_bytes, max(arrived_bytes, coming_bytes)), self._result_bytes)
+
+    def complete(self, body_bytes: int) -> None:
+        """Count an upload that is there, and no more."""
+        self._is_whole, self._body_bytes = True, body_bytes
+        self._book(body_bytes, self._result_bytes)
+
+    def look(self, read: Read, arrived_bytes: int) -> None:
+        """Predict from the image itself what it will cost, once its header is there and when it is whole.
+
+        Until then, what arrives next is looked at.
+
+        Args:
+            read: returns up to so many bytes from a position.
+            arrived_bytes: how much is there.
+
+        Raises:
+            ServiceUnavailable: it is whole, costs more than was known, and would wait for too long.
+        """
+        is_due = self._is_whole or (self._cost is None and arrived_bytes >= _HEADER_BYTES)
+        if self._estimate is None or not is_due:
+            return
+        known_us = self._cost.engine_us if self._cost else 0
+        self._cost = self._estimate(read, max(arrived_bytes, self._body_bytes or 0))
+        if self._cost.engine_us > known_us:
+            self._full_us = self._admission.predicted_us(self._cost)
+            if self._is_whole:
+                self._check_wait()
+        self._book(self._upload_bytes, self._result_bytes)
+
+    def _check_wait(self) -> None:
+        excess_us = self._admission.excess_us(self._need_us)
+        if self._estimate is not None and excess_us > 0:
+            raise self._admission.too_busy(self._client, excess_us, self._full_us)
+
+    # --- the result
+
+    async def reserve(self) -> None:
+        """Wait for room for the result, before its task is sent; smaller ones may overtake it.
+
+        It waits until `max_wait_s` after admission or half as long after the upload, whichever is later.
+
+        Raises:
+            ServiceUnavailable: there was none in time.
+        """
+        result_bytes = self._cost.result_bytes if self._cost else 0
+        loop = asyncio.get_running_loop()
+        waited_s = (now_us() - self.admitted_us) / 1e6
+        limit_s = self._admission.max_wait_s
+        until_s = loop.time() + max(limit_s - waited_s, limit_s / 2)
+        while excess_bytes := self._admission.excess_result_bytes(result_bytes):
+            if loop.time() >= until_s:
+                raise self._admission.no_room(self._client, excess_bytes)
+            await asyncio.sleep(_POLL_S)
+        self._book(self._upload_bytes, result_bytes)
+
+    def deliver(self, result_bytes: int, service_us: int) -> None:
+        """Count the result, which is there, instead of the upload, and learn how long it took.
+
+        Raises:
+            ServiceUnavailable: it is larger than its header told, and there is no room for it.
+        """
+        if self._cost is not None:
+            self._row.learn(service_us, self._cost.engine_us)
+        self._is_working = False
+        more_bytes = result_bytes - self._result_bytes
+        self._book(0, self._result_bytes)
+        if more_bytes > 0 and (excess_bytes := self._admission.excess_bytes(more_bytes)) > 0:
+            raise self._admission.no_room(self._client, excess_bytes)
+        self._book(0, result_bytes)
+
+    # --- the end
 
     def refusal(self) -> ServiceUnavailable:
         """Shed it, because no engine took it in time."""
-        return self._admission.refusal(self._need_us)
-
-    def finish_work(self) -> None:
-        """Stop predicting engine time for it."""
-        self._is_working = False
-        self.hold(self.held_bytes)
+        return self._admission.too_busy(self._client, 0, self._full_us)
 
     def give_back(self) -> None:
-        """Release all that it took."""
-        self.finish_work()
-        self.hold(0)
-        self._body_bytes = None  # no more of it is expected
+        """Release all that it took; nothing that comes later is counted."""
+        self._is_working = False
+        self._book(0, 0)
+        self._body_bytes = 0
 
 
 class Admission:
@@ -118,65 +237,138 @@ class Admission:
         scoreboard: where the figures are.
         row: the worker's own.
         max_wait_s: the longest predicted wait for an engine, in seconds.
-        max_held_bytes: the most bytes in flight of all admitted requests; not less than one may have.
+        max_held_bytes: the most bytes in flight of all admitted requests, not less than one may have; None
+            for what the engines need.
     """
 
-    def __init__(self, scoreboard: Scoreboard, row: Row, *, max_wait_s: float, max_held_bytes: int) -> None:
+    def __init__(
+        self, scoreboard: Scoreboard, row: Row, *, max_wait_s: float, max_held_bytes: int | None
+    ) -> None:
         self._scoreboard = scoreboard
         self._row = row
         self.max_wait_s = max_wait_s
         self._max_held_bytes = max_held_bytes
+        self._promised_us: dict[str, int] = {}
 
     @contextmanager
-    def admit(self, body_bytes: int | None) -> Iterator[Ticket]:
+    def admit(
+        self, body_bytes: int | None, estimate: Estimate | None = None, client: str = ""
+    ) -> Iterator[Ticket]:
         """Admit a request until the block ends.
 
         Args:
             body_bytes: the length of its body; None when it is unknown.
+            estimate: tells what it will cost; None when it needs no engine.
+            client: whom a `Retry-After` is told to.
 
         Raises:
             ServiceUnavailable: with the seconds after which to retry.
         """
-        us_per_byte = self._us_per_byte()
-        excess_us = self._scoreboard.total(Cell.PREDICTED_US) - self.max_wait_s * 1e6 * self._engines()
-        excess_bytes = self.excess_bytes(body_bytes or 0)
-        if excess_us > 0 or excess_bytes > 0:
-            need_us = _need_us(body_bytes or _TYPICAL_BYTES, us_per_byte)
-            raise self.refusal(need_us, max(excess_us, excess_bytes * us_per_byte))
-        ticket = Ticket(self, self._row, body_bytes, us_per_byte)
+        if (excess_us := self.excess_us()) > 0:
+            raise self.too_busy(client, excess_us)
+        if excess_bytes := self.excess_upload_bytes(1):
+            raise self.no_room(client, excess_bytes)
+        ticket = Ticket(self, self._row, body_bytes, estimate, client)
         try:
             yield ticket
         finally:
             ticket.give_back()
 
-    def excess_bytes(self, more_bytes: int) -> int:
-        """Return by how many bytes the limit is exceeded if these are added."""
-        return self._scoreboard.total(Cell.HELD_BYTES) + more_bytes - self._max_held_bytes
+    # --- engine time
 
-    def refusal(self, need_us: float, excess_us: float = 0) -> ServiceUnavailable:
-        """Choose the `Retry-After` of a shed request: when there is room, after all that were shed before.
+    def predicted_us(self, cost: Cost) -> int:
+        """Return how long an engine will take, by what the last tasks of the whole cluster took.
 
-        If all of them retried at the same moment, all retries but one would be wasted.
-
-        Args:
-            need_us: predicted engine time of the request.
-            excess_us: engine time until there is room.
+        It is no longer than the limit on waiting: a request takes one engine, and leaves the others alone.
         """
-        now = now_us()
-        engines = self._engines()
-        free_us = max(now + excess_us / engines, self._scoreboard.greatest(Cell.PROMISED_US))
-        last_us = now + _LONGEST_S * 1e6 / (1 + _MARGIN)
-        self._row[Cell.PROMISED_US] = int(min(free_us + need_us / engines, last_us))
-        return ServiceUnavailable(
-            "All engines are busy for longer than you should wait. Try again later.",
-            retry_after_s=max(1, ceil((self._row[Cell.PROMISED_US] - now) / 1e6 * (1 + _MARGIN))),
-        )
+        expected_us = self._scoreboard.total(Cell.RECENT_COST_US)
+        factor = self._scoreboard.total(Cell.RECENT_US) / expected_us if expected_us else 1
+        return int(min(_HEADROOM * factor * cost.engine_us, self.max_wait_s * 1e6))
+
+    def excess_us(self, own_us: int = 0) -> float:
+        """Return by how much the predicted engine time of all others exceeds the limit on waiting."""
+        others_us = self._scoreboard.total(Cell.PREDICTED_US) - own_us
+        return others_us - self.max_wait_s * 1e6 * self._engines()
 
     def _engines(self) -> int:
         return max(1, self._scoreboard.count(Cell.ENGINE_PID))
 
-    def _us_per_byte(self) -> float:
-        """Engine time per byte of upload, over the whole cluster and its last tasks."""
-        recent_bytes = self._scoreboard.total(Cell.RECENT_BYTES)
-        recent_us = self._scoreboard.total(Cell.RECENT_US)
-        return _HEADROOM * recent_us / recent_bytes if recent_bytes else _FIRST_GUESS_US
+    # --- bytes
+
+    @property
+    def _limit_bytes(self) -> int:
+        return self._max_held_bytes or max(_LEAST_HELD_BYTES, _HELD_BYTES_PER_ENGINE * self._engines())
+
+    def excess_bytes(self, more_bytes: int) -> int:
+        """Return by how many bytes the limit is exceeded if these are added; below 0 if it is not."""
+        return self._scoreboard.total(Cell.HELD_BYTES) + more_bytes - self._limit_bytes
+
+    def excess_upload_bytes(self, more_bytes: int, own_bytes: int = 0) -> int:
+        """Return by how many bytes an upload is too large; 0 if there is room.
+
+        All uploads together take at most half of the limit, unless there is but one: so whatever has been
+        received finds room for its result.
+        """
+        uploads_bytes = self._scoreboard.total(Cell.UPLOAD_BYTES)
+        excess_bytes = self.excess_bytes(more_bytes)
+        if uploads_bytes > own_bytes:
+            excess_bytes = max(excess_bytes, uploads_bytes + more_bytes - self._limit_bytes // 2)
+        return max(0, excess_bytes)
+
+    def excess_result_bytes(self, more_bytes: int) -> int:
+        """Return by how many bytes a result is too large; 0 if there is room.
+
+        It leaves room for another one like it, so that a few large ones do not take all that there is; but
+        one result is always served.
+        """
+        others_bytes = self._scoreboard.total(Cell.HELD_BYTES) - self._scoreboard.total(Cell.UPLOAD_BYTES)
+        return max(0, self.excess_bytes(2 * more_bytes)) if others_bytes and more_bytes else 0
+
+    # --- Retry-After
+
+    def too_busy(self, client: str, excess_us: float, need_us: float = 0) -> ServiceUnavailable:
+        """Shed a request that would wait for too long.
+
+        Args:
+            client: whom it comes from.
+            excess_us: engine time until there is room.
+            need_us: predicted engine time of the request; 0 for unknown.
+        """
+        return ServiceUnavailable(
+            "All engines are busy for longer than you should wait. Try again later.",
+            self._retry_after_s(client, excess_us, need_us),
+        )
+
+    def no_room(self, client: str, excess_bytes: int) -> ServiceUnavailable:
+        """Shed a request for whose upload or result there is no room.
+
+        Bytes become free as engines work; those that slow clients hold free themselves at no known moment.
+
+        Args:
+            client: whom it comes from.
+            excess_bytes: that must become free.
+        """
+        held_bytes = max(1, self._scoreboard.total(Cell.HELD_BYTES))
+        excess_us = self._scoreboard.total(Cell.PREDICTED_US) * min(1, excess_bytes / held_bytes)
+        return ServiceUnavailable(
+            "There is no room for your image at the moment. Try again later.",
+            self._retry_after_s(client, excess_us, 0),
+        )
+
+    def _retry_after_s(self, client: str, excess_us: float, need_us: float) -> int:
+        """Choose the `Retry-After`: when there is room, after all that this client was told before.
+
+        If all requests of a client retried at the same moment, all retries but one would be wasted. What one
+        client is refused changes nothing for another.
+        """
+        now = now_us()
+        engines = self._engines()
+        workers = max(1, self._scoreboard.count(Cell.STATE))  # each remembers what it promised itself
+        typical_us = _HEADROOM * self._scoreboard.greatest(Cell.SERVICE_US) or _TYPICAL_US
+        own_us = min(need_us or typical_us, typical_us) * workers / engines
+        free_us = max(now + excess_us / engines, self._promised_us.pop(client, 0))
+        last_us = now + _LONGEST_S * 1e6 / (1 + _MARGIN)
+        promised_us = self._promised_us[client] = int(min(free_us + own_us, last_us))
+        if len(self._promised_us) > _MOST_CLIENTS:
+            self._promised_us.pop(next(iter(self._promised_us)))  # which was refused longest ago
+        return max(1, ceil((promised_us - now) / 1e6 * (1 + _MARGIN)))

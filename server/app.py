@@ -48,7 +48,8 @@ def create_service(settings: Settings, membership: Membership, environ: Mapping[
         environ: the environment its engines are started with.
     """
     row = membership.row
-    supervisor = Supervisor(membership.work, row, engine_config(settings, is_background=False), environ)
+    config = engine_config(settings, is_background=False)
+    supervisor = Supervisor(membership.work, row, config, environ)
     memory_files = MemoryFilePool()
     dispatcher = Dispatcher(
         membership, memory_files, max_wait_s=settings.max_wait_s, sample=settings.sample_image
@@ -78,7 +79,9 @@ def create_service(settings: Settings, membership: Membership, environ: Mapping[
         jobs, store = parts.service, parts.store
         submissions = add_job_routes(app, settings, parts)
     for name, operation in OPERATIONS.items():
-        transform = Transform(operation, admission, uploads, dispatcher, memory_files, submissions)
+        transform = Transform(
+            operation, admission, uploads, dispatcher, memory_files, submissions, config.limits
+        )
         app.add_route(f"/{name}", transform)
     queue_reader = probes.QueueReader(store, settings.queue_names)
     app.add_route("/", probes.Front())

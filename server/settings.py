@@ -238,13 +238,14 @@ class Settings(BaseModel):
         ),
     ] = 10.0
     max_bytes_in_flight: Annotated[
-        _Whole,
+        Annotated[_Whole, Field(gt=0)] | None,
+        BeforeValidator(_not_empty),
         Field(
-            gt=0,
             description="Most bytes of all uploads and results in flight, without those of jobs, which are "
-            "on the disk. A request that would exceed this is answered 503.",
+            "on the disk. A request that would exceed this is answered 503. When it is not set, it is "
+            "256 MiB for each engine, and at least 1 GiB.",
         ),
-    ] = 2**30
+    ] = None
     download_timeout_s: Annotated[
         float,
         Field(
@@ -461,7 +462,7 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _has_room_for_one(self) -> Self:
-        if self.max_bytes_in_flight < self.max_body_bytes:
+        if self._least_bytes_in_flight < self.max_body_bytes:
             raise PydanticCustomError(
                 "no_room", "FLIP_MAX_BYTES_IN_FLIGHT: Input should not be less than FLIP_MAX_BODY_BYTES"
             )
@@ -488,6 +489,15 @@ class Settings(BaseModel):
         if self.callback_hosts and self.callback_secret is None:
             raise PydanticCustomError("no_secret", "FLIP_CALLBACK_SECRET: needed with FLIP_CALLBACK_HOSTS")
         return self
+
+    @property
+    def _least_bytes_in_flight(self) -> int:
+        return self.max_bytes_in_flight or 2**30
+
+    @property
+    def result_bytes(self) -> int:
+        """The largest result that fits together with its upload: at most half of the bytes in flight."""
+        return min(self.max_result_bytes, self._least_bytes_in_flight // 2)
 
     @property
     def queue_names(self) -> tuple[str, ...]:

@@ -152,7 +152,7 @@ class Dispatcher:
         except BaseException:  # an engine may still be writing, for a client that has left
             result.close()
             raise
-        self._row.count_task(done.spent.service_us, body_bytes)
+        self._row.count_task(done.spent.service_us)
         return done, result
 
     async def run_in_background(

@@ -6,7 +6,7 @@ Source: memfd_create(2).
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -80,6 +80,11 @@ def has_room(file: FileIO) -> bool:
         return False
     os.ftruncate(file.fileno(), size)
     return is_written
+
+
+def reader(file: FileIO) -> Callable[[int, int], bytes]:
+    """Return a function that reads up to so many bytes from a position, and leaves the file's own alone."""
+    return lambda position, size: os.pread(file.fileno(), size, position)
 
 
 def write_all(file: FileIO, data: bytes | memoryview) -> None:

@@ -44,10 +44,10 @@ class Cell(IntEnum):
     IN_FLIGHT = auto()  # tasks sent to the work socket and not answered yet
     SERVICE_US = auto()  # moving average of what one task takes an engine, in microseconds
     RECENT_US = auto()  # engine time of the last tasks, with older ones weighing less ...
-    RECENT_BYTES = auto()  # ... and the bytes of their uploads
+    RECENT_COST_US = auto()  # ... and what their headers had told of it
     PREDICTED_US = auto()  # predicted engine time that the admitted requests still need
-    HELD_BYTES = auto()  # of images being received, worked on or sent
-    PROMISED_US = auto()  # the latest moment that a Retry-After has promised, of the monotonic clock
+    HELD_BYTES = auto()  # of images being received, worked on or sent, and booked for results to come
+    UPLOAD_BYTES = auto()  # of these, those of uploads
     LOST_TASK = auto()  # the task that the last engine died over ...
     LOST_PID = auto()  # ... which engine that was ...
     LOST_STATUS = auto()  # ... how it ended, as `subprocess` says it ...
@@ -108,7 +108,7 @@ class Snapshot:
     Attributes:
         workers: those whose rows are in use.
         predicted_s: predicted engine time that the admitted requests still need, in seconds.
-        held_bytes: of images being received, worked on or sent.
+        held_bytes: of images being received, worked on or sent, and booked for results to come.
         requests: answered requests by status; a class such as `4xx` stands for its rarer statuses.
         duration_bounds_s: upper bounds of the response time histogram, in seconds, rising.
         durations: requests per bucket, not cumulated, and one more for those above the last bound.
@@ -183,14 +183,17 @@ class Row:
         )
         self[_FIRST_DURATION + bucket] += 1
 
-    def count_task(self, service_us: int, body_bytes: int) -> None:
-        """Count one task an engine finished, and move the averages by an eighth."""
+    def count_task(self, service_us: int) -> None:
+        """Count one task an engine finished, and move the average by an eighth."""
         self[Cell.TASKS] += 1
         self[Cell.TASK_US] += service_us
         average = self[Cell.SERVICE_US]
         self[Cell.SERVICE_US] = average + (service_us - average) // 8 if average else service_us
+
+    def learn(self, service_us: int, cost_us: int) -> None:
+        """Note how long a task took of which its header told so much; older ones count an eighth less."""
         self[Cell.RECENT_US] += service_us - self[Cell.RECENT_US] // 8
-        self[Cell.RECENT_BYTES] += body_bytes - self[Cell.RECENT_BYTES] // 8
+        self[Cell.RECENT_COST_US] += cost_us - self[Cell.RECENT_COST_US] // 8
 
     def count_background_task(self, service_us: int) -> None:
         """Count one task that a background engine finished.
@@ -228,13 +231,18 @@ class Scoreboard:
     """
 
     def __init__(self, rows: int = ROWS) -> None:
-        # Anonymous and shared: every process forked from here sees it, and it is freed with the last.
-        self._memory = memoryview(mmap.mmap(-1, rows * _WIDTH * 8)).cast("q")
+        # Anonymous and shared: every process forked from here sees it, and it is freed with the last. Behind
+        # the rows is the number of those that were ever in use: admission adds up columns for every request.
+        self._memory = memoryview(mmap.mmap(-1, (rows * _WIDTH + 1) * 8)).cast("q")
         self._stops = memoryview(mmap.mmap(-1, 8)).cast("q")  # written by the arbiter
         self._free = list(range(rows - 1, -1, -1))
 
     def _row(self, index: int) -> Row:
         return Row(index, self._memory[index * _WIDTH : (index + 1) * _WIDTH])
+
+    def _column(self, cell: int) -> memoryview:
+        """Return one cell of all rows that were ever in use."""
+        return self._memory[cell : self._memory[-1] * _WIDTH : _WIDTH]
 
     def claim(self) -> Row:
         """Take a free row for a worker about to be forked.
@@ -245,6 +253,7 @@ class Scoreboard:
         if not self._free:
             raise NoFreeRow("the scoreboard has no row left for another worker")
         row = self._row(self._free.pop())
+        self._memory[-1] = max(self._memory[-1], row.index + 1)
         row[Cell.STATE] = State.STARTING
         return row
 
@@ -265,28 +274,26 @@ class Scoreboard:
 
     def workers(self) -> Iterator[Row]:
         """Iterate over the rows in use."""
-        for index, state in enumerate(self._memory[Cell.STATE :: _WIDTH]):
+        for index, state in enumerate(self._column(Cell.STATE)):
             if state != State.FREE:
                 yield self._row(index)
 
     def total(self, cell: int) -> int:
         """Add one cell up over all rows, those of past workers too."""
-        return sum(self._memory[cell::_WIDTH])
+        return sum(self._column(cell))
 
     def count(self, cell: int) -> int:
         """Count the rows in which a cell is not zero."""
-        values = self._memory[cell::_WIDTH].tolist()
+        values = self._column(cell).tolist()
         return len(values) - values.count(0)
 
     def greatest(self, cell: int) -> int:
         """Find the greatest value of a cell over all rows."""
-        return max(self._memory[cell::_WIDTH])
+        return max(self._column(cell), default=0)
 
     def row_with(self, cell: int, value: int) -> Row | None:
         """Find a row by the value of one of its cells."""
-        return next(
-            (self._row(i) for i, held in enumerate(self._memory[cell::_WIDTH]) if held == value), None
-        )
+        return next((self._row(i) for i, held in enumerate(self._column(cell)) if held == value), None)
 
     def snapshot(self) -> Snapshot:
         """Read all rows: those in use one by one, and the sums over all, with those of past workers."""

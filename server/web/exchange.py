@@ -112,9 +112,9 @@ class Exchange:
         return time.perf_counter() - self.started_s
 
     def can_sink(self, nbytes: int) -> bool:
-        """Whether the next bytes of the body may go into the sink: it is open, and they were admitted."""
+        """Whether the next bytes of the body may go into the sink: it is open, and there is room for them."""
         ticket = self.ticket
-        return self.sink.is_open and ticket is not None and self.body_bytes + nbytes <= ticket.held_bytes
+        return self.sink.is_open and ticket is not None and ticket.takes(self.body_bytes + nbytes)
 
     def expect(self, bytes_per_s: float) -> None:
         """Tell admission how fast the body arrives."""

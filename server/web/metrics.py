@@ -51,7 +51,11 @@ class _Once(Collector):
             "Predicted engine time that the admitted requests still need.",
             now.predicted_s,
         )
-        yield GaugeMetricFamily("flip_held_bytes", "Bytes of images being received or sent.", now.held_bytes)
+        yield GaugeMetricFamily(
+            "flip_held_bytes",
+            "Bytes of images being received or sent, and booked for results to come.",
+            now.held_bytes,
+        )
         requests = CounterMetricFamily("flip_requests", "Requests answered.", labels=["status"])
         for status, count in now.requests.items():
             requests.add_metric([status], count)

@@ -1,12 +1,14 @@
 """The routes of the operations: an image comes in, the turned image comes out."""
 
 import os
+from collections.abc import Mapping
+from functools import partial
 
 from falcon.asgi import Request, Response
 
 from server.admission import Admission
 from server.cluster.dispatch import Dispatcher, TooLate
-from server.cluster.memory_files import MemoryFilePool
+from server.cluster.memory_files import MemoryFilePool, reader
 from server.cluster.messages import Spent
 from server.operations.registry import Operation
 from server.web.downloads import pieces
@@ -27,6 +29,7 @@ class Transform:
         dispatcher: sends it to an engine.
         memory_files: where the file with the result goes when it has been sent.
         submissions: takes it for later, when the client prefers that; None when there are no jobs.
+        limits: of the engines.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 one for each collaborator
@@ -37,6 +40,7 @@ class Transform:
         dispatcher: Dispatcher,
         memory_files: MemoryFilePool,
         submissions: Submissions | None,
+        limits: Mapping[str, int],
     ) -> None:
         self._operation = operation
         self._query = Query(operation.parameters, () if submissions is None else OPTIONS)
@@ -44,6 +48,7 @@ class Transform:
         self._uploads = uploads
         self._dispatcher = dispatcher
         self._memory_files = memory_files
+        self._limits = limits
         self._submissions = submissions
 
     async def on_post(self, req: Request, resp: Response) -> None:
@@ -53,10 +58,13 @@ class Transform:
             return
         parameters = self._query.read(req.query_string)
         exchange = Exchange.of(req.scope)
-        admitted = self._admission.admit(self._uploads.length_of(req))
+        estimate = partial(self._operation.cost, parameters=parameters, limits=self._limits)
+        admitted = self._admission.admit(self._uploads.length_of(req), estimate, exchange.client or "")
         ticket = exchange.ticket = exchange.resources.enter_context(admitted)
         try:
             async with self._uploads.received(req, exchange, ticket) as upload:
+                ticket.look(reader(upload), os.fstat(upload.fileno()).st_size)
+                await ticket.reserve()
                 done, result = await self._dispatcher.run(
                     upload, self._operation, parameters, ticket.admitted_us
                 )
@@ -64,8 +72,7 @@ class Transform:
             raise ticket.refusal() from error
         exchange.resources.callback(self._memory_files.give_back, result)
         size = os.fstat(result.fileno()).st_size
-        ticket.finish_work()
-        ticket.hold(size)
+        ticket.deliver(size, done.spent.service_us)
         resp.content_type = done.outcome["media_type"]
         resp.content_length = size
         resp.set_header("X-Engine-PID", str(done.engine_pid))

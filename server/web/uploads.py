@@ -13,7 +13,7 @@ from falcon.asgi.multipart import BodyPart, MultipartForm
 from falcon.media import MultipartFormHandler
 
 from server.admission import Ticket
-from server.cluster.memory_files import write_all
+from server.cluster.memory_files import reader, write_all
 from server.errors import MalformedMultipart, OperationRefused, UploadTooLarge, UploadTooSlow
 from server.web.exchange import Exchange
 from server.web.upload_sink import UploadSink
@@ -71,7 +71,7 @@ class Uploads:
 
         Raises:
             UploadTooLarge, UploadTooSlow, MalformedMultipart: as their names say.
-            ServiceUnavailable: it has no length and grows beyond the limit on bytes in flight.
+            ServiceUnavailable: there is no room for what arrives, or it would wait for too long.
         """
         upload = self._files.take()
         try:
@@ -103,7 +103,7 @@ class Uploads:
             ) from None
         exchange.sink.close()  # the file will belong to another request
         upload.truncate()  # of the file's last use nothing may be left
-        ticket.hold(upload.tell())
+        ticket.complete(upload.tell())
 
     async def _read_form(self, req: Request, exchange: Exchange, upload: FileIO, ticket: Ticket) -> None:
         parts = 0
@@ -147,7 +147,8 @@ class Uploads:
             write_all(upload, chunk)
             if upload.tell() > self._max_body_bytes:  # told by no header
                 raise self._too_large()
-            ticket.grow_to(upload.tell())
+            ticket.look(reader(upload), upload.tell())
+            ticket.arrive(upload.tell())
             if sink is not None:
                 sink.open(upload)
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import resource
 import signal
 import socket
@@ -377,6 +378,73 @@ def test_a_slow_download_is_cut_off(strict: LiveServer, landscape: Path) -> None
         strict.wait_for("slow_client_disconnected", after=before, stage="download")
         with pytest.raises(ConnectionResetError):
             read_to_the_end(connection)
+
+
+def slow_reader(server: LiveServer, target: str, image: bytes) -> socket.socket:
+    """Ask for a result, and read none of it."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    connection.settimeout(DEADLINE_S)
+    connection.connect(("127.0.0.1", server.port))
+    request = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    connection.sendall(request % (target.encode(), len(image)) + image)
+    return connection
+
+
+def held_bytes(server: LiveServer) -> int:
+    text = httpx.get(f"{server.url}/metrics").text
+    return int(float(re.findall(r"^flip_held_bytes (\S+)$", text, flags=re.MULTILINE)[0]))
+
+
+def test_slow_readers_of_results_that_explode_starve_nobody(quarter: bytes) -> None:
+    with BytesIO() as file:
+        Image.new("RGB", (2500, 2500)).save(file, "WEBP", lossless=True)
+        image = file.getvalue()  # some hundred bytes; as a BMP, 19 MB
+    limit_bytes = 64 << 20
+    environ = {
+        "WEB_CONCURRENCY": "1",
+        "FLIP_MAX_BYTES_IN_FLIGHT": str(limit_bytes),
+        "FLIP_MAX_BODY_BYTES": str(8 << 20),
+        "FLIP_MAX_WAIT_S": "2",
+    }
+    with LiveServer(environ=environ) as server, ExitStack() as held:
+        assert flip(server, quarter).status_code == 200
+        readers = [held.enter_context(slow_reader(server, "/flip?format=bmp", image)) for _ in range(4)]
+        statuses = sorted(reader.recv(12)[9:] for reader in readers)
+        assert statuses == [b"200", b"200", b"503", b"503"]  # each leaves room for another one
+        assert held_bytes(server) <= limit_bytes
+        for _ in range(5):
+            assert flip(server, quarter).status_code == 200
+            assert held_bytes(server) <= limit_bytes
+
+
+def test_announced_uploads_cost_nobody_anything(quarter: bytes) -> None:
+    environ = {"WEB_CONCURRENCY": "1", "FLIP_MAX_BYTES_IN_FLIGHT": str(64 << 20)}
+    with LiveServer(environ=environ) as server, ExitStack() as held:
+        for _ in range(10):
+            connection = held.enter_context(connect(server))
+            connection.sendall(b"POST /flip HTTP/1.1\r\nHost: x\r\nContent-Length: 67108864\r\n\r\n")
+        for _ in range(10):
+            answer = flip(server, quarter)
+            assert (answer.status_code, answer.headers.get("Retry-After")) == (200, None)
+        assert held_bytes(server) == 0
+
+
+def test_a_download_that_outlives_its_total_time_is_cut_and_its_bytes_come_back(landscape: Path) -> None:
+    environ = {
+        "WEB_CONCURRENCY": "1",
+        "FLIP_DOWNLOAD_TIMEOUT_S": "2",
+        "FLIP_SLOW_AFTER_S": "600",
+        "FLIP_MIN_BYTES_PER_S": "1",
+    }
+    with (
+        LiveServer(environ=environ) as server,
+        slow_reader(server, "/flip?format=bmp", landscape.read_bytes()) as connection,
+    ):
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        assert held_bytes(server) > 1 << 20
+        server.wait_for("slow_client_disconnected", stage="download")
+        wait_until_held(server, 0)
 
 
 def test_a_client_that_waits_for_its_engine_is_no_slow_client(strict: LiveServer) -> None:

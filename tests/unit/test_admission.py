@@ -1,32 +1,47 @@
-"""Which requests are admitted, which are shed, and with which `Retry-After`."""
+"""Which requests are admitted, what they hold, which are shed, and with which `Retry-After`."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
+from support.asgi import MovableClock, run
 
-from server.admission import Admission
+from server.admission import Admission, Ticket
 from server.cluster.scoreboard import Cell, Row, Scoreboard
 from server.errors import ServiceUnavailable
+from server.operations.registry import Cost, Read
 
 IMAGE_BYTES = 1_000_000
 
-#: What an engine took for the last image, so that a tenth of a second is predicted for one.
+#: What an engine took for the last image, and was expected to: a tenth of a second is predicted for one.
 LAST_US = 66_667
+
+
+def estimate(_read: Read, body_bytes: int) -> Cost:
+    return Cost(body_bytes, LAST_US)
 
 
 class Cluster:
     """Workers with an engine each, their admission control, and an image that was processed."""
 
-    def __init__(self, workers: int = 2, *, max_wait_s: float = 1.0, max_held_bytes: int = 10**9) -> None:
+    def __init__(
+        self, workers: int = 2, *, max_wait_s: float = 1.0, max_held_bytes: int | None = 10**9
+    ) -> None:
         self.scoreboard = Scoreboard(rows=8)
         self.rows = [self.scoreboard.claim() for _ in range(workers)]
         for row in self.rows:
             row[Cell.ENGINE_PID] = 70
-        self.rows[0].count_task(LAST_US, IMAGE_BYTES)
+        self.rows[0].count_task(LAST_US)
+        self.rows[0].learn(LAST_US, LAST_US)
         self.gates = [
             Admission(self.scoreboard, row, max_wait_s=max_wait_s, max_held_bytes=max_held_bytes)
             for row in self.rows
+        ]
+
+    def totals(self) -> list[int]:
+        return [
+            self.scoreboard.total(cell) for cell in (Cell.PREDICTED_US, Cell.HELD_BYTES, Cell.UPLOAD_BYTES)
         ]
 
 
@@ -37,11 +52,26 @@ def held() -> Iterator[ExitStack]:
         yield stack
 
 
+def nothing(_position: int, _size: int) -> bytes:
+    return b""
+
+
+def received(gate: Admission, held: ExitStack, size: int = IMAGE_BYTES) -> Ticket:
+    """Admit a request and let its body arrive, in two pieces."""
+    ticket = held.enter_context(gate.admit(size, estimate))
+    ticket.arrive(size // 2)
+    ticket.look(nothing, size // 2)
+    ticket.arrive(size)
+    ticket.complete(size)
+    ticket.look(nothing, size)
+    return ticket
+
+
 def fill(cluster: Cluster, held: ExitStack) -> int:
     """Admit requests at all gates in turn until one is refused, and count them."""
     for number in range(1000):
         try:
-            held.enter_context(cluster.gates[number % len(cluster.gates)].admit(IMAGE_BYTES))
+            received(cluster.gates[number % len(cluster.gates)], held)
         except ServiceUnavailable:
             return number
     pytest.fail("no request was shed")
@@ -69,17 +99,16 @@ def test_an_engine_that_is_not_running_does_not_count(held: ExitStack) -> None:
     assert fill(cluster, held) == 11
 
 
-def test_before_the_first_measurement_the_size_predicts(held: ExitStack) -> None:
+def test_before_the_first_measurement_the_header_alone_predicts(held: ExitStack) -> None:
     cluster = Cluster()
-    for cell in (Cell.RECENT_US, Cell.RECENT_BYTES):
-        cluster.rows[0][cell] = 0
-    assert fill(cluster, held) == 67  # 30 ms each
+    cluster.rows[0][Cell.RECENT_US] = cluster.rows[0][Cell.RECENT_COST_US] = 0
+    assert fill(cluster, held) == 21  # with the headroom, as after a task that took what was expected
 
 
 def test_the_last_tasks_count_most() -> None:
     cluster = Cluster()
     for _ in range(60):
-        cluster.rows[0].count_task(LAST_US // 10, IMAGE_BYTES)
+        cluster.rows[0].learn(LAST_US // 10, LAST_US)
     with ExitStack() as held:
         assert fill(cluster, held) > 190  # nearly ten times as many
 
@@ -95,8 +124,7 @@ def test_a_finished_request_makes_room_for_the_next(held: ExitStack) -> None:
 def test_an_answer_that_is_still_on_its_way_holds_bytes_and_no_engine() -> None:
     cluster = Cluster()
     with cluster.gates[0].admit(IMAGE_BYTES) as ticket:
-        ticket.finish_work()
-        ticket.hold(5)
+        ticket.deliver(5, LAST_US)
         assert cluster.scoreboard.total(Cell.PREDICTED_US) == 0
         assert cluster.scoreboard.total(Cell.HELD_BYTES) == 5
     assert cluster.scoreboard.total(Cell.HELD_BYTES) == 0
@@ -120,43 +148,272 @@ def test_shed_requests_get_one_retry_after_after_the_other(held: ExitStack) -> N
     assert waits[-1] == 5  # half as late again
 
 
-def test_clients_that_are_shed_again_and_again_do_not_push_up_retry_after_for_others(held: ExitStack) -> None:
+def test_a_refused_client_pushes_up_no_other_s_retry_after(held: ExitStack) -> None:
     cluster = Cluster()
     fill(cluster, held)
-    for _ in range(100):
-        retry_after_s(cluster.gates[0].admit(60 * IMAGE_BYTES).__enter__)
-    assert retry_after_s(cluster.gates[1].admit(IMAGE_BYTES).__enter__) == 60
+    for _ in range(1000):
+        retry_after_s(cluster.gates[0].admit(60 * IMAGE_BYTES, estimate, "greedy").__enter__)
+    assert retry_after_s(cluster.gates[0].admit(IMAGE_BYTES, estimate, "greedy").__enter__) == 60
+    for gate in cluster.gates:
+        assert retry_after_s(gate.admit(IMAGE_BYTES, estimate, "polite").__enter__) == 1
 
 
-def test_the_bytes_in_flight_are_bounded(held: ExitStack) -> None:
-    cluster = Cluster(max_held_bytes=3 * IMAGE_BYTES)
+def test_bytes_that_slow_clients_hold_are_not_turned_into_engine_time(held: ExitStack) -> None:
+    cluster = Cluster(max_held_bytes=1 << 30)
+    for _ in range(2):
+        reading = held.enter_context(cluster.gates[0].admit(None, estimate))
+        reading.deliver(1 << 29, LAST_US)
+    assert retry_after_s(cluster.gates[0].admit(IMAGE_BYTES, estimate).__enter__) == 1
+
+
+def test_what_is_remembered_of_refused_clients_is_bounded(held: ExitStack) -> None:
+    cluster = Cluster()
+    fill(cluster, held)
+    for number in range(3000):
+        assert retry_after_s(cluster.gates[0].admit(IMAGE_BYTES, estimate, f"{number}").__enter__) == 1
+    assert len(cluster.gates[0]._promised_us) <= 1024  # noqa: SLF001 nothing else shows it
+
+
+# --- Bytes of uploads ---------------------------------------------------------------------------------------
+
+
+def test_the_bytes_in_flight_are_bounded_and_uploads_leave_half_for_results(held: ExitStack) -> None:
+    cluster = Cluster(max_held_bytes=6 * IMAGE_BYTES)
     assert fill(cluster, held) == 3
 
 
-def test_stalled_uploads_do_not_starve_admission(held: ExitStack) -> None:
-    cluster = Cluster(max_held_bytes=2 * IMAGE_BYTES)
-    with cluster.gates[0].admit(IMAGE_BYTES) as silent, cluster.gates[0].admit(IMAGE_BYTES) as slow:
-        silent.expect(0, 0.0)
+def test_one_upload_may_be_as_large_as_the_limit(held: ExitStack) -> None:
+    cluster = Cluster(max_held_bytes=IMAGE_BYTES)
+    received(cluster.gates[0], held)
+    retry_after_s(cluster.gates[1].admit(1, estimate).__enter__)
+
+
+def test_heads_without_bodies_cost_nobody_anything(held: ExitStack) -> None:
+    cluster = Cluster(max_held_bytes=64 << 20)
+    for number in range(100):
+        held.enter_context(cluster.gates[number % 2].admit(64 << 20, estimate))
+    assert cluster.totals()[1:] == [0, 0]
+    received(cluster.gates[0], held)
+
+
+def test_an_upload_that_arrives_counts_ahead_of_what_is_there() -> None:
+    cluster = Cluster()
+    with cluster.gates[0].admit(IMAGE_BYTES, estimate) as ticket:
+        ticket.arrive(1000)
+        ticket.look(nothing, 1000)
+        assert cluster.totals() == [1600, 16_000, 16_000]  # a sixtieth of it, and of its engine time
+        ticket.arrive(IMAGE_BYTES // 10)
+        assert cluster.totals() == [pytest.approx(100_000, abs=2), IMAGE_BYTES, IMAGE_BYTES]
+    assert cluster.totals() == [0, 0, 0]
+
+
+def test_many_uploads_that_really_arrive_stay_below_the_limit(held: ExitStack) -> None:
+    cluster = Cluster(max_wait_s=1000, max_held_bytes=10 * IMAGE_BYTES)
+    tickets = [held.enter_context(cluster.gates[0].admit(IMAGE_BYTES, estimate)) for _ in range(50)]
+    refused = set()
+    for arrived_bytes in range(20_000, IMAGE_BYTES + 1, 20_000):
+        for ticket in tickets:
+            if ticket not in refused:
+                try:
+                    ticket.arrive(arrived_bytes)
+                except ServiceUnavailable:
+                    ticket.give_back()
+                    refused.add(ticket)
+        assert cluster.totals()[1] <= 5 * IMAGE_BYTES
+        assert arrived_bytes * (50 - len(refused)) <= 5 * IMAGE_BYTES
+    assert len(refused) == 45
+
+
+def test_stalled_uploads_do_not_starve_admission() -> None:
+    cluster = Cluster(max_held_bytes=4 * IMAGE_BYTES)
+    with cluster.gates[0].admit(IMAGE_BYTES, estimate) as silent, cluster.gates[0].admit(IMAGE_BYTES) as slow:
+        silent.arrive(IMAGE_BYTES // 10)
+        silent.look(nothing, IMAGE_BYTES // 10)
+        slow.arrive(IMAGE_BYTES // 10)
+        assert cluster.totals()[1] == 2 * IMAGE_BYTES
+        silent.expect(IMAGE_BYTES // 10, 0.0)
         slow.expect(IMAGE_BYTES // 10, IMAGE_BYTES / 2)  # per second, and that is the limit on waiting
-        assert cluster.scoreboard.total(Cell.HELD_BYTES) == 0.6 * IMAGE_BYTES
-        assert cluster.scoreboard.total(Cell.PREDICTED_US) == pytest.approx(60_500, abs=2)
-        slow.expect(IMAGE_BYTES // 10, IMAGE_BYTES)
-        assert cluster.scoreboard.total(Cell.HELD_BYTES) == IMAGE_BYTES  # and no more than was said
-        assert fill(cluster, held) == 1
+        assert cluster.totals()[1] == 0.7 * IMAGE_BYTES
+        assert cluster.totals()[0] == pytest.approx(10_500, abs=2)
+        slow.arrive(IMAGE_BYTES // 5)  # what comes next is counted by the rate that is known
+        assert cluster.totals()[1] == 0.8 * IMAGE_BYTES
+        slow.expect(IMAGE_BYTES // 5, IMAGE_BYTES)
+        slow.arrive(IMAGE_BYTES // 4)
+        assert cluster.totals()[1] == 1.1 * IMAGE_BYTES  # and no more than was said
     slow.expect(1, 1.0)
-    held.close()
-    assert [cluster.scoreboard.total(cell) for cell in (Cell.PREDICTED_US, Cell.HELD_BYTES)] == [0, 0]
+    assert cluster.totals() == [0, 0, 0]
 
 
 def test_a_body_of_unknown_length_counts_as_it_grows() -> None:
-    cluster = Cluster(max_held_bytes=IMAGE_BYTES)
+    cluster = Cluster(max_held_bytes=2 * IMAGE_BYTES)
     with cluster.gates[0].admit(None) as first, cluster.gates[1].admit(None) as second:
-        first.grow_to(IMAGE_BYTES // 2)
-        first.grow_to(IMAGE_BYTES // 4)  # less than is known already
-        second.grow_to(IMAGE_BYTES // 2)
+        first.arrive(IMAGE_BYTES // 2)
+        first.arrive(IMAGE_BYTES // 4)  # less than is known already
+        second.arrive(IMAGE_BYTES // 2)
         assert cluster.scoreboard.total(Cell.HELD_BYTES) == IMAGE_BYTES
         with pytest.raises(ServiceUnavailable):
-            second.grow_to(IMAGE_BYTES // 2 + 1)
+            second.arrive(IMAGE_BYTES // 2 + 1)
+        assert not second.takes(1)  # without a length the app looks at each piece
+
+
+def test_without_a_limit_of_its_own_a_machine_has_room_for_its_engines() -> None:
+    for workers, limit_bytes in ((1, 1 << 30), (2, 1 << 30), (8, 1 << 31)):
+        cluster = Cluster(workers, max_held_bytes=None)
+        assert cluster.gates[0].excess_bytes(limit_bytes) == 0
+
+
+# --- Engine time --------------------------------------------------------------------------------------------
+
+
+def test_what_the_header_tells_is_predicted_not_the_size() -> None:
+    cluster = Cluster()
+    with cluster.gates[0].admit(200, lambda _read, _size: Cost(1, 10 * LAST_US)) as ticket:
+        assert cluster.totals()[0] == 500  # the least, before anything is there
+        ticket.arrive(100)
+        ticket.look(nothing, 100)
+        assert cluster.totals()[0] == pytest.approx(1_000_000, abs=10)
+
+
+def test_one_long_task_leaves_the_other_engines_to_others(held: ExitStack) -> None:
+    cluster = Cluster()
+    long_one = held.enter_context(cluster.gates[0].admit(IMAGE_BYTES, lambda _read, _size: Cost(1, 10**9)))
+    long_one.arrive(IMAGE_BYTES)
+    long_one.look(nothing, IMAGE_BYTES)
+    assert fill(cluster, held) == 11
+
+
+def test_a_request_that_turns_out_to_wait_for_too_long_is_shed(held: ExitStack) -> None:
+    cluster = Cluster()
+    late = held.enter_context(cluster.gates[0].admit(IMAGE_BYTES, estimate))
+    fill(cluster, held)
+    late.arrive(1000)
+    cluster.rows[1][Cell.ENGINE_PID] = 0  # it has just died
+    with pytest.raises(ServiceUnavailable):
+        late.arrive(200_000)
+    late.complete(200_000)
+    with pytest.raises(ServiceUnavailable):
+        late.look(nothing, 200_000)
+
+
+def test_a_request_that_was_received_is_not_shed_for_those_that_came_later(held: ExitStack) -> None:
+    cluster = Cluster()
+    first = received(cluster.gates[0], held)
+    assert fill(cluster, held) == 20
+    first.look(nothing, IMAGE_BYTES)
+
+
+# --- Results ------------------------------------------------------------------------------------------------
+
+
+def test_a_result_is_booked_before_its_engine_starts(held: ExitStack) -> None:
+    async def test() -> None:
+        clock = asyncio.get_running_loop()
+        assert isinstance(clock, MovableClock)
+        cluster = Cluster(max_wait_s=10, max_held_bytes=4_500_000)
+        first, second = received(cluster.gates[0], held), received(cluster.gates[1], held)
+        await first.reserve()
+        assert cluster.totals()[1] == 3 * IMAGE_BYTES
+        waiting = asyncio.create_task(second.reserve())
+        await clock.pass_time(5)
+        assert not waiting.done()
+        small = held.enter_context(cluster.gates[0].admit(0, lambda _read, _size: Cost(1000, 1)))
+        small.complete(0)
+        small.look(nothing, 0)
+        await small.reserve()  # it overtakes
+        small.give_back()
+        first.deliver(IMAGE_BYTES // 2, LAST_US)
+        first.give_back()
+        await clock.pass_time(1)
+        assert waiting.done()
+        assert cluster.totals()[1] == 2 * IMAGE_BYTES
+
+    run(test(), MovableClock)
+
+
+def test_a_request_that_finds_no_room_for_its_result_is_shed_at_its_deadline(held: ExitStack) -> None:
+    async def test() -> None:
+        clock = asyncio.get_running_loop()
+        assert isinstance(clock, MovableClock)
+        cluster = Cluster(max_wait_s=10, max_held_bytes=4 * IMAGE_BYTES)
+        first, second = received(cluster.gates[0], held), received(cluster.gates[1], held)
+        await first.reserve()
+        waiting = asyncio.create_task(second.reserve())
+        await clock.pass_time(9.5)
+        assert not waiting.done()
+        await clock.pass_time(1)
+        with pytest.raises(ServiceUnavailable) as refusal:
+            await waiting
+        assert refusal.value.retry_after_s == 1
+        second.give_back()
+        assert cluster.totals()[1] == 2 * IMAGE_BYTES
+
+    run(test(), MovableClock)
+
+
+def test_a_lone_result_is_served_however_large(held: ExitStack) -> None:
+    async def test() -> None:
+        cluster = Cluster(max_held_bytes=2 * IMAGE_BYTES)
+        ticket = received(cluster.gates[0], held)
+        await ticket.reserve()
+        assert cluster.totals()[1] == 2 * IMAGE_BYTES
+
+    run(test())
+
+
+def test_large_results_leave_room_for_another_one(held: ExitStack) -> None:
+    async def test() -> None:
+        clock = asyncio.get_running_loop()
+        assert isinstance(clock, MovableClock)
+        cluster = Cluster(max_held_bytes=8 * IMAGE_BYTES)
+        for _ in range(2):
+            await received(cluster.gates[0], held, 1).reserve()
+        large = [
+            held.enter_context(cluster.gates[0].admit(0, lambda _read, _size: Cost(2 * IMAGE_BYTES, 1)))
+            for _ in range(3)
+        ]
+        for ticket in large:
+            ticket.complete(0)
+            ticket.look(nothing, 0)
+        await large[0].reserve()
+        await large[1].reserve()  # four megabytes of eight
+        waiting = asyncio.create_task(large[2].reserve())
+        await clock.pass_time(0.4)
+        assert not waiting.done()
+        await received(cluster.gates[0], held).reserve()  # a smaller one finds room
+        waiting.cancel()
+
+    run(test(), MovableClock)
+
+
+def test_the_true_size_replaces_what_was_booked(held: ExitStack) -> None:
+    async def test() -> None:
+        cluster = Cluster(max_held_bytes=4 * IMAGE_BYTES)
+        ticket = received(cluster.gates[0], held)
+        await ticket.reserve()
+        ticket.deliver(5, LAST_US)
+        assert cluster.totals() == [0, 5, 0]
+        ticket.give_back()
+        ticket.give_back()
+        assert cluster.totals() == [0, 0, 0]
+
+    run(test())
+
+
+def test_a_result_that_is_larger_than_its_header_told_must_find_room(held: ExitStack) -> None:
+    async def test() -> None:
+        cluster = Cluster(max_held_bytes=4 * IMAGE_BYTES)
+        ticket = received(cluster.gates[0], held)
+        await ticket.reserve()
+        ticket.deliver(2 * IMAGE_BYTES, LAST_US)
+        assert cluster.totals()[1] == 2 * IMAGE_BYTES
+        liar = received(cluster.gates[0], held, 10)
+        await liar.reserve()
+        with pytest.raises(ServiceUnavailable):
+            liar.deliver(3 * IMAGE_BYTES, LAST_US)
+        liar.give_back()
+        assert cluster.totals()[1] == 2 * IMAGE_BYTES
+
+    run(test())
 
 
 def test_a_request_that_was_not_served_in_time_is_shed() -> None:

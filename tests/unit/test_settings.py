@@ -136,6 +136,12 @@ def test_the_bytes_in_flight_must_allow_one_upload() -> None:
     assert "FLIP_MAX_BODY_BYTES" in text
 
 
+def test_a_result_fits_next_to_its_upload() -> None:
+    assert Settings().result_bytes == 512 * 2**20
+    assert Settings(max_result_bytes=1000).result_bytes == 1000
+    assert Settings(max_bytes_in_flight=2**27).result_bytes == 2**26
+
+
 def test_the_time_of_downloads_can_be_unlimited_and_not_negative() -> None:
     assert Settings(download_timeout_s=0).download_timeout_s == 0
     assert refusal({"FLIP_DOWNLOAD_TIMEOUT_S": "-1"}).startswith("FLIP_DOWNLOAD_TIMEOUT_S: ")

@@ -77,7 +77,7 @@ def test_what_all_workers_count_is_added_up(scoreboard: Scoreboard) -> None:
         row[Cell.IN_FLIGHT] = 2
         row[Cell.ENGINE_STARTS] += 1
         answer(row, duration_s=0.5)
-        row.count_task(service_us=250_000, body_bytes=1000)
+        row.count_task(service_us=250_000)
         row[Cell.BACKGROUND_PID] = pid + 2
         row.count_background_task(service_us=750_000)
     snapshot = scoreboard.snapshot()
@@ -101,7 +101,7 @@ def test_no_counter_falls_when_a_worker_dies(scoreboard: Scoreboard) -> None:
     row[Cell.ENGINE_DEATHS] += 1
     for status in (200, 422, 503, 418):
         answer(row, status)
-    row.count_task(service_us=1000, body_bytes=1000)
+    row.count_task(service_us=1000)
     row.count_background_task(service_us=1000)
     before = asdict(scoreboard.snapshot())
     scoreboard.release(row)
@@ -113,7 +113,7 @@ def test_the_next_owner_of_a_row_goes_on_counting_and_is_otherwise_new(scoreboar
     row = scoreboard.claim()
     row[Cell.ENGINE_PID] = 70
     answer(row)
-    row.count_task(service_us=1000, body_bytes=1000)
+    row.count_task(service_us=1000)
     scoreboard.release(row)
     heir = scoreboard.claim()
     assert heir.index == row.index
@@ -134,7 +134,7 @@ def test_a_snapshot_has_every_worker_with_its_figures(scoreboard: Scoreboard) ->
     }
     for cell, value in held.items():
         rows[0][cell] = value
-    rows[0].count_task(service_us=1000, body_bytes=1)
+    rows[0].count_task(service_us=1000)
     answer(rows[0])
     assert scoreboard.snapshot().workers == (
         WorkerSnapshot(70, State.STARTING, 71, 72, 3, service_us=1000, requests=1, tasks=1, engine_deaths=2),
@@ -247,15 +247,16 @@ def test_the_first_task_sets_the_service_time_and_the_next_ones_move_it_by_an_ei
     row = scoreboard.claim()
     averages = []
     for service_us in (8000, 16000, 1000):
-        row.count_task(service_us, 1000)
+        row.count_task(service_us)
         averages.append(row[Cell.SERVICE_US])
     assert averages == [8000, 9000, 8000]
 
 
 def test_background_tasks_move_no_figure_that_admission_uses(scoreboard: Scoreboard) -> None:
     row = scoreboard.claim()
-    row.count_task(service_us=8000, body_bytes=1000)
-    used = (Cell.SERVICE_US, Cell.RECENT_US, Cell.RECENT_BYTES, Cell.TASKS, Cell.TASK_US)
+    row.count_task(service_us=8000)
+    row.learn(service_us=8000, cost_us=4000)
+    used = (Cell.SERVICE_US, Cell.RECENT_US, Cell.RECENT_COST_US, Cell.TASKS, Cell.TASK_US)
     before = [row[cell] for cell in used]
     row.count_background_task(service_us=10**9)
     assert [row[cell] for cell in used] == before

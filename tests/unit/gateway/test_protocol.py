@@ -489,6 +489,8 @@ def test_the_rate_of_an_upload_reaches_admission() -> None:
             )
             with admission.admit(1_000_000) as ticket:
                 protocol._exchange.ticket = ticket
+                ticket.arrive(100_000)
+                assert ticket.held_bytes == 1_000_000
                 served.check_rates()
                 served.advance(1)
                 served.check_rates()  # nothing came meanwhile, so nothing more is expected
@@ -527,6 +529,39 @@ def test_a_slow_download_is_reset() -> None:
                 served.check_rates()
                 served.advance(6)
             assert len(await client.read_to_end()) < 5_000_000
+            (event,) = [event for event in events if event["event"] == "slow_client_disconnected"]
+            assert event["stage"] == "download"
+
+    run(test())
+
+
+def test_a_result_that_is_held_for_too_long_is_cut_however_fast_it_is_read() -> None:
+    async def test() -> None:
+        app = Held(b"x" * 5_000_000)
+        settings = Settings(min_bytes_per_s=1, slow_after_s=1000, download_timeout_s=30)
+        async with gateway(app, settings) as (served, events):
+            admission = Admission(
+                served.membership.scoreboard, served.membership.row, max_wait_s=10, max_held_bytes=1 << 30
+            )
+            clients = [await served.connect(), await served.connect()]
+            with admission.admit(None) as ticket:
+                ticket.deliver(5_000_000, 0)
+                for client, protocol in zip(clients, served.protocols, strict=True):
+                    await client.send(GET)
+                    await app.is_asked.wait()
+                    if protocol is served.protocols[0]:  # the other answer is not held in memory: a stream
+                        protocol._exchange.ticket = ticket
+                app.may_answer.set()
+                for client in clients:
+                    await client.is_readable()
+                served.check_rates()
+                served.advance(29)
+                served.check_rates()
+                assert not events
+                served.advance(2)
+                served.check_rates()
+                assert len(await clients[0].read_to_end()) < 5_000_000
+            assert (await clients[1].read()).body == b"x" * 5_000_000
             (event,) = [event for event in events if event["event"] == "slow_client_disconnected"]
             assert event["stage"] == "download"
 

@@ -97,9 +97,7 @@ def test_of_the_client_its_host_is_noted(client: object, noted: str | None) -> N
 def ticket(body_bytes: int | None) -> Ticket:
     scoreboard = Scoreboard(rows=1)
     row = scoreboard.claim()
-    return Ticket(
-        Admission(scoreboard, row, max_wait_s=1.0, max_held_bytes=1 << 30), row, body_bytes, us_per_byte=0.01
-    )
+    return Ticket(Admission(scoreboard, row, max_wait_s=1.0, max_held_bytes=1 << 30), row, body_bytes)
 
 
 @pytest.fixture
@@ -142,8 +140,9 @@ def test_the_body_is_what_the_app_received_and_what_went_past_it(upload: FileIO)
 
 def test_admission_hears_how_much_of_the_body_has_come() -> None:
     exchange = Exchange(ticket=ticket(100), taken_bytes=20)
-    exchange.expect(bytes_per_s=30.0)
     assert exchange.ticket is not None
+    exchange.ticket.arrive(20)
+    exchange.expect(bytes_per_s=30.0)
     assert exchange.ticket.held_bytes == 50  # in the one second that admission looks ahead
     Exchange().expect(bytes_per_s=30.0)  # a request without a ticket
 

@@ -4,7 +4,8 @@ import asyncio
 import errno
 import json
 import os
-from collections.abc import Mapping
+import struct
+from collections.abc import Coroutine, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from io import FileIO
@@ -93,9 +94,13 @@ class Service:
         admission = Admission(self.membership.scoreboard, self.row, max_wait_s=1, max_held_bytes=1 << 20)
         uploads = Uploads(max_body_bytes=1000, timeout_s=10, sample=Path(__file__), files=self.files)
         app: Any = falcon.asgi.App()
+        dispatcher: Any = self.dispatcher
+        limits = {"max_pixels": 10**6, "max_frames": 10, "max_total_pixels": 10**6, "max_result_bytes": 10**6}
         for name, operation in OPERATIONS.items():
-            dispatcher: Any = self.dispatcher
-            app.add_route(f"/{name}", Transform(operation, admission, uploads, dispatcher, self.files, None))
+            app.add_route(
+                f"/{name}",
+                Transform(operation, admission, uploads, dispatcher, self.files, None, limits),
+            )
         add_error_handlers(app)
         self.app = Envelope(app, self.row)
 
@@ -183,6 +188,42 @@ def test_each_way_to_fail_has_its_problem(error: BaseException, status: int, slu
 def test_nothing_stays_counted_afterwards(error: BaseException | None) -> None:
     _, service, _ = answer_to(error)
     assert (service.row[Cell.HELD_BYTES], service.row[Cell.PREDICTED_US]) == (0, 0)
+
+
+def test_the_result_is_booked_while_the_engine_works() -> None:
+    service = Service()
+    image = b"qoif" + struct.pack(">II", 300, 400) + b"\3\0" + bytes(20)
+    seen: list[int] = []
+    ask = service.dispatcher.run
+
+    async def run_and_look(*arguments: Any) -> tuple[Done, FileIO]:
+        seen.append(service.row[Cell.HELD_BYTES])
+        return await ask(*arguments)
+
+    service.dispatcher.run = run_and_look  # type: ignore[method-assign]
+    with closing(service):
+        run(ignored(service.post(body=image)))
+        assert seen[0] >= 300 * 400 * 4
+        assert service.row[Cell.HELD_BYTES] == 0
+
+
+def test_a_result_for_which_a_header_that_lied_left_no_room_is_not_kept() -> None:
+    service = Service()
+    answers: list[Server] = []
+
+    async def test() -> None:
+        service.row[Cell.HELD_BYTES] = (1 << 20) - 1000  # of others
+        answers.append(await service.post())
+
+    with closing(service):
+        run(test())
+        assert answers[0].status == 503
+        assert service.dispatcher.result in service.files.given_back
+        assert service.row[Cell.HELD_BYTES] == (1 << 20) - 1000
+
+
+async def ignored(answer: Coroutine[Any, Any, Server]) -> None:
+    await answer
 
 
 def test_a_wrong_parameter_is_refused_before_admission_and_upload() -> None:

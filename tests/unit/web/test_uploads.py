@@ -128,7 +128,8 @@ class Service:
         self.app = falcon.asgi.App()
         self.app.add_route("/", self.route)
         self.app.add_route(
-            "/flip", Transform(OPERATIONS["flip"], self.admission, self.uploads, no_dispatcher, pool, None)
+            "/flip",
+            Transform(OPERATIONS["flip"], self.admission, self.uploads, no_dispatcher, pool, None, {}),
         )
         add_error_handlers(self.app)
         self._envelope = Envelope(self.app, row)
