@@ -117,14 +117,7 @@ class Ticket:
         Raises:
             ServiceUnavailable: there is no room for it, or it would wait for too long.
         """
-        expected_bytes = arrived_bytes
-        if self._body_bytes:
-            ahead_bytes = (
-                (_AHEAD - 1) * arrived_bytes
-                if self._bytes_per_s is None
-                else int(self._bytes_per_s * self._admission.max_wait_s)
-            )
-            expected_bytes = max(arrived_bytes, min(self._body_bytes, arrived_bytes + ahead_bytes))
+        expected_bytes = self._expected_bytes(arrived_bytes)
         more_bytes = expected_bytes - self._upload_bytes
         if more_bytes > 0:
             if excess_bytes := self._admission.excess_upload_bytes(more_bytes, self._upload_bytes):
@@ -133,14 +126,29 @@ class Ticket:
             self._book(expected_bytes, self._result_bytes)
 
     def takes(self, arrived_bytes: int) -> bool:
-        """Whether so much of the upload may be there; no body without a length may become longer unseen."""
+        """Count an upload of which so much is there, if there is room; otherwise the app has to refuse it.
+
+        It takes no body without a length, of which nothing is known ahead.
+        """
         if self._body_bytes is None or arrived_bytes > self._body_bytes:
             return False
-        try:
-            self.arrive(arrived_bytes)
-        except ServiceUnavailable:
-            return False
+        expected_bytes = self._expected_bytes(arrived_bytes)
+        more_bytes = expected_bytes - self._upload_bytes
+        if more_bytes > 0:
+            if self._admission.excess_upload_bytes(more_bytes, self._upload_bytes) or self._excess_us() > 0:
+                return False
+            self._book(expected_bytes, self._result_bytes)
         return True
+
+    def _expected_bytes(self, arrived_bytes: int) -> int:
+        if not self._body_bytes:
+            return arrived_bytes
+        ahead_bytes = (
+            (_AHEAD - 1) * arrived_bytes
+            if self._bytes_per_s is None
+            else int(self._bytes_per_s * self._admission.max_wait_s)
+        )
+        return max(arrived_bytes, min(self._body_bytes, arrived_bytes + ahead_bytes))
 
     def expect(self, arrived_bytes: int, bytes_per_s: float) -> None:
         """Learn how fast the upload arrives: one that stalls must not hold more than it has sent."""
@@ -176,9 +184,11 @@ class Ticket:
                 self._check_wait()
         self._book(self._upload_bytes, self._result_bytes)
 
+    def _excess_us(self) -> float:
+        return 0 if self._estimate is None else self._admission.excess_us(self._need_us)
+
     def _check_wait(self) -> None:
-        excess_us = self._admission.excess_us(self._need_us)
-        if self._estimate is not None and excess_us > 0:
+        if (excess_us := self._excess_us()) > 0:
             raise self._admission.too_busy(self._client, excess_us, self._full_us)
 
     # --- the result

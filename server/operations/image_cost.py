@@ -33,6 +33,7 @@ class Header:
         frames: of the animation, or pages; never fewer than the engine will see.
         pixel_bytes: of one pixel, as the same format would store it without compression.
         total_pixels: of pages that differ in size; 0 when all frames are as large as the canvas.
+        python_steps: of a decoder that is written in Python, a pixel, sample or byte each.
     """
 
     form: str | None
@@ -41,6 +42,7 @@ class Header:
     frames: int = 1
     pixel_bytes: int = 4
     total_pixels: int = 0
+    python_steps: int = 0
 
     @property
     def is_known(self) -> bool:
@@ -221,16 +223,19 @@ def _tiff(read: Read, head: bytes, body_bytes: int) -> Header:
     return Header("tiff", largest, side, len(seen), pixel_bytes, total)
 
 
-def _bmp(_read: Read, head: bytes, _body_bytes: int) -> Header:
+def _bmp(_read: Read, head: bytes, body_bytes: int) -> Header:
     """Read the information header (Windows, BITMAPINFOHEADER, or the older core header)."""
     (size,) = struct.unpack("<I", head[14:18])
+    steps = 0
     if size == 12:  # noqa: PLR2004 the core header
         width, height = struct.unpack("<HH", head[18:22])
     else:
         width, height = struct.unpack("<II", head[18:26])
         if head[25] == 0xFF:  # noqa: PLR2004 negative: from the top down
             height = 2**32 - height
-    return Header("bmp", width * height, max(width, height))
+        if head[30] in {1, 2}:  # run lengths
+            steps = body_bytes // 2
+    return Header("bmp", width * height, max(width, height), python_steps=steps)
 
 
 def _avif(read: Read, head: bytes, body_bytes: int) -> Header:
@@ -268,17 +273,22 @@ def _found(data: bytes, kind: bytes) -> Iterator[int]:
 
 
 def _ppm(read: Read, head: bytes, body_bytes: int) -> Header:
-    """Read width and height, between blanks and comments (netpbm's ppm(5))."""
+    """Read width, height and the highest value, between blanks and comments (netpbm's ppm(5))."""
     text = head if len(head) == body_bytes else read(0, _HEAD_BYTES)
     # As Pillow does, which joins what is on both sides of a comment.
-    _, width, height, _ = re.sub(rb"#[^\r\n]*[\r\n]?", b"", text).split(None, 3)
+    _, width, height, rest = re.sub(rb"#[^\r\n]*[\r\n]?", b"", text).split(None, 3)
     sides = int(width), int(height)
-    return Header("ppm", sides[0] * sides[1], max(sides))
+    pixels = sides[0] * sides[1]
+    is_fast = head[:2] in {b"P4", b"Pf"} or (
+        head[:2] in {b"P5", b"P6"} and re.match(rb"(255|65535)\s", rest[:6]) is not None
+    )
+    return Header("ppm", pixels, max(sides), python_steps=0 if is_fast else min(3 * pixels, body_bytes))
 
 
-def _qoi(_read: Read, head: bytes, _body_bytes: int) -> Header:
+def _qoi(_read: Read, head: bytes, body_bytes: int) -> Header:
     width, height = struct.unpack(">II", head[4:12])
-    return Header("qoi", width * height, max(width, height))
+    pixels = width * height
+    return Header("qoi", pixels, max(width, height), python_steps=min(pixels, body_bytes))
 
 
 _HEADERS: Mapping[str, Callable[[Read, bytes, int], Header]] = {
@@ -334,7 +344,7 @@ _DECODE_NS = {
     "bmp": (4, 1),
     "avif": (6, 28),
     "ppm": (4, 1),
-    "qoi": (5, 1000),
+    "qoi": (5, 0),
 }
 _ENCODE_NS = {
     "jpeg": (6, 3),
@@ -356,6 +366,9 @@ _ENCODE_NS = {
     "ppm": (4, 0),
     "qoi": (1000, 0),
 }
+#: A step of a decoder that is written in Python, in nanoseconds.
+_PYTHON_STEP_NS = 1000
+
 #: For a JPEG whose coefficients only change places: per pixel, and per byte of the file.
 _MOVED_NS = (1, 10)
 
@@ -467,4 +480,5 @@ def _engine_us(plan: _Plan, parameters: Mapping[str, Any]) -> int:
         writer += " lossless"
     detail = min(plan.pixels, plan.body_bytes * _DENSITY.get(source.form, 1))
     flat_ns, detail_ns = map(sum, zip(_DECODE_NS[source.form], _ENCODE_NS[writer], strict=True))
-    return (plan.pixels * flat_ns + detail * detail_ns) // 1000
+    steps_ns = source.python_steps * _PYTHON_STEP_NS
+    return (plan.pixels * flat_ns + detail * detail_ns + steps_ns) // 1000

@@ -261,6 +261,19 @@ def test_pixels_and_effort_and_format_decide_how_long_it_takes() -> None:
     assert cost_of(photo).engine_us < cost_of(photo, path="pixels").engine_us
 
 
+@pytest.mark.parametrize(
+    ("slow", "fast"),
+    [
+        (b"P3 99 99 255\n" + b"7 " * 3 * 99 * 99, b"P6 99 99 255\n" + bytes(3 * 99 * 99)),
+        (b"P6 99 99 254\n" + bytes(3 * 99 * 99), b"P6 99 99 255\n" + bytes(3 * 99 * 99)),
+        (encoded(noise_image("RGB", (99, 99)), "QOI"), encoded(noise_image("RGB", (99, 99)), "BMP")),
+    ],
+    ids=["plain", "odd highest value", "QOI"],
+)
+def test_decoders_in_python_count_as_what_they_take(slow: bytes, fast: bytes) -> None:
+    assert cost_of(slow, format="jpeg").engine_us > 20 * cost_of(fast, format="jpeg").engine_us
+
+
 def test_every_operation_on_images_has_this_cost() -> None:
     assert {operation.cost for operation in OPERATIONS.values()} == {cost}
     assert replace(OPERATIONS["flip"], cost=unknown_cost).cost is unknown_cost
