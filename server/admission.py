@@ -8,6 +8,7 @@ row, and the arbiter clears the row of a worker that has ended.
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from math import ceil
 
 from server.cluster.messages import now_us
@@ -194,7 +195,7 @@ class Ticket:
     # --- the result
 
     async def reserve(self) -> None:
-        """Wait for room for the result, before its task is sent; smaller ones may overtake it.
+        """Wait for room for the result, before its task is sent; only smaller ones may overtake it.
 
         It waits until `max_wait_s` after admission or half as long after the upload, whichever is later.
 
@@ -206,11 +207,12 @@ class Ticket:
         waited_s = (now_us() - self.admitted_us) / 1e6
         limit_s = self._admission.max_wait_s
         until_s = loop.time() + max(limit_s - waited_s, limit_s / 2)
-        while excess_bytes := self._admission.excess_result_bytes(result_bytes):
-            if loop.time() >= until_s:
-                raise self._admission.no_room(self._client, excess_bytes)
-            await asyncio.sleep(_POLL_S)
-        self._book(self._upload_bytes, result_bytes)
+        with self._admission.waiting(result_bytes) as is_next:
+            while (excess_bytes := self._admission.excess_result_bytes(result_bytes)) or not is_next():
+                if loop.time() >= until_s:
+                    raise self._admission.no_room(self._client, excess_bytes)
+                await asyncio.sleep(_POLL_S)
+            self._book(self._upload_bytes, result_bytes)
 
     def deliver(self, result_bytes: int, service_us: int) -> None:
         """Count the result, which is there, instead of the upload, and learn how long it took.
@@ -259,6 +261,7 @@ class Admission:
         self.max_wait_s = max_wait_s
         self._max_held_bytes = max_held_bytes
         self._promised_us: dict[str, int] = {}
+        self._waiting: dict[object, int] = {}
 
     @contextmanager
     def admit(
@@ -333,6 +336,28 @@ class Admission:
         """
         others_bytes = self._scoreboard.total(Cell.HELD_BYTES) - self._scoreboard.total(Cell.UPLOAD_BYTES)
         return max(0, self.excess_bytes(2 * more_bytes)) if others_bytes and more_bytes else 0
+
+    @contextmanager
+    def waiting(self, result_bytes: int) -> Iterator[Callable[[], bool]]:
+        """Stand in the worker's queue of those that wait for room, until the block ends.
+
+        Args:
+            result_bytes: for how much.
+
+        Yields:
+            A function that says whether all that came before are waiting for more.
+        """
+        place = object()
+        self._waiting[place] = result_bytes
+
+        def is_next() -> bool:
+            earlier = takewhile(lambda waiter: waiter is not place, self._waiting)
+            return all(self._waiting[waiter] > result_bytes for waiter in earlier)
+
+        try:
+            yield is_next
+        finally:
+            del self._waiting[place]
 
     # --- Retry-After
 

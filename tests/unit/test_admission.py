@@ -330,6 +330,34 @@ def test_a_result_is_booked_before_its_engine_starts(held: ExitStack) -> None:
     run(test(), MovableClock)
 
 
+def test_those_that_wait_for_as_much_room_get_it_in_their_order(held: ExitStack) -> None:
+    async def test() -> None:
+        clock = asyncio.get_running_loop()
+        assert isinstance(clock, MovableClock)
+        cluster = Cluster(max_wait_s=10, max_held_bytes=8 * IMAGE_BYTES)
+        first, *others = [received(cluster.gates[0], held) for _ in range(4)]
+        await first.reserve()
+        cluster.rows[1][Cell.HELD_BYTES] += 2 * IMAGE_BYTES  # of another worker
+        order: list[int] = []
+
+        async def reserve(number: int) -> None:
+            await others[number].reserve()
+            order.append(number)
+
+        waiting = [asyncio.create_task(reserve(number)) for number in range(3)]
+        await clock.pass_time(1)
+        assert order == []
+        cluster.rows[1][Cell.HELD_BYTES] -= 2 * IMAGE_BYTES
+        last = asyncio.create_task(others[0].reserve())  # comes when there is room, and waits all the same
+        for _ in range(5):
+            await clock.pass_time(1)
+        assert order == [0, 1]
+        for task in (*waiting, last):
+            task.cancel()
+
+    run(test(), MovableClock)
+
+
 def test_a_request_that_finds_no_room_for_its_result_is_shed_at_its_deadline(held: ExitStack) -> None:
     async def test() -> None:
         clock = asyncio.get_running_loop()
