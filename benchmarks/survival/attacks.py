@@ -423,7 +423,8 @@ def ceiling_mb() -> float:
     """Return what docs/settings.md says that the memory of the whole service stays below."""
     settings = Settings.from_environ({})
     each_mb = settings.engine_memory_bytes / 1e6 + _WORKER_MB
-    return settings.max_bytes_in_flight / 1e6 + worker_count() * each_mb
+    held_bytes = settings.max_bytes_in_flight or max(1 << 30, worker_count() * (256 << 20))
+    return held_bytes / 1e6 + worker_count() * each_mb
 
 
 def table(seen: Mapping[str, Mapping[str, Sequence[Round]]]) -> Table:

@@ -37,6 +37,7 @@ CALLBACKS = {
     "task.add_done_callback(chunk.close)": "only closes files",
     "later.add_done_callback(self._dropping.discard)": "cannot fail",
     "asyncio.get_running_loop().add_signal_handler(number, running.cancel)": "cannot fail",
+    "asyncio.get_running_loop().call_later(_PERIOD_S, self._renew)": "goes on after a turn that fails",
     "os.register_at_fork(before=_block_stops, after_in_parent=_unblock_stops)": "cannot fail",
 }
 
