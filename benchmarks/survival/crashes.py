@@ -321,7 +321,7 @@ def leaks(
                 _let_all_work(server, meanwhile)
         left = until(lambda: _same(_holdings(server), held)) or _holdings(server)
         files = sum(len(processes.memory_files(pid)) for pid in server.processes())
-    most_files = (POOLED + FLIGHT_RECORDERS) * len(engines)
+    most_files = (POOLED + FLIGHT_RECORDERS + HEARTBEATS) * len(engines)
     return [
         *(Finding(f"as many {name} as before", f"{held[name]}, then {left[name]}", left[name] == held[name])
           for name in held),
@@ -334,6 +334,9 @@ POOLED = 8
 
 #: A worker and its engine hold their flight recorder once each.
 FLIGHT_RECORDERS = 2
+
+#: For each worker: the file that shows its sign of life, open in the worker and in the arbiter.
+HEARTBEATS = 2
 
 
 def _let_all_work(server: LiveServer, others: Clients) -> list[int]:
