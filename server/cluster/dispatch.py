@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from server.cluster.membership import Membership
-from server.cluster.memory_files import MemoryFilePool, memory_file
+from server.cluster.memory_files import MemoryFilePool, memory_file, reopened
 from server.cluster.messages import Done, Progress, Refused, Task, decode_answer, now_us
 from server.cluster.quarantine import CRASH_THRESHOLD, QuarantineEntry
 from server.cluster.roles import BACKGROUND, INTERACTIVE, Role
@@ -141,7 +141,7 @@ class Dispatcher:
         """
         body_bytes = os.fstat(upload.fileno()).st_size
         await self._refuse_if_quarantined(upload, operation, parameters, body_bytes)
-        result = self._memory_files.take()
+        result = self._memory_files.take_zeroed()
         call = _Call(upload, result, operation, parameters, INTERACTIVE, self._deadline_us(admitted_us))
         try:
             with self._counted_in_flight():
@@ -291,8 +291,12 @@ class Dispatcher:
         # Closed early, when the client leaves, it tells the engine to skip the task.
         with ours:
             ours.setblocking(False)  # noqa: FBT003 the standard library has no other way
-            with theirs:  # once sent, only the engine holds this end
-                await self._send(task, lane, [call.upload.fileno(), call.result.fileno(), theirs.fileno()])
+            with (
+                theirs,  # once sent, only the engine holds this end
+                reopened(call.upload, os.O_RDONLY) as source,  # another engine may have to try it
+                reopened(call.result, os.O_RDWR) as sink,
+            ):
+                await self._send(task, lane, [source.fileno(), sink.fileno(), theirs.fileno()])
             answer = await self._answer(ours, call)
         if answer is None:
             return await self._exit_report(task, call.role)

@@ -1,9 +1,15 @@
 """The flight recorder: what an engine was doing when it died."""
 
+import fcntl
 import mmap
+from contextlib import suppress
 from io import FileIO
 
 from server.cluster.memory_files import memory_file
+
+#: An engine that was taken over could otherwise cut the file off under its worker, which would then end in
+#: SIGBUS when it looks.
+_FIXED_SIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class FlightRecorder:
@@ -23,6 +29,8 @@ class FlightRecorder:
         """Make the file."""
         file = memory_file("flight-recorder")
         file.truncate(cls._BYTES)
+        with suppress(OSError):  # it is in a file system that has no seals
+            fcntl.fcntl(file, fcntl.F_ADD_SEALS, _FIXED_SIZE)
         return file
 
     @property

@@ -4,6 +4,7 @@ Source: memfd_create(2).
 """
 
 import errno
+import fcntl
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,6 +17,11 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.ENOMEM, errno.EFBIG, errno.EDQUOT})
 
 #: What memfd_create(2) says where it is forbidden, by a seccomp profile or by `vm.memfd_noexec`, or unknown.
 _FORBIDDEN = frozenset({errno.EPERM, errno.EACCES, errno.ENOSYS})
+
+_MODES = {os.O_RDONLY: "rb", os.O_RDWR: "r+b"}
+
+#: Small enough to stay in the cache of a core.
+_ZEROS = bytes(1 << 18)
 
 
 def memory_file(name: str) -> FileIO:
@@ -31,7 +37,7 @@ def memory_file(name: str) -> FileIO:
         OSError: no descriptor is free, or no directory will do.
     """
     try:
-        return FileIO(os.memfd_create(name), "r+b")
+        return FileIO(os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "r+b")
     except OSError as error:
         if error.errno not in _FORBIDDEN:
             raise
@@ -64,6 +70,22 @@ def _directories() -> Iterator[str]:
     yield "/dev/shm"  # noqa: S108 the file gets no name
     with suppress(FileNotFoundError):  # none can be written to
         yield tempfile.gettempdir()
+
+
+def reopened(file: FileIO, access: int) -> FileIO:
+    """Open a file again, with a position of its own.
+
+    Unlike a duplicate it can be limited, and as long as it or a mapping of it is open anywhere, the kernel
+    knows (`MemoryFilePool.give_back`).
+
+    Args:
+        file: open.
+        access: `os.O_RDONLY` or `os.O_RDWR`.
+
+    Raises:
+        OSError: no descriptor is free, or `/proc` is not there.
+    """
+    return FileIO(os.open(f"/proc/self/fd/{file.fileno()}", access), _MODES[access])
 
 
 def has_room(file: FileIO) -> bool:
@@ -113,12 +135,48 @@ class MemoryFilePool:
 
     def take(self) -> FileIO:
         """Return a file to be written from its start; it still holds the bytes of its last use."""
-        return self._files.pop() if self._files else memory_file("image")
+        if self._files:
+            return self._files.pop()
+        with memory_file("image") as file:
+            return reopened(file, os.O_RDWR)  # the kernel grants no lease on what memfd_create(2) returns
+
+    def take_zeroed(self) -> FileIO:
+        """Return a file to be written by an engine from its start; instead of its old bytes it holds zeros.
+
+        An engine that an image has taken over could otherwise answer with the image of another client.
+        """
+        file = self.take()
+        rest = os.fstat(file.fileno()).st_size
+        while rest > 0:
+            rest -= file.write(_ZEROS[:rest])
+        file.seek(0)
+        return file
 
     def give_back(self, file: FileIO) -> None:
-        """Take a file back that no engine will touch again."""
-        if len(self._files) < self._FILES and os.fstat(file.fileno()).st_size <= self._FILE_BYTES:
+        """Take a file back, and keep it unless it is large or open elsewhere.
+
+        An engine that an image has taken over may have kept it, to see or to change the next client's image.
+        """
+        if (
+            len(self._files) < self._FILES
+            and os.fstat(file.fileno()).st_size <= self._FILE_BYTES
+            and is_open_here_only(file)
+        ):
             file.seek(0)
             self._files.append(file)
         else:
             file.close()
+
+
+def is_open_here_only(file: FileIO) -> bool:
+    """Say whether the kernel would grant a lease on the file: it does to the only one that has it open.
+
+    Source: F_SETLEASE of fcntl(2). A duplicate of the same descriptor is not noticed, so what engines get
+    must be `reopened`.
+    """
+    try:
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError:
+        return False
+    return True

@@ -26,7 +26,7 @@ class Run(Protocol):
 
         Args:
             source: a file that must not be changed.
-            sink: at its start; it holds the bytes of its last use, and afterwards the result alone.
+            sink: at its start; it may hold bytes, and afterwards it holds the result alone.
             parameters: every parameter of the operation, checked by the worker.
             limits: what the engine was configured with.
             progress: told the name of a stage each time one ends.

@@ -551,7 +551,7 @@ def test_a_process_without_descriptors_says_so_and_leaves_nothing_behind(cluster
             while fillers[-1].fileno() < highest:
                 fillers.append(memory_file("filler"))
             top = fillers[-1].fileno()
-            resource.setrlimit(resource.RLIMIT_NOFILE, (top + 2, hard))  # one is left, for the result
+            resource.setrlimit(resource.RLIMIT_NOFILE, (top + 3, hard))  # two are left, for the result
             try:
                 with pytest.raises(OSError, match="Too many open files"):
                     await cluster.dispatcher.run(upload, COPY, {}, now_us())

@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 from server.cluster.flight_recorder import FlightRecorder
 
 
@@ -42,3 +44,8 @@ def test_the_stages_of_a_task_are_counted_anew() -> None:
     writer.end()
     writer.begin(8)
     assert reader.stages == 0
+
+
+def test_an_engine_cannot_cut_the_recorder_off_under_its_worker() -> None:
+    with FlightRecorder.create() as file, pytest.raises(PermissionError):
+        file.truncate(0)

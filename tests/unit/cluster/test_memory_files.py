@@ -1,6 +1,7 @@
 """Memory files are on no disk, are used again, and say when they cannot grow."""
 
 import errno
+import mmap
 import os
 import resource
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from server.cluster.memory_files import NO_ROOM, MemoryFilePool, has_room, memory_file
+from server.cluster.memory_files import NO_ROOM, MemoryFilePool, has_room, memory_file, reopened
 
 LIMIT_BYTES = 1 << 16
 
@@ -78,3 +79,56 @@ def test_a_pool_keeps_few_files_and_no_large_ones() -> None:
     assert [file.closed for file in files] == [True, *[False] * 8, True]
     for file in files:
         file.close()
+
+
+def test_a_file_that_an_engine_has_kept_is_not_used_again() -> None:
+    pool = MemoryFilePool()
+    for access in (os.O_RDONLY, os.O_RDWR):
+        file = pool.take()
+        with reopened(file, access) as kept:
+            pool.give_back(file)
+            assert file.closed
+            assert not kept.closed
+
+
+def test_a_file_that_an_engine_has_kept_mapped_is_not_used_again() -> None:
+    pool = MemoryFilePool()
+    file = pool.take()
+    file.write(b"an image")
+    with reopened(file, os.O_RDONLY) as lent:
+        kept = mmap.mmap(lent.fileno(), 8, prot=mmap.PROT_READ)
+    with kept:
+        pool.give_back(file)
+        assert file.closed
+        assert kept[:] == b"an image"
+
+
+def test_a_file_that_an_engine_has_closed_is_used_again() -> None:
+    pool = MemoryFilePool()
+    file = pool.take()
+    for access in (os.O_RDONLY, os.O_RDWR):
+        reopened(file, access).close()
+    pool.give_back(file)
+    with pool.take() as again:
+        assert again is file
+
+
+def test_a_file_that_is_lent_for_reading_cannot_be_changed(file: FileIO) -> None:
+    file.write(b"bytes")
+    with reopened(file, os.O_RDONLY) as source:
+        assert source.read() == b"bytes"
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.write(source.fileno(), b"x")
+        with pytest.raises(PermissionError):
+            mmap.mmap(source.fileno(), 5)
+
+
+def test_a_file_for_a_result_holds_nothing_of_its_last_use() -> None:
+    pool = MemoryFilePool()
+    with pool.take() as first:
+        first.write(b"image of another client" * 20_000)
+        pool.give_back(first)
+        with pool.take_zeroed() as result:
+            assert result is first
+            assert result.tell() == 0
+            assert not result.read().strip(b"\0")
