@@ -22,4 +22,5 @@ def engine_config(settings: Settings, *, is_background: bool) -> EngineConfig:
         result_bytes=settings.result_bytes,
         is_background=is_background,
         hung_after_s=settings.hung_after_s,
+        is_jailed=settings.sandbox == "on",
     )

@@ -230,6 +230,14 @@ class Settings(BaseModel):
             "`FLIP_ENGINE_TIMEOUT_S` more.",
         ),
     ] = 2.0
+    sandbox: Annotated[
+        Literal["on", "off"],
+        Field(
+            description="Whether engines are jailed: the kernel ends one that does anything but compute, "
+            "such as open a file, which only a hostile image or a bug makes it do. `off` is for debuggers "
+            "and profilers."
+        ),
+    ] = "on"
     max_wait_s: Annotated[
         _Seconds,
         Field(

@@ -18,12 +18,12 @@ from dataclasses import asdict, astuple, dataclass, field
 from functools import partial
 from io import FileIO
 from pkgutil import resolve_name
-from typing import Self
+from typing import NoReturn, Self
 
 from server.cluster import sandbox
 from server.cluster.flight_recorder import FlightRecorder
 from server.cluster.memory_files import NO_ROOM, has_room
-from server.cluster.messages import Done, Progress, Refused, Spent, Task, now_us
+from server.cluster.messages import Done, Ended, Progress, Ready, Refused, Spent, Task, now_us
 from server.cluster.work_socket import Inbox, send
 from server.errors import OperationRefused
 from server.operations.run import Run, RunSpec
@@ -44,6 +44,7 @@ class EngineConfig:
         max_tasks: after how many tasks it is replaced by a fresh one; 0 for never.
         result_bytes: size of the largest result (RLIMIT_FSIZE of setrlimit(2)).
         hung_after_s: after how long without a sign of life its supervisor kills it, in seconds; 0 for never.
+        is_jailed: whether the kernel ends it when it does anything but compute (`sandbox.enter_jail`).
         work: descriptors of the lanes of the work socket, the most urgent one first.
         control, recorder: descriptors.
     """
@@ -57,6 +58,7 @@ class EngineConfig:
     limits: Mapping[str, int] = field(default_factory=dict)
     is_background: bool = False
     hung_after_s: float = 0.0
+    is_jailed: bool = True
     work: Sequence[int] = ()
     control: int = -1
     recorder: int = -1
@@ -106,7 +108,7 @@ class Engine:
     Args:
         config: its limits, and what it can run.
         work: the engines' ends of the work socket, non-blocking, the most urgent one first.
-        control: one byte is written to it when the engine is ready; its end of file stops the engine.
+        control: told when the engine is ready; its end of file stops the engine.
         recorder: told of each task.
     """
 
@@ -121,26 +123,36 @@ class Engine:
         self._runs: dict[str, Run] = {
             name: resolve_name(spec.run) for name, spec in config.operations.items()
         }
-        self._work = work
         self._control = control
         self._recorder = recorder
         self._limit_time = sandbox.limit_cpu_time if config.is_background else sandbox.limit_time
+        self._inbox = Inbox(work, control, on_look=recorder.beat)
         self._is_retiring = False
 
-    def serve(self) -> None:
-        """Work until there is a reason to stop."""
-        inbox = Inbox(self._work, self._control, on_look=self._recorder.beat)
+    def serve(self, ready: Ready, listener: int | None = None) -> None:
+        """Work until there is a reason to stop.
+
+        Args:
+            ready: what to tell the worker first.
+            listener: a descriptor for the worker, closed here: while this process has one too, a denied
+                system call would wait for ever when the worker is gone.
+        """
+        files = [] if listener is None else [listener]
         with suppress(BrokenPipeError):  # the worker is gone, which the inbox sees
-            self._control.send(b"!")
-        while not self._is_retiring and (taken := inbox.take(max_files=3)) is not None:
+            send(self._control, ready.encode(), files)
+        for descriptor in files:
+            os.close(descriptor)
+        while not self._is_retiring and (taken := self._inbox.take(max_files=3)) is not None:
             self._serve_one(*taken)
 
     def _serve_one(self, message: bytes, files: Sequence[int]) -> None:
         upload, result, reply_fd = files
-        with FileIO(upload) as source, FileIO(result, "r+b") as sink, socket.socket(fileno=reply_fd) as reply:
-            if _is_abandoned(reply):
-                return
-            answer = self._answer(message, source, sink, reply)
+        with socket.socket(fileno=reply_fd) as reply:
+            with FileIO(upload) as source, FileIO(result, "r+b") as sink:
+                if _is_abandoned(reply):
+                    return
+                answer = self._answer(message, source, sink, reply)
+            # The files are closed now: the worker, once it has the answer, may use them again.
             try:
                 send(reply, answer.encode())
             except (BrokenPipeError, ConnectionResetError):  # the client left meanwhile
@@ -165,7 +177,7 @@ class Engine:
             if isinstance(error, OSError) and (error.errno in NO_ROOM or not has_room(sink)):
                 return Refused(os.getpid(), is_out_of_room=True)
             self._is_retiring = isinstance(error, MemoryError)
-            return Refused(os.getpid(), traceback=traceback.format_exc())  # our own bug
+            return Refused(os.getpid(), traceback=_describe(error))  # our own bug
         finally:
             self._limit_time(0)
 
@@ -197,22 +209,46 @@ def _is_abandoned(reply: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
+def _describe(error: BaseException) -> str:
+    """Format an exception as `traceback` does, but without lines of source code: they are in files."""
+    frames = [
+        (frame.f_code.co_filename, line, frame.f_code.co_name, "")
+        for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+    text = "Traceback (most recent call last):\n" + "".join(traceback.format_list(frames))
+    text += f"{type(error).__name__}: {error}\n"
+    earlier = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return text if earlier is None else f"{_describe(earlier)}\nDuring handling of this:\n\n{text}"
+
+
 def main() -> None:
     """Entry point of the process."""
     config = EngineConfig.decode(sys.argv[1])
+    control = socket.socket(fileno=config.control)
+    sandbox.close_output()
+    try:
+        _work(config, control)
+    except BaseException as error:  # noqa: BLE001 our own bug, which only the worker can log
+        with suppress(OSError):
+            send(control, Ended(_describe(error)).encode())
+        os._exit(1)
+
+
+def _work(config: EngineConfig, control: socket.socket) -> NoReturn:
     sandbox.enter(nice=config.nice, memory_bytes=config.memory_bytes)
     lanes = [socket.socket(fileno=descriptor) for descriptor in config.work]
     with FileIO(config.recorder, "r+b") as file:
         recorder = FlightRecorder(file)
-    with socket.socket(fileno=config.control) as control:
-        engine = Engine(config, lanes, control, recorder)
-        for prepare in {spec.prepare for spec in config.operations.values() if spec.prepare}:
-            resolve_name(prepare)()
-        gc.freeze()  # keeps the garbage collector from scanning what is loaded now
-        sandbox.limit_files(config.result_bytes + 1)  # has_room tries a byte behind the result
-        if config.is_background:  # only now, because its worker waits with a deadline until it is ready
-            sandbox.enter_background()
-        engine.serve()
+    engine = Engine(config, lanes, control, recorder)
+    for prepare in {spec.prepare for spec in config.operations.values() if spec.prepare}:
+        resolve_name(prepare)()
+    gc.freeze()  # keeps the garbage collector from scanning what is loaded now
+    sandbox.limit_files(config.result_bytes + 1)  # has_room tries a byte behind the result
+    if config.is_background:  # only now, because its worker waits with a deadline until it is ready
+        sandbox.enter_background()
+    jail = sandbox.enter_jail() if config.is_jailed else sandbox.Jail()
+    engine.serve(Ready(jail.missing), jail.listener)
+    os._exit(0)  # Python's own way out makes system calls that an engine at work does not, as do its sockets
 
 
 if __name__ == "__main__":

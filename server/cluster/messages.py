@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -132,6 +132,51 @@ class Progress:
     def encode(self) -> bytes:
         """Write it as a message."""
         return _message(progress=self.stages)
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """An engine waits for its first task.
+
+    Attributes:
+        missing: parts of its jail that the kernel lacks.
+    """
+
+    missing: Sequence[str] = ()
+
+    def encode(self) -> bytes:
+        """Write it as a message."""
+        return _message(missing=self.missing)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An engine ends because of a bug of ours.
+
+    Attributes:
+        traceback: of the bug.
+    """
+
+    traceback: str
+
+    def encode(self) -> bytes:
+        """Write it as a message; of a long traceback the end, which names the cause."""
+        return _message(traceback=self.traceback[-_TRACEBACK_CHARACTERS:])
+
+
+def decode_notice(message: bytes) -> Ready | Ended:
+    """Read what an engine says to its own worker.
+
+    Raises:
+        ValueError: the message makes no sense.
+    """
+    try:
+        fields = json.loads(message)
+        if "traceback" in fields:
+            return Ended(_text(fields["traceback"]))
+        return Ready([_text(part) for part in fields["missing"]])
+    except (LookupError, RecursionError, TypeError) as error:
+        raise ValueError(f"an engine's notice makes no sense: {error!r}") from None
 
 
 def decode_answer(message: bytes, operation: "Operation") -> Done | Refused | Progress:

@@ -12,16 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from server.cluster import sandbox
 from server.cluster.backoff import Backoff
 from server.cluster.child import Child
+from server.cluster.denials import Denials
 from server.cluster.engine import EngineConfig
 from server.cluster.flight_recorder import FlightRecorder
 from server.cluster.liveness import LOOK_EVERY_S, Sign, Watch, read_state
-from server.cluster.messages import now_us
+from server.cluster.messages import Ended, Ready, decode_notice, now_us
 from server.cluster.roles import BACKGROUND, INTERACTIVE
 from server.cluster.scoreboard import Cell, Row
 from server.cluster.watched import keep_running
-from server.cluster.work_socket import WorkSocket
+from server.cluster.work_socket import WorkSocket, receive
 from server.logs import get_logger
 
 T = TypeVar("T")
@@ -58,6 +60,7 @@ class EngineExit:
         task: the number of the task that was lost with it; 0 for none.
         done: how many tasks it had answered.
         stages: how many different stages of that task had ended.
+        traceback: of the bug of ours that ended it; empty without one.
     """
 
     pid: int
@@ -65,6 +68,7 @@ class EngineExit:
     task: int
     done: int
     stages: int
+    traceback: str = ""
 
     @property
     def is_planned(self) -> bool:
@@ -151,6 +155,8 @@ class Supervisor:
                 # An engine that crashed on a task had started: that is no crash loop.
                 did_work = exited.done > 0 or exited.task != 0
                 event, facts = "engine_died", {"pid": exited.pid, **describe_exit(exited.returncode)}
+                if exited.traceback:
+                    facts["traceback"] = exited.traceback
             except OSError as error:  # no process or descriptor is available at the moment
                 event, facts = "engine_spawn_failed", {"error": str(error)}
             self._row[Cell.ENGINE_DEATHS] += 1
@@ -163,21 +169,37 @@ class Supervisor:
     async def _run_engine(self) -> EngineExit:
         """Run one engine to its end and report how it ended; cancelling this stops it after its task."""
         started_us = now_us()
-        ours, theirs = socket.socketpair()
-        with ours:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, contextlib.ExitStack() as held:
             with theirs, FlightRecorder.create() as file:
                 recorder = FlightRecorder(file)
                 process = self._process = self._spawn(theirs.fileno(), file.fileno())
             try:
                 self._row[Cell.ENGINE_STARTS] += 1
                 ours.setblocking(False)  # noqa: FBT003 the standard library has no other way
-                if await self._is_ready(ours, process, recorder):
+                notice, listeners = await self._first_notice(ours, process, recorder)
+                denials = None
+                if listeners:
+                    denials = held.enter_context(
+                        Denials(listeners[0], partial(self._deny, process, recorder))
+                    )
+                if isinstance(notice, Ready):
+                    if self._config.is_jailed:
+                        sandbox.limit_descriptors(process.pid)
                     self._row[self._role.pid] = process.pid
-                    boot_ms = (now_us() - started_us) // 1000
-                    log.info("engine_online", role=self._role.name, pid=process.pid, boot_ms=boot_ms)
+                    self._log_online(process, started_us, notice)
                     self._first_attempt.set()
                 returncode = await self._end_of(process, recorder)
-                exited = EngineExit(process.pid, returncode, recorder.task, recorder.done, recorder.stages)
+                if denials and denials.syscall:
+                    returncode = -signal.SIGSYS  # it was killed for that, which is no accident
+                elif returncode == -signal.SIGSYS:  # without a listener the kernel does not say for what
+                    self._log_violation(process, recorder, None)
+                if notice and not isinstance(notice, Ended):
+                    notice, _ = _read_notice(ours)
+                traceback = notice.traceback if isinstance(notice, Ended) else ""
+                exited = EngineExit(
+                    process.pid, returncode, recorder.task, recorder.done, recorder.stages, traceback
+                )
                 self._publish(exited)
             finally:
                 self._withdraw()
@@ -186,15 +208,40 @@ class Supervisor:
                 self._process = None
         return exited
 
-    async def _is_ready(self, control: socket.socket, process: Child, recorder: FlightRecorder) -> bool:
-        """Wait until the engine is ready; one that takes too long, stopped or hanging, is killed."""
-        receive = partial(asyncio.get_running_loop().sock_recv, control, 1)
+    async def _first_notice(
+        self, control: socket.socket, process: Child, recorder: FlightRecorder
+    ) -> tuple[Ready | Ended | None, list[int]]:
+        """Wait for what an engine says first, and return it with the descriptors that come with it.
+
+        It is None if the engine has died; one that takes too long, stopped or hanging, is killed.
+        """
+        loop, is_readable = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(control, is_readable.set)
         try:
             async with asyncio.timeout(BOOT_S):
-                return bool(await self._while_watched(process, recorder, receive))
+                await self._while_watched(process, recorder, is_readable.wait)
         except TimeoutError:
             process.kill()
-            return False
+            return None, []
+        finally:
+            loop.remove_reader(control)
+        return _read_notice(control, max_files=1)
+
+    def _log_online(self, process: Child, started_us: int, ready: Ready) -> None:
+        boot_ms = (now_us() - started_us) // 1000
+        log.info("engine_online", role=self._role.name, pid=process.pid, boot_ms=boot_ms)
+        if ready.missing:
+            log.warning("sandbox_partial", role=self._role.name, pid=process.pid, missing=list(ready.missing))
+
+    def _deny(self, process: Child, recorder: FlightRecorder, syscall: str) -> None:
+        """End an engine that has made a system call which its filter denies."""
+        process.kill()
+        self._log_violation(process, recorder, syscall)
+
+    def _log_violation(self, process: Child, recorder: FlightRecorder, syscall: str | None) -> None:
+        log.error(
+            "sandbox_violation", role=self._role.name, pid=process.pid, syscall=syscall, task=recorder.task
+        )
 
     async def _end_of(self, process: Child, recorder: FlightRecorder) -> int:
         """Wait for the end of an engine and return its return code; one that hangs is killed."""
@@ -249,6 +296,21 @@ class Supervisor:
             env=self._environ,
             pass_fds=(*work, control, recorder),
         )
+
+
+def _read_notice(control: socket.socket, max_files: int = 0) -> tuple[Ready | Ended | None, list[int]]:
+    """Read what an engine has said, and the descriptors that came with it.
+
+    It is None if the engine has said nothing, or nonsense: an image may have taken it over.
+    """
+    try:
+        message, files = receive(control, max_files)
+    except OSError:  # there is no message
+        return None, []
+    try:
+        return decode_notice(message), files
+    except ValueError:
+        return None, files
 
 
 class OnDemandEngines:

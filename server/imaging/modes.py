@@ -2,7 +2,7 @@
 
 from io import BytesIO
 
-from PIL import Image
+from PIL import Image, ImageCms
 
 from server.errors import UnsupportedImage
 from server.imaging.codecs import CODECS, Format, check_memory
@@ -127,9 +127,6 @@ def _from_cmyk(image: Image.Image) -> Image.Image:
     """Convert CMYK to sRGB: through the embedded profile, otherwise by the plain formula."""
     icc = image.info.get("icc_profile")
     if icc:
-        # Loaded only when needed: an engine starts without it.
-        from PIL import ImageCms  # noqa: PLC0415
-
         try:
             result = ImageCms.profileToProfile(
                 image,

@@ -18,6 +18,7 @@ from server.imaging.jpeg.kernel import Impossible, kernel
 from server.imaging.limits import Limits
 from server.imaging.pipeline import process
 from server.imaging.recipe import Recipe
+from server.imaging.rehearsal import rehearse
 
 if TYPE_CHECKING:
     from server.imaging.codecs import Source
@@ -26,9 +27,10 @@ _QUARTERS = {90: Turn.ROTATE_90, 180: Turn.ROTATE_180, 270: Turn.ROTATE_270}
 
 
 def prepare() -> None:
-    """Load the compiled module for JPEGs before the first image needs it."""
+    """Load and start whatever the first image would: there is no file to load it from in the jail."""
     with suppress(Impossible):  # already logged: lossless_unavailable
         kernel()
+    rehearse()
 
 
 def _turn(  # noqa: PLR0913, PLR0917 a run's five and what to do

@@ -470,7 +470,7 @@ def test_a_stop_does_not_wait_for_a_worker_that_is_still_starting(copy: Path) ->
     with LiveServer(root=copy, environ={"WEB_CONCURRENCY": "1"}) as server:
         (worker,) = server.workers()
         never_ready = "print('waiting', file=sys.stderr, flush=True); os.read(config.control, 1)"
-        entry = "sandbox.enter(nice=config.nice, memory_bytes=config.memory_bytes)"
+        entry = "sandbox.close_output()"
         with broken(copy / "server" / "cluster" / "engine.py", entry, never_ready):
             os.kill(worker["pid"], signal.SIGKILL)
             server.wait_for("waiting")
@@ -565,7 +565,7 @@ def test_an_engine_that_is_stuck_before_it_is_ready_is_replaced(copy: Path) -> N
     with impatient, LiveServer(root=copy, environ={"WEB_CONCURRENCY": "1"}) as server:
         (worker,) = server.workers()
         stuck = "print('stuck', file=sys.stderr, flush=True); signal.pause()"
-        with broken(package / "sandbox.py", "os.nice(nice)", stuck):
+        with broken(package / "sandbox.py", "nowhere = os.open(os.devnull, os.O_RDWR)", stuck):
             os.kill(worker["engine_pid"], signal.SIGKILL)
             server.wait_for("stuck")
         server.wait_for("engine_died", count=2, signal="SIGKILL")

@@ -15,8 +15,8 @@ from support.operations import OPERATIONS
 
 from server.cluster.engine import Engine, EngineConfig
 from server.cluster.flight_recorder import FlightRecorder
-from server.cluster.memory_files import memory_file
-from server.cluster.messages import Done, Progress, Refused, Task, decode_answer, now_us
+from server.cluster.memory_files import MemoryFilePool, is_open_here_only, memory_file, reopened
+from server.cluster.messages import Done, Progress, Ready, Refused, Task, decode_answer, now_us
 from server.cluster.work_socket import Lane, WorkSocket, receive, send
 from server.errors import DamagedImage, TooManyPixels
 
@@ -41,7 +41,7 @@ class Served:
         with FlightRecorder.create() as file:
             self.recorder = FlightRecorder(file)
         engine = Engine(config, self.work.engine_ends, theirs, self.recorder)
-        self.thread = Thread(target=engine.serve)
+        self.thread = Thread(target=engine.serve, args=(Ready(),))
         self.thread.start()
         self.control.settimeout(DEADLINE_S)
         assert self.control.recv(1)
@@ -117,6 +117,25 @@ def test_a_refusal_of_the_operation_is_answered(engine: Served) -> None:
     assert isinstance(answer.error, DamagedImage)
     assert answer.error.detail == "Send another one."
     assert isinstance(engine.ask("copy")[0], Done)
+
+
+def test_an_engine_has_let_go_of_its_files_before_it_answers(engine: Served) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(DEADLINE_S)
+    pool = MemoryFilePool()
+    with ours, pool.take() as upload:
+        with theirs, reopened(upload, os.O_RDONLY) as source, memory_file("sink") as sink:
+            filled = fill(theirs)  # so that the answer has to wait
+            task = Task("copy", OPERATIONS["copy"].version, {}, 7, now_us())
+            files = [source.fileno(), sink.fileno(), theirs.fileno()]
+            send(engine.work.worker_ends[Lane.INTERACTIVE], task.encode(), files)
+        deadline_s = time.monotonic() + DEADLINE_S
+        while not is_open_here_only(upload):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)  # without a pause this would take the engine's CPU
+        assert engine.recorder.task == 7  # it cannot have answered
+        assert [receive(ours, 0)[0] for _ in range(filled)] == [b"filling"] * filled
+        assert isinstance(decode_answer(receive(ours, 0)[0], OPERATIONS["copy"]), Done)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +273,7 @@ def test_an_engine_whose_worker_is_gone_before_it_is_ready_stops_as_quietly() ->
         control, theirs = socket.socketpair()
         control.close()
         with theirs:
-            Engine(CONFIG, work.engine_ends, theirs, FlightRecorder(file)).serve()
+            Engine(CONFIG, work.engine_ends, theirs, FlightRecorder(file)).serve(Ready())
 
 
 def test_a_configuration_survives_the_command_line() -> None:

@@ -95,10 +95,27 @@ def test_a_signal_to_the_whole_group_stops_no_engine() -> None:
     assert confined(f"{raised}\nprint('alive')").stdout == "alive\n"
 
 
-def test_what_a_library_prints_is_dropped_and_a_traceback_is_kept() -> None:
-    result = confined("os.write(2, b'odd marker\\n'); raise ValueError('ours')")
-    assert "odd marker" not in result.stderr
-    assert result.stderr.endswith("ValueError: ours\n")
+def test_nothing_reaches_the_log_once_output_is_closed() -> None:
+    code = """
+        sandbox.close_output()
+        os.write(1, b"out")
+        os.write(2, b"error")
+        print("out")
+        warnings.warn("error")
+    """
+    result = confined(dedent(code), before="import warnings")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_a_machine_whose_system_calls_are_unknown_has_the_rest_of_the_jail() -> None:
+    code = """
+        print(sandbox.enter_jail("riscv64"))
+        try:
+            os.open("/dev/null", os.O_RDWR)
+        except PermissionError:
+            print("landlock")
+    """
+    assert confined(dedent(code)).stdout == "Jail(missing=('seccomp',), listener=None)\nlandlock\n"
 
 
 def test_the_kernel_kills_what_takes_too_long() -> None:

@@ -39,6 +39,7 @@ CONFIG = EngineConfig(
     timeout_s=DEADLINE_S,
     memory_bytes=1 << 32,
     max_tasks=0,
+    is_jailed=False,  # some operations open files to tell the test what they do
 )
 
 
@@ -360,15 +361,15 @@ def test_a_bug_in_a_supervisor_costs_no_engine(monkeypatch: pytest.MonkeyPatch) 
 def test_a_bug_while_an_engine_starts_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     started = Faulty(0)
     monkeypatch.setattr(Child, "start", started)
-    is_ready = Supervisor._is_ready  # noqa: SLF001
+    first_notice = Supervisor._first_notice  # noqa: SLF001
     faults = [ZeroDivisionError("a bug of ours")]
 
-    async def fail_once(self: Supervisor, *args: Any) -> bool:  # noqa: ANN401 those of _is_ready
+    async def fail_once(self: Supervisor, *args: Any) -> Any:  # noqa: ANN401 those of _first_notice
         if faults:
             raise faults.pop()
-        return await is_ready(self, *args)
+        return await first_notice(self, *args)
 
-    monkeypatch.setattr(Supervisor, "_is_ready", fail_once)
+    monkeypatch.setattr(Supervisor, "_first_notice", fail_once)
 
     async def test() -> None:
         async with supervised() as cluster:

@@ -32,6 +32,8 @@ CALLBACKS = {
     "ThreadPoolExecutor(_THREADS)": "an exception of a call reaches the caller",
     "ThreadPoolExecutor(1)": "the same; one that cannot start fails a try of a callback",
     "loop.add_reader(descriptor, has_ended.set)": "cannot fail",
+    "loop.add_reader(control, is_readable.set)": "cannot fail",
+    "asyncio.get_running_loop().add_reader(self._listener, self._read)": "kills the engine before it logs",
     "self.loop.call_soon(self.handle_exit_signal)": "the drain that it starts ends the worker in any case",
     "loop.call_at(self._linger.begin(loop.time()), self.transport.close)": "closing twice is allowed",
     "task.add_done_callback(chunk.close)": "only closes files",
