@@ -19,6 +19,7 @@ import gunicorn.arbiter
 from gunicorn.errors import HaltServer
 
 from server.cluster.backoff import Backoff
+from server.cluster.ledger import Ledger
 from server.cluster.liveness import LOOK_EVERY_S, STOPPED, most_looks, read_state
 from server.cluster.membership import Membership
 from server.cluster.memory_files import directory_instead
@@ -67,6 +68,7 @@ class Hooks:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._scoreboard = Scoreboard()
+        self._ledger = Ledger()
         self._work = WorkSocket()
         self._quarantine = Quarantine(
             settings.quarantine_s, settings.quarantine_dir, settings.quarantine_max_bytes
@@ -144,7 +146,7 @@ class Hooks:
     def pre_fork(self, _server: "Arbiter", worker: Worker) -> None:
         """In the arbiter: give the worker its place in the cluster."""
         worker.enlist(
-            Membership(self._work, self._scoreboard, self._quarantine, self._scoreboard.claim()),
+            Membership.claim(self._work, self._scoreboard, self._ledger, self._quarantine),
             self._settings,
         )
         worker.forked_s = time.monotonic()
@@ -166,7 +168,7 @@ class Hooks:
         row = worker.membership.row
         was_planned = row[Cell.STATE] == State.STOPPING  # --max-requests, or a stop
         did_work = row.all_tasks > worker.tasks_before
-        worker.membership.scoreboard.release(row)
+        worker.membership.release()
         if len(server.WORKERS) < server.num_workers and not was_planned:
             self._delays_s.append(
                 self._backoff.delay_s(time.monotonic() - worker.forked_s, did_work=did_work)
@@ -280,7 +282,7 @@ class Hooks:
             log.error("worker_spawn_failed", error=str(error) or repr(error))  # noqa: TRY400 it says all
             for worker in self._being_forked:
                 worker.tmp.close()
-                worker.membership.scoreboard.release(worker.membership.row)
+                worker.membership.release()
                 if worker.boot_delay_s:  # the next one waits in its place
                     self._delays_s.append(worker.boot_delay_s)
         finally:
