@@ -12,13 +12,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from server.cluster.ledger import Account, Field
 from server.cluster.membership import Membership
 from server.cluster.memory_files import MemoryFilePool, memory_file, reopened
 from server.cluster.messages import Done, Progress, Refused, Task, decode_answer, now_us
 from server.cluster.quarantine import CRASH_THRESHOLD, QuarantineEntry
-from server.cluster.roles import BACKGROUND, INTERACTIVE, Role
+from server.cluster.roles import READERS, Role
 from server.cluster.scoreboard import Cell
-from server.cluster.supervisor import describe_exit
+from server.cluster.supervisor import OnDemandEngines, describe_exit
 from server.cluster.work_socket import Lane, receive, send
 from server.errors import OperationRefused, PoisonImage, ServiceUnavailable, TooMuchWork
 from server.logs import get_logger
@@ -32,6 +33,16 @@ _MOST_LOSSES = 4
 #: How long to wait for the report on how an engine ended, and how often to look for it, in seconds.
 _EXIT_REPORT_S = 1.0
 _POLL_S = 0.002
+
+
+#: Where a task goes whose engine crashed. One that has yielded need not do so again.
+_RETRY_LANE = {
+    Lane.RETRY: Lane.RETRY,
+    Lane.INTERACTIVE: Lane.RETRY,
+    Lane.SURPLUS: Lane.RETRY,
+    Lane.YIELDING: Lane.RETRY,
+    Lane.BACKGROUND: Lane.BACKGROUND,
+}
 
 
 class TooLate(Exception):
@@ -77,8 +88,9 @@ class _Call:
     """What one caller of the dispatcher wants to have done.
 
     Attributes:
-        role: of the engines that may do it.
+        lane: where it waits first.
         deadline_us: no engine starts it after this moment of the monotonic clock; 0 for no deadline.
+        account: charged with the engine time; None charges nobody.
         on_progress: told which part of the stages has ended.
     """
 
@@ -86,8 +98,9 @@ class _Call:
     result: FileIO
     operation: Operation
     parameters: Mapping[str, Any]
-    role: Role
+    lane: Lane
     deadline_us: int = 0
+    account: Account | None = None
     on_progress: Callable[[float], None] | None = None
 
 
@@ -100,10 +113,19 @@ class Dispatcher:
         max_wait_s: an engine that is free for a task later than this after its admission does not start it,
             in seconds.
         sample: a sound image, which shows whether it is an image or the environment that crashes engines.
+        background: the worker's background engines, for tasks that yield to those of other clients.
+        timeout_s: the longest time that a task which yields may take once it has started, in seconds.
     """
 
-    def __init__(
-        self, membership: Membership, memory_files: MemoryFilePool, *, max_wait_s: float, sample: Path
+    def __init__(  # noqa: PLR0913 one for each collaborator
+        self,
+        membership: Membership,
+        memory_files: MemoryFilePool,
+        *,
+        max_wait_s: float,
+        sample: Path,
+        background: OnDemandEngines | None = None,
+        timeout_s: float = 60.0,
     ) -> None:
         self._work = membership.work
         self._scoreboard = membership.scoreboard
@@ -112,13 +134,22 @@ class Dispatcher:
         self._memory_files = memory_files
         self._max_wait_us = int(max_wait_s * 1e6)
         self._sample = sample
+        self._background = background
+        self._timeout_s = timeout_s
         # Unlike those of any other worker, and of earlier workers in this row.
         self._numbers = count(self._row.index << 48 | (now_us() & (1 << 40) - 1) << 8 | 1)
         # An event loop can wait for a descriptor once, not once per request.
         self._queueing = {lane: asyncio.Lock() for lane in Lane}
 
-    async def run(
-        self, upload: FileIO, operation: Operation, parameters: Mapping[str, Any], admitted_us: int
+    async def run(  # noqa: PLR0913 all that there is to say about a task
+        self,
+        upload: FileIO,
+        operation: Operation,
+        parameters: Mapping[str, Any],
+        admitted_us: int,
+        *,
+        account: Account | None = None,
+        lane: Lane = Lane.INTERACTIVE,
     ) -> tuple[Done, FileIO]:
         """Have an engine apply an operation to the upload.
 
@@ -129,30 +160,42 @@ class Dispatcher:
             operation: what to do.
             parameters: values that JSON can hold, valid for the operation.
             admitted_us: since when the caller has been waiting, microseconds of the monotonic clock.
+            account: of the client, to be charged with the engine time; None charges nobody.
+            lane: where it waits; in `YIELDING` for a background engine, which runs in the CPU time that no
+                other process wants.
 
         Returns:
             The answer, and an open file with the result, one of the memory files.
 
         Raises:
             OperationRefused: the upload was refused, crashed engines, or took too long.
-            TooLate: no engine was free for it within the limit.
+            TooLate: no engine was free for it within the limit, or it yielded for too long.
             ServiceUnavailable: the memory for the result has run out, or engines crash on a sound image too.
             EngineBug: our fault.
         """
         body_bytes = os.fstat(upload.fileno()).st_size
         await self._refuse_if_quarantined(upload, operation, parameters, body_bytes)
         result = self._memory_files.take_zeroed()
-        call = _Call(upload, result, operation, parameters, INTERACTIVE, self._deadline_us(admitted_us))
+        background = self._background if lane is Lane.YIELDING else None
+        deadline_us = self._deadline_us(admitted_us)
+        call = _Call(upload, result, operation, parameters, lane, deadline_us, account)
         try:
             with self._counted_in_flight():
-                done = await self._try(call)
+                if background is None:
+                    done = await self._try(call)
+                else:
+                    with background.wanted():
+                        done = await self._try_for_long(call)
         except OperationRefused:  # no engine will touch the file again
             self._memory_files.give_back(result)
             raise
         except BaseException:  # an engine may still be writing, for a client that has left
             result.close()
             raise
-        self._row.count_task(done.spent.service_us)
+        if background is None:
+            self._row.count_task(done.spent.service_us)
+        else:
+            self._row.count_background_task(done.spent.service_us)
         return done, result
 
     async def run_in_background(
@@ -183,7 +226,7 @@ class Dispatcher:
         """
         body_bytes = os.fstat(upload.fileno()).st_size
         await self._refuse_if_quarantined(upload, operation, parameters, body_bytes)
-        call = _Call(upload, result, operation, parameters, BACKGROUND, on_progress=on_progress)
+        call = _Call(upload, result, operation, parameters, Lane.BACKGROUND, on_progress=on_progress)
         done = await self._try(call)
         self._row.count_background_task(done.spent.service_us)
         return done
@@ -203,15 +246,27 @@ class Dispatcher:
         """Count the limit from admission; an upload that took most of it still gets half of it."""
         return max(admitted_us + self._max_wait_us, now_us() + self._max_wait_us // 2)
 
+    async def _try_for_long(self, call: _Call) -> Done:
+        """Ask a background engine, but not for ever: other work may leave it no CPU time at all."""
+        starting_s = max(0, call.deadline_us - now_us()) / 1e6
+        try:
+            async with asyncio.timeout(starting_s + self._timeout_s):
+                return await self._try(call)
+        except TimeoutError:
+            raise TooLate from None
+
     async def _try(self, call: _Call) -> Done:
         """Ask an engine, and another one when the first crashes: the client does not notice."""
+        lane, until_us = call.lane, call.deadline_us
         losses = 0
         blamed: list[Lost] = []
         while True:
-            # A retry has waited in the queue already.
-            lane, until_us = (call.role.lanes[0], 0) if losses else (call.role.lanes[-1], call.deadline_us)
             done_before = self._tasks_done()
-            answer = await self._ask(self._task(call, until_us), call, lane)
+            task = self._task(call, until_us)
+            answer = await self._ask(task, call, lane)
+            # What no other process wants is free.
+            if call.account is not None and lane is not Lane.YIELDING:
+                call.account.add(Field.SPENT_US, _service_us(answer, task))
             if not isinstance(answer, Lost):
                 return _done_or_raise(answer)
             if answer.took_too_long:
@@ -232,6 +287,7 @@ class Dispatcher:
                 of_any_recipe = len(blamed) == CRASH_THRESHOLD and all(lost.is_by_reading for lost in blamed)
                 await self._quarantine_image(call, answer, CRASH_THRESHOLD, of_any_recipe=of_any_recipe)
                 raise _poison_image()
+            lane, until_us = _RETRY_LANE[lane], 0  # it has waited in the queue already
 
     def _task(self, call: _Call, deadline_us: int = 0) -> Task:
         operation = call.operation
@@ -249,7 +305,7 @@ class Dispatcher:
         """
         with FileIO(self._sample) as sample, memory_file("sample") as result:
             same = replace(call, upload=sample, result=result, on_progress=None)
-            answer = await self._ask(self._task(same), same, call.role.lanes[0])
+            answer = await self._ask(self._task(same), same, _RETRY_LANE[call.lane])
         return not isinstance(answer, Lost)
 
     async def _quarantine_image(
@@ -299,7 +355,7 @@ class Dispatcher:
                 await self._send(task, lane, [source.fileno(), sink.fileno(), theirs.fileno()])
             answer = await self._answer(ours, call)
         if answer is None:
-            return await self._exit_report(task, call.role)
+            return await self._exit_report(task, READERS[lane])
         if isinstance(answer, Done):
             started_us = task.sent_us + answer.spent.queue_us
             log.debug(
@@ -355,6 +411,15 @@ class Dispatcher:
                     await _ready(end.fileno(), loop.add_writer, loop.remove_writer)
                 else:
                     return
+
+
+def _service_us(answer: Done | Refused | Lost, task: Task) -> int:
+    """Say how long an engine was busy with a task, in microseconds; with a lost one since it was sent."""
+    elapsed_us = now_us() - task.sent_us
+    if isinstance(answer, Lost):
+        return elapsed_us
+    told_us = answer.spent.service_us if isinstance(answer, Done) else answer.service_us
+    return min(told_us, elapsed_us)  # an engine that an image has taken over may tell anything
 
 
 def _poison_image() -> PoisonImage:

@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import partial
 from io import FileIO
 from pkgutil import resolve_name
@@ -163,6 +163,11 @@ class Engine:
             self._is_retiring = True
 
     def _answer(self, message: bytes, source: FileIO, sink: FileIO, reply: socket.socket) -> Done | Refused:
+        began_us = now_us()
+        answer = self._try(message, source, sink, reply)
+        return replace(answer, service_us=now_us() - began_us) if isinstance(answer, Refused) else answer
+
+    def _try(self, message: bytes, source: FileIO, sink: FileIO, reply: socket.socket) -> Done | Refused:
         try:
             task = Task.decode(message)
             self._recorder.begin(task.number)

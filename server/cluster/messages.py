@@ -99,6 +99,7 @@ class Refused:
         is_late: the deadline had passed.
         is_out_of_room: the memory for the result had run out.
         traceback: of a bug of ours.
+        service_us: how long the engine was busy with it, in microseconds.
     """
 
     engine_pid: int
@@ -106,6 +107,7 @@ class Refused:
     is_late: bool = False
     is_out_of_room: bool = False
     traceback: str | None = None
+    service_us: int = 0
 
     def encode(self) -> bytes:
         """Write the answer as a message; of a long traceback the end, which names the cause."""
@@ -116,6 +118,7 @@ class Refused:
             is_late=self.is_late,
             is_out_of_room=self.is_out_of_room,
             traceback=self.traceback and self.traceback[-_TRACEBACK_CHARACTERS:],
+            service_us=self.service_us,
         )
 
 
@@ -231,6 +234,7 @@ def _refused(fields: Mapping[str, Any], operation: "Operation") -> Refused:
         is_late=fields["is_late"] is True,
         is_out_of_room=fields["is_out_of_room"] is True,
         traceback=None if traceback is None else _text(traceback),
+        service_us=_count(fields["service_us"]),
     )
 
 

@@ -1,5 +1,6 @@
-"""Roles: engines for requests that clients wait for, and engines for background work."""
+"""Roles: engines for requests that clients wait for, and engines for what must not delay those."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from server.cluster.scoreboard import Cell
@@ -12,8 +13,7 @@ class Role:
 
     Attributes:
         name: as the log has it.
-        lanes: those it takes tasks from, the most urgent one first. A new task goes into the last one, a task
-            whose engine crashed into the first.
+        lanes: those it takes tasks from, the most urgent one first.
         pid: the cell of the engine's process id.
         lost_task, lost_pid, lost_status, lost_stages: the cells that say how the last engine died.
     """
@@ -29,7 +29,7 @@ class Role:
 
 INTERACTIVE = Role(
     "interactive",
-    (Lane.RETRY, Lane.INTERACTIVE),
+    (Lane.RETRY, Lane.INTERACTIVE, Lane.SURPLUS),
     Cell.ENGINE_PID,
     Cell.LOST_TASK,
     Cell.LOST_PID,
@@ -39,10 +39,13 @@ INTERACTIVE = Role(
 
 BACKGROUND = Role(
     "background",
-    (Lane.BACKGROUND,),
+    (Lane.YIELDING, Lane.BACKGROUND),
     Cell.BACKGROUND_PID,
     Cell.BACKGROUND_LOST_TASK,
     Cell.BACKGROUND_LOST_PID,
     Cell.BACKGROUND_LOST_STATUS,
     Cell.BACKGROUND_LOST_STAGES,
 )
+
+#: Whose engines read a lane.
+READERS: Mapping[Lane, Role] = {lane: role for role in (INTERACTIVE, BACKGROUND) for lane in role.lanes}

@@ -26,6 +26,8 @@ class Lane(IntEnum):
     RETRY = 0  # has waited in the queue once and lost its engine
     INTERACTIVE = 1
     BACKGROUND = 2  # no client waits for it
+    YIELDING = 3  # of a client that uses more than others that are active
+    SURPLUS = 4  # of a client that has others in front of it, enough for all engines
 
 
 class WorkSocket:

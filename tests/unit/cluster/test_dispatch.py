@@ -14,16 +14,19 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
+from support.asgi import MovableClock
 from support.operations import OPERATIONS, SAMPLE
 
 from server.cluster import dispatch
 from server.cluster.dispatch import Dispatcher, EngineBug, TooLate
+from server.cluster.ledger import Field
 from server.cluster.membership import Membership
 from server.cluster.memory_files import MemoryFilePool, memory_file
 from server.cluster.messages import Done, Progress, Refused, Spent, Task, now_us
 from server.cluster.quarantine import Quarantine, QuarantineEntry
 from server.cluster.roles import BACKGROUND, INTERACTIVE, Role
 from server.cluster.scoreboard import Cell
+from server.cluster.supervisor import OnDemandEngines
 from server.cluster.work_socket import Lane, receive, send
 from server.errors import DamagedImage, PoisonImage, ServiceUnavailable, TooMuchWork
 from server.operations.registry import Operation
@@ -66,8 +69,17 @@ class Cluster:
     def __init__(self) -> None:
         self.membership = Membership.alone(Quarantine(60))
         self.pool = MemoryFilePool()
-        self.dispatcher = Dispatcher(self.membership, self.pool, max_wait_s=10, sample=SAMPLE)
+        # No engines are started: the tests are the engines.
+        self.dispatcher = Dispatcher(
+            self.membership,
+            self.pool,
+            max_wait_s=10,
+            sample=SAMPLE,
+            background=OnDemandEngines([]),
+            timeout_s=60,
+        )
         self.row = self.membership.row
+        self.account = self.membership.page.account("192.0.2.1")
 
     @property
     def pooled(self) -> list[FileIO]:
@@ -108,12 +120,16 @@ class Cluster:
 
     @asynccontextmanager
     async def running(
-        self, operation: Operation = COPY, *, times: int = 1
+        self, operation: Operation = COPY, *, times: int = 1, lane: Lane = Lane.INTERACTIVE
     ) -> AsyncIterator["asyncio.Task[tuple[Done, FileIO]]"]:
         """Send an upload; whatever has not been awaited at the end is cancelled."""
         with memory_file("upload") as upload:
             upload.write(IMAGE)
-            run = asyncio.ensure_future(self.dispatcher.run(upload, operation, {"times": times}, now_us()))
+            run = asyncio.ensure_future(
+                self.dispatcher.run(
+                    upload, operation, {"times": times}, now_us(), account=self.account, lane=lane
+                )
+            )
             try:
                 yield run
             finally:
@@ -488,6 +504,96 @@ def test_progress_that_nobody_asked_for_is_ignored(cluster: Cluster) -> None:
             delivery.done(b"a result")
             _, result = await run
             result.close()
+
+    until_done(test)
+
+
+def test_a_task_that_yields_waits_in_a_lane_of_its_own_and_no_longer_than_others(cluster: Cluster) -> None:
+    async def test() -> None:
+        async with cluster.running(lane=Lane.YIELDING) as run:
+            delivery = await cluster.take(Lane.YIELDING)
+            assert cluster.row[Cell.IN_FLIGHT] == 1
+            sent = delivery.task
+            assert 0 < sent.deadline_us - sent.sent_us <= 10e6
+            delivery.done(b"a result")
+            _, result = await run
+            with result:
+                assert os.pread(result.fileno(), 100, 0) == b"a result"
+        # Its time says nothing of what an engine takes that does not wait for a core.
+        assert (cluster.row[Cell.BACKGROUND_TASKS], cluster.row[Cell.BACKGROUND_US]) == (1, 9)
+        assert [cluster.row[cell] for cell in (Cell.TASKS, Cell.RECENT_US, Cell.SERVICE_US)] == [0, 0, 0]
+
+    until_done(test)
+
+
+def test_a_task_that_yields_and_loses_its_engine_does_not_yield_again(cluster: Cluster) -> None:
+    async def test() -> None:
+        async with cluster.running(lane=Lane.YIELDING) as run:
+            cluster.crash(await cluster.take(Lane.YIELDING), -signal.SIGSEGV, BACKGROUND)
+            cluster.crash(await cluster.take(Lane.RETRY), -signal.SIGSEGV, INTERACTIVE)
+            (await cluster.take_sample()).done(b"")
+            await cluster.fails(run, PoisonImage)
+
+    until_done(test)
+
+
+def test_a_task_that_finds_no_cpu_time_is_given_up_and_its_image_is_not_to_blame(cluster: Cluster) -> None:
+    async def test() -> None:
+        clock: Any = asyncio.get_running_loop()
+        async with cluster.running(lane=Lane.YIELDING) as run:
+            delivery = await cluster.take(Lane.YIELDING)
+            await clock.pass_time(69)
+            assert not run.done()
+            await clock.pass_time(2)
+            await cluster.fails(run, TooLate)
+            delivery.lose()
+        assert not cluster.pooled  # an engine may still be writing to the file
+        async with cluster.running() as run:
+            (await cluster.take()).done(b"a result")
+            _, result = await run
+            result.close()
+
+    with asyncio.Runner(loop_factory=MovableClock) as runner:
+        runner.run(test())
+
+
+def test_a_client_is_charged_with_the_engine_time_that_others_could_have_used(cluster: Cluster) -> None:
+    def spent_us() -> int:
+        return cluster.account.used(Field.SPENT_US)
+
+    async def test() -> None:
+        async with cluster.running() as run:
+            (await cluster.take()).done(b"a result")
+            _, result = await run
+            result.close()
+        assert spent_us() == 9
+        async with cluster.running() as run:
+            refused = Refused(ENGINE_PID, error=DamagedImage("Send another one."), service_us=5)
+            (await cluster.take()).answer(refused.encode())
+            await cluster.fails(run, DamagedImage)
+        assert spent_us() == 14
+        async with cluster.running(lane=Lane.YIELDING) as run:
+            (await cluster.take(Lane.YIELDING)).done(b"a result")
+            _, result = await run
+            result.close()
+        assert spent_us() == 14
+        async with cluster.running() as run:
+            delivery = await cluster.take()
+            cluster.crash(delivery, -signal.SIGALRM)
+            await cluster.fails(run, TooMuchWork)
+        assert 14 < spent_us() <= 14 + now_us() - delivery.task.sent_us
+
+    until_done(test)
+
+
+def test_an_engine_that_lies_about_its_time_charges_no_more_than_has_passed(cluster: Cluster) -> None:
+    async def test() -> None:
+        async with cluster.running() as run:
+            delivery = await cluster.take()
+            refused = Refused(ENGINE_PID, error=DamagedImage("Send another one."), service_us=(1 << 63) - 1)
+            delivery.answer(refused.encode())
+            await cluster.fails(run, DamagedImage)
+        assert cluster.account.used(Field.SPENT_US) <= now_us() - delivery.task.sent_us
 
     until_done(test)
 

@@ -112,10 +112,12 @@ def test_a_task_is_done_and_reported(engine: Served) -> None:
 
 
 def test_a_refusal_of_the_operation_is_answered(engine: Served) -> None:
+    sent_us = now_us()
     answer, _ = engine.ask("refuse")
     assert isinstance(answer, Refused)
     assert isinstance(answer.error, DamagedImage)
     assert answer.error.detail == "Send another one."
+    assert 0 < answer.service_us <= now_us() - sent_us
     assert isinstance(engine.ask("copy")[0], Done)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from server.cluster.roles import BACKGROUND, INTERACTIVE, READERS
 from server.cluster.work_socket import Inbox, Lane, WorkSocket, send
 
 #: How long anything may take, in seconds.
@@ -203,6 +204,41 @@ def test_a_retry_goes_first(work: WorkSocket) -> None:
         put(work, 1)
         put(work, 2, Lane.RETRY)
         assert [inbox.take(0), inbox.take(0)] == [(b"2", []), (b"1", [])]
+
+
+def test_a_background_engine_takes_what_yields_before_jobs_and_nothing_that_does_not(
+    work: WorkSocket,
+) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        inbox = Inbox([work.engine_ends[lane] for lane in BACKGROUND.lanes], theirs)
+        put(work, 1, Lane.BACKGROUND)
+        put(work, 2, Lane.INTERACTIVE)
+        put(work, 3, Lane.YIELDING)
+        put(work, 4, Lane.RETRY)
+        put(work, 5, Lane.YIELDING)
+        assert [inbox.take(0) for _ in range(3)] == [(b"3", []), (b"5", []), (b"1", [])]
+        ours.close()
+        assert inbox.take(0) is None
+
+
+def test_an_interactive_engine_takes_surplus_last_and_leaves_what_yields(work: WorkSocket) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        inbox = Inbox([work.engine_ends[lane] for lane in INTERACTIVE.lanes], theirs)
+        put(work, 1, Lane.YIELDING)
+        put(work, 2, Lane.SURPLUS)
+        put(work, 3, Lane.INTERACTIVE)
+        put(work, 4, Lane.SURPLUS)
+        put(work, 5, Lane.RETRY)
+        assert [inbox.take(0) for _ in range(4)] == [(b"5", []), (b"3", []), (b"2", []), (b"4", [])]
+        ours.close()
+        assert inbox.take(0) is None
+
+
+@pytest.mark.parametrize("lane", Lane)
+def test_engines_of_one_role_read_each_lane(lane: Lane) -> None:
+    assert [role for role in (INTERACTIVE, BACKGROUND) if lane in role.lanes] == [READERS[lane]]
 
 
 def test_one_that_was_woken_too_late_looks_into_the_other_lanes(work: WorkSocket) -> None:

@@ -26,6 +26,7 @@ from server.cluster.messages import now_us
 from server.cluster.quarantine import Quarantine
 from server.cluster.scoreboard import Cell
 from server.cluster.supervisor import OnDemandEngines, Supervisor
+from server.cluster.work_socket import Lane
 from server.errors import PoisonImage, ServiceUnavailable, TooMuchWork
 from server.operations.run import RunSpec
 
@@ -633,6 +634,31 @@ def test_a_background_task_that_uses_too_much_cpu_time_is_ended() -> None:
                     await cluster.run_in_background("spin")
                 assert await cluster.run_in_background("copy") == b"abc"
                 assert cluster.logged("engine_died")[0]["signal"] == "SIGPROF"
+
+    until_done(test)
+
+
+def test_a_task_that_yields_is_done_by_a_background_engine_that_starts_for_it() -> None:
+    async def test() -> None:
+        async with supervised() as cluster, cluster.on_demand(idle_s=0) as background:
+            dispatcher = Dispatcher(
+                cluster.membership,
+                cluster.pool,
+                max_wait_s=DEADLINE_S,
+                sample=SAMPLE,
+                background=background,
+            )
+            with memory_file("upload") as upload:
+                upload.write(b"abc")
+                async with asyncio.timeout(DEADLINE_S):
+                    done, result = await dispatcher.run(
+                        upload, OPERATIONS["copy"], {}, now_us(), lane=Lane.YIELDING
+                    )
+            with result:
+                assert os.pread(result.fileno(), 100, 0) == b"abc"
+            (online,) = [line for line in cluster.logged("engine_online") if line["role"] == "background"]
+            assert done.engine_pid == online["pid"]
+            await cluster.until(lambda: not cluster.background_engine)  # it is wanted no more
 
     until_done(test)
 
