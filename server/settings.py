@@ -33,6 +33,7 @@ _PREFIX = "FLIP_"
 #: Whole numbers are what the kernel can take, and seconds what a clock can count.
 _Whole = Annotated[int, Field(le=2**63 - 1)]
 _Seconds = Annotated[float, Field(gt=0, le=1e9)]
+_Percent = Annotated[float, Field(ge=0, le=100)]
 
 #: A Unix socket's path may have so many bytes (unix(7)), one of which ends it.
 _SOCKET_PATH_BYTES = 108
@@ -263,6 +264,37 @@ class Settings(BaseModel):
             "After that the connection is reset. Results of jobs are not limited.",
         ),
     ] = 120.0
+    client_connections_percent: Annotated[
+        _Percent,
+        Field(
+            description="Share of a worker's connections that one client may hold when there is no place for "
+            "another client's: then one of those above it is closed that is idle or slow. In percent of "
+            "gunicorn's `worker_connections`; 0 for off. Here and below, a client is an IPv4 address or an "
+            "IPv6 network of 64 bits, behind trusted proxies the one that they name.",
+        ),
+    ] = 10.0
+    client_bytes_percent: Annotated[
+        _Percent,
+        Field(
+            description="Share of `FLIP_MAX_BYTES_IN_FLIGHT` that one client may hold when three quarters of "
+            "it are in use, in percent; 0 for off. A request above it is answered 503.",
+        ),
+    ] = 10.0
+    client_engine_percent: Annotated[
+        _Percent,
+        Field(
+            description="Share of the predicted engine time within `FLIP_MAX_WAIT_S` that one client may "
+            "hold when three quarters of it are taken, in percent; 0 for off, and then no task of a client "
+            "that uses more than others yields to theirs. A request above it is answered 503.",
+        ),
+    ] = 10.0
+    client_queue_percent: Annotated[
+        _Percent,
+        Field(
+            description="Share of the queue that one client may hold when three quarters of it are taken, in "
+            "percent of 256 requests; 0 for off. A request above it is answered 503.",
+        ),
+    ] = 10.0
     headers_timeout_s: Annotated[
         _Seconds,
         Field(
