@@ -11,10 +11,13 @@ from contextlib import contextmanager
 from itertools import takewhile
 from math import ceil
 
+from server.cluster.ledger import Account, Field
 from server.cluster.messages import now_us
 from server.cluster.scoreboard import Cell, Row, Scoreboard
+from server.cluster.work_socket import Lane
 from server.errors import ServiceUnavailable
 from server.operations.registry import Cost, Read
+from server.shares import NAMES, QUEUE, Shares
 
 #: The size that is assumed for a body without a length, in bytes.
 _TYPICAL_BYTES = 1 << 20
@@ -69,6 +72,7 @@ class Ticket:
 
     Attributes:
         admitted_us: when, microseconds of the monotonic clock.
+        account: of its client; None when that is not told apart from others.
     """
 
     def __init__(
@@ -88,8 +92,11 @@ class Ticket:
         self._bytes_per_s: float | None = None
         self._is_whole = False
         self._is_working = True
+        self._has_yielded = False
+        self.account = admission.account(client)
         self._upload_bytes = self._result_bytes = self._full_us = self._need_us = 0
         self.admitted_us = now_us()
+        self._count(Field.WAITING, 1)
         self._book(0, 0)
 
     @property
@@ -106,7 +113,18 @@ class Ticket:
         self._row[Cell.PREDICTED_US] += need_us - self._need_us
         self._row[Cell.HELD_BYTES] += upload_bytes + result_bytes - self.held_bytes
         self._row[Cell.UPLOAD_BYTES] += upload_bytes - self._upload_bytes
+        self._count(Field.PREDICTED_US, need_us - self._need_us)
+        self._count(Field.HELD_BYTES, upload_bytes + result_bytes - self.held_bytes)
         self._need_us, self._upload_bytes, self._result_bytes = need_us, upload_bytes, result_bytes
+
+    def _count(self, field: Field, more: int) -> None:
+        if self.account is not None:
+            self.account.add(field, more)
+
+    def _finish_work(self) -> None:
+        if self._is_working:
+            self._is_working = False
+            self._count(Field.WAITING, -1)
 
     # --- the upload
 
@@ -123,6 +141,7 @@ class Ticket:
         if more_bytes > 0:
             if excess_bytes := self._admission.excess_upload_bytes(more_bytes, self._upload_bytes):
                 raise self._admission.no_room(self._client, excess_bytes)
+            self._admission.check_share(self.account, Field.HELD_BYTES, more_bytes, own=self.held_bytes)
             self._check_wait()
             self._book(expected_bytes, self._result_bytes)
 
@@ -191,6 +210,8 @@ class Ticket:
     def _check_wait(self) -> None:
         if (excess_us := self._excess_us()) > 0:
             raise self._admission.too_busy(self._client, excess_us, self._full_us)
+        more_us = max(0, self._full_us - self._need_us)
+        self._admission.check_share(self.account, Field.PREDICTED_US, more_us, own=self._need_us)
 
     # --- the result
 
@@ -207,6 +228,8 @@ class Ticket:
         waited_s = (now_us() - self.admitted_us) / 1e6
         limit_s = self._admission.max_wait_s
         until_s = loop.time() + max(limit_s - waited_s, limit_s / 2)
+        if result_bytes:  # before it waits in the line, where it would stand in front of others
+            self._admission.check_share(self.account, Field.HELD_BYTES, result_bytes, own=self.held_bytes)
         with self._admission.waiting(result_bytes) as is_next:
             while (excess_bytes := self._admission.excess_result_bytes(result_bytes)) or not is_next():
                 if loop.time() >= until_s:
@@ -214,15 +237,21 @@ class Ticket:
                 await asyncio.sleep(_POLL_S)
             self._book(self._upload_bytes, result_bytes)
 
+    def queue(self) -> Lane:
+        """Choose where its task waits, before it is sent."""
+        lane = self._admission.lane(self.account)
+        self._has_yielded = lane is Lane.YIELDING
+        return lane
+
     def deliver(self, result_bytes: int, service_us: int) -> None:
         """Count the result, which is there, instead of the upload, and learn how long it took.
 
         Raises:
             ServiceUnavailable: it is larger than its header told, and there is no room for it.
         """
-        if self._cost is not None:
+        if self._cost is not None and not self._has_yielded:  # then it had no core of its own
             self._row.learn(service_us, self._cost.engine_us)
-        self._is_working = False
+        self._finish_work()
         more_bytes = result_bytes - self._result_bytes
         self._book(0, self._result_bytes)
         if more_bytes > 0 and (excess_bytes := self._admission.excess_bytes(more_bytes)) > 0:
@@ -237,7 +266,7 @@ class Ticket:
 
     def give_back(self) -> None:
         """Release all that it took; nothing that comes later is counted."""
-        self._is_working = False
+        self._finish_work()
         self._book(0, 0)
         self._body_bytes = 0
 
@@ -251,15 +280,23 @@ class Admission:
         max_wait_s: the longest predicted wait for an engine, in seconds.
         max_held_bytes: the most bytes in flight of all admitted requests, not less than one may have; None
             for what the engines need.
+        shares: how much of that one client may hold; None when clients are not told apart.
     """
 
     def __init__(
-        self, scoreboard: Scoreboard, row: Row, *, max_wait_s: float, max_held_bytes: int | None
+        self,
+        scoreboard: Scoreboard,
+        row: Row,
+        *,
+        max_wait_s: float,
+        max_held_bytes: int | None,
+        shares: Shares | None = None,
     ) -> None:
         self._scoreboard = scoreboard
         self._row = row
         self.max_wait_s = max_wait_s
         self._max_held_bytes = max_held_bytes
+        self._shares = shares
         self._promised_us: dict[str, int] = {}
         self._waiting: dict[object, int] = {}
 
@@ -281,11 +318,53 @@ class Admission:
             raise self.too_busy(client, excess_us)
         if excess_bytes := self.excess_upload_bytes(1):
             raise self.no_room(client, excess_bytes)
+        account = self.account(client)
+        for field, least in ((Field.HELD_BYTES, 1), (Field.PREDICTED_US, _LEAST_US), (Field.WAITING, 1)):
+            self.check_share(account, field, least)
         ticket = Ticket(self, self._row, body_bytes, estimate, client)
         try:
             yield ticket
         finally:
             ticket.give_back()
+
+    # --- shares
+
+    def account(self, client: str) -> Account | None:
+        """Return the account of a client; None when it has no address, or clients are not told apart."""
+        return self._shares.account(client) if self._shares and client else None
+
+    def lane(self, account: Account | None) -> Lane:
+        """Choose where the next task of a client waits."""
+        return self._shares.lane(account, self._engines()) if self._shares else Lane.INTERACTIVE
+
+    def check_share(self, account: Account | None, field: Field, more: int, *, own: int = 0) -> None:
+        """Refuse what would be more than a client's share, if others may need it.
+
+        Args:
+            account: of the client; None when it is not told apart from others.
+            field: what it asks for.
+            more: how much.
+            own: how much the same request holds already.
+
+        Raises:
+            ServiceUnavailable: it would.
+        """
+        if self._shares is None or account is None:
+            return
+        total: float
+        limit: float
+        if field is Field.HELD_BYTES:
+            total, limit = self._scoreboard.total(Cell.HELD_BYTES), self._limit_bytes
+        elif field is Field.PREDICTED_US:
+            total, limit = self._scoreboard.total(Cell.PREDICTED_US), self.max_wait_s * 1e6 * self._engines()
+        else:
+            total, limit = self._shares.total(field), QUEUE
+        if self._shares.refuses(account, field, more, total=total, limit=limit, own=own):
+            raise ServiceUnavailable(
+                "Your address has more than its share already, and others need the rest. Send fewer requests "
+                "at a time, or try again later.",
+                share=NAMES[field],
+            )
 
     # --- engine time
 

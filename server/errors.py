@@ -248,9 +248,18 @@ class TemporaryFailure(ServiceError):
 
 
 class ServiceUnavailable(TemporaryFailure):
-    """Overload, or a lack of memory."""
+    """Overload, or a lack of memory.
+
+    Args:
+        detail, retry_after_s: as in `TemporaryFailure`.
+        share: which of its shares the client would exceed; None when it is not its own doing.
+    """
 
     title = "The service is not available"
+
+    def __init__(self, detail: str, retry_after_s: int = 1, *, share: str | None = None) -> None:
+        super().__init__(detail, retry_after_s)
+        self.share = share
 
 
 class StoreAway(TemporaryFailure):

@@ -44,6 +44,7 @@ class Exchange:
         sent_bytes: of the response's body; written by `count_sent`.
         image_path: how the image was made, as in `X-Image-Path`.
         problem: the slug of the problem that the request was answered with.
+        share: which share of its client the request was refused for; None for none.
         retry_after_s: the `Retry-After` of the response, in seconds; 0 for none.
         ticket: of its admission; None before, and for requests that need none.
         resources: what it holds; released when the last byte of the response is written or it is given up.
@@ -63,6 +64,7 @@ class Exchange:
     engine_pid: int | None = None
     image_path: str | None = None
     problem: str | None = None
+    share: str | None = None
     retry_after_s: int = 0
     ticket: Ticket | None = None
     resources: ExitStack = field(default_factory=ExitStack)
@@ -147,6 +149,7 @@ class Exchange:
             path=self.path,
             status=self.status,
             problem=self.problem,
+            share=self.share,
             bytes_in=self.body_bytes,
             bytes_out=self.sent_bytes,
             ms=round(self.elapsed_s * 1e3, 1),

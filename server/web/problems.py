@@ -143,6 +143,8 @@ async def _answer_service_error(
         headers["Retry-After"] = str(error.retry_after_s)
         headers["Cache-Control"] = "no-store"
         Exchange.of(req.scope).retry_after_s = error.retry_after_s
+    if isinstance(error, errors.ServiceUnavailable):
+        Exchange.of(req.scope).share = error.share
     _write(req, resp, Problem.of_error(error), headers)
 
 

@@ -66,7 +66,12 @@ class Transform:
                 ticket.look(reader(upload), os.fstat(upload.fileno()).st_size)
                 await ticket.reserve()
                 done, result = await self._dispatcher.run(
-                    upload, self._operation, parameters, ticket.admitted_us
+                    upload,
+                    self._operation,
+                    parameters,
+                    ticket.admitted_us,
+                    account=ticket.account,
+                    lane=ticket.queue(),
                 )
         except TooLate as error:
             raise ticket.refusal() from error

@@ -3,16 +3,26 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 from support.asgi import MovableClock, run
 
 from server.admission import Admission, Ticket
+from server.cluster.ledger import Field, Ledger
 from server.cluster.scoreboard import Cell, Row, Scoreboard
+from server.cluster.work_socket import Lane
 from server.errors import ServiceUnavailable
 from server.operations.registry import Cost, Read
+from server.settings import Settings
+from server.shares import Shares
 
 IMAGE_BYTES = 1_000_000
+
+GREEDY, NEWCOMER = "192.0.2.1", "192.0.2.2"
+
+#: What admission counts for a client.
+COUNTED = (Field.HELD_BYTES, Field.PREDICTED_US, Field.WAITING)
 
 #: What an engine took for the last image, and was expected to: a tenth of a second is predicted for one.
 LAST_US = 66_667
@@ -29,13 +39,22 @@ class Cluster:
         self, workers: int = 2, *, max_wait_s: float = 1.0, max_held_bytes: int | None = 10**9
     ) -> None:
         self.scoreboard = Scoreboard(rows=8)
+        self.ledger = Ledger(rows=8)
+        while self.ledger.bucket(GREEDY) == self.ledger.bucket(NEWCOMER):
+            self.ledger = Ledger(rows=8)
         self.rows = [self.scoreboard.claim() for _ in range(workers)]
         for row in self.rows:
             row[Cell.ENGINE_PID] = 70
         self.rows[0].count_task(LAST_US)
         self.rows[0].learn(LAST_US, LAST_US)
         self.gates = [
-            Admission(self.scoreboard, row, max_wait_s=max_wait_s, max_held_bytes=max_held_bytes)
+            Admission(
+                self.scoreboard,
+                row,
+                max_wait_s=max_wait_s,
+                max_held_bytes=max_held_bytes,
+                shares=Shares.of(self.ledger.open(row.index), Settings()),
+            )
             for row in self.rows
         ]
 
@@ -56,9 +75,9 @@ def nothing(_position: int, _size: int) -> bytes:
     return b""
 
 
-def received(gate: Admission, held: ExitStack, size: int = IMAGE_BYTES) -> Ticket:
+def received(gate: Admission, held: ExitStack, size: int = IMAGE_BYTES, client: str = "") -> Ticket:
     """Admit a request and let its body arrive, in two pieces."""
-    ticket = held.enter_context(gate.admit(size, estimate))
+    ticket = held.enter_context(gate.admit(size, estimate, client))
     ticket.arrive(size // 2)
     ticket.look(nothing, size // 2)
     ticket.arrive(size)
@@ -67,11 +86,11 @@ def received(gate: Admission, held: ExitStack, size: int = IMAGE_BYTES) -> Ticke
     return ticket
 
 
-def fill(cluster: Cluster, held: ExitStack) -> int:
+def fill(cluster: Cluster, held: ExitStack, client: str = "") -> int:
     """Admit requests at all gates in turn until one is refused, and count them."""
     for number in range(1000):
         try:
-            received(cluster.gates[number % len(cluster.gates)], held)
+            received(cluster.gates[number % len(cluster.gates)], held, client=client)
         except ServiceUnavailable:
             return number
     pytest.fail("no request was shed")
@@ -448,6 +467,77 @@ def test_a_request_that_was_not_served_in_time_is_shed() -> None:
     cluster = Cluster()
     with cluster.gates[0].admit(IMAGE_BYTES) as ticket:
         assert ticket.refusal().retry_after_s == 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "share", "most", "tenth"),
+    [
+        ({"max_wait_s": 10.0}, "engine", 150, 20),  # of 200
+        ({"max_wait_s": 1e6, "max_held_bytes": 200 * IMAGE_BYTES}, "bytes", 100, None),  # all are uploads
+        ({"max_wait_s": 1e6, "max_held_bytes": 10**12}, "queue", 192, 25),  # of 256
+    ],
+)
+def test_a_greedy_client_is_refused_for_the_share_that_it_has_had_and_a_newcomer_is_admitted(
+    held: ExitStack, limits: dict[str, Any], share: str, most: int, tenth: int | None
+) -> None:
+    cluster = Cluster(**limits)
+    if share == "bytes":  # results, of which those that wait for a slow client
+        greedy = received(cluster.gates[0], held, client=GREEDY)
+        greedy.deliver(150 * IMAGE_BYTES, LAST_US)
+        refused = cluster.gates[1].admit(IMAGE_BYTES, estimate, GREEDY).__enter__
+    else:
+        assert fill(cluster, held, GREEDY) in {most, most + 1}
+        refused = cluster.gates[1].admit(IMAGE_BYTES, estimate, GREEDY).__enter__
+    with pytest.raises(ServiceUnavailable) as refusal:
+        refused()
+    assert (refusal.value.share, refusal.value.retry_after_s) == (share, 1)
+    newcomers = fill(cluster, held, NEWCOMER)
+    assert newcomers == tenth or (tenth is None and newcomers > 0)
+
+
+def test_the_first_request_of_a_client_is_not_refused_for_its_own_bytes(held: ExitStack) -> None:
+    cluster = Cluster(max_wait_s=1e6, max_held_bytes=100 * IMAGE_BYTES)
+    first = held.enter_context(cluster.gates[0].admit(None, estimate, GREEDY))
+    for arrived in range(10, 100, 10):
+        first.arrive(arrived * IMAGE_BYTES)
+    assert first.held_bytes == 90 * IMAGE_BYTES
+
+
+def test_a_client_gives_back_all_that_was_counted_for_it(held: ExitStack) -> None:
+    cluster = Cluster()
+    fill(cluster, held, GREEDY)
+    with ExitStack() as one:
+        ticket = received(cluster.gates[0], one, client=NEWCOMER)
+        account = ticket.account
+        assert account is not None
+        assert [account.used(field) for field in COUNTED] == [IMAGE_BYTES, 100_000, 1]
+        ticket.deliver(5, LAST_US)
+        assert [account.used(field) for field in COUNTED] == [5, 0, 0]
+    held.close()
+    assert [cluster.ledger.total(field) for field in Field] == [0] * len(Field)
+
+
+def test_a_client_among_the_requests_of_another_goes_first_and_its_own_yield_to_nobody(
+    held: ExitStack,
+) -> None:
+    cluster = Cluster(max_wait_s=10.0)
+    lanes = [received(cluster.gates[0], held, client=GREEDY).queue() for _ in range(20)]
+    assert lanes == [Lane.INTERACTIVE] * 4 + [Lane.SURPLUS] * 16  # two for each engine
+    polite = received(cluster.gates[1], held, client=NEWCOMER)
+    greedy = received(cluster.gates[0], held, client=GREEDY)
+    assert (greedy.queue(), polite.queue()) == (Lane.YIELDING, Lane.INTERACTIVE)
+    assert received(cluster.gates[0], held).queue() is Lane.INTERACTIVE
+
+
+def test_a_task_that_yielded_teaches_nothing_of_what_engines_take(held: ExitStack) -> None:
+    cluster = Cluster(max_wait_s=10.0)
+    received(cluster.gates[1], held, client=NEWCOMER)
+    for _ in range(20):
+        greedy = received(cluster.gates[0], held, client=GREEDY)
+    before = cluster.scoreboard.total(Cell.RECENT_US)
+    assert greedy.queue() is Lane.YIELDING
+    greedy.deliver(5, 60_000_000)
+    assert cluster.scoreboard.total(Cell.RECENT_US) == before
 
 
 def test_a_row_is_written_by_its_worker_alone(held: ExitStack) -> None:

@@ -19,14 +19,18 @@ from support.asgi import Server, run, scope_of
 
 from server.admission import Admission
 from server.cluster.dispatch import EngineBug, TooLate
+from server.cluster.ledger import Account, Field
 from server.cluster.membership import Membership
 from server.cluster.memory_files import MemoryFilePool, memory_file
 from server.cluster.messages import Done, Spent
 from server.cluster.quarantine import Quarantine
 from server.cluster.scoreboard import Cell
+from server.cluster.work_socket import Lane
 from server.errors import DamagedImage, PoisonImage, ServiceUnavailable
 from server.operations.images import OPERATIONS
 from server.operations.registry import Operation
+from server.settings import Settings
+from server.shares import Shares
 from server.web.envelope import Envelope
 from server.web.problems import add_error_handlers
 from server.web.transforms import Transform
@@ -63,16 +67,28 @@ class Dispatcher:
     Attributes:
         error: raised instead of an answer.
         asked: the operation, parameters and upload of each run.
+        lane: where the last one waited.
         result: the file of the last answer.
     """
 
     error: BaseException | None = None
     asked: list[tuple[str, Mapping[str, Any], bytes]] = field(default_factory=list)
     result: FileIO | None = None
+    lane: Lane | None = None
 
-    async def run(
-        self, upload: FileIO, operation: Operation, parameters: Mapping[str, Any], admitted_us: int
+    async def run(  # noqa: PLR0913 the real one's
+        self,
+        upload: FileIO,
+        operation: Operation,
+        parameters: Mapping[str, Any],
+        admitted_us: int,
+        *,
+        account: Account | None,
+        lane: Lane,
     ) -> tuple[Done, FileIO]:
+        self.lane = lane
+        if account is not None:
+            account.add(Field.SPENT_US, 5_000_000)
         content = os.pread(upload.fileno(), os.fstat(upload.fileno()).st_size, 0)
         self.asked.append((operation.name, parameters, content))
         if self.error:
@@ -91,7 +107,13 @@ class Service:
         self.row[Cell.ENGINE_PID] = 1
         self.files = Files()
         self.dispatcher = Dispatcher(error)
-        admission = Admission(self.membership.scoreboard, self.row, max_wait_s=1, max_held_bytes=1 << 20)
+        admission = Admission(
+            self.membership.scoreboard,
+            self.row,
+            max_wait_s=1,
+            max_held_bytes=1 << 20,
+            shares=Shares.of(self.membership.page, Settings()),
+        )
         uploads = Uploads(max_body_bytes=1000, timeout_s=10, sample=Path(__file__), files=self.files)
         app: Any = falcon.asgi.App()
         dispatcher: Any = self.dispatcher
@@ -109,11 +131,13 @@ class Service:
         with self.membership.work:
             pass
 
-    async def post(self, target: str = "/flip", body: bytes = BODY) -> Server:
+    async def post(
+        self, target: str = "/flip", body: bytes = BODY, client: tuple[str, int] = ("10.0.0.1", 5000)
+    ) -> Server:
         server = Server()
         server.body(body)
         headers = [(b"content-length", b"%d" % len(body))]
-        await server.call(self.app, scope_of(target, headers=headers))
+        await server.call(self.app, scope_of(target, headers=headers, client=client))
         return server
 
 
@@ -141,6 +165,39 @@ def test_the_result_is_sent_whole_with_what_is_known_of_it() -> None:
     (line,) = [event for event in events if event["event"] == "request"]
     assert (line["engine"], line["image_path"], line["bytes_out"]) == (77, "pixels", len(RESULT))
     assert service.dispatcher.result in service.files.given_back
+
+
+def test_the_tasks_of_a_client_that_uses_more_than_others_yield_and_theirs_do_not() -> None:
+    async def test() -> None:
+        yielded = []
+        with closing(Service()) as service:
+            for client in ("10.0.0.1", "10.0.0.1", "10.0.0.2", "10.0.0.1"):
+                await service.post(client=(client, 5000))
+                yielded.append(service.dispatcher.lane is Lane.YIELDING)
+                if client == "10.0.0.2":  # its image was a small one
+                    service.membership.page.account(client).add(Field.SPENT_US, -4_900_000)
+        assert yielded == [False, False, False, True]
+
+    run(test())
+
+
+def test_what_a_client_may_not_have_is_refused_and_logged_with_the_reason() -> None:
+    async def test() -> None:
+        with closing(Service()) as service:
+            greedy = service.membership.page.account("10.0.0.1")
+            greedy.add(Field.WAITING, 192)  # of 256
+            refused = await service.post()
+            assert refused.status == 503
+            assert json.loads(refused.answer)["type"] == "urn:flipcluster:problem:service-unavailable"
+            assert (await service.post(client=("10.0.0.2", 5000))).status == 200
+
+    with capture_logs() as events:
+        run(test())
+    lines = [event for event in events if event["event"] == "request"]
+    assert [(line["client"], line["status"], line["share"]) for line in lines] == [
+        ("10.0.0.1", 503, "queue"),
+        ("10.0.0.2", 200, None),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -196,9 +253,9 @@ def test_the_result_is_booked_while_the_engine_works() -> None:
     seen: list[int] = []
     ask = service.dispatcher.run
 
-    async def run_and_look(*arguments: Any) -> tuple[Done, FileIO]:
+    async def run_and_look(*arguments: Any, **more: Any) -> tuple[Done, FileIO]:
         seen.append(service.row[Cell.HELD_BYTES])
-        return await ask(*arguments)
+        return await ask(*arguments, **more)
 
     service.dispatcher.run = run_and_look  # type: ignore[method-assign]
     with closing(service):
