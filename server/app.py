@@ -12,10 +12,11 @@ from server.cluster.dispatch import Dispatcher
 from server.cluster.membership import Membership
 from server.cluster.memory_files import MemoryFilePool
 from server.cluster.quarantine import Quarantine
-from server.cluster.supervisor import Supervisor
+from server.cluster.supervisor import OnDemandEngines, Supervisor
 from server.engines import engine_config
 from server.operations.images import OPERATIONS
 from server.settings import Settings
+from server.shares import Shares
 from server.web import openapi, probes
 from server.web.envelope import App, Envelope
 from server.web.lifespan import Lifespan
@@ -33,32 +34,46 @@ class Service(NamedTuple):
     Attributes:
         app: answers requests.
         jobs: runs next to it; None when there are no jobs.
+        background: the worker's background engines, to be stopped when no request is left.
     """
 
     app: App
     jobs: "Jobs | None"
+    background: OnDemandEngines
 
 
-def create_service(settings: Settings, membership: Membership, environ: Mapping[str, str]) -> Service:
+def create_service(
+    settings: Settings, membership: Membership, environ: Mapping[str, str], shares: Shares | None = None
+) -> Service:
     """Put the service of one worker together.
 
     Args:
         settings: all limits.
         membership: what the worker shares with the cluster.
         environ: the environment its engines are started with.
+        shares: how much one client may hold; None when clients are not told apart.
     """
     row = membership.row
     config = engine_config(settings, is_background=False)
     supervisor = Supervisor(membership.work, row, config, environ)
+    background = OnDemandEngines(
+        [Supervisor(membership.work, row, engine_config(settings, is_background=True), environ)]
+    )
     memory_files = MemoryFilePool()
     dispatcher = Dispatcher(
-        membership, memory_files, max_wait_s=settings.max_wait_s, sample=settings.sample_image
+        membership,
+        memory_files,
+        max_wait_s=settings.max_wait_s,
+        sample=settings.sample_image,
+        background=background,
+        timeout_s=settings.engine_timeout_s,
     )
     admission = Admission(
         membership.scoreboard,
         row,
         max_wait_s=settings.max_wait_s,
         max_held_bytes=settings.max_bytes_in_flight,
+        shares=shares,
     )
     uploads = Uploads(
         max_body_bytes=settings.max_body_bytes,
@@ -74,8 +89,7 @@ def create_service(settings: Settings, membership: Membership, environ: Mapping[
         from server.assembly import assemble_jobs  # noqa: PLC0415 see there
         from server.web.job_routes import add_job_routes  # noqa: PLC0415 see there
 
-        background = Supervisor(membership.work, row, engine_config(settings, is_background=True), environ)
-        parts = assemble_jobs(settings, url, dispatcher, [background])
+        parts = assemble_jobs(settings, url, dispatcher, background, cores=1)
         jobs, store = parts.service, parts.store
         submissions = add_job_routes(app, settings, parts)
     for name, operation in OPERATIONS.items():
@@ -91,7 +105,7 @@ def create_service(settings: Settings, membership: Membership, environ: Mapping[
     app.add_route("/metrics", probes.Metrics(membership.scoreboard, queue_reader))
     document = openapi.document(OPERATIONS.values(), settings.queues if store else ())
     app.add_route("/openapi.json", probes.OpenApi(document))
-    return Service(Envelope(app, row), jobs)
+    return Service(Envelope(app, row), jobs, background)
 
 
 def get_app() -> App:

@@ -3,11 +3,10 @@
 A worker without jobs imports none of it: the clients of the store and of callbacks take 10 MB.
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from server.cluster.dispatch import Dispatcher
-from server.cluster.supervisor import OnDemandEngines, Supervisor
+from server.cluster.supervisor import OnDemandEngines
 from server.jobs import owners
 from server.jobs.blobs import Blobs, Directory, UnsuitableBlobs
 from server.jobs.consumer import Consumer
@@ -39,7 +38,7 @@ class JobParts(NamedTuple):
 
 
 def assemble_jobs(
-    settings: Settings, url: str, dispatcher: Dispatcher, supervisors: Sequence[Supervisor]
+    settings: Settings, url: str, dispatcher: Dispatcher, engines: OnDemandEngines, *, cores: int
 ) -> JobParts:
     """Put together what claims jobs and keeps house in one process.
 
@@ -47,7 +46,8 @@ def assemble_jobs(
         settings: all limits.
         url: of the store.
         dispatcher: sends the jobs to the engines of the machine.
-        supervisors: of the background engines that this process adds to them.
+        engines: the background engines that this process adds to them; the caller stops them.
+        cores: how many these are.
     """
     store = Store(
         url,
@@ -59,7 +59,6 @@ def assemble_jobs(
         max_bytes=settings.max_queued_bytes,
     )
     blobs = open_blobs(settings)
-    engines = OnDemandEngines(supervisors)
     callbacks = None
     if settings.callback_hosts and settings.callback_secret:
         from server.jobs.callbacks import Callbacks  # noqa: PLC0415 its client takes 3 MB
@@ -71,12 +70,12 @@ def assemble_jobs(
         dispatcher,
         engines,
         OPERATIONS,
-        at_once=settings.jobs_at_once * len(supervisors),
+        at_once=settings.jobs_at_once * cores,
         lease_s=settings.lease_s,
         callbacks=callbacks,
     )
     hub = Hub(store, consumer.stop_job)
-    service = Jobs(store, engines, consumer, hub, Janitor(store, blobs))
+    service = Jobs(store, consumer, hub, Janitor(store, blobs))
     return JobParts(store, blobs, hub, callbacks, service)
 
 

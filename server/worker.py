@@ -18,7 +18,7 @@ from server.cluster.dispatch import Dispatcher
 from server.cluster.membership import Membership
 from server.cluster.memory_files import MemoryFilePool
 from server.cluster.quarantine import Quarantine
-from server.cluster.supervisor import Supervisor
+from server.cluster.supervisor import OnDemandEngines, Supervisor
 from server.engines import engine_config
 from server.jobs.blobs import UnsuitableBlobs
 from server.jobs.service import Jobs
@@ -49,7 +49,7 @@ async def _run(settings: Settings, url: str) -> None:
     cores = usable_cores()
     try:
         await prepare_blobs(settings)
-        jobs = _create(settings, url, cores, os.environ)
+        jobs, engines = _create(settings, url, cores, os.environ)
     except UnsuitableBlobs as error:
         sys.exit(f"flipcluster: {error}")
     running = asyncio.create_task(jobs.run())
@@ -58,22 +58,25 @@ async def _run(settings: Settings, url: str) -> None:
     log.info("job_worker_online", pid=os.getpid(), engines=cores)
     with suppress(asyncio.CancelledError):
         await running
+    await engines.stop()
     await jobs.close()
     log.info("job_worker_offline", pid=os.getpid())
 
 
-def _create(settings: Settings, url: str, cores: int, environ: Mapping[str, str]) -> Jobs:
+def _create(
+    settings: Settings, url: str, cores: int, environ: Mapping[str, str]
+) -> tuple[Jobs, OnDemandEngines]:
     """Put the worker together: one consumer, and one engine for each core."""
     quarantine = Quarantine(settings.quarantine_s, settings.quarantine_dir, settings.quarantine_max_bytes)
     membership = Membership.alone(quarantine)
     config = engine_config(settings, is_background=True)
     # Each reports in a row of its own.
     rows = [membership.scoreboard.claim() for _ in range(cores)]
-    supervisors = [Supervisor(membership.work, row, config, environ) for row in rows]
+    engines = OnDemandEngines([Supervisor(membership.work, row, config, environ) for row in rows])
     dispatcher = Dispatcher(
         membership, MemoryFilePool(), max_wait_s=settings.max_wait_s, sample=settings.sample_image
     )
-    return assemble_jobs(settings, url, dispatcher, supervisors).service
+    return assemble_jobs(settings, url, dispatcher, engines, cores=cores).service, engines
 
 
 if __name__ == "__main__":

@@ -43,17 +43,18 @@ class Proxies:
             None when the peer has no address and names none.
         """
         client = peer if peer is None else _address(peer) or peer
-        if not self._is_trusted(client):
+        if not self.is_trusted(client):
             return client
         for hop in _hops(headers):
             if hop is None:
                 break
             client = hop
-            if not self._is_trusted(hop):
+            if not self.is_trusted(hop):
                 break
         return client
 
-    def _is_trusted(self, address: str | None) -> bool:
+    def is_trusted(self, address: str | None) -> bool:
+        """Say whether an address is that of a proxy; None, a unix socket, is."""
         if address is None or self._is_any:
             return True
         try:

@@ -13,7 +13,9 @@ from urllib.parse import unquote_to_bytes
 from gunicorn.asgi.parser import CallbackRequest, ParseError, UnsupportedTransferCoding
 from gunicorn.asgi.protocol import ASGIProtocol, BodyReceiver, _check_trusted_proxy, _normalize_sockaddr
 
+from server.cluster.ledger import Account, Field
 from server.errors import UploadTooSlow
+from server.gateway import eviction
 from server.gateway.heads import METHODS, is_host, split_absolute
 from server.gateway.linger import LingeringClose
 from server.gateway.parser import Parser
@@ -101,7 +103,9 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         self._rate = TransferRate(worker.settings, worker.loop.time())
         self._linger = LingeringClose()
         self._is_waiting = False  # for a turn to parse what has arrived
+        self._bytes_per_s = 0.0  # of the transfer that is under way, once it was measured
         self._peer: Any = None
+        self.account: Account | None = None
         # Per request; replaced by _begin_request before the parser's own state is looked at.
         self._exchange = Exchange()
         self._is_served = False  # whether the app has been called
@@ -128,8 +132,11 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         self._peer = transport.get_extra_info("peername")
         if sock.family in {socket.AF_INET, socket.AF_INET6}:
             sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _NOT_SENT_BYTES)
-        if len(self.worker.connections) < self.worker.worker_connections:
+        self.account = self._own_account()
+        if self._has_place():
             self.worker.connections.add(self)
+            if self.account is not None:
+                self.account.add(Field.CONNECTIONS, 1)
         else:  # it takes no place while it lingers
             self._send_error_response(
                 HTTPStatus.SERVICE_UNAVAILABLE, "too many connections", (("retry-after", "1"),)
@@ -138,8 +145,48 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
-        self.worker.connections.discard(self)
+        self._leave_place()
         super().connection_lost(exc)
+
+    def _own_account(self) -> Account | None:
+        """Return the account of the client; None when the connection is that of a proxy, for many clients."""
+        is_proxy = self._proxy_protocol != "off" or self.worker.proxies.is_trusted(self._peer_host())
+        return None if is_proxy else self.worker.shares.account(self._peer_host())
+
+    def _has_place(self) -> bool:
+        """Whether there is a place for the connection, if need be that of another client's."""
+        worker = self.worker
+        if len(worker.connections) < worker.worker_connections:
+            return True
+        evicted = eviction.choose(self.account, worker.connections, worker.shares, worker.worker_connections)
+        if evicted is not None:
+            evicted.evict()
+        return evicted is not None
+
+    def _leave_place(self) -> None:
+        if self in self.worker.connections:
+            self.worker.connections.remove(self)
+            if self.account is not None:
+                self.account.add(Field.CONNECTIONS, -1)
+
+    def cost_of_closing(self) -> tuple[int, float] | None:
+        """Say how much the client would lose: an idle connection, half a head, a slow or a fast transfer.
+
+        A connection stays while an engine works for it.
+        """
+        stage, _ = self._progress()
+        if stage in {Stage.UPLOAD, Stage.DOWNLOAD}:
+            return (2, self._bytes_per_s)
+        if stage is Stage.HEADERS:
+            return (1, 0)
+        return (0, 0) if self._current_request is None or self._closed else None
+
+    def evict(self) -> None:
+        """Close the connection, because another client needs its place."""
+        stage, _ = self._progress()
+        log.info("connection_evicted", client=self._exchange.client or self._peer_host(), stage=stage)
+        self._leave_place()
+        self._abort(stage)
 
     def eof_received(self) -> None:
         """Take a client that ends its side of the connection for one that has left, and cancel its request.
@@ -160,6 +207,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         ticket = self._exchange.ticket
         held_bytes = ticket.held_bytes if ticket else 0  # none for streams, archives and results of jobs
         reading = self._rate.read(stage, moved_bytes, now_s, held_bytes)
+        self._bytes_per_s = reading.bytes_per_s or 0.0
         if stage is Stage.UPLOAD and reading.bytes_per_s is not None:
             self._exchange.expect(reading.bytes_per_s)
         is_overdue = self._rate.is_overdue(self._answer_began_s, now_s, held_bytes)
@@ -208,11 +256,15 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
             received=self._received_bytes,
             sent=self._written_bytes,
         )
-        if stage is Stage.DOWNLOAD:  # reset it: what the client has not read would wait in the kernel
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.transport.abort()
+        if stage is Stage.DOWNLOAD:
+            self._abort(stage)
         else:
             super()._close_transport()
+
+    def _abort(self, stage: Stage) -> None:
+        if stage is Stage.DOWNLOAD:  # reset it: what the client has not read would wait in the kernel
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
 
     def _arm_keepalive_timer(self) -> None:
         """Keep an idle connection open for a while, counted from the `Retry-After` of its last response.

@@ -21,8 +21,10 @@ from server.gateway.protocol import Protocol
 from server.gateway.turns import Turns
 from server.logs import get_logger
 from server.settings import Settings
+from server.shares import Shares
 
 if TYPE_CHECKING:
+    from server.cluster.supervisor import OnDemandEngines
     from server.jobs.service import Jobs
 
 log = get_logger(__name__)
@@ -40,6 +42,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         membership: its part in the cluster.
         connections: those that count for `worker_connections`.
         proxies: those that are believed when they name their clients.
+        shares: how much of each limit one client may hold.
         turns: those of its connections at its event loop.
         forked_s: when it was forked, in seconds of the monotonic clock.
         tasks_before: how many tasks its row counted when it was forked.
@@ -49,6 +52,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
     membership: Membership
     settings: Settings
     connections: set[Protocol]
+    shares: Shares
     forked_s: float
     tasks_before: int
     boot_delay_s: float
@@ -60,6 +64,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         self._drain = Drain(timeout_s=self.cfg.graceful_timeout, max_responses=self.max_requests)
         self._jobs: Jobs | None = None
         self._jobs_run: asyncio.Task[None] | None = None
+        self._background: OnDemandEngines | None = None
         self._beating: asyncio.Task[None] | None = None  # gunicorn's loop, until it ends
         self.proxies = Proxies(
             self.cfg.forwarded_allow_networks(), is_any="*" in self.cfg.forwarded_allow_ips
@@ -73,6 +78,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         self.membership = membership
         self.settings = settings
         self.connections = set()
+        self.shares = Shares.of(membership.page, settings)
 
     @property
     def is_draining(self) -> bool:
@@ -87,7 +93,9 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
     def load_wsgi(self) -> None:
         """Build the app of this worker, instead of importing one that knows nothing of the cluster."""
         self.asgi: Any
-        self.asgi, self._jobs = create_service(self.settings, self.membership, os.environ)
+        self.asgi, self._jobs, self._background = create_service(
+            self.settings, self.membership, os.environ, self.shares
+        )
 
     def _setup_event_loop(self) -> None:
         """Serve our protocol, with the backlog that is configured and a limit on TLS handshakes.
@@ -121,6 +129,8 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         finally:
             sweep.cancel()
             await self._stop_jobs()
+            if self._background:
+                await self._background.stop()
 
     async def _stop_jobs(self) -> None:
         """Claim no more jobs, and give back those that run; no request uses the store any more."""
@@ -130,9 +140,10 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
             await self._jobs.close()
 
     async def _sweep(self) -> None:
-        """Look at the transfer rates of all connections, once a second."""
+        """Look at the shares of all clients and the transfer rates of all connections, once a second."""
         while True:
             await asyncio.sleep(_SWEEP_S)
+            self.shares.look()
             now_s = asyncio.get_running_loop().time()
             for connection in tuple(self.connections):
                 try:

@@ -2,7 +2,6 @@
 
 import asyncio
 
-from server.cluster.supervisor import OnDemandEngines
 from server.cluster.watched import keep_running
 from server.jobs.consumer import Consumer
 from server.jobs.hub import Hub
@@ -15,15 +14,11 @@ class Jobs:
 
     Args:
         store: closed last, by `close`.
-        engines: stopped at the end.
-        consumer, hub, janitor: run until then.
+        consumer, hub, janitor: run until they are cancelled.
     """
 
-    def __init__(
-        self, store: Store, engines: OnDemandEngines, consumer: Consumer, hub: Hub, janitor: Janitor
-    ) -> None:
+    def __init__(self, store: Store, consumer: Consumer, hub: Hub, janitor: Janitor) -> None:
         self._store = store
-        self._engines = engines
         self._consumer = consumer
         self._hub = hub
         self._janitor = janitor
@@ -31,12 +26,9 @@ class Jobs:
     async def run(self) -> None:
         """Run until cancelled; jobs that are running then are given back."""
         parts = {"hub": self._hub.run, "consumer": self._consumer.run, "janitor": self._janitor.run}
-        try:
-            async with asyncio.TaskGroup() as group:
-                for name, run in parts.items():
-                    group.create_task(keep_running(name, run))
-        finally:
-            await self._engines.stop()
+        async with asyncio.TaskGroup() as group:
+            for name, run in parts.items():
+                group.create_task(keep_running(name, run))
 
     async def close(self) -> None:
         """Close the store, once the requests that use it have been answered."""

@@ -149,9 +149,13 @@ class Gateway:
         """Serve another app on connections that are opened from now on."""
         self.worker.asgi = Envelope(app_of(self), self.membership.row)
 
-    async def connect(self) -> Client:
-        """Open a connection."""
-        ours, theirs = socket.socketpair()
+    async def connect(self, address: str | None = None) -> Client:
+        """Open a connection.
+
+        Args:
+            address: of the client, one of the loopback network; None for a client without one.
+        """
+        ours, theirs = socket.socketpair() if address is None else _tcp_pair(address)
         theirs.setblocking(False)
 
         def protocol() -> Protocol:
@@ -183,6 +187,12 @@ class Gateway:
             client.close()
         with self.membership.work:
             self.worker.tmp.close()
+
+
+def _tcp_pair(address: str) -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname(), DEADLINE_S, (address, 0))
+        return ours, listener.accept()[0]
 
 
 @asynccontextmanager

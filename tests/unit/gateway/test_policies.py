@@ -5,6 +5,8 @@ from ipaddress import ip_network
 
 import pytest
 
+from server.cluster.ledger import Account, Field, Ledger
+from server.gateway import eviction
 from server.gateway.addresses import Proxies
 from server.gateway.drain import Drain, Step
 from server.gateway.heads import is_host, split_absolute
@@ -12,6 +14,7 @@ from server.gateway.linger import LINGER_S, LingeringClose
 from server.gateway.refusals import refusal, refuse
 from server.gateway.transfer_rate import Reading, Stage, TransferRate
 from server.settings import Settings
+from server.shares import Shares
 from server.web.exchange import Exchange
 
 SETTINGS = Settings(headers_timeout_s=10, min_bytes_per_s=1000, slow_after_s=5)
@@ -329,3 +332,81 @@ def test_a_refusal_is_the_response_of_its_exchange() -> None:
     assert headers[b"date"].endswith(b" GMT")
     assert json.loads(body)["request_id"] == "a-b-c"
     assert (exchange.status, exchange.problem) == (431, "request-header-fields-too-large")
+
+
+# --- Eviction -----------------------------------------------------------------------------------------------
+
+
+class Place:
+    """A connection of a worker that may have ten."""
+
+    def __init__(self, account: Account | None, cost: tuple[int, float] | None = (0, 0)) -> None:
+        self.account = account
+        self._cost = cost
+        if account is not None:
+            account.add(Field.CONNECTIONS, 1)
+
+    def cost_of_closing(self) -> tuple[int, float] | None:
+        return self._cost
+
+
+class Crowd:
+    """Clients at a worker that may have ten connections, of which one client's share is 2.
+
+    Attributes:
+        elsewhere: what another worker counts.
+    """
+
+    def __init__(self) -> None:
+        clients = "abcd"
+        ledger = Ledger(rows=2)
+        while len({ledger.bucket(client) for client in clients}) < len(clients):
+            ledger = Ledger(rows=2)
+        page, self.elsewhere = ledger.open(0), ledger.open(1)
+        self.a, self.b, self.c, self.d = (page.account(client) for client in clients)
+        self.shares = Shares(page, {Field.CONNECTIONS: 20})
+
+    def choose(self, newcomer: Account | None, *places: Place) -> Place | None:
+        return eviction.choose(newcomer, places, self.shares, 10)
+
+
+def test_the_client_with_the_most_connections_loses_one() -> None:
+    crowd = Crowd()
+    few, some, most = [
+        [Place(account) for _ in range(number)]
+        for account, number in ((crowd.a, 2), (crowd.b, 3), (crowd.c, 5))
+    ]
+    assert crowd.choose(crowd.d, *few, *some, *most) in most
+    assert crowd.choose(crowd.a, Place(crowd.a)) is None  # it has had its share
+    assert crowd.choose(None, *few, *some, *most) in most  # a proxy's
+
+
+def test_nobody_loses_a_connection_within_a_share() -> None:
+    crowd = Crowd()
+    places = [Place(account) for account in (crowd.a, crowd.b) for _ in range(2)]
+    assert crowd.choose(crowd.c, *places, *(Place(None) for _ in range(6))) is None
+
+
+def test_what_costs_least_is_closed_first_and_what_an_engine_works_for_stays() -> None:
+    crowd = Crowd()
+    costs = [(2, 9.0), (0, 0), (2, 1.0), (1, 0), None]
+    places = [Place(crowd.a, cost) for cost in costs]
+    closed = []
+    while place := crowd.choose(crowd.b, *places):
+        closed.append(place.cost_of_closing())
+        places.remove(place)
+    assert closed == [(0, 0), (1, 0), (2, 1.0), (2, 9.0)]
+
+
+def test_connections_to_other_workers_take_no_place_of_this_one() -> None:
+    crowd = Crowd()
+    for _ in range(100):
+        crowd.elsewhere.account("a").add(Field.CONNECTIONS, 1)
+    places = [Place(crowd.a), *(Place(crowd.b) for _ in range(4))]
+    assert crowd.choose(crowd.a, *places) in places[1:]
+
+
+def test_without_a_share_nobody_loses_a_connection() -> None:
+    crowd = Crowd()
+    crowd.shares = Shares(Ledger(rows=1).open(0), {Field.CONNECTIONS: 0})
+    assert crowd.choose(crowd.b, *(Place(crowd.a) for _ in range(10))) is None

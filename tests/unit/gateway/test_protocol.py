@@ -11,6 +11,7 @@ import pytest
 from support.gateway import Answer, Event, Gateway, gateway, run
 
 from server.admission import Admission
+from server.cluster.ledger import Field
 from server.cluster.scoreboard import Cell
 from server.errors import ServiceUnavailable
 from server.gateway.linger import LINGER_S
@@ -582,6 +583,70 @@ def test_one_connection_too_many_is_refused_and_takes_no_place() -> None:
             await first.send(GET)
             assert (await first.read()).status == 200
             assert [status for _, _, status, _ in lines(events)] == [503, 200]
+
+    run(test())
+
+
+GREEDY = "127.0.0.66"
+POLITE, SECOND, THIRD = "127.0.0.2", "127.0.0.3", "127.0.0.4"
+
+
+def test_when_connections_run_out_the_greediest_client_loses_an_idle_one() -> None:
+    async def test() -> None:
+        app = Held()
+        async with gateway(app, worker_connections=3) as (served, events):
+            busy, idle, half = [await served.connect(GREEDY) for _ in range(3)]
+            app.may_answer.set()
+            await idle.send(GET)
+            await idle.read()
+            app.may_answer.clear()
+            app.is_asked.clear()
+            await busy.send(GET)
+            await app.is_asked.wait()
+            await half.send(GET[:20])
+            await served.protocols[2].has_received(20)
+            # It gets no fourth one.
+            assert (await (await served.connect(GREEDY)).read()).status == 503
+            await half.read_nothing()
+            polite = [await served.connect(address) for address in (POLITE, SECOND)]
+            assert await idle.read_to_end() == b""
+            assert await half.read_to_end() == b""
+            assert len(served.worker.connections) == 3
+            assert (await (await served.connect(THIRD)).read()).status == 503  # nobody has more than one
+            app.may_answer.set()
+            for client in (busy, *polite):
+                if client is not busy:
+                    await client.send(GET)
+                assert (await client.read()).status == 200
+            evicted = [event for event in events if event["event"] == "connection_evicted"]
+            assert [(event["client"], event["stage"]) for event in evicted] == [
+                (GREEDY, ""),
+                (GREEDY, "headers"),
+            ]
+        page = served.membership.page
+        assert [page.account(client).used(Field.CONNECTIONS) for client in (GREEDY, POLITE)] == [0, 0]
+
+    run(test())
+
+
+def test_the_connections_of_a_proxy_are_not_those_of_one_client() -> None:
+    async def test() -> None:
+        async with gateway(Held(), worker_connections=3) as (served, _):
+            proxied = [await served.connect("127.0.0.1") for _ in range(3)]
+            assert (await (await served.connect(POLITE)).read()).status == 503
+            for client in proxied:
+                await client.read_nothing()
+
+    run(test())
+
+
+def test_without_a_share_of_connections_the_last_to_come_is_refused() -> None:
+    async def test() -> None:
+        off = Settings(client_connections_percent=0)
+        async with gateway(Held(), off, worker_connections=2) as (served, _):
+            for _ in range(2):
+                await served.connect(GREEDY)
+            assert (await (await served.connect(POLITE)).read()).status == 503
 
     run(test())
 

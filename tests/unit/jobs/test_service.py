@@ -15,15 +15,6 @@ from server.jobs.store import Store
 FACTS = Facts("flip", 1, {}, attempts=3)
 
 
-class Engines:
-    """Has none."""
-
-    is_stopped = False
-
-    async def stop(self) -> None:
-        self.is_stopped = True
-
-
 class Part:
     """Does what the test says."""
 
@@ -31,8 +22,8 @@ class Part:
         self.run = act
 
 
-def jobs_of(store: Store, engines: Engines, *acts: Callable[[], Awaitable[object]]) -> Jobs:
-    parts: Any = [engines, *map(Part, acts)]
+def jobs_of(store: Store, *acts: Callable[[], Awaitable[object]]) -> Jobs:
+    parts: Any = [*map(Part, acts)]
     return Jobs(store, *parts)
 
 
@@ -46,7 +37,7 @@ def test_an_upload_that_outlives_the_jobs_has_a_store_and_an_owner_that_is_heard
     async def test() -> None:
         clock: Any = asyncio.get_running_loop()
         async with stores(server, "me") as (store,):
-            jobs = jobs_of(store, Engines(), *3 * [wait_for_ever])
+            jobs = jobs_of(store, *3 * [wait_for_ever])
             running = asyncio.create_task(jobs.run())
             batch = new_id()
             await store.submit_items(batch, FACTS, [NewJob(1, 0)], Schedule("default"))
@@ -85,15 +76,13 @@ def test_a_bug_in_one_part_costs_the_others_nothing_and_a_stop_is_heard_all_the_
             finally:
                 raise ZeroDivisionError("of ours")
 
-        engines = Engines()
         async with stores(server, "me") as (store,):
-            jobs = jobs_of(store, engines, fail_once, fail_to_stop, wait_for_ever)
+            jobs = jobs_of(store, fail_once, fail_to_stop, wait_for_ever)
             running = asyncio.create_task(jobs.run())
             await has_restarted.wait()
             running.cancel()
             await asyncio.wait([running])
             assert running.cancelled()
-            assert engines.is_stopped
             assert others == 1
 
     with capture_logs() as events:
