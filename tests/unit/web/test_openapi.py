@@ -238,6 +238,7 @@ def ask(service: Service) -> Iterator[Ask]:
         await client.aclose()
         await life.__aexit__(None, None, None)
         await service.jobs.close()
+        await service.background.stop()
 
     with asyncio.Runner() as runner:
         task = runner.run(start())
