@@ -251,6 +251,7 @@ class OurService(Contender):
                     "WEB_CONCURRENCY": str(WORKERS),
                     "FLIP_JOBS_AT_ONCE": "1",  # as the workers of the others
                     "FLIP_HUNG_AFTER_S": "0",  # they are stopped on purpose
+                    "FLIP_SANDBOX": "off",  # its engines write what they do into a file
                     "PYTHONPATH": f"{ROOT / 'benchmarks/peers/queues/witnessed'}:{ROOT}",
                     WITNESS: str(self.witness.path),
                 },

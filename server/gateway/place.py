@@ -20,8 +20,8 @@ _FEWEST_CONNECTIONS = 16
 #: A worker, its threads (`server.jobs.threads`), its engine and, with jobs, its background engine.
 _PROCESSES_OF_A_WORKER = 9
 
-#: Less address space is too little for an engine, also in `FLIP_ENGINE_MEMORY_BYTES`.
-_LEAST_MEMORY_BYTES = 256 * 2**20
+#: Less address space is too little for a worker, which maps the scoreboard and the ledger as a whole.
+_LEAST_MEMORY_BYTES = 384 * 2**20
 
 
 def why_not_here(settings: Settings, workers: int) -> str | None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from server.operations.registry import Cost, Read, unknown_cost
+from server.operations.registry import US_PER_BYTE, Cost, Read
 
 #: How much of a file is looked at: one step is a segment, box, directory or frame.
 _HEAD_BYTES = 1 << 16
@@ -327,6 +327,11 @@ _LOSSY_BYTES = {
     "avif 4:4:4": (1.8, 2.2, 4.5),
     "avif alpha": (0.7, 0.9, 1.5),
 }
+
+#: What is booked for a file whose header cannot be read: so many times its size, and so many bytes more.
+_UNKNOWN_RATIO = 32
+_UNKNOWN_BYTES = 1 << 20
+
 _DEFAULT_QUALITY = {"jpeg": 90, "webp": 90, "avif": 80}
 
 #: How much the bytes of a format say of an image, compared with those of a PNG.
@@ -386,7 +391,9 @@ def cost(read: Read, body_bytes: int, /, parameters: Mapping[str, Any], limits: 
     if found.form is None or (found.is_known and found.pixels > limits["max_pixels"]):
         return Cost(0, 0)  # refused from the header
     if not found.is_known:
-        return unknown_cost(read, body_bytes, parameters, limits)
+        # Damaged, nearly always: to book the largest result there is would have all others wait for it.
+        likely_bytes = _UNKNOWN_RATIO * body_bytes + _UNKNOWN_BYTES
+        return Cost(min(limits["max_result_bytes"], likely_bytes), int(body_bytes * US_PER_BYTE))
     target = parameters["format"] or found.form
     frames = min(found.frames, limits["max_frames"]) if target in _MANY_FRAMES else 1
     total = found.pixels * frames

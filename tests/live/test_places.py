@@ -177,7 +177,7 @@ def test_a_limit_that_is_too_low_stops_the_start(limit: str, says: str) -> None:
     "limit",
     [
         pytest.param("nofile=112", marks=pytest.mark.place("RLIMIT_NOFILE is low")),
-        pytest.param("as=268435456", marks=pytest.mark.place("RLIMIT_AS is low")),
+        pytest.param("as=402653184", marks=pytest.mark.place("RLIMIT_AS is low")),
         pytest.param("fsize=67108864", marks=pytest.mark.place("RLIMIT_FSIZE is low")),
         pytest.param("nproc=10", marks=[pytest.mark.place("RLIMIT_NPROC is low"), needs_root]),
     ],

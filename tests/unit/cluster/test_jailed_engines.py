@@ -312,8 +312,8 @@ def test_an_engine_has_no_descriptor_that_it_does_not_need(*, is_jailed: bool) -
     async def test() -> None:
         async with jailed(replace(CONFIG, is_jailed=is_jailed)) as cluster:
             await cluster.attempt("nothing")
-            # Three lanes and the control socket, what waits for them, and the flight recorder. The reply socket
-            # is closed a moment after the answer.
+            # Three lanes and the control socket, what waits for them, and the flight recorder. The reply
+            # socket is closed a moment after the answer.
             needed = [*["/dev/null"] * 3, *["/memfd", "anon_inode", *["socket"] * 4]]
             async with asyncio.timeout(DEADLINE_S):
                 while descriptors(cluster.engine) != needed:  # noqa: ASYNC110 it is a process that changes

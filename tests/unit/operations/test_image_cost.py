@@ -243,8 +243,10 @@ def test_what_the_engine_refuses_from_the_header_costs_nothing() -> None:
 
 
 def test_of_what_cannot_be_read_only_the_size_counts() -> None:
-    data = b"\x89PNG\r\n\x1a\n" + bytes(1000)
-    assert cost_of(data) == unknown_cost(reading(data), len(data), {}, LIMITS)
+    """Such a file is damaged, nearly always: it must not book what the largest result takes."""
+    small, large = (cost_of(b"\x89PNG\r\n\x1a\n" + bytes(size)) for size in (1000, 100_000))
+    assert 1000 < small.result_bytes < large.result_bytes < 10_000_000
+    assert 0 < small.engine_us < large.engine_us < 10_000
 
 
 def test_the_first_frame_is_all_that_a_still_takes() -> None:
