@@ -1,10 +1,16 @@
-"""Eviction: whose connection is closed when a worker has no place for that of another client."""
+"""Eviction: whose connections are closed when a worker has no place for that of another client."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from heapq import nsmallest
+from operator import itemgetter
 from typing import Protocol, TypeVar
 
 from server.cluster.ledger import Account, Field
 from server.shares import Shares
+
+#: How many connections are closed at once. To look at all of them takes milliseconds, and a client that opens
+#: new ones as fast as it can would have a worker do nothing else.
+_AT_ONCE = 32
 
 
 class Evictable(Protocol):
@@ -15,7 +21,10 @@ class Evictable(Protocol):
         """Of its client; None for a client that is not told apart from others, as behind a proxy."""
 
     def cost_of_closing(self) -> tuple[int, float] | None:
-        """How much its client would lose: the less, the earlier it is closed; None when it must stay."""
+        """How much its client would lose: the less, the earlier it is closed; None when it must stay.
+
+        The first number is 0 or 1 if no request of the client is lost.
+        """
 
 
 Connection = TypeVar("Connection", bound=Evictable)
@@ -23,8 +32,8 @@ Connection = TypeVar("Connection", bound=Evictable)
 
 def choose(
     newcomer: Account | None, connections: Collection[Connection], shares: Shares, limit: int
-) -> Connection | None:
-    """Choose a connection of the client that has the most, if that is more than its share.
+) -> Sequence[Connection]:
+    """Choose connections of the client that has the most, if that is more than its share.
 
     Args:
         newcomer: the account of the client that wants a connection.
@@ -33,18 +42,19 @@ def choose(
         limit: how many connections the worker may have.
 
     Returns:
-        None when the newcomer itself has had its share, or no connection may be closed.
+        One, or several on which no request is lost, as long as the client has too many; none when the
+        newcomer itself has had its share, or no connection may be closed.
     """
 
     def has_too_many(held: int) -> bool:
         return shares.exceeds(Field.CONNECTIONS, held - 1, 1, limit)  # without the last one it had enough
 
     if newcomer is not None and has_too_many(newcomer.used_here(Field.CONNECTIONS) + 1):
-        return None
+        return ()
     accounts = [each.account for each in connections if each.account is not None]
     most = max(accounts, key=lambda account: account.used_here(Field.CONNECTIONS), default=None)
-    if most is None or not has_too_many(most.used_here(Field.CONNECTIONS)):
-        return None
+    if most is None or not has_too_many(held := most.used_here(Field.CONNECTIONS)):
+        return ()
     costs = [
         (cost, each)
         for each in connections
@@ -52,4 +62,9 @@ def choose(
         and each.account.bucket == most.bucket
         and (cost := each.cost_of_closing()) is not None
     ]
-    return min(costs, key=lambda pair: pair[0])[1] if costs else None
+    chosen: list[Connection] = []
+    for cost, each in nsmallest(_AT_ONCE, costs, key=itemgetter(0)):
+        if chosen and (cost[0] > 1 or not has_too_many(held - len(chosen))):
+            break
+        chosen.append(each)
+    return chosen

@@ -159,9 +159,9 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         if len(worker.connections) < worker.worker_connections:
             return True
         evicted = eviction.choose(self.account, worker.connections, worker.shares, worker.worker_connections)
-        if evicted is not None:
-            evicted.evict()
-        return evicted is not None
+        for connection in evicted:
+            connection.evict()
+        return bool(evicted)
 
     def _leave_place(self) -> None:
         if self in self.worker.connections:

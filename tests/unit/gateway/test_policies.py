@@ -367,7 +367,8 @@ class Crowd:
         self.shares = Shares(page, {Field.CONNECTIONS: 20})
 
     def choose(self, newcomer: Account | None, *places: Place) -> Place | None:
-        return eviction.choose(newcomer, places, self.shares, 10)
+        """Return the first that is to be closed."""
+        return next(iter(eviction.choose(newcomer, places, self.shares, 10)), None)
 
 
 def test_the_client_with_the_most_connections_loses_one() -> None:
@@ -396,6 +397,15 @@ def test_what_costs_least_is_closed_first_and_what_an_engine_works_for_stays() -
         closed.append(place.cost_of_closing())
         places.remove(place)
     assert closed == [(0, 0), (1, 0), (2, 1.0), (2, 9.0)]
+
+
+def test_connections_on_which_no_request_is_lost_are_closed_together_down_to_the_share() -> None:
+    crowd = Crowd()
+    transfers, quiet = [Place(crowd.a, (2, 1.0)) for _ in range(2)], [Place(crowd.a) for _ in range(4)]
+    assert eviction.choose(crowd.b, [*transfers, *quiet], crowd.shares, 10) == quiet
+    assert eviction.choose(crowd.b, transfers, crowd.shares, 10) == transfers[:1]
+    many = [Place(crowd.c, (1, 0)) for _ in range(100)]
+    assert len(eviction.choose(crowd.b, many, crowd.shares, 10)) == 32
 
 
 def test_connections_to_other_workers_take_no_place_of_this_one() -> None:
