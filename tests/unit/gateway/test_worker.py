@@ -6,6 +6,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -246,5 +247,36 @@ def test_a_fault_of_the_drain_does_not_keep_the_worker() -> None:
                 with pytest.raises(ZeroDivisionError):
                     await served.worker._drained
             assert not served.worker.alive
+
+    run(test())
+
+
+def test_the_event_loop_serves_others_while_many_connections_are_looked_at() -> None:
+    async def test() -> None:
+        async with serving() as (served, _, _, _):
+            looked, has_ended = 0, asyncio.Event()
+            seen: list[int] = []
+
+            class Connection:
+                def check_rate(self, now_s: float) -> None:
+                    nonlocal looked
+                    looked += 1
+                    if looked == 1:
+                        look_on()
+                    if looked == 1000:
+                        has_ended.set()
+
+            def look_on() -> None:
+                seen.append(looked)
+                if looked < 1000:
+                    asyncio.get_running_loop().call_soon(look_on)
+
+            served.worker.connections = {Connection() for _ in range(1000)}
+            served.advance(1.1)
+            async with asyncio.timeout(DEADLINE_S):
+                await has_ended.wait()
+            steps = [after - before for before, after in pairwise(seen)]
+            assert max(steps) <= 64
+            served.worker.connections = set()
 
     run(test())
