@@ -90,11 +90,7 @@ def worker_kills(
         left = len(living_engines(server))
         unrelated = [exchange for exchange in others.failed if exchange.worker not in victims]
     return [
-        Finding(
-            "only requests on the killed workers' own connections fail",
-            f"{summary(others)}; failed on others: {len(unrelated)}",
-            not unrelated,
-        ),
+        _own_failures("killed", others, unrelated),
         Finding("worker and engine are replaced", f"{kills} killed, {left} left", left == workers),
         _replaced("worker", replaced_s),
     ]
@@ -152,11 +148,7 @@ def worker_stops(stops: int = 5, at_once: int = 10, body: str = "big") -> list[F
         zombies = until(lambda: not processes.zombies_of_session(server.pid))
         unrelated = [exchange for exchange in others.failed if exchange.worker not in victims]
     return [
-        Finding(
-            "only requests on the stopped workers' own connections fail",
-            f"{summary(others)}; failed on others: {len(unrelated)}",
-            not unrelated,
-        ),
+        _own_failures("stopped", others, unrelated),
         *_back("worker", back_s),
         Finding("their engines are replaced too", f"{left} engines", left == workers),
         Finding("no zombie is left", "none" if zombies else "some", zombies),
@@ -179,6 +171,14 @@ def _stop_until_replaced(server: LiveServer, pid: int, online: str) -> float:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGCONT)
     return inf
+
+
+def _own_failures(kind: str, others: Clients, unrelated: Sequence[object]) -> Finding:
+    return Finding(
+        f"only requests on the {kind} workers' own connections fail",
+        f"{summary(others)}; failed on others: {len(unrelated)}",
+        not unrelated,
+    )
 
 
 def _back(kind: str, back_s: Sequence[float]) -> list[Finding]:

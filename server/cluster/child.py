@@ -34,7 +34,7 @@ class Child:
             command: the program and its arguments.
             cwd: its working directory.
             env: its whole environment.
-            pass_fds: the descriptors that it inherits, besides standard output and error.
+            pass_fds: the descriptors that it inherits, in addition to standard output and error.
 
         Raises:
             OSError: no process or descriptor is available, or there is no such program; nothing was started.

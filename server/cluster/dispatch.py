@@ -90,7 +90,7 @@ class _Call:
     Attributes:
         lane: where it waits first.
         deadline_us: no engine starts it after this moment of the monotonic clock; 0 for no deadline.
-        account: charged with the engine time; None charges nobody.
+        account: charged with the engine time; None for no charge.
         on_progress: told which part of the stages has ended.
     """
 
@@ -160,7 +160,7 @@ class Dispatcher:
             operation: what to do.
             parameters: values that JSON can hold, valid for the operation.
             admitted_us: since when the caller has been waiting, microseconds of the monotonic clock.
-            account: of the client, to be charged with the engine time; None charges nobody.
+            account: of the client, to be charged with the engine time; None for no charge.
             lane: where it waits; in `YIELDING` for a background engine, which runs in the CPU time that no
                 other process wants.
 

@@ -44,7 +44,7 @@ MAX_PARTS = 100_000
 #: What only a mistake of ours raises.
 _OUR_MISTAKES = (AssertionError, AttributeError, ImportError, NameError, TypeError)
 
-#: What a codec may need for each pixel besides the pixels that it takes or gives, in bytes: two images of
+#: What a codec may need for each pixel, without the pixels that it takes or gives, in bytes: two images of
 #: four channels, or the coefficients of a progressive JPEG.
 _CODEC_BYTES = 8
 

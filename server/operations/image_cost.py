@@ -309,7 +309,7 @@ _HEADERS: Mapping[str, Callable[[Read, bytes, int], Header]] = {
 #: Formats that hold several frames; the others get the first one.
 _MANY_FRAMES = frozenset({"png", "webp", "gif", "tiff", "avif"})
 
-#: What a result has besides its pixels, in bytes: the metadata are no larger than the upload, and for each
+#: What a result has without its pixels, in bytes: the metadata are no larger than the upload, and for each
 #: frame there is a header, with a palette in a GIF.
 _FRAME_BYTES = 1024
 _HEAD_ROOM_BYTES = 1 << 16

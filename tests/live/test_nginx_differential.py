@@ -31,7 +31,7 @@ class Pair:
 
     Args:
         directory: of nginx.
-        service: with one worker, to which nobody else sends requests.
+        service: with one worker, to which no other client sends requests.
     """
 
     def __init__(self, directory: Path, service: LiveServer) -> None:

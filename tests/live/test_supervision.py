@@ -43,7 +43,7 @@ def is_whole(server: LiveServer) -> bool:
     return (
         len(found) == len(roles[WORKER]) == 2
         and {worker["pid"] for worker in found} == set(roles[WORKER])
-        # There may be engines for background work besides.
+        # There may be engines for background work, too.
         and len({worker["engine_pid"] for worker in found} & set(roles[ENGINE])) == 2
         and {"Z", "T"}.isdisjoint(states(server))
     )

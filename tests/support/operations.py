@@ -64,29 +64,18 @@ def fail_to_read(*_: object) -> Mapping[str, Any]:
     raise OSError("a bug as well")
 
 
-def crash(
-    source: FileIO,
-    sink: FileIO,
-    parameters: Mapping[str, Any],
-    limits: Mapping[str, int],
-    progress: Callable[[str], None],
-) -> Mapping[str, Any]:
+def crash(source: FileIO, *more: Any) -> Mapping[str, Any]:  # noqa: ANN401 as copy has it
     """Crash on anything but the sample."""
     if os.pread(source.fileno(), 1 << 20, 0) == SAMPLE.read_bytes():
-        return copy(source, sink, parameters, limits, progress)
+        return copy(source, *more)
     return crash_always()
 
 
-def crash_later(
-    source: FileIO,
-    sink: FileIO,
-    parameters: Mapping[str, Any],
-    limits: Mapping[str, int],
-    progress: Callable[[str], None],
-) -> Mapping[str, Any]:
+def crash_later(source: FileIO, *more: Any) -> Mapping[str, Any]:  # noqa: ANN401 as copy has it
     """Crash on anything but the sample, after the first stage."""
+    *_, progress = more
     progress("read")
-    return crash(source, sink, parameters, limits, progress)
+    return crash(source, *more)
 
 
 def crash_always(*_: object) -> Mapping[str, Any]:
@@ -94,19 +83,13 @@ def crash_always(*_: object) -> Mapping[str, Any]:
     raise AssertionError
 
 
-def crash_once(
-    source: FileIO,
-    sink: FileIO,
-    parameters: Mapping[str, Any],
-    limits: Mapping[str, int],
-    progress: Callable[[str], None],
-) -> Mapping[str, Any]:
+def crash_once(source: FileIO, *more: Any) -> Mapping[str, Any]:  # noqa: ANN401 as copy has it
     """Crash the first engine that comes, told by a file that the source names."""
     mark = os.pread(source.fileno(), 4096, 0).decode()
     try:
         os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
-        return copy(source, sink, parameters, limits, progress)
+        return copy(source, *more)
     return crash_always()
 
 

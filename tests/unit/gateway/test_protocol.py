@@ -612,7 +612,7 @@ def test_when_connections_run_out_the_greediest_client_loses_an_idle_one() -> No
             assert await idle.read_to_end() == b""
             assert await half.read_to_end() == b""
             assert len(served.worker.connections) == 3
-            assert (await (await served.connect(THIRD)).read()).status == 503  # nobody has more than one
+            assert (await (await served.connect(THIRD)).read()).status == 503  # no client has more than one
             app.may_answer.set()
             for client in (busy, *polite):
                 if client is not busy:
