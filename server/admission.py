@@ -383,7 +383,7 @@ class Admission:
         return others_us - self.max_wait_s * 1e6 * self._engines()
 
     def _engines(self) -> int:
-        return max(1, self._scoreboard.count(Cell.ENGINE_PID))
+        return max(1, self._scoreboard.count(Cell.ENGINE_DUE_US, above=now_us()))
 
     # --- bytes
 

@@ -41,6 +41,7 @@ class Cell(IntEnum):
     STATE = 0
     PID = auto()
     ENGINE_PID = auto()  # 0 while there is none
+    ENGINE_DUE_US = auto()  # until then it counts, of the monotonic clock: a moment longer than it lives
     IN_FLIGHT = auto()  # tasks sent to the work socket and not answered yet
     SERVICE_US = auto()  # moving average of what one task takes an engine, in microseconds
     RECENT_US = auto()  # engine time of the last tasks, with older ones weighing less ...
@@ -53,6 +54,7 @@ class Cell(IntEnum):
     LOST_STATUS = auto()  # ... how it ended, as `subprocess` says it ...
     LOST_STAGES = auto()  # ... and how many stages of the task had ended
     BACKGROUND_PID = auto()  # of the background engine; 0 while there is none
+    BACKGROUND_DUE_US = auto()
     BACKGROUND_LOST_TASK = auto()  # the same of the last background engine ...
     BACKGROUND_LOST_PID = auto()
     BACKGROUND_LOST_STATUS = auto()
@@ -282,10 +284,9 @@ class Scoreboard:
         """Add one cell up over all rows, those of past workers too."""
         return sum(self._column(cell))
 
-    def count(self, cell: int) -> int:
-        """Count the rows in which a cell is not zero."""
-        values = self._column(cell).tolist()
-        return len(values) - values.count(0)
+    def count(self, cell: int, above: int = 0) -> int:
+        """Count the rows in which a cell is above so much."""
+        return sum(value > above for value in self._column(cell))
 
     def greatest(self, cell: int) -> int:
         """Find the greatest value of a cell over all rows."""

@@ -46,9 +46,12 @@ BOOT_S = 20.0
 #: How long an engine for background work is kept without work, in seconds.
 IDLE_S = 60.0
 
-#: How long a worker counts as ready after its engine has ended, in seconds: images that crash engines must
-#: not take the machine out of its load balancer.
+#: How long an engine counts after its end, in seconds, because the next one is about to come: images that
+#: crash engines must not take the machine out of its load balancer, nor have others shed meanwhile.
 _REPLACEMENT_S = 2.0
+
+#: Until when an engine counts that is there.
+_FOR_EVER_US = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +108,11 @@ class Supervisor:
         self._first_attempt = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._process: Child | None = None
-        self._due_us = 0  # until then the next engine may take to come, of the monotonic clock
 
     @property
     def is_ready(self) -> bool:
         """Whether there is an engine, or was one a moment ago and the next one is about to come."""
-        return self._row[self._role.pid] != 0 or now_us() < self._due_us
+        return now_us() < self._row[self._role.due_us]
 
     async def start(self) -> None:
         """Start supervising; returns when the first engine is ready, or has failed to start.
@@ -187,6 +189,7 @@ class Supervisor:
                     if self._config.is_jailed:
                         sandbox.limit_descriptors(process.pid)
                     self._row[self._role.pid] = process.pid
+                    self._row[self._role.due_us] = _FOR_EVER_US
                     self._log_online(process, started_us, notice)
                     self._first_attempt.set()
                 returncode = await self._end_of(process, recorder)
@@ -268,9 +271,9 @@ class Supervisor:
                 return await wait()
 
     def _withdraw(self) -> None:
-        """Count the engine no longer."""
+        """Count the engine for no longer than the next one takes to come."""
         if self._row[self._role.pid]:
-            self._due_us = now_us() + int(_REPLACEMENT_S * 1e6)
+            self._row[self._role.due_us] = now_us() + int(_REPLACEMENT_S * 1e6)
         self._row[self._role.pid] = 0
 
     def _publish(self, exited: EngineExit) -> None:

@@ -137,10 +137,8 @@ def test_an_image_that_takes_too_long_is_given_up_and_then_quarantined(
     for deaths in (1, 2):
         with ThreadPoolExecutor(1) as threads:
             slow = threads.submit(flip, server, **SLOW)
-            went_well = 0
-            while not slow.done():  # one may be shed at the moment at which an engine is replaced
-                went_well += flip(server).status_code == 200
-        assert went_well
+            while not slow.done():  # others go well meanwhile, also while the engine is replaced
+                assert flip(server).status_code == 200
         answer = slow.result()
         assert (answer.status_code, kind(answer)) == (422, "too-much-work")
         server.wait_for("engine_died", after=before, signal="SIGALRM", count=deaths)

@@ -10,6 +10,7 @@ from support.asgi import MovableClock, run
 
 from server.admission import Admission, Ticket
 from server.cluster.ledger import Field, Ledger
+from server.cluster.messages import now_us
 from server.cluster.scoreboard import Cell, Row, Scoreboard
 from server.cluster.work_socket import Lane
 from server.errors import ServiceUnavailable
@@ -26,6 +27,9 @@ COUNTED = (Field.HELD_BYTES, Field.PREDICTED_US, Field.WAITING)
 
 #: What an engine took for the last image, and was expected to: a tenth of a second is predicted for one.
 LAST_US = 66_667
+
+#: Longer than a test takes, in microseconds.
+HOUR_US = 3_600_000_000
 
 
 def estimate(_read: Read, body_bytes: int) -> Cost:
@@ -44,7 +48,7 @@ class Cluster:
             self.ledger = Ledger(rows=8)
         self.rows = [self.scoreboard.claim() for _ in range(workers)]
         for row in self.rows:
-            row[Cell.ENGINE_PID] = 70
+            row[Cell.ENGINE_DUE_US] = now_us() + HOUR_US
         self.rows[0].count_task(LAST_US)
         self.rows[0].learn(LAST_US, LAST_US)
         self.gates = [
@@ -114,7 +118,7 @@ def test_more_engines_serve_more(held: ExitStack) -> None:
 
 def test_an_engine_that_is_not_running_does_not_count(held: ExitStack) -> None:
     cluster = Cluster()
-    cluster.rows[1][Cell.ENGINE_PID] = 0
+    cluster.rows[1][Cell.ENGINE_DUE_US] = now_us() - 1
     assert fill(cluster, held) == 11
 
 
@@ -306,7 +310,7 @@ def test_a_request_that_turns_out_to_wait_for_too_long_is_shed(held: ExitStack) 
     late = held.enter_context(cluster.gates[0].admit(IMAGE_BYTES, estimate))
     fill(cluster, held)
     late.arrive(1000)
-    cluster.rows[1][Cell.ENGINE_PID] = 0  # it has just died
+    cluster.rows[1][Cell.ENGINE_DUE_US] = 0  # it has died, and none took its place
     with pytest.raises(ServiceUnavailable):
         late.arrive(200_000)
     late.complete(200_000)
