@@ -1,16 +1,20 @@
 """Eviction: whose connections are closed when a worker has no place for that of another client."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from heapq import nsmallest
+from itertools import islice
 from operator import itemgetter
 from typing import Protocol, TypeVar
 
 from server.cluster.ledger import Account, Field
 from server.shares import Shares
 
-#: How many connections are closed at once. To look at all of them takes milliseconds, and a client that opens
-#: new ones as fast as it can would have a worker do nothing else.
+#: How many connections are closed at once: a client that opens new ones as fast as it can would have a worker
+#: choose all the time.
 _AT_ONCE = 32
+
+#: Among how many they are chosen, the oldest ones: to look at thousands takes milliseconds.
+_LOOKED_AT = 128
 
 
 class Evictable(Protocol):
@@ -37,7 +41,7 @@ def choose(
 
     Args:
         newcomer: the account of the client that wants a connection.
-        connections: those of the worker.
+        connections: those of the worker, the oldest first.
         shares: say what is too much.
         limit: how many connections the worker may have.
 
@@ -51,20 +55,27 @@ def choose(
 
     if newcomer is not None and has_too_many(newcomer.used_here(Field.CONNECTIONS) + 1):
         return ()
-    accounts = [each.account for each in connections if each.account is not None]
-    most = max(accounts, key=lambda account: account.used_here(Field.CONNECTIONS), default=None)
+    accounts = {each.account.bucket: each.account for each in connections if each.account is not None}
+    most = max(accounts.values(), key=lambda account: account.used_here(Field.CONNECTIONS), default=None)
     if most is None or not has_too_many(held := most.used_here(Field.CONNECTIONS)):
         return ()
-    costs = [
-        (cost, each)
-        for each in connections
-        if each.account is not None
-        and each.account.bucket == most.bucket
-        and (cost := each.cost_of_closing()) is not None
-    ]
+    costs = islice(_costs(most, connections), _LOOKED_AT)
     chosen: list[Connection] = []
     for cost, each in nsmallest(_AT_ONCE, costs, key=itemgetter(0)):
         if chosen and (cost[0] > 1 or not has_too_many(held - len(chosen))):
             break
         chosen.append(each)
     return chosen
+
+
+def _costs(
+    account: Account, connections: Collection[Connection]
+) -> Iterator[tuple[tuple[int, float], Connection]]:
+    """Yield the connections of a client that may be closed, and what that costs."""
+    for each in connections:
+        if (
+            each.account is not None
+            and each.account.bucket == account.bucket
+            and (cost := each.cost_of_closing()) is not None
+        ):
+            yield cost, each

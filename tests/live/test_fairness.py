@@ -91,4 +91,4 @@ def test_when_connections_run_out_a_newcomer_gets_one_of_the_greediest(
     for _ in range(20):
         assert client_at(GREEDY, stack).get(f"{server.url}/healthz").status_code == 200
     assert client_at(POLITE, stack).post(f"{server.url}/flip", content=quarter).status_code == 200
-    server.wait_for("connection_evicted", client=GREEDY)
+    server.wait_for("connections_evicted", client=GREEDY)

@@ -343,10 +343,12 @@ class Place:
     def __init__(self, account: Account | None, cost: tuple[int, float] | None = (0, 0)) -> None:
         self.account = account
         self._cost = cost
+        self.looks = 0
         if account is not None:
             account.add(Field.CONNECTIONS, 1)
 
     def cost_of_closing(self) -> tuple[int, float] | None:
+        self.looks += 1
         return self._cost
 
 
@@ -406,6 +408,14 @@ def test_connections_on_which_no_request_is_lost_are_closed_together_down_to_the
     assert eviction.choose(crowd.b, transfers, crowd.shares, 10) == transfers[:1]
     many = [Place(crowd.c, (1, 0)) for _ in range(100)]
     assert len(eviction.choose(crowd.b, many, crowd.shares, 10)) == 32
+
+
+def test_of_many_connections_the_oldest_are_looked_at() -> None:
+    crowd = Crowd()
+    busy = [Place(crowd.a, None) for _ in range(10)]
+    many = [Place(crowd.a, (1, 0)) for _ in range(1000)]
+    assert eviction.choose(crowd.b, [*busy, *many], crowd.shares, 10) == many[:32]
+    assert sum(place.looks for place in many) == 128
 
 
 def test_connections_to_other_workers_take_no_place_of_this_one() -> None:

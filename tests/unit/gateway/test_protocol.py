@@ -2,8 +2,10 @@
 
 import asyncio
 import errno
+import gc
 import json
 import os
+import weakref
 from collections.abc import Callable
 from io import FileIO
 
@@ -618,13 +620,32 @@ def test_when_connections_run_out_the_greediest_client_loses_an_idle_one() -> No
                 if client is not busy:
                     await client.send(GET)
                 assert (await client.read()).status == 200
-            evicted = [event for event in events if event["event"] == "connection_evicted"]
-            assert [(event["client"], event["stage"]) for event in evicted] == [
-                (GREEDY, ""),
-                (GREEDY, "headers"),
-            ]
+            (evicted,) = [event for event in events if event["event"] == "connections_evicted"]
+            assert (evicted["client"], evicted["idle"], evicted["headers"]) == (GREEDY, 1, 1)
         page = served.membership.page
         assert [page.account(client).used(Field.CONNECTIONS) for client in (GREEDY, POLITE)] == [0, 0]
+
+    run(test())
+
+
+@pytest.mark.parametrize("sent", [b"", GET[:20], GET, post(), b"GET\r\n\r\n"])
+def test_a_connection_that_was_closed_leaves_no_garbage(sent: bytes) -> None:
+    async def test() -> None:
+        gc.collect()
+        gc.disable()
+        try:
+            async with gateway(say_length) as (served, _):
+                client = await served.connect()
+                await client.send(sent)
+                await served.protocols[0].has_received(len(sent))
+                gone = weakref.ref(served.protocols[0])
+                client.close()
+                await served.protocols.pop().lost.wait()
+                for _ in range(5):
+                    await asyncio.sleep(0)
+                assert gone() is None
+        finally:
+            gc.enable()
 
     run(test())
 

@@ -5,7 +5,7 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -117,6 +117,26 @@ def test_as_many_connections_may_wait_as_configured(backlog: int) -> None:
     async def test() -> None:
         async with serving(backlog=backlog) as (_, listener, _, _):
             assert listener.backlog == backlog
+
+    run(test())
+
+
+def test_others_are_served_while_many_connections_are_accepted() -> None:
+    async def test() -> None:
+        async with serving(worker_connections=200) as (served, listener, _, _), asyncio.timeout(DEADLINE_S):
+            sockets = []
+            for _ in range(100):
+                sockets.append(sock := socket.socket())
+                sock.setblocking(False)
+                with suppress(BlockingIOError):  # the kernel has it before anybody accepts it
+                    sock.connect(listener.sock.getsockname())
+            accepted = [0]
+            while accepted[-1] < len(sockets):
+                await asyncio.sleep(0)  # one turn of the loop
+                accepted.append(len(served.worker.connections))
+            assert max(after - before for before, after in pairwise(accepted)) <= 8
+            for sock in sockets:
+                sock.close()
 
     run(test())
 
