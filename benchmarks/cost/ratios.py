@@ -66,9 +66,11 @@ class Measured:
     workers_ms: float = 0.0
 
 
-def service(workers: int, arguments: Sequence[str] = (), start_s: float = DEADLINE_S) -> LiveServer:
+def service(
+    workers: int, arguments: Sequence[str] = (), start_s: float = DEADLINE_S, **settings: str
+) -> LiveServer:
     """Return the service with a number of workers; enter it to start it."""
-    environ = {"WEB_CONCURRENCY": str(workers)}
+    environ = {"WEB_CONCURRENCY": str(workers), **settings}
     return LiveServer(*arguments, environ=environ, ignore={"request"}, start_s=start_s)
 
 

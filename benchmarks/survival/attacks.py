@@ -1,4 +1,4 @@
-"""Attacks from outside, with polite clients at work: what an attacker takes from everybody else.
+"""Attacks from outside, with polite clients at work: what an attacker takes from other clients.
 
 Run it with `make attacks`, on a machine that does nothing else; it takes about 20 minutes, and 40 with
 `--before`. In each round and for each attack, a new service with default settings (but without jobs) serves
