@@ -13,6 +13,7 @@ from math import ceil
 
 from server.cluster.ledger import Account, Field
 from server.cluster.messages import now_us
+from server.cluster.roles import INTERACTIVE, Role
 from server.cluster.scoreboard import Cell, Row, Scoreboard
 from server.cluster.work_socket import Lane
 from server.errors import ServiceUnavailable
@@ -92,7 +93,6 @@ class Ticket:
         self._bytes_per_s: float | None = None
         self._is_whole = False
         self._is_working = True
-        self._has_yielded = False
         self.account = admission.account(client)
         self._upload_bytes = self._result_bytes = self._full_us = self._need_us = 0
         self.admitted_us = now_us()
@@ -239,17 +239,20 @@ class Ticket:
 
     def queue(self) -> Lane:
         """Choose where its task waits, before it is sent."""
-        lane = self._admission.lane(self.account)
-        self._has_yielded = lane is Lane.YIELDING
-        return lane
+        return self._admission.lane(self.account)
 
-    def deliver(self, result_bytes: int, service_us: int) -> None:
+    def deliver(self, result_bytes: int, service_us: int, role: Role) -> None:
         """Count the result, which is there, instead of the upload, and learn how long it took.
+
+        Args:
+            result_bytes: its size.
+            service_us: how long it took.
+            role: of the engine that made it; a background engine had no core of its own.
 
         Raises:
             ServiceUnavailable: it is larger than its header told, and there is no room for it.
         """
-        if self._cost is not None and not self._has_yielded:  # then it had no core of its own
+        if self._cost is not None and role is INTERACTIVE:
             self._row.learn(service_us, self._cost.engine_us)
         self._finish_work()
         more_bytes = result_bytes - self._result_bytes

@@ -17,7 +17,7 @@ from server.cluster.membership import Membership
 from server.cluster.memory_files import MemoryFilePool, memory_file, reopened
 from server.cluster.messages import Done, Progress, Refused, Task, decode_answer, now_us
 from server.cluster.quarantine import CRASH_THRESHOLD, QuarantineEntry
-from server.cluster.roles import READERS, Role
+from server.cluster.roles import INTERACTIVE, READERS, Role
 from server.cluster.scoreboard import Cell
 from server.cluster.supervisor import OnDemandEngines, describe_exit
 from server.cluster.work_socket import Lane, receive, send
@@ -61,11 +61,13 @@ class Lost:
         pid: the engine's; 0 when there was no report, because its worker has died as well.
         returncode: as `subprocess` reports it.
         stages: how many different stages of the task had ended.
+        service_us: how long it had worked on the task, in microseconds.
     """
 
     pid: int = 0
     returncode: int = 0
     stages: int = 0
+    service_us: int = 0
 
     @property
     def took_too_long(self) -> bool:
@@ -150,10 +152,11 @@ class Dispatcher:
         *,
         account: Account | None = None,
         lane: Lane = Lane.INTERACTIVE,
-    ) -> tuple[Done, FileIO]:
+    ) -> tuple[Done, FileIO, Role]:
         """Have an engine apply an operation to the upload.
 
-        Cancelling this skips the task if no engine has started it.
+        Cancelling this skips the task if no engine has started it. It ends when no engine works on the task
+        any more, unless it has yielded; cancelled for a second time it ends at once.
 
         Args:
             upload: the source.
@@ -165,7 +168,8 @@ class Dispatcher:
                 other process wants.
 
         Returns:
-            The answer, and an open file with the result, one of the memory files.
+            The answer, an open file with the result, one of the memory files, and the role of the engine that
+            made it.
 
         Raises:
             OperationRefused: the upload was refused, crashed engines, or took too long.
@@ -182,21 +186,17 @@ class Dispatcher:
         try:
             with self._counted_in_flight():
                 if background is None:
-                    done = await self._try(call)
+                    done, role = await self._try(call)
                 else:
                     with background.wanted():
-                        done = await self._try_for_long(call)
+                        done, role = await self._try_for_long(call)
         except OperationRefused:  # no engine will touch the file again
             self._memory_files.give_back(result)
             raise
         except BaseException:  # an engine may still be writing, for a client that has left
             result.close()
             raise
-        if background is None:
-            self._row.count_task(done.spent.service_us)
-        else:
-            self._row.count_background_task(done.spent.service_us)
-        return done, result
+        return done, result, role
 
     async def run_in_background(
         self,
@@ -227,8 +227,7 @@ class Dispatcher:
         body_bytes = os.fstat(upload.fileno()).st_size
         await self._refuse_if_quarantined(upload, operation, parameters, body_bytes)
         call = _Call(upload, result, operation, parameters, Lane.BACKGROUND, on_progress=on_progress)
-        done = await self._try(call)
-        self._row.count_background_task(done.spent.service_us)
+        done, _ = await self._try(call)
         return done
 
     async def _refuse_if_quarantined(
@@ -246,7 +245,7 @@ class Dispatcher:
         """Count the limit from admission; an upload that took most of it still gets half of it."""
         return max(admitted_us + self._max_wait_us, now_us() + self._max_wait_us // 2)
 
-    async def _try_for_long(self, call: _Call) -> Done:
+    async def _try_for_long(self, call: _Call) -> tuple[Done, Role]:
         """Ask a background engine, but not for ever: other work may leave it no CPU time at all."""
         starting_s = max(0, call.deadline_us - now_us()) / 1e6
         try:
@@ -255,8 +254,12 @@ class Dispatcher:
         except TimeoutError:
             raise TooLate from None
 
-    async def _try(self, call: _Call) -> Done:
-        """Ask an engine, and another one when the first crashes: the client does not notice."""
+    async def _try(self, call: _Call) -> tuple[Done, Role]:
+        """Ask an engine, and another one when the first crashes: the client does not notice.
+
+        Returns:
+            The answer, and the role of the engine that gave it.
+        """
         lane, until_us = call.lane, call.deadline_us
         losses = 0
         blamed: list[Lost] = []
@@ -264,11 +267,13 @@ class Dispatcher:
             done_before = self._tasks_done()
             task = self._task(call, until_us)
             answer = await self._ask(task, call, lane)
-            # What no other process wants is free.
-            if call.account is not None and lane is not Lane.YIELDING:
-                call.account.add(Field.SPENT_US, _service_us(answer, task))
             if not isinstance(answer, Lost):
-                return _done_or_raise(answer)
+                done, role = _done_or_raise(answer), READERS[lane]
+                if role is INTERACTIVE:
+                    self._row.count_task(done.spent.service_us)
+                else:
+                    self._row.count_background_task(done.spent.service_us)
+                return done, role
             if answer.took_too_long:
                 # On a machine where nothing is done in time, no image is to blame.
                 if self._tasks_done() > done_before:
@@ -304,7 +309,7 @@ class Dispatcher:
         When something other than the image ends every engine, such as a broken library, no image is to blame.
         """
         with FileIO(self._sample) as sample, memory_file("sample") as result:
-            same = replace(call, upload=sample, result=result, on_progress=None)
+            same = replace(call, upload=sample, result=result, account=None, on_progress=None)
             answer = await self._ask(self._task(same), same, _RETRY_LANE[call.lane])
         return not isinstance(answer, Lost)
 
@@ -344,7 +349,7 @@ class Dispatcher:
     async def _ask(self, task: Task, call: _Call, lane: Lane) -> Done | Refused | Lost:
         """Send the task and wait for the answer, or for the report that its engine died."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # Closed early, when the client leaves, it tells the engine to skip the task.
+        # Shut for writing or closed early, when the client leaves, it tells the engine to skip the task.
         with ours:
             ours.setblocking(False)  # noqa: FBT003 the standard library has no other way
             with (
@@ -353,9 +358,25 @@ class Dispatcher:
                 reopened(call.result, os.O_RDWR) as sink,
             ):
                 await self._send(task, lane, [source.fileno(), sink.fileno(), theirs.fileno()])
-            answer = await self._answer(ours, call)
-        if answer is None:
-            return await self._exit_report(task, READERS[lane])
+            try:
+                return await self._outcome(ours, task, call, READERS[lane])
+            except asyncio.CancelledError:
+                # The files stay in use, and an engine that has started goes on: until it has answered, the
+                # request counts for what it takes. A background engine may never get the time to answer.
+                if READERS[lane] is INTERACTIVE:
+                    ours.shutdown(socket.SHUT_WR)
+                    await self._outcome(ours, task, call, INTERACTIVE)
+                raise
+
+    async def _outcome(
+        self, reply: socket.socket, task: Task, call: _Call, role: Role
+    ) -> Done | Refused | Lost:
+        """Wait for the outcome of a task that was sent, and charge its client with the engine time."""
+        answer = await self._answer(reply, call) or await self._exit_report(task, role)
+        answer = _within(answer, now_us() - task.sent_us)
+        # What no other process wants is free.
+        if call.account is not None and role is INTERACTIVE:
+            call.account.add(Field.SPENT_US, _service_us(answer))
         if isinstance(answer, Done):
             started_us = task.sent_us + answer.spent.queue_us
             log.debug(
@@ -394,7 +415,8 @@ class Dispatcher:
         deadline_s = loop.time() + _EXIT_REPORT_S
         while loop.time() < deadline_s:
             if row := self._scoreboard.row_with(role.lost_task, task.number):
-                return Lost(row[role.lost_pid], row[role.lost_status], row[role.lost_stages])
+                worked_us = max(0, now_us() - row[role.lost_began_us])
+                return Lost(row[role.lost_pid], row[role.lost_status], row[role.lost_stages], worked_us)
             await asyncio.sleep(_POLL_S)
         return Lost()
 
@@ -413,13 +435,17 @@ class Dispatcher:
                     return
 
 
-def _service_us(answer: Done | Refused | Lost, task: Task) -> int:
-    """Say how long an engine was busy with a task, in microseconds; with a lost one since it was sent."""
-    elapsed_us = now_us() - task.sent_us
-    if isinstance(answer, Lost):
-        return elapsed_us
-    told_us = answer.spent.service_us if isinstance(answer, Done) else answer.service_us
-    return min(told_us, elapsed_us)  # an engine that an image has taken over may tell anything
+def _service_us(answer: Done | Refused | Lost) -> int:
+    """Return how long an engine was busy with a task, in microseconds."""
+    return answer.spent.service_us if isinstance(answer, Done) else answer.service_us
+
+
+def _within(answer: Done | Refused | Lost, elapsed_us: int) -> Done | Refused | Lost:
+    """Bound what an engine tells of its time, which may be anything when an image has taken it over."""
+    service_us = min(_service_us(answer), elapsed_us)
+    if isinstance(answer, Done):
+        return replace(answer, spent=replace(answer.spent, service_us=service_us))
+    return replace(answer, service_us=service_us)
 
 
 def _poison_image() -> PoisonImage:

@@ -44,7 +44,7 @@ class EngineConfig:
         max_tasks: after how many tasks it is replaced by a fresh one; 0 for never.
         result_bytes: size of the largest result (RLIMIT_FSIZE of setrlimit(2)).
         hung_after_s: after how long without a sign of life its supervisor kills it, in seconds; 0 for never.
-        is_jailed: whether the kernel ends it when it does anything but compute (`sandbox.enter_jail`).
+        is_jailed: whether it is ended when it does anything but compute (`sandbox.enter_jail`).
         work: descriptors of the lanes of the work socket, the most urgent one first.
         control, recorder: descriptors.
     """
@@ -147,11 +147,13 @@ class Engine:
 
     def _serve_one(self, message: bytes, files: Sequence[int]) -> None:
         upload, result, reply_fd = files
+        answer: Done | Refused
         with socket.socket(fileno=reply_fd) as reply:
             with FileIO(upload) as source, FileIO(result, "r+b") as sink:
                 if _is_abandoned(reply):
-                    return
-                answer = self._answer(message, source, sink, reply)
+                    answer = Refused(os.getpid(), is_late=True)
+                else:
+                    answer = self._answer(message, source, sink, reply)
             # The files are closed now: the worker, once it has the answer, may use them again.
             try:
                 send(reply, answer.encode())
@@ -170,7 +172,7 @@ class Engine:
     def _try(self, message: bytes, source: FileIO, sink: FileIO, reply: socket.socket) -> Done | Refused:
         try:
             task = Task.decode(message)
-            self._recorder.begin(task.number)
+            self._recorder.begin(task.number, now_us())
             if 0 < task.deadline_us < now_us():
                 return Refused(os.getpid(), is_late=True)
             self._limit_time(self._config.timeout_s)
@@ -208,9 +210,9 @@ class Engine:
 
 
 def _is_abandoned(reply: socket.socket) -> bool:
-    """Say whether the worker has closed its end, because its client left."""
+    """Say whether the worker has given the task up: its end is shut for writing, or closed."""
     poll = select.poll()
-    poll.register(reply, 0)
+    poll.register(reply, select.POLLRDHUP)
     return bool(poll.poll(0))
 
 

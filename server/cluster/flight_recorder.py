@@ -15,11 +15,11 @@ _FIXED_SIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 class FlightRecorder:
     """What an engine is working on and has done, and whether it wakes up; readable after its death.
 
-    Four integers in a memory file that the engine and its worker map. A note in shared memory costs nothing,
+    Five integers in a memory file that the engine and its worker map. A note in shared memory costs nothing,
     where a message for each task would wake the worker.
     """
 
-    _BYTES = 32
+    _BYTES = 40
 
     def __init__(self, file: FileIO) -> None:
         self._cells = memoryview(mmap.mmap(file.fileno(), self._BYTES)).cast("q")
@@ -53,13 +53,19 @@ class FlightRecorder:
         """How many different stages of the current task have ended; 0 while it reads its source."""
         return self._cells[3]
 
+    @property
+    def began_us(self) -> int:
+        """When it began the current task, microseconds of the monotonic clock."""
+        return self._cells[4]
+
     def beat(self) -> None:
         """Note that it looks for a task."""
         self._cells[2] += 1
 
-    def begin(self, task: int) -> None:
-        """Note the number of a task before it is started."""
+    def begin(self, task: int, began_us: int) -> None:
+        """Note the number of a task before it is started, and when that is."""
         self._cells[3] = 0
+        self._cells[4] = began_us
         self._cells[0] = task
 
     def pass_stages(self, stages: int) -> None:

@@ -96,7 +96,7 @@ class Refused:
 
     Attributes:
         error: the operation refused the upload.
-        is_late: the deadline had passed.
+        is_late: the deadline had passed, or the client had left.
         is_out_of_room: the memory for the result had run out.
         traceback: of a bug of ours.
         service_us: how long the engine was busy with it, in microseconds.

@@ -16,7 +16,8 @@ class Role:
         lanes: those it takes tasks from, the most urgent one first.
         pid: the cell of the engine's process id.
         due_us: the cell that says until when the engine counts.
-        lost_task, lost_pid, lost_status, lost_stages: the cells that say how the last engine died.
+        lost_task, lost_pid, lost_status, lost_stages, lost_began_us: the cells that say how the last engine
+            died.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Role:
     lost_pid: Cell
     lost_status: Cell
     lost_stages: Cell
+    lost_began_us: Cell
 
 
 INTERACTIVE = Role(
@@ -38,6 +40,7 @@ INTERACTIVE = Role(
     Cell.LOST_PID,
     Cell.LOST_STATUS,
     Cell.LOST_STAGES,
+    Cell.LOST_BEGAN_US,
 )
 
 BACKGROUND = Role(
@@ -49,6 +52,7 @@ BACKGROUND = Role(
     Cell.BACKGROUND_LOST_PID,
     Cell.BACKGROUND_LOST_STATUS,
     Cell.BACKGROUND_LOST_STAGES,
+    Cell.BACKGROUND_LOST_BEGAN_US,
 )
 
 #: Whose engines read a lane.

@@ -52,13 +52,15 @@ class Cell(IntEnum):
     LOST_TASK = auto()  # the task that the last engine died over ...
     LOST_PID = auto()  # ... which engine that was ...
     LOST_STATUS = auto()  # ... how it ended, as `subprocess` says it ...
-    LOST_STAGES = auto()  # ... and how many stages of the task had ended
+    LOST_STAGES = auto()  # ... how many stages of the task had ended ...
+    LOST_BEGAN_US = auto()  # ... and when it had begun the task, of the monotonic clock
     BACKGROUND_PID = auto()  # of the background engine; 0 while there is none
     BACKGROUND_DUE_US = auto()
     BACKGROUND_LOST_TASK = auto()  # the same of the last background engine ...
     BACKGROUND_LOST_PID = auto()
     BACKGROUND_LOST_STATUS = auto()
     BACKGROUND_LOST_STAGES = auto()
+    BACKGROUND_LOST_BEGAN_US = auto()
     REQUESTS = auto()
     BYTES_IN = auto()
     BYTES_OUT = auto()

@@ -63,6 +63,7 @@ class EngineExit:
         task: the number of the task that was lost with it; 0 for none.
         done: how many tasks it had answered.
         stages: how many different stages of that task had ended.
+        began_us: when it had begun that task, microseconds of the monotonic clock.
         traceback: of the bug of ours that ended it; empty without one.
     """
 
@@ -71,6 +72,7 @@ class EngineExit:
     task: int
     done: int
     stages: int
+    began_us: int
     traceback: str = ""
 
     @property
@@ -201,7 +203,13 @@ class Supervisor:
                     notice, _ = _read_notice(ours)
                 traceback = notice.traceback if isinstance(notice, Ended) else ""
                 exited = EngineExit(
-                    process.pid, returncode, recorder.task, recorder.done, recorder.stages, traceback
+                    process.pid,
+                    returncode,
+                    recorder.task,
+                    recorder.done,
+                    recorder.stages,
+                    recorder.began_us,
+                    traceback,
                 )
                 self._publish(exited)
             finally:
@@ -281,6 +289,7 @@ class Supervisor:
         self._row[self._role.lost_pid] = exited.pid
         self._row[self._role.lost_status] = exited.returncode
         self._row[self._role.lost_stages] = exited.stages
+        self._row[self._role.lost_began_us] = exited.began_us
         self._row[self._role.lost_task] = exited.task
 
     def _spawn(self, control: int, recorder: int) -> Child:

@@ -65,7 +65,7 @@ class Transform:
             async with self._uploads.received(req, exchange, ticket) as upload:
                 ticket.look(reader(upload), os.fstat(upload.fileno()).st_size)
                 await ticket.reserve()
-                done, result = await self._dispatcher.run(
+                done, result, role = await self._dispatcher.run(
                     upload,
                     self._operation,
                     parameters,
@@ -77,7 +77,7 @@ class Transform:
             raise ticket.refusal() from error
         exchange.resources.callback(self._memory_files.give_back, result)
         size = os.fstat(result.fileno()).st_size
-        ticket.deliver(size, done.spent.service_us)
+        ticket.deliver(size, done.spent.service_us, role)
         resp.content_type = done.outcome["media_type"]
         resp.content_length = size
         resp.set_header("X-Engine-PID", str(done.engine_pid))

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from support.live_server import DEADLINE_S, ROOT, LiveServer
 
+from server.cluster.liveness import read_state
 from server.errors import ServiceUnavailable
 
 SLOW = {"format": "avif"}  # takes seconds for the sample image
@@ -469,6 +470,27 @@ def test_what_a_client_left_behind_is_not_worked_on(quarter: bytes) -> None:
             assert long_one.result().status_code == 200
         assert flip(server).status_code == 200
         assert server.workers()[0]["tasks"] == 2
+
+
+def ticks_of(pid: int) -> int:
+    """Return the CPU time that a process has used, in ticks of the kernel's clock."""
+    state = read_state(pid)
+    assert state
+    return state[1]
+
+
+def test_a_client_that_leaves_counts_until_its_engine_has_ended(quarter: bytes) -> None:
+    with LiveServer("--log-level", "debug", environ={"WEB_CONCURRENCY": "1"}) as server:
+        engine = server.workers()[0]["engine_pid"]
+        ticks = ticks_of(engine)
+        with connect(server) as client:
+            head = b"POST /flip?format=avif HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(quarter)
+            client.sendall(head + quarter)
+            while ticks_of(engine) < ticks + 5:
+                pass  # bounded by the test's own time limit
+        server.wait_for("request", status=499)
+        assert [event["engine"] for event in server.events if event["event"] == "task_done"] == [engine]
+        assert server.workers()[0]["in_flight"] == 0
 
 
 def test_a_stopped_engine_is_no_reason_to_lose_a_request(quarter: bytes) -> None:

@@ -11,6 +11,7 @@ from support.asgi import MovableClock, run
 from server.admission import Admission, Ticket
 from server.cluster.ledger import Field, Ledger
 from server.cluster.messages import now_us
+from server.cluster.roles import BACKGROUND, INTERACTIVE
 from server.cluster.scoreboard import Cell, Row, Scoreboard
 from server.cluster.work_socket import Lane
 from server.errors import ServiceUnavailable
@@ -147,7 +148,7 @@ def test_a_finished_request_makes_room_for_the_next(held: ExitStack) -> None:
 def test_an_answer_that_is_still_on_its_way_holds_bytes_and_no_engine() -> None:
     cluster = Cluster()
     with cluster.gates[0].admit(IMAGE_BYTES) as ticket:
-        ticket.deliver(5, LAST_US)
+        ticket.deliver(5, LAST_US, INTERACTIVE)
         assert cluster.scoreboard.total(Cell.PREDICTED_US) == 0
         assert cluster.scoreboard.total(Cell.HELD_BYTES) == 5
     assert cluster.scoreboard.total(Cell.HELD_BYTES) == 0
@@ -185,7 +186,7 @@ def test_bytes_that_slow_clients_hold_are_not_turned_into_engine_time(held: Exit
     cluster = Cluster(max_held_bytes=1 << 30)
     for _ in range(2):
         reading = held.enter_context(cluster.gates[0].admit(None, estimate))
-        reading.deliver(1 << 29, LAST_US)
+        reading.deliver(1 << 29, LAST_US, INTERACTIVE)
     assert retry_after_s(cluster.gates[0].admit(IMAGE_BYTES, estimate).__enter__) == 1
 
 
@@ -344,7 +345,7 @@ def test_a_result_is_booked_before_its_engine_starts(held: ExitStack) -> None:
         small.look(nothing, 0)
         await small.reserve()  # it overtakes
         small.give_back()
-        first.deliver(IMAGE_BYTES // 2, LAST_US)
+        first.deliver(IMAGE_BYTES // 2, LAST_US, INTERACTIVE)
         first.give_back()
         await clock.pass_time(1)
         assert waiting.done()
@@ -441,7 +442,7 @@ def test_the_true_size_replaces_what_was_booked(held: ExitStack) -> None:
         cluster = Cluster(max_held_bytes=4 * IMAGE_BYTES)
         ticket = received(cluster.gates[0], held)
         await ticket.reserve()
-        ticket.deliver(5, LAST_US)
+        ticket.deliver(5, LAST_US, INTERACTIVE)
         assert cluster.totals() == [0, 5, 0]
         ticket.give_back()
         ticket.give_back()
@@ -455,12 +456,12 @@ def test_a_result_that_is_larger_than_its_header_told_must_find_room(held: ExitS
         cluster = Cluster(max_held_bytes=4 * IMAGE_BYTES)
         ticket = received(cluster.gates[0], held)
         await ticket.reserve()
-        ticket.deliver(2 * IMAGE_BYTES, LAST_US)
+        ticket.deliver(2 * IMAGE_BYTES, LAST_US, INTERACTIVE)
         assert cluster.totals()[1] == 2 * IMAGE_BYTES
         liar = received(cluster.gates[0], held, 10)
         await liar.reserve()
         with pytest.raises(ServiceUnavailable):
-            liar.deliver(3 * IMAGE_BYTES, LAST_US)
+            liar.deliver(3 * IMAGE_BYTES, LAST_US, INTERACTIVE)
         liar.give_back()
         assert cluster.totals()[1] == 2 * IMAGE_BYTES
 
@@ -487,7 +488,7 @@ def test_a_greedy_client_is_refused_for_the_share_that_it_has_had_and_a_newcomer
     cluster = Cluster(**limits)
     if share == "bytes":  # results, of which those that wait for a slow client
         greedy = received(cluster.gates[0], held, client=GREEDY)
-        greedy.deliver(150 * IMAGE_BYTES, LAST_US)
+        greedy.deliver(150 * IMAGE_BYTES, LAST_US, INTERACTIVE)
         refused = cluster.gates[1].admit(IMAGE_BYTES, estimate, GREEDY).__enter__
     else:
         assert fill(cluster, held, GREEDY) in {most, most + 1}
@@ -515,7 +516,7 @@ def test_a_client_gives_back_all_that_was_counted_for_it(held: ExitStack) -> Non
         account = ticket.account
         assert account is not None
         assert [account.used(field) for field in COUNTED] == [IMAGE_BYTES, 100_000, 1]
-        ticket.deliver(5, LAST_US)
+        ticket.deliver(5, LAST_US, INTERACTIVE)
         assert [account.used(field) for field in COUNTED] == [5, 0, 0]
     held.close()
     assert [cluster.ledger.total(field) for field in Field] == [0] * len(Field)
@@ -540,8 +541,21 @@ def test_a_task_that_yielded_teaches_nothing_of_what_engines_take(held: ExitStac
         greedy = received(cluster.gates[0], held, client=GREEDY)
     before = cluster.scoreboard.total(Cell.RECENT_US)
     assert greedy.queue() is Lane.YIELDING
-    greedy.deliver(5, 60_000_000)
+    greedy.deliver(5, 60_000_000, BACKGROUND)
     assert cluster.scoreboard.total(Cell.RECENT_US) == before
+
+
+def test_a_task_that_yielded_and_was_tried_again_on_an_engine_of_requests_teaches_as_others_do(
+    held: ExitStack,
+) -> None:
+    cluster = Cluster(max_wait_s=10.0)
+    received(cluster.gates[1], held, client=NEWCOMER)
+    for _ in range(20):
+        greedy = received(cluster.gates[0], held, client=GREEDY)
+    assert greedy.queue() is Lane.YIELDING
+    before = cluster.scoreboard.total(Cell.RECENT_US)
+    greedy.deliver(5, 60_000_000, INTERACTIVE)
+    assert cluster.scoreboard.total(Cell.RECENT_US) > before
 
 
 def test_a_row_is_written_by_its_worker_alone(held: ExitStack) -> None:

@@ -97,11 +97,18 @@ class Cluster:
                     await asyncio.sleep(0)
 
     def crash(
-        self, delivery: Delivery, returncode: int, role: Role = INTERACTIVE, *, stages: int = 0
+        self,
+        delivery: Delivery,
+        returncode: int,
+        role: Role = INTERACTIVE,
+        *,
+        stages: int = 0,
+        began_us: int = 0,
     ) -> None:
         """Die over a task after so many of its stages, and have it reported as a supervisor does."""
         self.row[role.lost_pid], self.row[role.lost_status] = ENGINE_PID, returncode
         self.row[role.lost_stages] = stages
+        self.row[role.lost_began_us] = began_us
         self.row[role.lost_task] = delivery.task.number
         delivery.lose()
 
@@ -111,7 +118,7 @@ class Cluster:
         assert os.pread(delivery.source.fileno(), 1 << 20, 0) == SAMPLE.read_bytes()
         return delivery
 
-    async def convict(self, run: "asyncio.Task[Any]", *, stages: int) -> None:
+    async def have_blamed(self, run: "asyncio.Task[Any]", *, stages: int) -> None:
         """Crash the two engines that try an image after so many stages, and survive the sample."""
         self.crash(await self.take(), -signal.SIGSEGV, stages=stages)
         self.crash(await self.take(Lane.RETRY), -signal.SIGSEGV, stages=stages)
@@ -121,7 +128,7 @@ class Cluster:
     @asynccontextmanager
     async def running(
         self, operation: Operation = COPY, *, times: int = 1, lane: Lane = Lane.INTERACTIVE
-    ) -> AsyncIterator["asyncio.Task[tuple[Done, FileIO]]"]:
+    ) -> AsyncIterator["asyncio.Task[tuple[Done, FileIO, Role]]"]:
         """Send an upload; whatever has not been awaited at the end is cancelled."""
         with memory_file("upload") as upload:
             upload.write(IMAGE)
@@ -133,8 +140,9 @@ class Cluster:
             try:
                 yield run
             finally:
-                run.cancel()
-                await asyncio.wait([run])
+                while not run.done():  # the first time it waits until its engine has answered
+                    run.cancel()
+                    await asyncio.sleep(0)
         assert self.row[Cell.IN_FLIGHT] == 0
 
     @asynccontextmanager
@@ -184,7 +192,7 @@ def test_what_an_engine_made_comes_back_and_is_counted(cluster: Cluster) -> None
             assert os.pread(delivery.source.fileno(), 100, 0) == IMAGE
             assert 9e6 < delivery.task.deadline_us - now_us() <= 10e6
             delivery.done(b"a result")
-            done, result = await run
+            done, result, _ = await run
             with result:
                 assert os.pread(result.fileno(), 100, 0) == b"a result"
             assert done.engine_pid == ENGINE_PID
@@ -251,7 +259,7 @@ def test_a_task_whose_engine_crashed_goes_to_another_before_all_others(cluster: 
             retry = await cluster.take(Lane.RETRY)
             assert retry.task.deadline_us == 0
             retry.done(b"a result")
-            _, result = await run
+            _, result, _ = await run
             with result:
                 assert os.pread(result.fileno(), 100, 0) == b"a result"
 
@@ -262,7 +270,7 @@ def test_an_image_that_crashes_two_engines_is_refused_then_and_later(cluster: Cl
     async def test() -> None:
         with capture_logs() as events:
             async with cluster.running() as run:
-                await cluster.convict(run, stages=0)
+                await cluster.have_blamed(run, stages=0)
             async with cluster.running() as run:
                 await cluster.fails(run, PoisonImage)  # no engine is asked
         (event,) = [event for event in events if event["event"] == "poison_image_quarantined"]
@@ -296,7 +304,7 @@ def test_only_an_engine_that_crashes_while_it_reads_an_image_has_all_recipes_ref
 ) -> None:
     async def test() -> None:
         async with cluster.running() as run:
-            await cluster.convict(run, stages=stages)
+            await cluster.have_blamed(run, stages=stages)
         async with cluster.running() as run:
             await cluster.fails(run, PoisonImage)
         async with cluster.running(times=2) as run:
@@ -304,7 +312,7 @@ def test_only_an_engine_that_crashes_while_it_reads_an_image_has_all_recipes_ref
                 await cluster.fails(run, PoisonImage)
             else:
                 (await cluster.take()).done(b"a result")
-                _, result = await run
+                _, result, _ = await run
                 result.close()
 
     until_done(test)
@@ -319,7 +327,7 @@ def test_engines_that_crash_now_while_reading_and_now_later_have_one_recipe_refu
             await cluster.fails(run, PoisonImage)
         async with cluster.running(times=2) as run:
             (await cluster.take()).done(b"a result")
-            _, result = await run
+            _, result, _ = await run
             result.close()
 
     until_done(test)
@@ -345,7 +353,7 @@ def test_a_recipe_that_takes_too_long_or_too_much_memory_refuses_no_other(
             await cluster.fails(run, PoisonImage)
         async with cluster.running(times=2) as run:
             (await cluster.take()).done(b"a result")
-            _, result = await run
+            _, result, _ = await run
             result.close()
 
     until_done(test)
@@ -362,7 +370,7 @@ def test_no_image_is_to_blame_where_a_sound_one_crashes_engines_too(cluster: Clu
         assert [event["event"] for event in events].count("engines_crash") == 1
         async with cluster.running() as run:  # it is tried again
             (await cluster.take()).done(b"a result")
-            _, result = await run
+            _, result, _ = await run
             result.close()
 
     until_done(test)
@@ -385,7 +393,7 @@ def test_engines_that_were_killed_from_outside_are_not_blamed_on_the_image_at_on
             for _ in range(2):
                 cluster.crash(await cluster.take(Lane.RETRY), -signal.SIGKILL)
             (await cluster.take(Lane.RETRY)).done(b"a result")
-            _, result = await run
+            _, result, _ = await run
             result.close()
         async with cluster.running() as run:
             cluster.crash(await cluster.take(), -signal.SIGKILL)
@@ -406,7 +414,7 @@ def test_an_engine_that_died_with_its_worker_is_replaced_without_a_report(
         async with cluster.running() as run:
             (await cluster.take()).lose()
             (await cluster.take(Lane.RETRY)).done(b"a result")
-            _, result = await run
+            _, result, _ = await run
             result.close()
 
     until_done(test)
@@ -423,7 +431,7 @@ def test_an_upload_that_cannot_be_kept_is_refused_all_the_same(
     async def test() -> None:
         with capture_logs() as events:
             async with cluster.running() as run:
-                await cluster.convict(run, stages=1)
+                await cluster.have_blamed(run, stages=1)
         names = [event["event"] for event in events]
         assert names[-2:] == ["quarantine_file_not_written", "poison_image_quarantined"]
 
@@ -502,7 +510,7 @@ def test_progress_that_nobody_asked_for_is_ignored(cluster: Cluster) -> None:
             delivery = await cluster.take()
             send(delivery.reply, Progress(1).encode())
             delivery.done(b"a result")
-            _, result = await run
+            _, result, _ = await run
             result.close()
 
     until_done(test)
@@ -516,7 +524,7 @@ def test_a_task_that_yields_waits_in_a_lane_of_its_own_and_no_longer_than_others
             sent = delivery.task
             assert 0 < sent.deadline_us - sent.sent_us <= 10e6
             delivery.done(b"a result")
-            _, result = await run
+            _, result, _ = await run
             with result:
                 assert os.pread(result.fileno(), 100, 0) == b"a result"
         # Its time says nothing of what an engine takes that does not wait for a core.
@@ -533,6 +541,21 @@ def test_a_task_that_yields_and_loses_its_engine_does_not_yield_again(cluster: C
             cluster.crash(await cluster.take(Lane.RETRY), -signal.SIGSEGV, INTERACTIVE)
             (await cluster.take_sample()).done(b"")
             await cluster.fails(run, PoisonImage)
+        assert cluster.row[Cell.BACKGROUND_TASKS] == 0
+
+    until_done(test)
+
+
+def test_a_task_counts_for_the_role_of_the_engine_that_did_it(cluster: Cluster) -> None:
+    async def test() -> None:
+        async with cluster.running(lane=Lane.YIELDING) as run:
+            cluster.crash(await cluster.take(Lane.YIELDING), -signal.SIGSEGV, BACKGROUND)
+            (await cluster.take(Lane.RETRY)).done(b"a result")
+            _, result, role = await run
+            result.close()
+        assert role is INTERACTIVE
+        assert (cluster.row[Cell.TASKS], cluster.row[Cell.TASK_US]) == (1, 9)
+        assert (cluster.row[Cell.BACKGROUND_TASKS], cluster.row[Cell.BACKGROUND_US]) == (0, 0)
 
     until_done(test)
 
@@ -550,7 +573,7 @@ def test_a_task_that_finds_no_cpu_time_is_given_up_and_its_image_is_not_to_blame
         assert not cluster.pooled  # an engine may still be writing to the file
         async with cluster.running() as run:
             (await cluster.take()).done(b"a result")
-            _, result = await run
+            _, result, _ = await run
             result.close()
 
     with asyncio.Runner(loop_factory=MovableClock) as runner:
@@ -564,7 +587,7 @@ def test_a_client_is_charged_with_the_engine_time_that_others_could_have_used(cl
     async def test() -> None:
         async with cluster.running() as run:
             (await cluster.take()).done(b"a result")
-            _, result = await run
+            _, result, _ = await run
             result.close()
         assert spent_us() == 9
         async with cluster.running() as run:
@@ -574,7 +597,7 @@ def test_a_client_is_charged_with_the_engine_time_that_others_could_have_used(cl
         assert spent_us() == 14
         async with cluster.running(lane=Lane.YIELDING) as run:
             (await cluster.take(Lane.YIELDING)).done(b"a result")
-            _, result = await run
+            _, result, _ = await run
             result.close()
         assert spent_us() == 14
         async with cluster.running() as run:
@@ -586,14 +609,46 @@ def test_a_client_is_charged_with_the_engine_time_that_others_could_have_used(cl
     until_done(test)
 
 
-def test_an_engine_that_lies_about_its_time_charges_no_more_than_has_passed(cluster: Cluster) -> None:
+def test_a_client_whose_engine_is_lost_is_not_charged_with_the_time_in_the_queue(cluster: Cluster) -> None:
     async def test() -> None:
         async with cluster.running() as run:
             delivery = await cluster.take()
-            refused = Refused(ENGINE_PID, error=DamagedImage("Send another one."), service_us=(1 << 63) - 1)
-            delivery.answer(refused.encode())
+            await asyncio.sleep(0.2)  # so long it was in the queue
+            began_us = now_us()
+            cluster.crash(delivery, -signal.SIGALRM, began_us=began_us)
+            await cluster.fails(run, TooMuchWork)
+        assert 0 < cluster.account.used(Field.SPENT_US) <= now_us() - began_us
+
+    until_done(test)
+
+
+def test_an_engine_that_lies_about_its_time_is_believed_no_more_than_has_passed(cluster: Cluster) -> None:
+    most_us = (1 << 63) - 1
+    outcome = {"media_type": "text/plain", "limit": 1}
+    lie = Done(outcome, Spent(1, most_us, {"read": 4, "write": 5}), ENGINE_PID).encode()
+
+    async def test() -> None:
+        began_us = now_us()
+        async with cluster.running() as run:
+            refused = Refused(ENGINE_PID, error=DamagedImage("Send another one."), service_us=most_us)
+            (await cluster.take()).answer(refused.encode())
             await cluster.fails(run, DamagedImage)
-        assert cluster.account.used(Field.SPENT_US) <= now_us() - delivery.task.sent_us
+        for _ in range(2):
+            async with cluster.running() as run:
+                (await cluster.take()).answer(lie)
+                done, result, _ = await run
+                result.close()
+                assert done.spent.service_us <= now_us() - began_us
+            async with cluster.running_in_background() as (background, _):
+                (await cluster.take(Lane.BACKGROUND)).answer(lie)
+                await background
+        async with cluster.running() as run:
+            delivery = await cluster.take()
+            cluster.crash(delivery, -signal.SIGALRM, began_us=-most_us)  # the flight recorder may lie too
+            await cluster.fails(run, TooMuchWork)
+        row = cluster.row
+        counted = [row[cell] for cell in (Cell.TASK_US, Cell.BACKGROUND_US, Cell.SERVICE_US)]
+        assert max(*counted, cluster.account.used(Field.SPENT_US)) <= now_us() - began_us
 
     until_done(test)
 
@@ -617,12 +672,66 @@ def test_a_client_that_leaves_takes_its_task_with_it(cluster: Cluster) -> None:
         async with cluster.running() as run:
             delivery = await cluster.take()
             run.cancel()
-            await asyncio.wait([run])
             poll = select.poll()
-            poll.register(delivery.reply, 0)
-            assert poll.poll(0)[0][1] & select.POLLHUP
+            poll.register(delivery.reply, select.POLLRDHUP)
+            await asyncio.wait([run], timeout=0.1)
+            assert poll.poll(0)
+            delivery.answer(Refused(ENGINE_PID, is_late=True).encode())
+            await asyncio.wait([run])
+            assert run.cancelled()
+        assert cluster.account.used(Field.SPENT_US) == 0
+        assert not cluster.pooled
+
+    until_done(test)
+
+
+def test_a_client_that_leaves_while_an_engine_works_is_charged_when_it_has_ended(cluster: Cluster) -> None:
+    async def test() -> None:
+        async with cluster.running() as run:
+            delivery = await cluster.take()
+            run.cancel()
+            await asyncio.wait([run], timeout=0.1)
+            assert not run.done()
+            assert cluster.row[Cell.IN_FLIGHT] == 1
+            delivery.done(b"a result")
+            await asyncio.wait([run])
+            assert run.cancelled()
+        assert cluster.account.used(Field.SPENT_US) == 9
+        async with cluster.running() as run:
+            delivery = await cluster.take()
+            run.cancel()
+            began_us = now_us()
+            cluster.crash(delivery, -signal.SIGSEGV, began_us=began_us)
+            await asyncio.wait([run])
+            assert run.cancelled()  # and is not tried again
+        assert 9 < cluster.account.used(Field.SPENT_US) <= 9 + now_us() - began_us
+
+    until_done(test)
+
+
+def test_a_worker_that_ends_does_not_wait_for_an_engine(cluster: Cluster) -> None:
+    async def test() -> None:
+        async with cluster.running() as run:
+            delivery = await cluster.take()
+            run.cancel()
+            await asyncio.wait([run], timeout=0.1)
+            run.cancel()
+            await asyncio.wait([run])
+            assert run.cancelled()
             delivery.lose()
         assert not cluster.pooled  # an engine may still be writing to the file
+
+    until_done(test)
+
+
+def test_a_client_that_leaves_a_background_engine_is_not_waited_for(cluster: Cluster) -> None:
+    async def test() -> None:
+        async with cluster.running(lane=Lane.YIELDING) as run:
+            delivery = await cluster.take(Lane.YIELDING)
+            run.cancel()
+            await asyncio.wait([run])
+            assert run.cancelled()
+            delivery.lose()
 
     until_done(test)
 
@@ -640,7 +749,7 @@ def test_a_task_waits_until_there_is_room_in_the_queue(cluster: Cluster) -> None
             for _ in range(filled):
                 assert receive(work.engine_ends[Lane.INTERACTIVE], 3) == (b"filling", [])
             (await cluster.take()).done(b"a result")
-            _, result = await run
+            _, result, _ = await run
             result.close()
 
     until_done(test)

@@ -168,17 +168,19 @@ def test_a_task_whose_deadline_has_passed_is_not_started(engine: Served) -> None
 def test_a_task_that_was_given_up_is_skipped(engine: Served, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     busy, sink = engine.send(Task("wait", 1, {}, 1, now_us()), bytes(tmp_path / "pipe"))
-    given_up, untouched = engine.send(Task("copy", 1, {}, 2, now_us()), b"abc")
-    given_up.close()
+    given_up = [engine.send(Task("copy", 1, {}, number, now_us()), b"abc") for number in (2, 3)]
+    (left, untouched), (gone, untouched_too) = given_up
+    left.shutdown(socket.SHUT_WR)
+    gone.close()
     (tmp_path / "pipe").write_bytes(b"go on")
-    with busy:
+    with busy, left:
         assert receive(busy, 0)[0]
+        assert decode_answer(receive(left, 0)[0], OPERATIONS["copy"]) == Refused(os.getpid(), is_late=True)
     assert isinstance(engine.ask("copy")[0], Done)
-    assert os.pread(untouched, 100, 0) == b""
-    engine.stop()
-    assert engine.recorder.done == 2
+    for sink_of_none in (untouched, untouched_too):
+        assert os.pread(sink_of_none, 100, 0) == b""
+        os.close(sink_of_none)
     os.close(sink)
-    os.close(untouched)
 
 
 def test_a_background_engine_reports_each_stage_but_the_last_before_its_answer() -> None:

@@ -18,12 +18,12 @@ def test_what_a_process_noted_before_it_died_is_still_there() -> None:
         reader = FlightRecorder(file)
         if (pid := os.fork()) == 0:
             writer = FlightRecorder(file)
-            writer.begin(7)
+            writer.begin(7, 70)
             writer.end()
-            writer.begin(8)
+            writer.begin(8, 80)
             os._exit(3)
         os.waitpid(pid, 0)
-    assert (reader.task, reader.done) == (8, 1)
+    assert (reader.task, reader.began_us, reader.done) == (8, 80, 1)
 
 
 def test_signs_of_life_are_counted() -> None:
@@ -35,14 +35,14 @@ def test_signs_of_life_are_counted() -> None:
     assert (reader.beats, reader.task, reader.done) == (2, 0, 0)
 
 
-def test_the_stages_of_a_task_are_counted_anew() -> None:
+def test_the_stages_of_each_task_are_counted() -> None:
     with FlightRecorder.create() as file:
         reader, writer = FlightRecorder(file), FlightRecorder(file)
-    writer.begin(7)
+    writer.begin(7, 70)
     writer.pass_stages(2)
     assert reader.stages == 2
     writer.end()
-    writer.begin(8)
+    writer.begin(8, 80)
     assert reader.stages == 0
 
 

@@ -127,7 +127,7 @@ class Cluster:
         upload.truncate()
         try:
             async with asyncio.timeout(DEADLINE_S):
-                _, result = await self.dispatcher.run(upload, operation, parameters, now_us())
+                _, result, _ = await self.dispatcher.run(upload, operation, parameters, now_us())
         finally:
             self.pool.give_back(upload)
         data = os.pread(result.fileno(), 1 << 20, 0)

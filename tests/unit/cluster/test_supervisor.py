@@ -70,7 +70,7 @@ class Cluster:
         with memory_file("upload") as upload:
             upload.write(source)
             async with asyncio.timeout(DEADLINE_S):
-                _, result = await self.dispatcher.run(upload, OPERATIONS[name], {}, now_us())
+                _, result, _ = await self.dispatcher.run(upload, OPERATIONS[name], {}, now_us())
         with result:
             return os.pread(result.fileno(), 1 << 20, 0)
 
@@ -190,8 +190,10 @@ def test_a_stream_of_distinct_poison_images_does_not_delay_the_next_engine() -> 
 def test_it_is_known_whether_an_engine_crashed_while_it_read_its_source(name: str, stages: int) -> None:
     async def test() -> None:
         async with supervised() as cluster:
+            sent_us = now_us()
             with pytest.raises(PoisonImage):
                 await cluster.run(name)
+            assert sent_us <= cluster.row[Cell.LOST_BEGAN_US] <= now_us()
             (event,) = cluster.logged("poison_image_quarantined")
             assert event["recipe"] == ("{}" if stages else "")
             await cluster.until(lambda: len(cluster.logged("engine_died")) == 2)
@@ -200,7 +202,7 @@ def test_it_is_known_whether_an_engine_crashed_while_it_read_its_source(name: st
     until_done(test)
 
 
-def test_an_environment_that_crashes_every_engine_convicts_no_image() -> None:
+def test_an_environment_that_crashes_every_engine_blames_no_image() -> None:
     async def test() -> None:
         async with supervised() as cluster:
             for _ in range(2):
@@ -654,7 +656,7 @@ def test_a_task_that_yields_is_done_by_a_background_engine_that_starts_for_it() 
             with memory_file("upload") as upload:
                 upload.write(b"abc")
                 async with asyncio.timeout(DEADLINE_S):
-                    done, result = await dispatcher.run(
+                    done, result, _ = await dispatcher.run(
                         upload, OPERATIONS["copy"], {}, now_us(), lane=Lane.YIELDING
                     )
             with result:

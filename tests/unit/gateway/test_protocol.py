@@ -14,6 +14,7 @@ from support.gateway import Answer, Event, Gateway, gateway, run
 
 from server.admission import Admission
 from server.cluster.ledger import Field
+from server.cluster.roles import INTERACTIVE
 from server.cluster.scoreboard import Cell
 from server.errors import ServiceUnavailable
 from server.gateway.linger import LINGER_S
@@ -548,7 +549,7 @@ def test_a_result_that_is_held_for_too_long_is_cut_however_fast_it_is_read() -> 
             )
             clients = [await served.connect(), await served.connect()]
             with admission.admit(None) as ticket:
-                ticket.deliver(5_000_000, 0)
+                ticket.deliver(5_000_000, 0, INTERACTIVE)
                 for client, protocol in zip(clients, served.protocols, strict=True):
                     await client.send(GET)
                     await app.is_asked.wait()

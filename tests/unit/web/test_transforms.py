@@ -24,6 +24,7 @@ from server.cluster.membership import Membership
 from server.cluster.memory_files import MemoryFilePool, memory_file
 from server.cluster.messages import Done, Spent
 from server.cluster.quarantine import Quarantine
+from server.cluster.roles import READERS, Role
 from server.cluster.scoreboard import Cell
 from server.cluster.work_socket import Lane
 from server.errors import DamagedImage, PoisonImage, ServiceUnavailable
@@ -85,7 +86,7 @@ class Dispatcher:
         *,
         account: Account | None,
         lane: Lane,
-    ) -> tuple[Done, FileIO]:
+    ) -> tuple[Done, FileIO, Role]:
         self.lane = lane
         if account is not None:
             account.add(Field.SPENT_US, 5_000_000)
@@ -95,7 +96,7 @@ class Dispatcher:
             raise self.error
         self.result = memory_file("result")
         self.result.write(RESULT)
-        return DONE, self.result
+        return DONE, self.result, READERS[lane]
 
 
 class Service:
@@ -253,7 +254,7 @@ def test_the_result_is_booked_while_the_engine_works() -> None:
     seen: list[int] = []
     ask = service.dispatcher.run
 
-    async def run_and_look(*arguments: Any, **more: Any) -> tuple[Done, FileIO]:
+    async def run_and_look(*arguments: Any, **more: Any) -> tuple[Done, FileIO, Role]:
         seen.append(service.row[Cell.HELD_BYTES])
         return await ask(*arguments, **more)
 
