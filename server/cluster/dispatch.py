@@ -1,6 +1,7 @@
 """Dispatch: send an upload to a free engine and wait for the answer."""
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -431,8 +432,16 @@ class Dispatcher:
                 except BlockingIOError:  # the queue is full
                     loop = asyncio.get_running_loop()
                     await _ready(end.fileno(), loop.add_writer, loop.remove_writer)
+                except OSError as error:
+                    # So many descriptors of the user's processes may be on their way (RLIMIT_NOFILE), and the
+                    # kernel does not tell when there are fewer.
+                    if error.errno != errno.ETOOMANYREFS:
+                        raise
+                    await asyncio.sleep(_POLL_S)
                 else:
                     return
+                if 0 < task.deadline_us < now_us():
+                    raise TooLate
 
 
 def _service_us(answer: Done | Refused | Lost) -> int:

@@ -139,7 +139,14 @@ class Engine:
         """
         files = [] if listener is None else [listener]
         with suppress(BrokenPipeError):  # the worker is gone, which the inbox sees
-            send(self._control, ready.encode(), files)
+            try:
+                send(self._control, ready.encode(), files)
+            except OSError as error:
+                # The user's processes have as many descriptors on their way as they may (RLIMIT_NOFILE). It
+                # cannot wait, for it takes an engine to change that; what the filter denies fails (ENOSYS).
+                if error.errno != errno.ETOOMANYREFS:
+                    raise
+                send(self._control, Ready((*ready.missing, "seccomp_listener")).encode())
         for descriptor in files:
             os.close(descriptor)
         while not self._is_retiring and (taken := self._inbox.take(max_files=3)) is not None:

@@ -27,7 +27,7 @@ class FlightRecorder:
     @classmethod
     def create(cls) -> FileIO:
         """Make the file."""
-        file = memory_file("flight-recorder")
+        file = memory_file("flight-recorder", is_sealable=True)
         file.truncate(cls._BYTES)
         with suppress(OSError):  # it is in a file system that has no seals
             fcntl.fcntl(file, fcntl.F_ADD_SEALS, _FIXED_SIZE)

@@ -24,7 +24,7 @@ _MODES = {os.O_RDONLY: "rb", os.O_RDWR: "r+b"}
 _ZEROS = bytes(1 << 18)
 
 
-def memory_file(name: str) -> FileIO:
+def memory_file(name: str, *, is_sealable: bool = False) -> FileIO:
     """Open an empty file that exists in memory only and is freed with its last descriptor.
 
     Where memfd_create(2) is forbidden, it is an unnamed file in a directory instead.
@@ -32,12 +32,15 @@ def memory_file(name: str) -> FileIO:
 
     Args:
         name: shown in `/proc/PID/fd` as `/memfd:NAME (deleted)`.
+        is_sealable: whether it can be sealed (F_ADD_SEALS of fcntl(2)), by an engine that has it as well, and
+            is of no more use then.
 
     Raises:
         OSError: no descriptor is free, or no directory will do.
     """
+    flags = os.MFD_CLOEXEC | (os.MFD_ALLOW_SEALING if is_sealable else 0)
     try:
-        return FileIO(os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "r+b")
+        return FileIO(os.memfd_create(name, flags), "r+b")
     except OSError as error:
         if error.errno not in _FORBIDDEN:
             raise

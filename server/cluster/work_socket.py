@@ -39,6 +39,9 @@ class WorkSocket:
         for end in (end for pair in pairs for end in pair):
             end.setblocking(False)  # noqa: FBT003 the standard library has no other way
         self.worker_ends, self.engine_ends = zip(*pairs, strict=True)
+        # No worker reads here: what an engine that was taken over sent would stay, with its descriptors.
+        for end in self.worker_ends:
+            end.shutdown(socket.SHUT_RD)
 
     def __enter__(self) -> Self:
         return self

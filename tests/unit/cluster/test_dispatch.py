@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 from support.asgi import MovableClock
+from support.descriptors import descriptors_on_their_way
 from support.operations import OPERATIONS, SAMPLE
 
 from server.cluster import dispatch
@@ -751,6 +752,34 @@ def test_a_task_waits_until_there_is_room_in_the_queue(cluster: Cluster) -> None
             (await cluster.take()).done(b"a result")
             _, result, _ = await run
             result.close()
+
+    until_done(test)
+
+
+def test_a_task_waits_until_fewer_descriptors_are_on_their_way(cluster: Cluster) -> None:
+    async def test() -> None:
+        with descriptors_on_their_way(cluster.membership.work.worker_ends[Lane.INTERACTIVE]) as sent:
+            async with cluster.running() as run:
+                await asyncio.wait([run], timeout=0.1)
+                assert not run.done()
+                for _ in range(sent):
+                    _, files = receive(cluster.membership.work.engine_ends[Lane.INTERACTIVE], 0)
+                    assert files == []  # the kernel has closed them
+                (await cluster.take()).done(b"a result")
+                _, result, _ = await run
+                result.close()
+
+    until_done(test)
+
+
+def test_a_task_that_cannot_be_sent_in_time_is_too_late(cluster: Cluster) -> None:
+    dispatcher = Dispatcher(cluster.membership, cluster.pool, max_wait_s=0.1, sample=SAMPLE)
+
+    async def test() -> None:
+        end = cluster.membership.work.worker_ends[Lane.INTERACTIVE]
+        with memory_file("upload") as upload, descriptors_on_their_way(end), pytest.raises(TooLate):
+            async with asyncio.timeout(DEADLINE_S):
+                await dispatcher.run(upload, COPY, {"times": 1}, now_us())
 
     until_done(test)
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from support.descriptors import descriptors_on_their_way
 from support.operations import OPERATIONS
 
 from server.cluster.engine import Engine, EngineConfig
 from server.cluster.flight_recorder import FlightRecorder
 from server.cluster.memory_files import MemoryFilePool, is_open_here_only, memory_file, reopened
-from server.cluster.messages import Done, Progress, Ready, Refused, Task, decode_answer, now_us
+from server.cluster.messages import Done, Progress, Ready, Refused, Task, decode_answer, decode_notice, now_us
 from server.cluster.work_socket import Lane, WorkSocket, receive, send
 from server.errors import DamagedImage, TooManyPixels
 
@@ -278,6 +279,21 @@ def test_an_engine_whose_worker_is_gone_before_it_is_ready_stops_as_quietly() ->
         control.close()
         with theirs:
             Engine(CONFIG, work.engine_ends, theirs, FlightRecorder(file)).serve(Ready())
+
+
+def test_an_engine_that_cannot_pass_its_listener_on_works_without() -> None:
+    with WorkSocket() as work, FlightRecorder.create() as file:
+        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with control, theirs:
+            engine = Engine(CONFIG, work.engine_ends, theirs, FlightRecorder(file))
+            control.shutdown(socket.SHUT_WR)  # it stops when it has reported
+            listener = os.dup(0)
+            with descriptors_on_their_way(work.worker_ends[Lane.BACKGROUND]):
+                engine.serve(Ready(("landlock",)), listener)
+            message, files = receive(control, 1)
+            assert (decode_notice(message), files) == (Ready(["landlock", "seccomp_listener"]), [])
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(listener)
 
 
 def test_a_configuration_survives_the_command_line() -> None:

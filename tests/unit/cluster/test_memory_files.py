@@ -1,6 +1,7 @@
 """Memory files are on no disk, are used again, and say when they cannot grow."""
 
 import errno
+import fcntl
 import mmap
 import os
 import resource
@@ -111,6 +112,13 @@ def test_a_file_that_an_engine_has_closed_is_used_again() -> None:
     pool.give_back(file)
     with pool.take() as again:
         assert again is file
+
+
+def test_a_file_of_the_pool_cannot_be_sealed() -> None:
+    with MemoryFilePool().take_zeroed() as file, reopened(file, os.O_RDWR) as lent:
+        with pytest.raises(PermissionError):
+            fcntl.fcntl(lent, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+        assert file.write(b"bytes") == 5
 
 
 def test_a_file_that_is_lent_for_reading_cannot_be_changed(file: FileIO) -> None:

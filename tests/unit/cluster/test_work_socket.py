@@ -1,6 +1,7 @@
 """A message arrives whole, once and with its files; the death of a process is seen at the other end."""
 
 import os
+import select
 import socket
 from collections.abc import Iterator
 from io import FileIO
@@ -43,8 +44,27 @@ def test_messages_keep_their_bounds_and_their_order(work: WorkSocket) -> None:
 
 
 def test_the_longest_message_arrives_whole(work: WorkSocket) -> None:
-    send(work.engine_ends[0], b"x" * MESSAGE_BYTES, [])
-    assert receive(work.worker_ends[0], 0) == (b"x" * MESSAGE_BYTES, [])
+    send(work.worker_ends[0], b"x" * MESSAGE_BYTES, [])
+    assert receive(work.engine_ends[0], 0) == (b"x" * MESSAGE_BYTES, [])
+
+
+def test_an_engine_can_put_nothing_into_the_work_socket(work: WorkSocket) -> None:
+    with memory_file("kept") as file:
+        for end in work.engine_ends:
+            with pytest.raises(BrokenPipeError):
+                send(end, b"a file that would stay", [file.fileno()])
+    # The other direction is none the worse, and a worker can still wait for room in it.
+    ready = select.epoll()
+    ready.register(work.worker_ends[0], select.EPOLLOUT)
+    ready.register(work.engine_ends[0], select.EPOLLIN)
+    with ready:
+        assert dict(ready.poll(0)) == {work.worker_ends[0].fileno(): select.EPOLLOUT}
+        send(work.worker_ends[0], b"a task", [])
+        assert (work.engine_ends[0].fileno(), select.EPOLLIN) in ready.poll(0)
+        assert receive(work.engine_ends[0], 0) == (b"a task", [])
+        for end in work.worker_ends:
+            end.close()
+        assert receive(work.engine_ends[0], 0) == (b"", [])
 
 
 def test_an_engine_that_finds_no_task_does_not_block(work: WorkSocket) -> None:
