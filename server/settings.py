@@ -234,8 +234,8 @@ class Settings(BaseModel):
     sandbox: Annotated[
         Literal["on", "off"],
         Field(
-            description="Whether engines are jailed: the kernel ends one that does anything but compute, "
-            "such as open a file, which only a hostile image or a bug makes it do. `off` is for debuggers "
+            description="Whether engines are jailed: one that does anything but compute is ended, such as "
+            "one that opens a file, which only a hostile image or a bug makes it do. `off` is for debuggers "
             "and profilers."
         ),
     ] = "on"

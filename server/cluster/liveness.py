@@ -59,10 +59,10 @@ class Watch:
 
 
 def most_looks(seconds: float) -> int:
-    """Return how many looks in a row may be without a sign of life; the last of them convicts.
+    """Return after how many silent looks in a row a process counts as hung; at least two.
 
-    One never does: an idle engine shows a sign as seldom as it is looked at, and a machine that goes on after
-    a pause may look before its engine has woken up.
+    One is not enough: an idle engine shows a sign as seldom as it is looked at, and a machine that goes on
+    after a pause may look before its engine has woken up.
     """
     return max(2, round(seconds / LOOK_EVERY_S))
 

@@ -228,7 +228,7 @@ def test_a_service_that_may_start_no_process_now_and_then_is_whole_again() -> No
             roles = server.roles()
             victim = chance.choice(roles[WORKER] + roles[ENGINE])
             os.kill(victim, signal.SIGKILL)
-            # Whoever replaces it is refused, or gets along with what there is.
+            # The process that replaces it is refused, or gets along with what there is.
             server.wait_for("engine_died" if victim in roles[ENGINE] else "worker_died", after=before)
             assert until(partial(has_outcome, server, before), DEADLINE_S)
             limit_processes(server.processes(), None)

@@ -52,7 +52,7 @@ def test_an_engine_that_shows_a_sign_of_life_is_not_hung(signs: list[Sign]) -> N
     assert looks_until_hung(signs) is None
 
 
-def test_one_silent_look_convicts_no_engine() -> None:
+def test_an_engine_is_not_hung_after_one_silent_look() -> None:
     watch = Watch(0.1, TIMEOUT_S)
     assert not any(watch.is_hung(Sign("S", 7, 0, beats // 2)) for beats in range(2, 100))
 

@@ -36,6 +36,8 @@ CALLBACKS = {
     "asyncio.get_running_loop().add_reader(self._listener, self._read)": "kills the engine before it logs",
     "self.loop.call_soon(self.handle_exit_signal)": "the drain that it starts ends the worker in any case",
     "loop.call_at(self._linger.begin(loop.time()), self.transport.close)": "closing twice is allowed",
+    "self._task.add_done_callback(self._untangle)": "only drops references",
+    "self.loop.call_soon(sock.listen, self.cfg.backlog)": "cannot fail: asyncio has made the same call",
     "task.add_done_callback(chunk.close)": "only closes files",
     "later.add_done_callback(self._dropping.discard)": "cannot fail",
     "asyncio.get_running_loop().add_signal_handler(number, running.cancel)": "cannot fail",
