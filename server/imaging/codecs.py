@@ -4,6 +4,7 @@ import logging
 import mmap
 import re
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +48,9 @@ _OUR_MISTAKES = (AssertionError, AttributeError, ImportError, NameError, TypeErr
 #: What a codec may need for each pixel, without the pixels that it takes or gives, in bytes: two images of
 #: four channels, or the coefficients of a progressive JPEG.
 _CODEC_BYTES = 8
+
+#: A zlib stream without content.
+_NOTHING = zlib.compress(b"")
 
 #: What encoders say only when they find no memory: libavif (avifResultToString), libwebp (WebPEncodingError:
 #: 1 and 2 are memory, 8 is its writer, and that writes to memory) and Pillow itself.
@@ -331,12 +335,16 @@ def _has_memory(size: tuple[int, int]) -> bool:
 
 
 def check_memory(nbytes: int) -> None:
-    """Check that there is so much memory, for code in C that does not look whether it got any; none is kept.
+    """Check that there is so much memory, for code in C that does not look whether it got any.
+
+    It is not touched, so no page of it becomes resident. As with what malloc(3) gives a codec, it may come
+    from what earlier images have left free.
 
     Raises:
         MemoryError: there is not.
     """
-    bytes(nbytes)  # not touched where the kernel gives it fresh (calloc(3))
+    # A buffer into which nothing is written. bytes(nbytes) fills what has been in use with zeros.
+    zlib.decompress(_NOTHING, bufsize=nbytes)
 
 
 def _is_from_here(error: Exception) -> bool:

@@ -158,6 +158,35 @@ def test_any_other_error_of_an_encoder_stays_what_it_is(error: Exception) -> Non
     assert raised.value is error
 
 
+#: Looks for so many bytes twice, and prints how many KiB of memory the process had at most.
+CHECK_TWICE = """
+import sys
+from pathlib import Path
+
+from server.imaging.codecs import check_memory
+
+for _ in range(2):
+    check_memory(int(sys.argv[1]))
+print(next(line.split()[1] for line in Path("/proc/self/status").open() if line.startswith("VmHWM:")))
+"""
+
+
+def test_memory_that_is_only_looked_for_is_not_taken() -> None:
+    def most_kib(nbytes: int) -> int:
+        command = [sys.executable, "-c", CHECK_TWICE, str(nbytes)]
+        ran = subprocess.run(
+            command,
+            env={**os.environ, **MALLOC_SETTINGS},
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
+            timeout=60,
+        )
+        return int(ran.stdout)
+
+    assert most_kib(300 << 20) < most_kib(1) + (30 << 10)
+
+
 #: No address space has room for it.
 ENORMOUS = (1 << 31, 1 << 27)
 
