@@ -71,6 +71,7 @@ def _moved_jpeg(run: Run, markers: Jpeg, transpose: Transpose | None) -> Result:
     """
     if run.recipe.quality is not None:
         raise Impossible("another quality is asked for")
+    run.lap("decode")  # a crash from here on is that of a recipe: others do without the compiled module
     kind = Transposition if swaps_axes(transpose) else Mirror
     turn = kind(run.data, markers, transpose, must_be_exact=run.recipe.path == "lossless")
     run.lap("decode")

@@ -47,8 +47,9 @@ class RunSpec:
     Attributes:
         version: an engine runs no other one.
         run: a `Run`, as `module:name`. Only engines load it, with all that it imports.
-        stages: what a run's time is divided into, in the order in which they end. The first one reads the
-            source: an engine that crashes in it would do so with any parameters.
+        stages: what a run's time is divided into, in the order in which they first end. Until the first one
+            has ended, a run does with the source what it does with any parameters: when engines crash then,
+            the source is refused for all of them.
         prepare: a function that an engine calls once before its first task, in the same form.
     """
 

@@ -16,6 +16,7 @@ from support.memory import memory_directory
 from support.specimens import GENEROUS
 
 from server.errors import DamagedImage, ImageError, NotLossless
+from server.imaging import same_format
 from server.imaging.geometry import Turn
 from server.imaging.jpeg import kernel as kernels
 from server.imaging.jpeg.kernel import kernel
@@ -258,6 +259,23 @@ def test_a_lossless_turn_that_is_impossible_is_refused_with_the_reason(
     if "format" not in recipe:
         sink = BytesIO()
         assert process(BytesIO(jpeg), sink, Recipe(Turn.FLIP, **recipe), GENEROUS).path != "lossless"  # type: ignore[arg-type]
+
+
+def test_the_compiled_module_begins_after_the_first_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dispatcher would have all recipes of the image refused, and most do without the module."""
+    laps: list[str] = []
+
+    def crash(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    for name, turn in (("Mirror", Turn.FLIP), ("Transposition", Turn.ROTATE_90)):
+        laps.clear()
+        monkeypatch.setattr(same_format, name, crash)
+        with pytest.raises(ZeroDivisionError):
+            process(
+                BytesIO(encoded(smooth((64, 64)))), BytesIO(), Recipe(turn=turn), GENEROUS, lap=laps.append
+            )
+        assert laps == ["decode"]
 
 
 def test_without_a_compiler_images_are_turned_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
