@@ -254,6 +254,31 @@ def ask_again(port: int, cut: list[OSError]) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def freezer() -> Iterator[Path]:
+    """A control group whose processes can be frozen (version 2)."""
+    mounted = Path("/sys/fs/cgroup/unified")  # next to groups of version 1
+    group = (mounted if mounted.is_dir() else mounted.parent) / f"flipcluster-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        yield group
+    finally:
+        group.rmdir()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make control groups")
+def test_a_frozen_engine_is_killed_and_replaced(freezer: Path) -> None:
+    with LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server:
+        engine = server.workers()[0]["engine_pid"]
+        (freezer / "cgroup.procs").write_text(str(engine))
+        (freezer / "cgroup.freeze").write_text("1")
+        server.wait_for("engine_hung", pid=engine)
+        server.wait_for("engine_died", pid=engine, signal="SIGKILL")
+        assert until(lambda: is_whole(server), DEADLINE_S)
+        assert engine not in {worker["engine_pid"] for worker in server.workers()}
+        assert httpx.post(f"{server.url}/flip", timeout=DEADLINE_S).status_code == 200
+
+
 def test_under_load_a_stopped_process_costs_no_more_than_the_connections_of_a_worker() -> None:
     cut: list[OSError] = []
     with LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server:
