@@ -249,6 +249,7 @@ def main() -> None:
 
 
 def _work(config: EngineConfig, control: socket.socket) -> NoReturn:
+    gc.disable()  # loading leaves no garbage that is worth looking for
     sandbox.enter(nice=config.nice, memory_bytes=config.memory_bytes)
     lanes = [socket.socket(fileno=descriptor) for descriptor in config.work]
     with FileIO(config.recorder, "r+b") as file:
@@ -257,6 +258,7 @@ def _work(config: EngineConfig, control: socket.socket) -> NoReturn:
     for prepare in {spec.prepare for spec in config.operations.values() if spec.prepare}:
         resolve_name(prepare)()
     gc.freeze()  # keeps the garbage collector from scanning what is loaded now
+    gc.enable()
     sandbox.limit_files(config.result_bytes + 1)  # has_room tries a byte behind the result
     if config.is_background:  # only now, because its worker waits with a deadline until it is ready
         sandbox.enter_background()

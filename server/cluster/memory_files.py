@@ -6,7 +6,6 @@ Source: memfd_create(2).
 import errno
 import fcntl
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from io import FileIO
@@ -71,6 +70,8 @@ def _unnamed_file() -> tuple[FileIO, str]:
 
 def _directories() -> Iterator[str]:
     yield "/dev/shm"  # noqa: S108 the file gets no name
+    import tempfile  # noqa: PLC0415 it takes milliseconds of each start of an engine, and is hardly ever needed
+
     with suppress(FileNotFoundError):  # none can be written to
         yield tempfile.gettempdir()
 
