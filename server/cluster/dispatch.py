@@ -349,24 +349,16 @@ class Dispatcher:
 
     async def _ask(self, task: Task, call: _Call, lane: Lane) -> Done | Refused | Lost:
         """Send the task and wait for the answer, or for the report that its engine died."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # Shut for writing or closed early, when the client leaves, it tells the engine to skip the task.
-        with ours:
-            ours.setblocking(False)  # noqa: FBT003 the standard library has no other way
-            with (
-                theirs,  # once sent, only the engine holds this end
-                reopened(call.upload, os.O_RDONLY) as source,  # another engine may have to try it
-                reopened(call.result, os.O_RDWR) as sink,
-            ):
-                await self._send(task, lane, [source.fileno(), sink.fileno(), theirs.fileno()])
+        with await self._send(task, call, lane) as reply:
             try:
-                return await self._outcome(ours, task, call, READERS[lane])
+                return await self._outcome(reply, task, call, READERS[lane])
             except asyncio.CancelledError:
                 # The files stay in use, and an engine that has started goes on: until it has answered, the
                 # request counts for what it takes. A background engine may never get the time to answer.
                 if READERS[lane] is INTERACTIVE:
-                    ours.shutdown(socket.SHUT_WR)
-                    await self._outcome(ours, task, call, INTERACTIVE)
+                    reply.shutdown(socket.SHUT_WR)
+                    await self._outcome(reply, task, call, INTERACTIVE)
                 raise
 
     async def _outcome(
@@ -421,27 +413,53 @@ class Dispatcher:
             await asyncio.sleep(_POLL_S)
         return Lost()
 
-    async def _send(self, task: Task, lane: Lane, files: Sequence[int]) -> None:
-        """Put the task into a lane, once there is room in the kernel's queue."""
+    async def _send(self, task: Task, call: _Call, lane: Lane) -> socket.socket:
+        """Put the task into a lane, once there is room in the kernel's queue; returns where its answer comes.
+
+        One at a time opens what it sends, so that those that wait need no descriptors for it.
+        """
         message = task.encode()
         end = self._work.worker_ends[lane]
         async with self._queueing[lane]:
-            while True:
-                try:
-                    send(end, message, files)
-                except BlockingIOError:  # the queue is full
-                    loop = asyncio.get_running_loop()
-                    await _ready(end.fileno(), loop.add_writer, loop.remove_writer)
-                except OSError as error:
-                    # So many descriptors of the user's processes may be on their way (RLIMIT_NOFILE), and the
-                    # kernel does not tell when there are fewer.
-                    if error.errno != errno.ETOOMANYREFS:
-                        raise
-                    await asyncio.sleep(_POLL_S)
-                else:
-                    return
-                if 0 < task.deadline_us < now_us():
-                    raise TooLate
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            try:
+                ours.setblocking(False)  # noqa: FBT003 the standard library has no other way
+                with (
+                    theirs,  # once sent, only the engine holds this end
+                    reopened(call.upload, os.O_RDONLY) as source,  # another engine may have to try it
+                    reopened(call.result, os.O_RDWR) as sink,
+                ):
+                    await _put(
+                        end, message, [source.fileno(), sink.fileno(), theirs.fileno()], task.deadline_us
+                    )
+            except BaseException:
+                ours.close()
+                raise
+        return ours
+
+
+async def _put(end: socket.socket, message: bytes, files: Sequence[int], deadline_us: int) -> None:
+    """Put a message into a lane.
+
+    Raises:
+        TooLate: there was no room for it in time.
+    """
+    while True:
+        try:
+            send(end, message, files)
+        except BlockingIOError:  # the queue is full
+            loop = asyncio.get_running_loop()
+            await _ready(end.fileno(), loop.add_writer, loop.remove_writer)
+        except OSError as error:
+            # So many descriptors of the user's processes may be on their way (RLIMIT_NOFILE), and the kernel
+            # does not tell when there are fewer.
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+            await asyncio.sleep(_POLL_S)
+        else:
+            return
+        if 0 < deadline_us < now_us():
+            raise TooLate
 
 
 def _service_us(answer: Done | Refused | Lost) -> int:

@@ -9,15 +9,18 @@ import resource
 from server.cluster.memory_files import memory_file
 from server.settings import Settings
 
-#: The descriptors of a worker that is idle, with some to spare for what it answers beyond its limits.
+#: The descriptors of a worker that is idle, with some to spare: three for each task that is being sent, of
+#: which each lane has one at a time, and one for each connection that is refused or lingers.
 _OWN_DESCRIPTORS = 64
 
-#: Of a request in flight: its connection, upload and reply, then its result in place of the reply.
-_DESCRIPTORS_OF_A_CONNECTION = 3
+#: Of a request in flight: its connection, its upload, the sample image in place of an empty one, its result,
+#: and the socket for the engine's answer.
+_DESCRIPTORS_OF_A_CONNECTION = 5
 
 _FEWEST_CONNECTIONS = 16
 
-#: A worker, its threads (`server.jobs.threads`), its engine and, with jobs, its background engine.
+#: A worker, its threads (`server.jobs.threads`), its engine, and its background engine: that one is for jobs,
+#: and for clients that use more than others.
 _PROCESSES_OF_A_WORKER = 9
 
 #: Less address space is too little for a worker, which maps the scoreboard and the ledger as a whole.

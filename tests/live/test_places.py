@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -176,7 +176,7 @@ def test_a_limit_that_is_too_low_stops_the_start(limit: str, says: str) -> None:
 @pytest.mark.parametrize(
     "limit",
     [
-        pytest.param("nofile=112", marks=pytest.mark.place("RLIMIT_NOFILE is low")),
+        pytest.param("nofile=144", marks=pytest.mark.place("RLIMIT_NOFILE is low")),
         pytest.param("as=402653184", marks=pytest.mark.place("RLIMIT_AS is low")),
         pytest.param("fsize=67108864", marks=pytest.mark.place("RLIMIT_FSIZE is low")),
         pytest.param("nproc=10", marks=[pytest.mark.place("RLIMIT_NPROC is low"), needs_root]),
@@ -206,6 +206,34 @@ def test_connections_never_use_up_the_descriptors() -> None:
             assert until(answer)
         said = {event["event"] for event in server.events if event.get("level") in BAD_LEVELS}
         assert said == {"connections_limited"}
+
+
+@pytest.mark.place("RLIMIT_NOFILE is low")
+def test_every_connection_that_is_accepted_has_descriptors_for_a_request() -> None:
+    environ = {"FLIP_MAX_WAIT_S": "600", "FLIP_HUNG_AFTER_S": "0"}
+    with ExitStack() as stack:
+        server = stack.enter_context(PlacedServer(wrapper=["prlimit", "--nofile=400"], environ=environ))
+        most = server.wait_for("connections_limited", wanted=2048)["worker_connections"]
+        watcher = stack.enter_context(httpx.Client(timeout=DEADLINE_S))
+
+        def in_flight() -> int:
+            (worker,) = watcher.get(f"{server.url}/status").json()["workers"]
+            return int(worker["in_flight"])
+
+        assert in_flight() == 0
+        (engine,) = server.roles()[ENGINE]
+        os.kill(engine, signal.SIGSTOP)
+        clients = [
+            stack.enter_context(socket.create_connection(server.address, timeout=DEADLINE_S))
+            for _ in range(most - 1)
+        ]
+        for client in clients:
+            client.sendall(
+                b"POST /flip HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            )
+        assert until(lambda: in_flight() == most - 1, DEADLINE_S), server.log
+        os.kill(engine, signal.SIGCONT)
+        assert [client.recv(12) for client in clients] == [b"HTTP/1.1 200"] * (most - 1)
 
 
 @pytest.mark.place("RLIMIT_NPROC is low")

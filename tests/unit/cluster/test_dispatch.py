@@ -784,6 +784,28 @@ def test_a_task_that_cannot_be_sent_in_time_is_too_late(cluster: Cluster) -> Non
     until_done(test)
 
 
+def test_tasks_that_wait_until_others_are_sent_hold_no_descriptors_for_it(cluster: Cluster) -> None:
+    async def test() -> None:
+        end = cluster.membership.work.worker_ends[Lane.INTERACTIVE]
+        with pytest.raises(BlockingIOError):  # noqa: PT012 the kernel decides how many fit
+            while True:
+                send(end, b"filling")
+        before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 names are numbers
+        with memory_file("upload") as upload:
+            runs = {
+                asyncio.ensure_future(cluster.dispatcher.run(upload, COPY, {}, now_us())) for _ in range(20)
+            }
+            while cluster.row[Cell.IN_FLIGHT] < len(runs):  # noqa: ASYNC110 a count in shared memory
+                await asyncio.sleep(0)
+            opened = len(os.listdir("/proc/self/fd")) - before  # noqa: PTH208
+            for run in runs:
+                run.cancel()
+            await asyncio.wait(runs)
+        assert opened == 1 + 20 + 4  # the upload, a result each, and what one of them sends
+
+    until_done(test)
+
+
 def test_a_process_without_descriptors_says_so_and_leaves_nothing_behind(cluster: Cluster) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 
