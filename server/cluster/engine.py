@@ -107,7 +107,8 @@ class Engine:
 
     Args:
         config: its limits, and what it can run.
-        work: the engines' ends of the work socket, non-blocking, the most urgent one first.
+        work: the engines' ends of the work socket, non-blocking, the most urgent one first; a background
+            engine takes from them in turn.
         control: told when the engine is ready; its end of file stops the engine.
         recorder: told of each task.
     """
@@ -126,7 +127,8 @@ class Engine:
         self._control = control
         self._recorder = recorder
         self._limit_time = sandbox.limit_cpu_time if config.is_background else sandbox.limit_time
-        self._inbox = Inbox(work, control, on_look=recorder.beat)
+        # What yields is as much as its client sends: read first, it would starve all jobs.
+        self._inbox = Inbox(work, control, on_look=recorder.beat, takes_turns=config.is_background)
         self._is_retiring = False
 
     def serve(self, ready: Ready, listener: int | None = None) -> None:

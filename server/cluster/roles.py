@@ -13,7 +13,7 @@ class Role:
 
     Attributes:
         name: as the log has it.
-        lanes: those it takes tasks from, the most urgent one first.
+        lanes: those it takes tasks from, the most urgent one first; a background engine in turn.
         pid: the cell of the engine's process id.
         due_us: the cell that says until when the engine counts.
         lost_task, lost_pid, lost_status, lost_stages, lost_began_us: the cells that say how the last engine

@@ -21,7 +21,7 @@ MESSAGE_BYTES = 65536
 
 
 class Lane(IntEnum):
-    """What a task waits in: an engine reads the lanes of its role, and prefers one over the next."""
+    """What a task waits in: interactive engines prefer one over the next, background engines take turns."""
 
     RETRY = 0  # has waited in the queue once and lost its engine
     INTERACTIVE = 1
@@ -63,6 +63,7 @@ class Inbox:
         look_every_s: after how long to look into all lanes without being woken, in seconds; so long a message
             waits if the engine that was woken for it dies.
         on_look: called each time; a sign of life.
+        takes_turns: whether the lanes take turns, so that none starves, and none is more urgent.
     """
 
     def __init__(
@@ -72,8 +73,10 @@ class Inbox:
         *,
         look_every_s: float = 1.0,
         on_look: Callable[[], None] = lambda: None,
+        takes_turns: bool = False,
     ) -> None:
-        self._lanes = lanes
+        self._lanes = list(lanes)
+        self._takes_turns = takes_turns
         self._control = control
         self._look_every_s = look_every_s
         self._on_look = on_look
@@ -94,6 +97,9 @@ class Inbox:
                 for lane in sorted(self._lanes, key=lambda lane: lane.fileno() not in ready):
                     with suppress(BlockingIOError):  # another engine was faster
                         message, files = receive(lane, max_files)
+                        if self._takes_turns:
+                            self._lanes.remove(lane)
+                            self._lanes.append(lane)
                         return (message, files) if message else None
                 # Not before: the last message may have woken this engine alone.
                 if self._control.fileno() in ready:

@@ -2,10 +2,11 @@
 
 import os
 import resource
+import select
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -18,6 +19,7 @@ from server.cluster.engine import Engine, EngineConfig
 from server.cluster.flight_recorder import FlightRecorder
 from server.cluster.memory_files import MemoryFilePool, is_open_here_only, memory_file, reopened
 from server.cluster.messages import Done, Progress, Ready, Refused, Task, decode_answer, decode_notice, now_us
+from server.cluster.roles import BACKGROUND
 from server.cluster.work_socket import Lane, WorkSocket, receive, send
 from server.errors import DamagedImage, TooManyPixels
 
@@ -294,6 +296,29 @@ def test_an_engine_that_cannot_pass_its_listener_on_works_without() -> None:
             assert (decode_notice(message), files) == (Ready(["landlock", "seccomp_listener"]), [])
             with pytest.raises(OSError, match="Bad file descriptor"):
                 os.fstat(listener)
+
+
+def test_a_background_engine_that_has_served_one_that_yields_serves_a_job_next() -> None:
+    copy = OPERATIONS["copy"]
+    config = replace(CONFIG, is_background=True, max_tasks=2)
+    with WorkSocket() as work, FlightRecorder.create() as file, ExitStack() as stack:
+        _ours, theirs = map(stack.enter_context, socket.socketpair())
+        replies = []
+        for lane in (Lane.YIELDING, Lane.YIELDING, Lane.BACKGROUND):
+            reply, engines = map(
+                stack.enter_context, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            )
+            source, sink = (stack.enter_context(memory_file("image")) for _ in range(2))
+            task = Task("copy", copy.version, {}, 7, now_us())
+            send(
+                work.worker_ends[lane],
+                task.encode(),
+                [source.fileno(), sink.fileno(), engines.fileno()],
+            )
+            replies.append(reply)
+        lanes = [work.engine_ends[lane] for lane in BACKGROUND.lanes]
+        Engine(config, lanes, theirs, FlightRecorder(file)).serve(Ready())
+        assert [bool(select.select([reply], [], [], 0)[0]) for reply in replies] == [True, False, True]
 
 
 def test_a_configuration_survives_the_command_line() -> None:

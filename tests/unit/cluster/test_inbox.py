@@ -206,18 +206,23 @@ def test_a_retry_goes_first(work: WorkSocket) -> None:
         assert [inbox.take(0), inbox.take(0)] == [(b"2", []), (b"1", [])]
 
 
-def test_a_background_engine_takes_what_yields_before_jobs_and_nothing_that_does_not(
+def test_a_background_engine_takes_what_yields_and_jobs_in_turn_and_nothing_else(
     work: WorkSocket,
 ) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        inbox = Inbox([work.engine_ends[lane] for lane in BACKGROUND.lanes], theirs)
+        inbox = Inbox([work.engine_ends[lane] for lane in BACKGROUND.lanes], theirs, takes_turns=True)
         put(work, 1, Lane.BACKGROUND)
         put(work, 2, Lane.INTERACTIVE)
         put(work, 3, Lane.YIELDING)
         put(work, 4, Lane.RETRY)
         put(work, 5, Lane.YIELDING)
-        assert [inbox.take(0) for _ in range(3)] == [(b"3", []), (b"5", []), (b"1", [])]
+        put(work, 6, Lane.YIELDING)
+        assert [inbox.take(0) for _ in range(4)] == [(b"3", []), (b"1", []), (b"5", []), (b"6", [])]
+        put(work, 7, Lane.BACKGROUND)
+        put(work, 8, Lane.YIELDING)
+        put(work, 9, Lane.YIELDING)
+        assert [inbox.take(0) for _ in range(3)] == [(b"7", []), (b"8", []), (b"9", [])]
         ours.close()
         assert inbox.take(0) is None
 
