@@ -43,6 +43,9 @@ _ARRIVED = memoryview(bytearray(1 << 18))
 #: read of this size is buffered for each.
 _UNSEEN_BYTES = 1 << 16
 
+#: How long after its keep-alive time a connection that waits for its turn is looked at again, in seconds.
+_LOOK_AGAIN_S = 1.0
+
 
 class _BodyReceiver(BodyReceiver):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn's body receiver, for pieces of any size.
@@ -236,7 +239,8 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         unsent_bytes = self._unsent_bytes()
         if unsent_bytes:
             return Stage.DOWNLOAD, self._written_bytes - unsent_bytes
-        # Over TLS it ends once the client has answered close_notify. Who waits for a turn waits for us.
+        # Over TLS it ends once the client has answered close_notify. While it waits for its turn, the client
+        # is not slow.
         if self._closed or self._is_waiting:
             return Stage.NOTHING, 0
         if self._current_request is None:
@@ -292,6 +296,13 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         is_awaited = not self.worker.is_draining
         self._keepalive = self.cfg.keepalive + (self._exchange.retry_after_s if is_awaited else 0)
         super()._arm_keepalive_timer()
+
+    def _keepalive_timeout(self) -> None:
+        """Close an idle connection, but not one that waits for its turn: a request may have arrived on it."""
+        if self._is_waiting:
+            self._keepalive_handle = self.worker.loop.call_later(_LOOK_AGAIN_S, self._keepalive_timeout)
+        else:
+            super()._keepalive_timeout()
 
     def wait_no_longer(self) -> None:
         """Drop what `Retry-After` added to the keep-alive time, because the worker drains."""
@@ -358,7 +369,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
             return  # it was refused
         if self._callback_parser.is_stopped:
             self._wait_for_turn()
-            self.worker.turns.go_on(self._take_turn)
+            self.worker.turns.go_on(self._whose_turn(), self._take_turn)
             return
         if self._body_receiver is not None:
             self._body_receiver.hand_on()
@@ -371,6 +382,11 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         self._is_waiting = True
         self._pause_reading()
 
+    def _whose_turn(self) -> int | None:
+        """Return the place of the client in the ledger; None for one that has no address."""
+        account = self.worker.shares.account(self.client)
+        return account.bucket if account else None
+
     def _take_turn(self) -> None:
         self._is_waiting = False
         if not self._closed:
@@ -380,7 +396,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         """Let a pipelined request wait for its turn: gunicorn calls this with all that came behind one."""
         self._callback_parser.hold(data)
         self._wait_for_turn()
-        self.worker.turns.begin_request(self._take_turn)
+        self.worker.turns.begin_request(self._whose_turn(), self._take_turn)
         return True
 
     def _maybe_resume_reading(self) -> None:

@@ -38,10 +38,11 @@ class TransferRate:
         now_s: when the connection was made, in seconds of any monotonic clock.
     """
 
-    __slots__ = ("_had_bytes", "_settings", "_since_s", "_stage")
+    __slots__ = ("_had_bytes", "_made_s", "_settings", "_since_s", "_stage")
 
     def __init__(self, settings: Settings, now_s: float) -> None:
         self._settings = settings
+        self._made_s = now_s
         self._begin(Stage.HEADERS, 0, now_s)
 
     def read(self, stage: Stage, moved_bytes: int, now_s: float, held_bytes: int = 0) -> Reading:
@@ -60,7 +61,8 @@ class TransferRate:
         if stage is Stage.NOTHING or elapsed_s <= 0:
             return _NOTHING
         if stage is Stage.HEADERS:
-            return Reading(is_too_slow=elapsed_s > self._settings.headers_timeout_s)
+            # Not from where it last waited for its turn, or a head whose bytes use up all turns would last.
+            return Reading(is_too_slow=now_s - self._made_s > self._settings.headers_timeout_s)
         bytes_per_s = (moved_bytes - self._had_bytes) / elapsed_s
         if elapsed_s <= self._settings.slow_after_s:
             return Reading(bytes_per_s=bytes_per_s)

@@ -3,12 +3,12 @@
 A read takes in up to 256 KiB, which can be an image, or 40,000 chunks of one byte, or 6,000 requests. So
 chunks, long heads and pipelined requests are parsed within a budget. It is renewed so seldom that the worker
 and the engines have most of the time for others, and so often that a client has to send thousands of them to
-notice.
+notice. Clients take turns, however many connections each has.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 #: How often the budget is renewed, in seconds.
 _PERIOD_S = 0.002
@@ -31,7 +31,8 @@ class Turns:
     def __init__(self) -> None:
         self._budget = _BUDGET
         self._is_due = False
-        self._waiting: deque[tuple[Callable[[], None], int]] = deque()
+        # What waits, and its cost, of each client that has anything; the client whose turn is next first.
+        self._waiting: dict[Hashable, deque[tuple[Callable[[], None], int]]] = {}
 
     @property
     def is_over(self) -> bool:
@@ -42,17 +43,27 @@ class Turns:
         """Take a line of so many bytes off the budget."""
         self._spend(_LINE_COST + line_bytes)
 
-    def go_on(self, turn: Callable[[], None]) -> None:
-        """Call a function when there is a budget again and the others before it had their turns."""
-        self._take(turn, 0)
+    def go_on(self, client: Hashable, turn: Callable[[], None]) -> None:
+        """Call a function when there is a budget again and the clients before it had their turns.
 
-    def begin_request(self, turn: Callable[[], None]) -> None:
-        """Call a function that begins a pipelined request: at once, if there is a budget for it."""
-        self._take(turn, _REQUEST_COST)
+        Args:
+            client: whose turn it is.
+            turn: goes on with what has arrived.
+        """
+        self._take(client, turn, 0)
 
-    def _take(self, turn: Callable[[], None], cost: int) -> None:
+    def begin_request(self, client: Hashable, turn: Callable[[], None]) -> None:
+        """Call a function that begins a pipelined request: at once, if there is a budget for it.
+
+        Args:
+            client: whose turn it is.
+            turn: begins the request.
+        """
+        self._take(client, turn, _REQUEST_COST)
+
+    def _take(self, client: Hashable, turn: Callable[[], None], cost: int) -> None:
         if self.is_over:
-            self._waiting.append((turn, cost))
+            self._waiting.setdefault(client, deque()).append((turn, cost))
         else:
             self._spend(cost)
             turn()
@@ -67,4 +78,9 @@ class Turns:
         self._is_due = False
         self._budget = _BUDGET
         while self._waiting and not self.is_over:
-            self._take(*self._waiting.popleft())
+            client = next(iter(self._waiting))
+            queue = self._waiting.pop(client)
+            turn, cost = queue.popleft()
+            if queue:
+                self._waiting[client] = queue  # behind all others
+            self._take(client, turn, cost)

@@ -161,6 +161,14 @@ def test_with_an_asterisk_everybody_may() -> None:
 # --- Minimum transfer rate ----------------------------------------------------------------------------------
 
 
+def test_waiting_for_turns_does_not_extend_the_time_for_headers() -> None:
+    rate = TransferRate(SETTINGS, now_s=0)
+    assert not rate.read(Stage.HEADERS, 0, 9).is_too_slow
+    assert not rate.read(Stage.NOTHING, 0, 11).is_too_slow  # it waits for its turn
+    assert not rate.read(Stage.HEADERS, 0, 11.1).is_too_slow
+    assert rate.read(Stage.HEADERS, 0, 11.2).is_too_slow
+
+
 def test_headers_have_a_time_limit_of_their_own() -> None:
     rate = TransferRate(SETTINGS, 100)
     assert not rate.read(Stage.HEADERS, 0, 110).is_too_slow

@@ -9,6 +9,7 @@ import pytest
 from gunicorn.asgi.protocol import ASGIProtocol
 from support.gateway import DEADLINE_S, Client, gateway
 
+import server.gateway.turns
 from server.gateway.turns import Turns
 from server.settings import Settings
 from server.web.envelope import Receive, Scope, Send
@@ -208,6 +209,32 @@ def test_a_chunked_body_that_turns_out_to_be_malformed_is_refused_in_its_turn() 
     run_counting(test())
 
 
+@pytest.mark.parametrize("what", ["chunks", "head", "pipelined"])
+def test_a_client_does_not_wait_for_the_many_connections_of_another(parsed: Counter[int], what: str) -> None:
+    fields = b"".join(b"x-%d: y\r\n" % at for at in range(98))
+    request, answers = {
+        "chunks": (CHUNKED + CHUNK * 150 + LAST_CHUNK, 1),
+        "head": (GET[:-2] + fields + b"\r\n", 1),
+        "pipelined": (GET * 4, 4),
+    }[what]
+
+    async def test() -> None:
+        async with gateway(Recorder()) as (served, _):
+            polite = await served.connect("127.0.0.2")
+            greedy = [await served.connect("127.0.0.66") for _ in range(100)]
+            for client in greedy:
+                await client.send(CHUNKED + CHUNK * 5000)
+            for protocol in served.protocols[1:]:
+                await protocol.has_received(1)
+            before = parsed.total()
+            await polite.send(request)
+            for _ in range(answers):
+                assert (await polite.read()).status == 200
+            assert parsed.total() - before <= 20 * MOST_CHUNKS
+
+    run_counting(test())
+
+
 # --- pipelined requests -------------------------------------------------------------------------------------
 
 
@@ -248,6 +275,51 @@ def test_thousands_of_pipelined_requests_are_answered_in_order() -> None:
             for number in range(5000):
                 assert (await client.read()).body == b"/%d 0" % number
             await sending
+
+    run_counting(test())
+
+
+@pytest.fixture
+def few_turns(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Have the budget renewed so seldom that only the clock of a test lets it be; returns how often."""
+    monkeypatch.setattr(server.gateway.turns, "_PERIOD_S", 1000.0)
+    return 1000.0
+
+
+def use_up(turns: Turns) -> None:
+    while not turns.is_over:
+        turns.count_line(1)
+
+
+def test_a_request_that_waits_for_its_turn_is_no_idle_connection(few_turns: float) -> None:
+    async def test() -> None:
+        async with gateway(Recorder(), keepalive=5) as (served, _):
+            client = await served.connect()
+            use_up(served.worker.turns)
+            await client.send(GET * 2)
+            assert (await client.read()).body == b"/health 0"
+            served.advance(6)
+            await client.read_nothing()
+            served.advance(few_turns)
+            assert (await client.read()).body == b"/health 0"
+            await client.read_nothing()
+            served.advance(6)
+            assert await client.read_to_end() == b""  # it is idle now
+
+    run_counting(test())
+
+
+def test_half_a_request_that_waits_for_its_turn_is_closed_after_it(few_turns: float) -> None:
+    async def test() -> None:
+        async with gateway(Recorder(), keepalive=5) as (served, _):
+            client = await served.connect()
+            use_up(served.worker.turns)
+            await client.send(GET + GET[:10])
+            assert (await client.read()).body == b"/health 0"
+            served.advance(6)
+            await client.read_nothing()
+            served.advance(few_turns)
+            assert await client.read_to_end() == b""
 
     run_counting(test())
 
@@ -339,13 +411,13 @@ def test_who_waits_has_turns_in_order_and_the_budget_is_renewed() -> None:
             while not turns.is_over:
                 turns.count_line(1)
             if len(taken) < 5:
-                turns.go_on(lambda: turn(name))
+                turns.go_on(name, lambda: turn(name))
             elif len(taken) == 6:
                 ended.set()
 
-        turns.go_on(lambda: turn("a"))
+        turns.go_on("a", lambda: turn("a"))
         assert taken == ["a"]  # at once
-        turns.go_on(lambda: turn("b"))
+        turns.go_on("b", lambda: turn("b"))
         assert turns.is_over
         assert taken == ["a"]
         async with asyncio.timeout(DEADLINE_S):
@@ -355,14 +427,38 @@ def test_who_waits_has_turns_in_order_and_the_budget_is_renewed() -> None:
     run_counting(test())
 
 
+def test_a_client_with_many_connections_has_every_second_turn_at_most_while_another_waits() -> None:
+    async def test() -> None:
+        turns, taken, ended = Turns(), [], asyncio.Event()
+
+        def turn(name: str) -> None:
+            taken.append(name)
+            while not turns.is_over:
+                turns.count_line(1)
+            if taken.count("b") < 3:
+                turns.go_on(name, lambda: turn(name))
+            else:
+                ended.set()
+
+        turn("a")
+        for _ in range(1000):
+            turns.go_on("a", lambda: turn("a"))
+        turns.begin_request("b", lambda: turn("b"))
+        async with asyncio.timeout(DEADLINE_S):
+            await ended.wait()
+        assert taken == ["a", "a", "b", "a", "b", "a", "b"]
+
+    run_counting(test())
+
+
 def test_a_turn_that_fails_takes_no_turn_from_others() -> None:
     async def test() -> None:
         turns, ended = Turns(), asyncio.Event()
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)
         while not turns.is_over:
-            turns.begin_request(lambda: None)
-        turns.go_on(lambda: next(iter(())))
-        turns.go_on(ended.set)
+            turns.begin_request("a", lambda: None)
+        turns.go_on("a", lambda: next(iter(())))
+        turns.go_on("a", ended.set)
         async with asyncio.timeout(DEADLINE_S):
             await ended.wait()
 
