@@ -214,7 +214,12 @@ class Hooks:
         if self._halt_at_s is not None or not self._settings.drain_s or not is_alone:
             raise StopIteration
         self._halt_at_s = time.monotonic() + self._settings.drain_s
-        self._scoreboard.announce_stop()
+        # Workers that a refused reload has left look at the scoreboard that they were forked with.
+        for scoreboard in {
+            self._scoreboard,
+            *(each.membership.scoreboard for each in server.WORKERS.values()),
+        }:
+            scoreboard.announce_stop()
         # New workers of another configuration, or those of another arbiter, would know nothing of the stop.
         reason = "the service is about to stop"
         server.reload = partial(log.error, "reload_refused", reason=reason)

@@ -407,6 +407,16 @@ def test_a_stop_is_announced_until_a_second_one(stopping: Callable[..., Stopping
         arbiter.term()
 
 
+def test_a_stop_is_announced_to_workers_that_a_refused_reload_has_left_and_to_later_ones(
+    stopping: Callable[..., Stopping],
+) -> None:
+    arbiter = stopping(3600)
+    arbiter.hooks = Hooks(Settings(drain_s=3600))  # as a reload does
+    arbiter.term()
+    assert arbiter.is_announced
+    assert arbiter.fork().membership.scoreboard.is_stop_announced
+
+
 def test_a_stop_is_not_announced_for_longer_than_set(stopping: Callable[..., Stopping]) -> None:
     arbiter = stopping(1e-9)
     arbiter.term()
