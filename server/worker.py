@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 
-from server import logs
+from server import logs, place
 from server.assembly import assemble_jobs, prepare_blobs
 from server.cluster.cpus import usable_cores
 from server.cluster.dispatch import Dispatcher
@@ -30,7 +30,7 @@ log = get_logger(__name__)
 
 
 def main() -> None:
-    """Run jobs until told to stop; exits with a line on standard error when the settings do not fit."""
+    """Run jobs until told to stop; exits with a line on standard error when settings or limits do not fit."""
     logs.open_standard_streams()
     try:
         settings = Settings.from_environ(os.environ)
@@ -41,12 +41,20 @@ def main() -> None:
         sys.exit("flipcluster: FLIP_JOBS: a worker without a web server needs `remote`, and FLIP_QUEUE_URL")
     if not settings.jobs_at_once:
         sys.exit("flipcluster: FLIP_JOBS_AT_ONCE: a worker without a web server needs 1 or more")
-    asyncio.run(_run(settings, settings.queue_url.get_secret_value()))
-
-
-async def _run(settings: Settings, url: str) -> None:
-    asyncio.get_running_loop().set_default_executor(start_threads())
     cores = usable_cores()
+    if reason := place.why_no_jobs_here(settings, cores):
+        sys.exit(f"flipcluster: {reason}")
+    asyncio.run(_run(settings, settings.queue_url.get_secret_value(), cores))
+
+
+async def _run(settings: Settings, url: str, cores: int) -> None:
+    try:
+        threads = start_threads()
+    except RuntimeError as error:
+        sys.exit(
+            f"flipcluster: {error}; raise RLIMIT_NPROC (LimitNPROC) or pids.max (--pids-limit, TasksMax)"
+        )
+    asyncio.get_running_loop().set_default_executor(threads)
     try:
         await prepare_blobs(settings)
         jobs, engines = _create(settings, url, cores, os.environ)

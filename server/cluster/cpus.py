@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from server.cluster.cgroups import groups, lines
+
 
 def usable_cores(root: Path = Path("/")) -> int:
     """Count the cores that this process may use, at least 1.
@@ -25,30 +27,13 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 def _quotas(root: Path) -> Iterator[float]:
     """Iterate over the CPU quotas of all groups that this process is in, in cores."""
-    mounts = root / "sys/fs/cgroup"
-    for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
-        if not controllers:  # the one line of cgroup v2
-            for group in _upwards(mounts, path):
-                yield from _v2_quota(group)
-        elif "cpu" in controllers.split(","):
-            for hierarchy in (mounts / controllers, mounts / "cpu"):
-                for group in _upwards(hierarchy, path):
-                    yield from _v1_quota(group)
-
-
-def _upwards(mount: Path, path: str) -> Iterator[Path]:
-    # Inside a container the path names a group of the host that is not mounted here: the mount
-    # itself is then our group, and it is the last one yielded here.
-    group = mount / path.strip("/")
-    while group != mount:
-        yield group
-        group = group.parent
-    yield mount
+    for group in groups("cpu", root):
+        yield from _v2_quota(group)
+        yield from _v1_quota(group)
 
 
 def _v2_quota(group: Path) -> Iterator[float]:
-    for line in _lines(group / "cpu.max"):
+    for line in lines(group / "cpu.max"):
         quota, period = line.split()
         if quota != "max":
             yield int(quota) / int(period)
@@ -56,14 +41,7 @@ def _v2_quota(group: Path) -> Iterator[float]:
 
 def _v1_quota(group: Path) -> Iterator[float]:
     for quota, period in zip(
-        _lines(group / "cpu.cfs_quota_us"), _lines(group / "cpu.cfs_period_us"), strict=True
+        lines(group / "cpu.cfs_quota_us"), lines(group / "cpu.cfs_period_us"), strict=True
     ):
         if int(quota) > 0:  # -1 is no limit
             yield int(quota) / int(period)
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text().splitlines()
-    except OSError:  # no such group, no cgroups at all
-        return []

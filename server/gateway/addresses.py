@@ -22,7 +22,7 @@ class Proxies:
 
     Args:
         networks: their addresses.
-        is_any: whether everybody is believed.
+        is_any: whether every peer is trusted.
     """
 
     def __init__(self, networks: Sequence[IPv4Network | IPv6Network], *, is_any: bool) -> None:

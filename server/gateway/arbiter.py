@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import gunicorn.arbiter
 from gunicorn.errors import HaltServer
 
+from server import place
 from server.cluster.backoff import Backoff
 from server.cluster.ledger import Ledger
 from server.cluster.liveness import LOOK_EVERY_S, STOPPED, most_looks, read_state
@@ -26,7 +27,7 @@ from server.cluster.memory_files import directory_instead
 from server.cluster.quarantine import Quarantine
 from server.cluster.scoreboard import ROWS, Cell, Scoreboard, State
 from server.cluster.work_socket import WorkSocket
-from server.gateway import place, preflight
+from server.gateway import preflight
 from server.gateway.worker import Worker
 from server.imaging.jpeg import kernel
 from server.jobs.blobs import Directory, UnsuitableBlobs
@@ -350,6 +351,10 @@ def why_not(cfg: "Config", worker_class: type, num_workers: int) -> str | None:
         (
             "h2" in cfg.http_protocols or cfg.http2_cleartext != "off",
             "its workers speak HTTP/1.1, not HTTP/2; leave out --http-protocols and --http2-cleartext",
+        ),
+        (
+            cfg.http_parser == "fast",
+            "its workers have a parser of their own, in Python; leave out --http-parser",
         ),
     )
     return next((reason for is_so, reason in faults if is_so), None)

@@ -410,7 +410,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         return held
 
     def _setup_callback_parser(self) -> None:
-        """Use our parser, whatever `http_parser` says; the PROXY protocol is believed as by gunicorn."""
+        """Use our parser; the PROXY protocol is believed as by gunicorn."""
         cfg = self.cfg
         peer = _normalize_sockaddr(self.transport.get_extra_info("peername"))
         is_proxy = cfg.proxy_protocol != "off" and _check_trusted_proxy(

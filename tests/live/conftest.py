@@ -1,5 +1,6 @@
 """One cluster for all tests that leave it as it was, and clients that read no certificates."""
 
+import os
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from support.live_server import ROOT, LiveServer
+from support.places import why_not
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -16,6 +18,14 @@ def _no_certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         patch.delenv("SSL_CERT_FILE", raising=False)  # it would come first
         patch.setenv("SSL_CERT_DIR", str(tmp_path_factory.mktemp("no-certificates")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _needs(request: pytest.FixtureRequest) -> None:
+    """Skip a test where something that it needs is missing; in CI nothing may be."""
+    for mark in request.node.iter_markers("needs"):
+        if reason := why_not(*mark.args):
+            (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from support.live_server import DEADLINE_S, ROOT, LiveServer, run
+from support.places import without_threads
 
 GUNICORN = [sys.executable, "-m", "gunicorn"]
 
@@ -153,25 +154,9 @@ def test_workers_that_crash_together_are_all_slowed_down() -> None:
         assert sorted(delays) == [0.1, 0.2, 0.4]
 
 
-#: Lets no process start a thread while the file is there that an environment variable names.
-NO_THREADS = """
-import os, threading
-
-start = threading.Thread.start
-
-def start_unless_forbidden(thread):
-    if os.path.exists(os.environ["NO_THREADS"]):
-        raise RuntimeError("can't start new thread")
-    start(thread)
-
-threading.Thread.start = start_unless_forbidden
-"""
-
-
 def test_a_worker_that_cannot_boot_takes_no_other_along(tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(NO_THREADS)
     mark = tmp_path / "no-threads"
-    environ = {"WEB_CONCURRENCY": "2", "PYTHONPATH": f"{tmp_path}:{ROOT}", "NO_THREADS": str(mark)}
+    environ = {"WEB_CONCURRENCY": "2", **without_threads(tmp_path, at_once=False)}
     with LiveServer(environ=environ) as server:
         victim, survivor = server.workers()
         mark.touch()

@@ -114,6 +114,7 @@ def config(**settings: object) -> Config:
         ({"protocol": "uwsgi"}, Worker, 2, "--protocol"),
         ({"protocol": "fastcgi"}, Worker, 2, "'fastcgi'"),
         ({"http_protocols": "h2,h1"}, Worker, 2, "HTTP/2"),
+        ({"http_parser": "fast"}, Worker, 2, "--http-parser"),
         ({"http2_cleartext": "upgrade"}, Worker, 2, "--http2-cleartext"),
         ({"http2_cleartext": "prior-knowledge"}, Worker, 2, "--http2-cleartext"),
     ],
@@ -414,7 +415,9 @@ def test_a_stop_is_announced_to_workers_that_a_refused_reload_has_left_and_to_la
     arbiter.hooks = Hooks(Settings(drain_s=3600))  # as a reload does
     arbiter.term()
     assert arbiter.is_announced
-    assert arbiter.fork().membership.scoreboard.is_stop_announced
+    later = arbiter.fork().membership
+    with later.work:
+        assert later.scoreboard.is_stop_announced
 
 
 def test_a_stop_is_not_announced_for_longer_than_set(stopping: Callable[..., Stopping]) -> None:

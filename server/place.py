@@ -5,7 +5,9 @@ A start that could not serve says in one line what is missing, before it listens
 
 import os
 import resource
+from pathlib import Path
 
+from server.cluster.cgroups import groups, lines
 from server.cluster.memory_files import memory_file
 from server.settings import Settings
 
@@ -27,6 +29,11 @@ _PROCESSES_OF_A_WORKER = 9
 _LEAST_MEMORY_BYTES = 384 * 2**20
 
 
+#: The processes and threads of a worker without a web server, but for its engines: itself, its threads, those
+#: of the client of a bucket, and some to spare.
+_PROCESSES_OF_A_JOB_WORKER = 16
+
+
 def why_not_here(settings: Settings, workers: int) -> str | None:
     """Say what is missing here for the service to run; None when nothing is.
 
@@ -36,24 +43,50 @@ def why_not_here(settings: Settings, workers: int) -> str | None:
     """
     descriptors = max(_OWN_DESCRIPTORS + _DESCRIPTORS_OF_A_CONNECTION * _FEWEST_CONNECTIONS, 32 + 2 * workers)
     processes = 1 + _PROCESSES_OF_A_WORKER * workers
+    return _why_not(settings, descriptors, processes, "start fewer workers (-w)")
+
+
+def why_no_jobs_here(settings: Settings, cores: int) -> str | None:
+    """Say what is missing here for a worker without a web server; None when nothing is.
+
+    Args:
+        settings: as in `why_not_here`.
+        cores: how many engines there are to be.
+    """
+    descriptors = _OWN_DESCRIPTORS + _DESCRIPTORS_OF_A_CONNECTION * settings.jobs_at_once * cores
+    processes = _PROCESSES_OF_A_JOB_WORKER + cores
+    return _why_not(settings, descriptors, processes, "give it fewer cores (taskset)")
+
+
+def _why_not(settings: Settings, descriptors: int, processes: int, fewer: str) -> str | None:
+    fewer = f"processes and threads are needed; raise it (%s), or {fewer}"
     needs = (
-        ("NOFILE", descriptors, "descriptors are needed; raise it (ulimit -n, LimitNOFILE)"),
-        ("AS", _LEAST_MEMORY_BYTES, "bytes are needed; raise it (ulimit -v, LimitAS)"),
         (
-            "FSIZE",
+            "RLIMIT_NOFILE",
+            _most("NOFILE"),
+            descriptors,
+            "descriptors are needed; raise it (ulimit -n, LimitNOFILE)",
+        ),
+        ("RLIMIT_AS", _most("AS"), _LEAST_MEMORY_BYTES, "bytes are needed; raise it (ulimit -v, LimitAS)"),
+        (
+            "RLIMIT_FSIZE",
+            _most("FSIZE"),
             settings.max_body_bytes,
             "bytes are needed, FLIP_MAX_BODY_BYTES; lower that, or raise it (ulimit -f, LimitFSIZE)",
         ),
         (
-            "NPROC",
-            0 if os.geteuid() == 0 else processes,  # the kernel does not count those of root
-            "processes and threads are needed; raise it (ulimit -u, LimitNPROC), or start fewer workers (-w)",
+            "RLIMIT_NPROC",
+            None if os.geteuid() == 0 else _most("NPROC"),  # the kernel does not count those of root
+            processes,
+            fewer % "ulimit -u, LimitNPROC",
         ),
+        ("pids.max of the control group", _most_pids(), processes, fewer % "--pids-limit, TasksMax"),
     )
-    for name, need, advice in needs:
-        most = _most(name)
+    for name, most, need, advice in needs:
         if most is not None and most < need:
-            return f"RLIMIT_{name} is {most}, but {need} {advice}"
+            return f"{name} is {most}, but {need} {advice}"
+    if not Path("/proc/self/fd").is_dir():
+        return "/proc is missing; mount it (mount -t proc proc /proc)"
     try:
         memory_file("probe").close()
     except OSError as error:
@@ -79,3 +112,9 @@ def _most(name: str) -> int | None:
     soft, hard = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))
     most = hard if name == "NOFILE" else soft  # workers raise that one themselves
     return None if most == resource.RLIM_INFINITY else most
+
+
+def _most_pids() -> int | None:
+    """Return how many processes and threads the control groups allow; None when they set no limit."""
+    limits = [line for group in groups("pids") for line in lines(group / "pids.max")]
+    return min((int(limit) for limit in limits if limit != "max"), default=None)
