@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,35 +15,50 @@ from server.cluster.watched import keep_running
 
 SERVER = Path(__file__).parents[3] / "server"
 
-#: Tasks of the service that need no watching: what they run, and why.
+#: Tasks of the service that need no watching: where, what they run, and why.
 OTHERS = {
-    "self._jobs.run()": "only waits for parts that are watched",
-    "jobs.run()": "the same; the process ends with it",
-    "self._finish()": "ends the worker whatever happens, and is awaited",
-    "self._renew()": "in a task group, which is awaited",
-    "self._claim(kinds, at_once)": "in a task group, which is awaited",
-    "self._store.claim(request, kinds, room, self._fences())": "is awaited",
-    "self._try(claim)": "its end is waited for by the next one, which logs its exception",
-    "self._end(claim, task)": "only waits, and frees the place of the job whatever happens",
-    "self._submit_chunk(chunk, after, batch, facts, options, inputs)": "is awaited by its request",
+    "gateway/worker.py: self._jobs.run()": "only waits for parts that are watched",
+    "worker.py: jobs.run()": "the same; the process ends with it",
+    "gateway/worker.py: self._finish()": "ends the worker whatever happens, and is awaited",
+    "jobs/consumer.py: self._renew()": "in a task group, which is awaited",
+    "jobs/consumer.py: self._claim(kinds, at_once)": "in a task group, which is awaited",
+    "jobs/consumer.py: self._store.claim(request, kinds, room, self._fences())": "is awaited",
+    "jobs/consumer.py: self._try(claim)": "its end is waited for by the next one, which logs its exception",
+    "jobs/consumer.py: self._end(claim, task)": "only waits, and frees the place of the job whatever happens",
+    "web/batches.py: self._submit_chunk(chunk, after, batch, facts, options, inputs)": (
+        "is awaited by its request"
+    ),
 }
 
 #: Its threads and callbacks: the event loop logs an exception of a callback and goes on.
 CALLBACKS = {
-    "ThreadPoolExecutor(_THREADS)": "an exception of a call reaches the caller",
-    "ThreadPoolExecutor(1)": "the same; one that cannot start fails a try of a callback",
-    "loop.add_reader(descriptor, has_ended.set)": "cannot fail",
-    "loop.add_reader(control, is_readable.set)": "cannot fail",
-    "asyncio.get_running_loop().add_reader(self._listener, self._read)": "kills the engine before it logs",
-    "self.loop.call_soon(self.handle_exit_signal)": "the drain that it starts ends the worker in any case",
-    "loop.call_at(self._linger.begin(loop.time()), self.transport.close)": "closing twice is allowed",
-    "self._task.add_done_callback(self._untangle)": "only drops references",
-    "self.loop.call_soon(sock.listen, self.cfg.backlog)": "cannot fail: asyncio has made the same call",
-    "task.add_done_callback(chunk.close)": "only closes files",
-    "later.add_done_callback(self._dropping.discard)": "cannot fail",
-    "asyncio.get_running_loop().add_signal_handler(number, running.cancel)": "cannot fail",
-    "asyncio.get_running_loop().call_later(_PERIOD_S, self._renew)": "goes on after a turn that fails",
-    "os.register_at_fork(before=_block_stops, after_in_parent=_unblock_stops)": "cannot fail",
+    "jobs/threads.py: ThreadPoolExecutor(_THREADS)": "an exception of a call reaches the caller",
+    "jobs/callbacks.py: ThreadPoolExecutor(1)": "the same; one that cannot start fails a try of a callback",
+    "cluster/child.py: loop.add_reader(descriptor, has_ended.set)": "cannot fail",
+    "cluster/supervisor.py: loop.add_reader(control, is_readable.set)": "cannot fail",
+    "cluster/denials.py: asyncio.get_running_loop().add_reader(self._listener, self._read)": (
+        "kills the engine before it logs"
+    ),
+    "gateway/worker.py: self.loop.call_soon(self.handle_exit_signal)": (
+        "the drain that it starts ends the worker in any case"
+    ),
+    "gateway/protocol.py: loop.call_at(self._linger.begin(loop.time()), self.transport.close)": (
+        "closing twice is allowed"
+    ),
+    "gateway/protocol.py: self._task.add_done_callback(self._untangle)": "only drops references",
+    "gateway/worker.py: self.loop.call_soon(sock.listen, self.cfg.backlog)": "the socket listens already",
+    "web/batches.py: task.add_done_callback(chunk.close)": "only closes files",
+    "web/batches.py: later.add_done_callback(self._dropping.discard)": "cannot fail",
+    "worker.py: asyncio.get_running_loop().add_signal_handler(number, running.cancel)": "cannot fail",
+    "gateway/turns.py: asyncio.get_running_loop().call_later(_PERIOD_S, self._renew)": (
+        "goes on after a turn that fails"
+    ),
+    "gateway/arbiter.py: os.register_at_fork(before=_block_stops, after_in_parent=_unblock_stops)": (
+        "cannot fail"
+    ),
+    "gateway/protocol.py: self.worker.loop.call_later(_LOOK_AGAIN_S, self._keepalive_timeout)": (
+        "as gunicorn's own timer"
+    ),
 }
 
 
@@ -144,17 +160,19 @@ def test_a_cancellation_ends_it_while_it_waits_to_start_again() -> None:
         run(test())
 
 
-def calls_in_the_service(names: set[str]) -> Iterator[ast.Call]:
-    """Yield where the source of the service calls functions or classes of these names."""
+def calls_in_the_service(names: set[str]) -> Iterator[tuple[str, ast.Call]]:
+    """Yield where the source of the service calls functions or classes of these names, with the file."""
     for path in sorted(SERVER.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in names:
-                yield node
+                yield str(path.relative_to(SERVER)), node
 
 
 def test_every_task_of_the_service_is_watched_or_has_a_reason_not_to_be() -> None:
-    tasks = [ast.unparse(call.args[0]) for call in calls_in_the_service({"create_task", "ensure_future"})]
-    assert {task for task in tasks if not task.startswith("keep_running(")} == OTHERS.keys()
+    calls = calls_in_the_service({"create_task", "ensure_future"})
+    tasks = Counter(f"{file}: {ast.unparse(call.args[0])}" for file, call in calls)
+    others = {task: number for task, number in tasks.items() if ": keep_running(" not in task}
+    assert others == dict.fromkeys(OTHERS, 1)
 
 
 def test_every_thread_and_callback_of_the_service_has_a_reason_not_to_be_watched() -> None:
@@ -162,4 +180,5 @@ def test_every_thread_and_callback_of_the_service_has_a_reason_not_to_be_watched
         *("call_soon", "call_soon_threadsafe", "call_later", "call_at", "add_done_callback"),
         *("add_reader", "add_writer", "add_signal_handler"),
     }
-    assert {ast.unparse(call) for call in calls_in_the_service(names)} == CALLBACKS.keys()
+    calls = Counter(f"{file}: {ast.unparse(call)}" for file, call in calls_in_the_service(names))
+    assert calls == dict.fromkeys(CALLBACKS, 1)
