@@ -14,7 +14,11 @@ from benchmarks.survival.attackers import BY_NAME, UNCONNECTED
 from benchmarks.survival.attacks import ATTACKS, attack, play, revision, run
 from benchmarks.survival.cluster import cluster
 
-SECONDS = 0.8
+#: For how long an attack is tried until it takes place: where the machine stalls, that is a small part of a
+#: longer one.
+SECONDS = (0.8, 3.2, 12.8)
+
+PROBES_PER_S = 20
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +29,16 @@ def server() -> Iterator[LiveServer]:
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_takes_place_while_the_polite_are_at_work(server: LiveServer, name: str) -> None:
-    with_attack, deeds = attack(server, name, SECONDS, is_quick=True)
+    for seconds in SECONDS:
+        with_attack, deeds = attack(server, name, seconds, is_quick=True)
+        if deeds.takes_place:
+            break
     assert deeds.takes_place, deeds
     assert with_attack.polite.outcomes.total() >= 4, "each of four clients has asked"
     answered = [took_ms for took_ms in with_attack.polite.took_ms if took_ms < inf]
     assert len(answered) == with_attack.polite.outcomes["200"]
     assert len(with_attack.polite.took_ms) == with_attack.polite.outcomes.total()
-    assert with_attack.health.outcomes.total() == len(with_attack.health.took_ms) == 16
+    assert with_attack.health.outcomes.total() == len(with_attack.health.took_ms) == PROBES_PER_S * seconds
     assert min(with_attack.memory_mb) > 0
 
 
@@ -72,7 +79,6 @@ def test_another_revision_is_checked_out_for_as_long_as_it_is_needed() -> None:
             ["git", "worktree", "list"], cwd=ROOT, capture_output=True, text=True, check=True
         ).stdout
 
-    before = worktrees()
     with revision("HEAD") as root:
         assert (root / "gunicorn.conf.py").is_file()
         assert {each.name for each in (root / "server/imaging/jpeg").glob("entropy.*.so")} == {
@@ -80,7 +86,7 @@ def test_another_revision_is_checked_out_for_as_long_as_it_is_needed() -> None:
         }
         assert str(root) in worktrees()
     assert not Path(root).exists()
-    assert worktrees() == before
+    assert str(root) not in worktrees()
 
 
 def test_a_round_is_one_run_without_the_attack_and_one_with_it() -> None:
