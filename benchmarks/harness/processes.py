@@ -164,16 +164,16 @@ def _own_bytes(pid: int) -> int:
 
 def of_session(leader: int) -> list[int]:
     """Return every process of a session that has not ended, the oldest first."""
-    return [pid for pid, state in _states(leader) if state not in _ENDED]
+    return [pid for pid, state in states(leader) if state not in _ENDED]
 
 
 def zombies_of_session(leader: int) -> list[int]:
     """Return every process of a session that has ended and has not been reaped."""
-    return [pid for pid, state in _states(leader) if state == "Z"]
+    return [pid for pid, state in states(leader) if state == "Z"]
 
 
-def _states(leader: int) -> Iterator[tuple[int, str]]:
-    """Yield the processes of a session with their states, the oldest first."""
+def states(leader: int) -> Iterator[tuple[int, str]]:
+    """Yield the processes of a session, reaped or not, with their states (proc(5)), the oldest first."""
     found = filter(None, map(_origin, Path("/proc").glob("[0-9]*")))
     yield from ((pid, state) for _, pid, session, state in sorted(found) if session == leader)
 

@@ -17,24 +17,13 @@ import httpx
 import pytest
 from support.live_server import DEADLINE_S, ROOT, LiveServer, curl
 from support.load import Load, ask_once
+from support.places import AS_A_USER, PlacedServer
 
+from benchmarks.harness import processes
 from benchmarks.harness.server import ENGINE, WORKER
 from benchmarks.harness.waiting import until
 
 ASYNC = {"Prefer": "respond-async"}
-
-
-def states(server: LiveServer) -> list[str]:
-    """The states of all processes of its session, those that have ended and nothing has waited for too."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text(errors="replace").rpartition(")")[2].split()
-        except OSError:  # it has ended
-            continue
-        if int(fields[3]) == server.pid:
-            found.append(fields[0])
-    return found
 
 
 def is_whole(server: LiveServer) -> bool:
@@ -45,8 +34,17 @@ def is_whole(server: LiveServer) -> bool:
         and {worker["pid"] for worker in found} == set(roles[WORKER])
         # There may be engines for background work, too.
         and len({worker["engine_pid"] for worker in found} & set(roles[ENGINE])) == 2
-        and {"Z", "T"}.isdisjoint(states(server))
+        and {"Z", "T"}.isdisjoint(state for _, state in processes.states(server.pid))
     )
+
+
+def ask_again(port: int, cut: list[OSError]) -> Iterator[None]:
+    """Have an image flipped, and note a connection that is cut."""
+    try:
+        yield from ask_once(port)
+    except ConnectionError as error:
+        cut.append(error)
+        yield
 
 
 # --- exceptions -------------------------------------------------------------------------------------------
@@ -133,7 +131,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveServe
 def job_state(server: LiveServer) -> str:
     """Submit a job, wait for its end, and return its state."""
     job = httpx.post(f"{server.url}/flip", headers=ASYNC, timeout=DEADLINE_S).headers["Location"]
-    found = httpx.get(server.url + job, headers={"Prefer": "wait=50"}, timeout=DEADLINE_S).json()
+    found = httpx.get(server.url + job, headers={"Prefer": "wait=15"}, timeout=DEADLINE_S).json()
     return str(found["state"])
 
 
@@ -160,39 +158,26 @@ def test_an_exception_in_a_part_costs_nothing_that_lasts(faulty: tuple[LiveServe
     assert job_state(server) == "completed"  # some parts run only then
     workers = {worker["pid"] for worker in server.workers()}
     before = len(server.events)
-    with watched_batch(server) if part == "log_reader" else nullcontext():
+    with (
+        Load(partial(ask_once, server.port), clients=4) as load,
+        watched_batch(server) if part == "log_reader" else nullcontext(),
+    ):
+        load.wait_for_more(10)
         (root / f"fault.{part}").touch()
         failed = server.wait_for("part_failed", after=before, part=part)
+        assert until(lambda: is_whole(server), DEADLINE_S)
+        load.wait_for_more()
+    assert load.failures == []  # not even a connection is lost
     assert "injected" in str(failed)
-    assert until(lambda: is_whole(server), DEADLINE_S)
     assert {worker["pid"] for worker in server.workers()} == workers
-    assert httpx.post(f"{server.url}/flip", timeout=DEADLINE_S).status_code == 200
     assert job_state(server) == "completed"
     assert [event["part"] for event in server.events[before:] if event["event"] == "part_failed"] == [part]
 
 
 # --- no threads and no processes --------------------------------------------------------------------------
 
-#: Not root: the kernel's limit on its processes is not for root.
-NO_ONE = 54321
-AS_NO_ONE = [
-    *("setpriv", f"--reuid={NO_ONE}", f"--regid={NO_ONE}", "--clear-groups"),
-    # It may read what only root can, where Python or this repository is in root's home.
-    *("--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"),
-]
-
-
-def as_no_one() -> list[str]:
-    """What a command begins with that is not to run as root."""
-    return AS_NO_ONE if os.geteuid() == 0 else []
-
-
-class UnprivilegedServer(LiveServer):
-    """The service as a user who is not root."""
-
-    def __init__(self, **environ: str) -> None:
-        super().__init__(environ={"PYTHONDONTWRITEBYTECODE": "1", **environ})
-        self._command = [*as_no_one(), *self._command]
+#: The kernel's limit on processes is not for root.
+AS_ANOTHER = AS_A_USER if os.geteuid() == 0 else ()
 
 
 def limit_processes(pids: list[int], most: int | None) -> None:
@@ -205,7 +190,7 @@ def limit_processes(pids: list[int], most: int | None) -> None:
         most = hard
     soft = "unlimited" if most == resource.RLIM_INFINITY else str(most)
     each = f"for pid in {' '.join(map(str, pids))}; do prlimit --pid $pid --nproc={soft}: 2>&-; done; true"
-    subprocess.run([*as_no_one(), "sh", "-c", each], check=True, timeout=DEADLINE_S)
+    subprocess.run([*AS_ANOTHER, "sh", "-c", each], check=True, timeout=DEADLINE_S)
 
 
 #: What follows the end of an engine or a worker.
@@ -217,9 +202,13 @@ def has_outcome(server: LiveServer, after: int) -> bool:
 
 
 def test_a_service_that_may_start_no_process_now_and_then_is_whole_again() -> None:
-    chance = random.Random(7)
-    with UnprivilegedServer(WEB_CONCURRENCY="2") as server:
+    chance, cut = random.Random(7), list[OSError]()
+    with (
+        PlacedServer(wrapper=AS_ANOTHER, environ={"PYTHONDONTWRITEBYTECODE": "1"}, workers=2) as server,
+        Load(partial(ask_again, server.port, cut), clients=4) as load,
+    ):
         assert Path(f"/proc/{server.pid}").stat().st_uid != 0 or os.geteuid() != 0
+        workers_killed = 0
         threads = sum(len(list(Path(f"/proc/{pid}/task").iterdir())) for pid in server.processes())
         refused = 0
         for _ in range(8):
@@ -227,31 +216,25 @@ def test_a_service_that_may_start_no_process_now_and_then_is_whole_again() -> No
             limit_processes(server.processes(), chance.choice([1, threads - 5, threads - 1]))
             roles = server.roles()
             victim = chance.choice(roles[WORKER] + roles[ENGINE])
+            workers_killed += victim in roles[WORKER]
             os.kill(victim, signal.SIGKILL)
             # The process that replaces it is refused, or gets along with what there is.
             server.wait_for("engine_died" if victim in roles[ENGINE] else "worker_died", after=before)
             assert until(partial(has_outcome, server, before), DEADLINE_S)
             limit_processes(server.processes(), None)
             assert until(lambda: is_whole(server), DEADLINE_S), server.log
-            assert httpx.post(f"{server.url}/flip", timeout=DEADLINE_S).status_code == 200
+            load.wait_for_more()
+            assert len(cut) <= 4 * workers_killed  # the connections of those
             refused += sum(
                 event["event"] in {"engine_spawn_failed", "worker_spawn_failed"}
                 or event.get("exit_code") == 1
                 for event in server.events[before:]
             )
         assert refused
+    assert load.failures == []
 
 
 # --- stopped processes ------------------------------------------------------------------------------------
-
-
-def ask_again(port: int, cut: list[OSError]) -> Iterator[None]:
-    """Have an image flipped, and note a connection that is cut."""
-    try:
-        yield from ask_once(port)
-    except ConnectionError as error:
-        cut.append(error)
-        yield
 
 
 @pytest.fixture
