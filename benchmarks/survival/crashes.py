@@ -6,6 +6,7 @@ smaller values.
 
 import os
 import signal
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -191,6 +192,50 @@ def _back(kind: str, back_s: Sequence[float]) -> list[Finding]:
         ),
         Finding(
             f"a new {kind} is there within {_BACK_S:.0f} s",
+            f"median {median(back_s):.2f} s, maximum {max(back_s):.2f} s",
+            max(back_s) <= _BACK_S,
+            is_figure=True,
+        ),
+    ]
+
+
+def faulty_environ(directory: Path) -> dict[str, str]:
+    """Return an environment in which the file `fault.PART` in a directory makes that part raise."""
+    path = f"{ROOT / 'benchmarks' / 'harness' / 'faults'}:{ROOT}"
+    return {"PYTHONPATH": path, "FAULTS": str(directory)}
+
+
+#: The parts of a worker that run for as long as it does, without jobs.
+_PARTS = ("supervisor", "sweep")
+
+
+def part_failures(failures: int = 10, at_once: int = 10, body: str = "big") -> list[Finding]:
+    """Raise an exception in parts of workers under load: each part starts again, and nothing is lost."""
+    back_s = []
+    with (
+        tempfile.TemporaryDirectory(prefix="flip-faults-") as directory,
+        cluster(**faulty_environ(Path(directory))) as server,
+    ):
+        workers = {worker["pid"] for worker in server.workers()}
+        with clients(server, body, at_once=at_once) as others:
+            for number in range(failures):
+                _let_all_work(server, others)
+                part = _PARTS[number % len(_PARTS)]
+                before, failed_s = len(server.events), time.monotonic()
+                (Path(directory) / f"fault.{part}").touch()
+                server.wait_for("part_failed", after=before, part=part)
+                living_engines(server)
+                back_s.append(time.monotonic() - failed_s)
+        left = {worker["pid"] for worker in server.workers()}
+        failed = count(server, "part_failed")
+        is_clean = until(lambda: not processes.zombies_of_session(server.pid))
+    return [
+        Finding("every request is answered 200 with the right pixels", summary(others), not others.failed),
+        Finding("each failure is logged once", f"{failures} caused, {failed} logged", failed == failures),
+        Finding("no worker ends", f"{len(workers - left)} of {len(workers)} have ended", workers == left),
+        Finding("no zombie is left", "none" if is_clean else "some", is_clean),
+        Finding(
+            f"all engines are there within {_BACK_S:.0f} s",
             f"median {median(back_s):.2f} s, maximum {max(back_s):.2f} s",
             max(back_s) <= _BACK_S,
             is_figure=True,

@@ -4,7 +4,6 @@ import os
 import random
 import re
 import resource
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from support.places import AS_A_USER, PlacedServer
 from benchmarks.harness import processes
 from benchmarks.harness.server import ENGINE, WORKER
 from benchmarks.harness.waiting import until
+from benchmarks.survival.crashes import faulty_environ
 
 ASYNC = {"Prefer": "respond-async"}
 
@@ -49,50 +49,6 @@ def ask_again(port: int, cut: list[OSError]) -> Iterator[None]:
 
 # --- exceptions -------------------------------------------------------------------------------------------
 
-#: Raises in the middle of a watched part when a file asks for it: where the part waits at that moment. Only
-#: one process finds the file.
-FAULTS = """
-import asyncio, os
-from functools import partial
-
-class Faulty:
-    def __init__(self, part, work):
-        self.file, self.work = f"{os.path.dirname(__file__)}/fault.{part}", work
-
-    def __await__(self):
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        is_due = False
-
-        def look():
-            nonlocal is_due, timer
-            try:
-                os.unlink(self.file)
-            except FileNotFoundError:
-                timer = loop.call_later(0.05, look)
-            else:
-                is_due = task.cancel()
-
-        timer = loop.call_later(0.05, look)
-        steps = self.work().__await__()
-        step = partial(next, steps)
-        try:
-            while True:
-                try:
-                    awaited = step()
-                except StopIteration:
-                    return
-                try:
-                    step = partial(steps.send, (yield awaited))
-                except BaseException as error:
-                    if is_due:
-                        is_due = False
-                        task.uncancel()
-                        error = ZeroDivisionError("injected")
-                    step = partial(steps.throw, error)
-        finally:
-            timer.cancel()
-"""
-
 #: Parts that run only while the store is away; tests/unit/jobs/test_breaker.py raises in the first.
 ONLY_WITHOUT_STORE = {"store_probe", "batch_drop"}
 
@@ -116,15 +72,8 @@ def test_the_parts_that_are_tried_are_all_there_are() -> None:
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveServer, Path]]:
     """The service with jobs, and a directory for files that ask for an exception."""
     root = tmp_path_factory.mktemp("faulty")
-    for name in ("server", "images"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("*.pyc.*"))
-    shutil.copy(ROOT / "gunicorn.conf.py", root)
-    (root / "faults.py").write_text(FAULTS)
-    file = root / "server" / "cluster" / "watched.py"
-    assert file.read_text().count("await work()") == 1
-    file.write_text(file.read_text().replace("await work()", "await __import__('faults').Faulty(part, work)"))
-    environ = {"WEB_CONCURRENCY": "2", "FLIP_JOBS": "embedded", "FLIP_DATA_DIR": str(root / "data")}
-    with LiveServer(root=root, environ=environ) as server:
+    environ = {**faulty_environ(root), "FLIP_JOBS": "embedded", "FLIP_DATA_DIR": str(root / "data")}
+    with LiveServer(environ={"WEB_CONCURRENCY": "2", **environ}) as server:
         yield server, root
 
 
