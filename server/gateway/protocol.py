@@ -8,6 +8,7 @@ import termios
 from collections import Counter
 from contextlib import suppress
 from http import HTTPStatus
+from math import inf
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
@@ -110,7 +111,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         self._rate = TransferRate(worker.settings, worker.loop.time())
         self._linger = LingeringClose()
         self._is_waiting = False  # for a turn to parse what has arrived
-        self._bytes_per_s = 0.0  # of the transfer that is under way, once it was measured
+        self._bytes_per_s = inf  # of the transfer that is under way; until it is measured it is no slow one
         self._peer: Any = None
         self.account: Account | None = None
         # Per request; replaced by _begin_request before the parser's own state is looked at.
@@ -227,7 +228,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         ticket = self._exchange.ticket
         held_bytes = ticket.held_bytes if ticket else 0  # none for streams, archives and results of jobs
         reading = self._rate.read(stage, moved_bytes, now_s, held_bytes)
-        self._bytes_per_s = reading.bytes_per_s or 0.0
+        self._bytes_per_s = inf if reading.bytes_per_s is None else reading.bytes_per_s
         if stage is Stage.UPLOAD and reading.bytes_per_s is not None:
             self._exchange.expect(reading.bytes_per_s)
         is_overdue = self._rate.is_overdue(self._answer_began_s, now_s, held_bytes)

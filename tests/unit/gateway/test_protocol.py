@@ -668,6 +668,33 @@ def test_without_a_share_of_connections_the_last_to_come_is_refused() -> None:
         async with gateway(Held(), off, worker_connections=2) as (served, _):
             for _ in range(2):
                 await served.connect(GREEDY)
+def test_when_connections_run_out_a_transfer_that_has_just_begun_is_not_taken_for_a_slow_one() -> None:
+    async def test() -> None:
+        request = post(bytes(100_000))
+        async with gateway(say_length, worker_connections=2) as (served, events):
+            slow = await served.connect(GREEDY)
+            await slow.send(request[:1000])
+            await served.protocols[0].has_received(1000)
+            served.check_rates()  # from now on it is measured
+            served.advance(5)
+            await slow.send(request[1000:50_000])
+            await served.protocols[0].has_received(50_000)
+            served.check_rates()
+            fast = await served.connect(GREEDY)
+            await fast.send(request[:1000])
+            await served.protocols[1].has_received(1000)
+            polite = await served.connect(POLITE)
+            assert await slow.read_to_end() == b""
+            await fast.send(request[1000:])
+            assert (await fast.read()).body == b"100000"
+            await polite.send(GET)
+            assert (await polite.read()).status == 200
+            (evicted,) = [event for event in events if event["event"] == "connections_evicted"]
+            assert evicted["upload"] == 1
+
+    run(test())
+
+
             assert (await (await served.connect(POLITE)).read()).status == 503
 
     run(test())
