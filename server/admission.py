@@ -19,6 +19,7 @@ from server.cluster.work_socket import Lane
 from server.errors import ServiceUnavailable
 from server.operations.registry import Cost, Read
 from server.shares import NAMES, QUEUE, Shares
+from server.settings import bytes_in_flight
 
 #: The size that is assumed for a body without a length, in bytes.
 _TYPICAL_BYTES = 1 << 20
@@ -42,11 +43,6 @@ _HEADER_BYTES = 64
 
 #: How often a request looks for room for its result, in seconds: another worker may make it.
 _POLL_S = 0.025
-
-#: The limit on bytes in flight where none is set: so much for each engine, so that those of a large machine
-#: are not idle for lack of room, and at least so much.
-_LEAST_HELD_BYTES = 1 << 30
-_HELD_BYTES_PER_ENGINE = 256 << 20
 
 #: `Retry-After` is padded by 50 %: an early retry is wasted, a late one costs little.
 _MARGIN = 0.5
@@ -392,7 +388,7 @@ class Admission:
 
     @property
     def _limit_bytes(self) -> int:
-        return self._max_held_bytes or max(_LEAST_HELD_BYTES, _HELD_BYTES_PER_ENGINE * self._engines())
+        return self._max_held_bytes or bytes_in_flight(self._engines())
 
     def excess_bytes(self, more_bytes: int) -> int:
         """Return by how many bytes the limit is exceeded if these are added; below 0 if it is not."""

@@ -47,7 +47,21 @@ _SECRET_LENGTH = 24
 #: The queue of the callbacks, to which no client may submit.
 CALLBACKS = "callbacks"
 
+#: The limit on bytes in flight where none is set: so much for each engine, so that those of a large machine
+#: are not idle for lack of room, and at least so much.
+_HELD_BYTES_PER_ENGINE = 256 * 2**20
+_LEAST_HELD_BYTES = 2 * 2**30
+
 _SAMPLE_IMAGE = Path(__file__).parents[1] / "images" / "landscape.jpg"
+
+
+def bytes_in_flight(engines: int) -> int:
+    """Return the limit on bytes in flight where none is set (`Settings.max_bytes_in_flight`).
+
+    Args:
+        engines: that serve requests.
+    """
+    return max(_LEAST_HELD_BYTES, _HELD_BYTES_PER_ENGINE * engines)
 
 
 class InvalidSettings(Exception):
@@ -184,7 +198,8 @@ class Settings(BaseModel):
             gt=0,
             le=2**62,
             description="Largest result, in bytes; an image whose result would be larger is answered 422. "
-            "The default lets 100 megapixels become a BMP.",
+            "The default lets 100 megapixels become a BMP. It is never more than half of "
+            "`FLIP_MAX_BYTES_IN_FLIGHT`, for jobs neither.",
         ),
     ] = 512 * 2**20
     engine_nice: Annotated[
@@ -243,7 +258,9 @@ class Settings(BaseModel):
         _Seconds,
         Field(
             description="Longest time that a request waits for an engine, in seconds. A request "
-            "whose predicted wait is longer is answered 503 with `Retry-After`, before its body is read.",
+            "whose predicted wait is longer is answered 503 with `Retry-After`, before its body is read or "
+            "as soon as its first bytes tell how long it will take. One whose upload took long may wait half "
+            "as long after it.",
         ),
     ] = 10.0
     max_bytes_in_flight: Annotated[
@@ -252,7 +269,7 @@ class Settings(BaseModel):
         Field(
             description="Most bytes of all uploads and results in flight, without those of jobs, which are "
             "on the disk. A request that would exceed this is answered 503. When it is not set, it is "
-            "256 MiB for each engine, and at least 1 GiB.",
+            "256 MiB for each engine, and at least 2 GiB.",
         ),
     ] = None
     download_timeout_s: Annotated[
@@ -272,12 +289,14 @@ class Settings(BaseModel):
             "gunicorn's `worker_connections`; 0 for off. Here and below, a client is an IPv4 address or an "
             "IPv6 network of 64 bits, behind trusted proxies the one that they name.",
         ),
-    ] = 10.0
+    ] = 30.0
     client_bytes_percent: Annotated[
         _Percent,
         Field(
-            description="Share of `FLIP_MAX_BYTES_IN_FLIGHT` that one client may hold when three quarters of "
-            "it are in use, in percent; 0 for off. A request above it is answered 503.",
+            description="Share of `FLIP_MAX_BYTES_IN_FLIGHT`, and of the half of it that is for uploads, "
+            "that one client may hold when three quarters of it are in use, in percent; 0 for off. An upload "
+            "above it is answered 503. A request whose result is above it waits for room as long as for an "
+            "engine, and is then answered 503.",
         ),
     ] = 10.0
     client_engine_percent: Annotated[
@@ -292,7 +311,7 @@ class Settings(BaseModel):
         _Percent,
         Field(
             description="Share of the queue that one client may hold when three quarters of it are taken, in "
-            "percent of 256 requests; 0 for off. A request above it is answered 503.",
+            "percent of 256 requests whose uploads are there; 0 for off. A request above it is answered 503.",
         ),
     ] = 10.0
     headers_timeout_s: Annotated[
@@ -532,7 +551,7 @@ class Settings(BaseModel):
 
     @property
     def _least_bytes_in_flight(self) -> int:
-        return self.max_bytes_in_flight or 2**30
+        return self.max_bytes_in_flight or bytes_in_flight(1)
 
     @property
     def result_bytes(self) -> int:
