@@ -44,6 +44,13 @@ _HEADER_BYTES = 64
 #: How often a request looks for room for its result, in seconds: another worker may make it.
 _POLL_S = 0.025
 
+#: By which factor a task may differ from what was predicted for it; beyond that it teaches no more.
+_MOST_SURPRISE = 4
+
+#: By which factor engines may differ from the table of costs, at most: those of a machine that is ten times
+#: as fast or as slow as ours. Beyond that it is an attack on the predictions.
+_MOST_CORRECTION = 10
+
 #: `Retry-After` is padded by 50 %: an early retry is wasted, a late one costs little.
 _MARGIN = 0.5
 
@@ -249,7 +256,7 @@ class Ticket:
             ServiceUnavailable: it is larger than its header told, and there is no room for it.
         """
         if self._cost is not None and role is INTERACTIVE:
-            self._row.learn(service_us, self._cost.engine_us)
+            self._admission.learn(service_us, self._cost)
         self._finish_work()
         more_bytes = result_bytes - self._result_bytes
         self._book(0, self._result_bytes)
@@ -372,9 +379,29 @@ class Admission:
 
         It is no longer than the limit on waiting: a request takes one engine, and leaves the others alone.
         """
-        expected_us = self._scoreboard.total(Cell.RECENT_COST_US)
-        factor = self._scoreboard.total(Cell.RECENT_US) / expected_us if expected_us else 1
-        return int(min(_HEADROOM * factor * cost.engine_us, self.max_wait_s * 1e6))
+        return int(min(_HEADROOM * self._correction() * cost.engine_us, self.max_wait_s * 1e6))
+
+    def _correction(self) -> float:
+        """Return how long the last tasks took, as a multiple of what the table told of them."""
+        told_us = self._scoreboard.total(Cell.RECENT_COST_US)
+        ratio = self._scoreboard.total(Cell.RECENT_US) / told_us if told_us else 1
+        return min(max(ratio, 1 / _MOST_CORRECTION), _MOST_CORRECTION)
+
+    def learn(self, service_us: int, cost: Cost) -> None:
+        """Learn from a task how long engines take.
+
+        Images that take much longer or shorter than their headers tell say little about others, so they move
+        the prediction slowly; those whose headers are unknown do not move it.
+
+        Args:
+            service_us: how long it took, in microseconds.
+            cost: what was known of it before.
+        """
+        if cost.is_known:
+            told_us = max(cost.engine_us, _LEAST_US)  # in what is shorter, the table tells little
+            expected_us = self._correction() * told_us
+            took_us = min(max(service_us, expected_us / _MOST_SURPRISE), expected_us * _MOST_SURPRISE)
+            self._row.learn(int(took_us), told_us)
 
     def excess_us(self, own_us: int = 0) -> float:
         """Return by how much the predicted engine time of all others exceeds the limit on waiting."""

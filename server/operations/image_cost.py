@@ -393,7 +393,8 @@ def cost(read: Read, body_bytes: int, /, parameters: Mapping[str, Any], limits: 
     if not found.is_known:
         # Damaged, nearly always: to book the largest result there is would have all others wait for it.
         likely_bytes = _UNKNOWN_RATIO * body_bytes + _UNKNOWN_BYTES
-        return Cost(min(limits["max_result_bytes"], likely_bytes), int(body_bytes * US_PER_BYTE))
+        likely_us = int(body_bytes * US_PER_BYTE)
+        return Cost(min(limits["max_result_bytes"], likely_bytes), likely_us, is_known=False)
     target = parameters["format"] or found.form
     frames = min(found.frames, limits["max_frames"]) if target in _MANY_FRAMES else 1
     total = found.pixels * frames

@@ -50,10 +50,12 @@ class Cost:
     Attributes:
         result_bytes: an upper bound of the size of its result.
         engine_us: about how long an engine will take, in microseconds.
+        is_known: whether its header tells this, and not its size alone.
     """
 
     result_bytes: int
     engine_us: int
+    is_known: bool = True
 
 
 #: Returns up to so many bytes of a file from a position: `(position, bytes)`.
@@ -89,7 +91,7 @@ def unknown_cost(
     limits: Mapping[str, int],
 ) -> Cost:
     """Tell what a run may cost of which only the size of the source is known."""
-    return Cost(limits["max_result_bytes"], int(body_bytes * US_PER_BYTE))
+    return Cost(limits["max_result_bytes"], int(body_bytes * US_PER_BYTE), is_known=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,7 @@ def received(gate: Admission, held: ExitStack, size: int = IMAGE_BYTES, client: 
 
 def fill(cluster: Cluster, held: ExitStack, client: str = "") -> int:
     """Admit requests at all gates in turn until one is refused, and count them."""
-    for number in range(1000):
+    for number in range(3000):
         try:
             received(cluster.gates[number % len(cluster.gates)], held, client=client)
         except ServiceUnavailable:
@@ -135,6 +135,52 @@ def test_the_last_tasks_count_most() -> None:
         cluster.rows[0].learn(LAST_US // 10, LAST_US)
     with ExitStack() as held:
         assert fill(cluster, held) > 190  # nearly ten times as many
+
+
+def test_a_finished_task_teaches_what_engines_take(held: ExitStack) -> None:
+    cluster = Cluster()
+    ticket = received(cluster.gates[0], held)
+    ticket.deliver(5, 2 * LAST_US)
+    assert cluster.rows[0][Cell.RECENT_US] == 3 * LAST_US - LAST_US // 8
+    assert cluster.rows[0][Cell.RECENT_COST_US] == 2 * LAST_US - LAST_US // 8
+
+
+def test_one_image_that_takes_much_longer_than_its_header_tells_hardly_moves_the_prediction(
+    held: ExitStack,
+) -> None:
+    cluster = Cluster()
+    with cluster.gates[0].admit(40, lambda _read, _size: Cost(1, 1)) as odd:
+        odd.complete(40)
+        odd.look(nothing, 40)
+        odd.deliver(5, 2_000_000)
+    assert fill(cluster, held) == 20
+
+
+@pytest.mark.parametrize(
+    ("odd_cost", "took_us", "admitted"),
+    [(Cost(1, 1), 2_000_000, 21), (Cost(1, LAST_US), 2_000_000, 21), (Cost(1, 2_000_000), 1000, 2001)],
+)
+def test_many_odd_images_move_the_prediction_by_a_factor_of_ten_at_most(
+    odd_cost: Cost, took_us: int, admitted: int
+) -> None:
+    cluster = Cluster(max_wait_s=10.0, max_held_bytes=10**12)
+    for _ in range(200):
+        with cluster.gates[0].admit(40, lambda _read, _size: odd_cost) as odd:
+            odd.complete(40)
+            odd.look(nothing, 40)
+            odd.deliver(5, took_us)
+    with ExitStack() as held:  # 200 where the header tells the truth
+        assert fill(cluster, held) == pytest.approx(admitted, rel=0.05)
+
+
+def test_a_header_that_is_unknown_teaches_nothing() -> None:
+    cluster = Cluster()
+    before = _cells(cluster.rows[0])[Cell.RECENT_US : Cell.RECENT_COST_US + 1]
+    with cluster.gates[0].admit(40, lambda _read, _size: Cost(1, 9 * LAST_US, is_known=False)) as ticket:
+        ticket.complete(40)
+        ticket.look(nothing, 40)
+        ticket.deliver(5, LAST_US)
+    assert _cells(cluster.rows[0])[Cell.RECENT_US : Cell.RECENT_COST_US + 1] == before
 
 
 def test_a_finished_request_makes_room_for_the_next(held: ExitStack) -> None:
