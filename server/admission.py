@@ -8,8 +8,9 @@ row, and the arbiter clears the row of a worker that has ended.
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import takewhile
-from math import ceil
+from math import ceil, inf
 
 from server.cluster.ledger import Account, Field
 from server.cluster.messages import now_us
@@ -18,8 +19,8 @@ from server.cluster.scoreboard import Cell, Row, Scoreboard
 from server.cluster.work_socket import Lane
 from server.errors import ServiceUnavailable
 from server.operations.registry import Cost, Read
-from server.shares import NAMES, QUEUE, Shares
 from server.settings import bytes_in_flight
+from server.shares import NAMES, QUEUE, Shares
 
 #: The size that is assumed for a body without a length, in bytes.
 _TYPICAL_BYTES = 1 << 20
@@ -63,6 +64,9 @@ _MOST_CLIENTS = 1024
 #: What a run will cost, from what is there of its source and the size of the whole.
 Estimate = Callable[[Read, int], Cost]
 
+#: Makes a refusal; that it was made counts for the next `Retry-After` of its client.
+_Refusal = Callable[[], ServiceUnavailable]
+
 
 class Ticket:
     """The share of the cluster that one admitted request takes: bytes in flight, and engine time for them.
@@ -72,7 +76,7 @@ class Ticket:
         row: the scoreboard's row of its worker.
         body_bytes: the length of its body; None when it is unknown.
         estimate: tells what it will cost; None when it needs no engine.
-        client: whom a `Retry-After` is told to.
+        client: the client's address, the key of its `Retry-After`.
 
     Attributes:
         admitted_us: when, microseconds of the monotonic clock.
@@ -95,11 +99,12 @@ class Ticket:
         self._cost: Cost | None = None
         self._bytes_per_s: float | None = None
         self._is_whole = False
-        self._is_working = True
+        self._is_working = True  # an engine has yet to finish its task
+        self._is_waiting = False  # its upload is there, and it is counted among those that wait for an engine
+        self._is_over = False
         self.account = admission.account(client)
         self._upload_bytes = self._result_bytes = self._full_us = self._need_us = 0
         self.admitted_us = now_us()
-        self._count(Field.WAITING, 1)
         self._book(0, 0)
 
     @property
@@ -109,6 +114,8 @@ class Ticket:
 
     def _book(self, upload_bytes: int, result_bytes: int) -> None:
         """Count these bytes for it from now on, and the engine time that goes with so much of its upload."""
+        if self._is_over:
+            return
         need_us = 0
         if self._is_working:
             share = 1 if self._is_whole else min(1, upload_bytes / (self._body_bytes or _TYPICAL_BYTES))
@@ -118,6 +125,7 @@ class Ticket:
         self._row[Cell.UPLOAD_BYTES] += upload_bytes - self._upload_bytes
         self._count(Field.PREDICTED_US, need_us - self._need_us)
         self._count(Field.HELD_BYTES, upload_bytes + result_bytes - self.held_bytes)
+        self._count(Field.UPLOAD_BYTES, upload_bytes - self._upload_bytes)
         self._need_us, self._upload_bytes, self._result_bytes = need_us, upload_bytes, result_bytes
 
     def _count(self, field: Field, more: int) -> None:
@@ -125,8 +133,9 @@ class Ticket:
             self.account.add(field, more)
 
     def _finish_work(self) -> None:
-        if self._is_working:
-            self._is_working = False
+        self._is_working = False
+        if self._is_waiting:
+            self._is_waiting = False
             self._count(Field.WAITING, -1)
 
     # --- the upload
@@ -140,12 +149,9 @@ class Ticket:
             ServiceUnavailable: there is no room for it, or it would wait for too long.
         """
         expected_bytes = self._expected_bytes(arrived_bytes)
-        more_bytes = expected_bytes - self._upload_bytes
-        if more_bytes > 0:
-            if excess_bytes := self._admission.excess_upload_bytes(more_bytes, self._upload_bytes):
-                raise self._admission.no_room(self._client, excess_bytes)
-            self._admission.check_share(self.account, Field.HELD_BYTES, more_bytes, own=self.held_bytes)
-            self._check_wait()
+        if expected_bytes > self._upload_bytes:
+            if refusal := self._upload_refusal(expected_bytes):
+                raise refusal()
             self._book(expected_bytes, self._result_bytes)
 
     def takes(self, arrived_bytes: int) -> bool:
@@ -153,15 +159,24 @@ class Ticket:
 
         It takes no body without a length, of which nothing is known ahead.
         """
-        if self._body_bytes is None or arrived_bytes > self._body_bytes:
+        if self._is_over or self._body_bytes is None or arrived_bytes > self._body_bytes:
             return False
         expected_bytes = self._expected_bytes(arrived_bytes)
-        more_bytes = expected_bytes - self._upload_bytes
-        if more_bytes > 0:
-            if self._admission.excess_upload_bytes(more_bytes, self._upload_bytes) or self._excess_us() > 0:
+        if expected_bytes > self._upload_bytes:
+            if self._upload_refusal(expected_bytes):
                 return False
             self._book(expected_bytes, self._result_bytes)
         return True
+
+    def _upload_refusal(self, expected_bytes: int) -> _Refusal | None:
+        """Return how to refuse an upload of which so much is expected now; None if it may go on."""
+        admission, more_bytes = self._admission, expected_bytes - self._upload_bytes
+        if excess_bytes := admission.excess_upload_bytes(more_bytes, self._upload_bytes):
+            return partial(admission.no_room, self._client, excess_bytes)
+        for field, own in ((Field.UPLOAD_BYTES, self._upload_bytes), (Field.HELD_BYTES, self.held_bytes)):
+            if admission.exceeds_share(self.account, field, more_bytes, own=own):
+                return partial(admission.above_share, field)
+        return self._wait_refusal()
 
     def _expected_bytes(self, arrived_bytes: int) -> int:
         if not self._body_bytes:
@@ -180,9 +195,17 @@ class Ticket:
         self._book(min(self._upload_bytes, max(arrived_bytes, coming_bytes)), self._result_bytes)
 
     def complete(self, body_bytes: int) -> None:
-        """Count an upload that is there, and no more."""
+        """Count an upload that is there, and no more; from now on the request waits for an engine.
+
+        Raises:
+            ServiceUnavailable: more requests of its client wait than its share.
+        """
         self._is_whole, self._body_bytes = True, body_bytes
         self._book(body_bytes, self._result_bytes)
+        if self._is_working and not self._is_waiting:
+            self._admission.check_share(self.account, Field.WAITING, 1)
+            self._is_waiting = True
+            self._count(Field.WAITING, 1)
 
     def look(self, read: Read, arrived_bytes: int) -> None:
         """Predict from the image itself what it will cost, once its header is there and when it is whole.
@@ -211,10 +234,18 @@ class Ticket:
         return 0 if self._estimate is None else self._admission.excess_us(self._need_us)
 
     def _check_wait(self) -> None:
+        if refusal := self._wait_refusal():
+            raise refusal()
+
+    def _wait_refusal(self) -> _Refusal | None:
+        """Return how to refuse a request that would wait for too long; None if it would not."""
+        admission = self._admission
         if (excess_us := self._excess_us()) > 0:
-            raise self._admission.too_busy(self._client, excess_us, self._full_us)
+            return partial(admission.too_busy, self._client, excess_us, self._full_us)
         more_us = max(0, self._full_us - self._need_us)
-        self._admission.check_share(self.account, Field.PREDICTED_US, more_us, own=self._need_us)
+        if admission.exceeds_share(self.account, Field.PREDICTED_US, more_us, own=self._need_us):
+            return partial(admission.above_share, Field.PREDICTED_US)
+        return None
 
     # --- the result
 
@@ -222,21 +253,30 @@ class Ticket:
         """Wait for room for the result, before its task is sent; only smaller ones may overtake it.
 
         It waits until `max_wait_s` after admission or half as long after the upload, whichever is later.
+        While its client holds more than its share, which changes with each request that gets room, it lets
+        all others overtake it.
 
         Raises:
             ServiceUnavailable: there was none in time.
         """
+        admission = self._admission
         result_bytes = self._cost.result_bytes if self._cost else 0
         loop = asyncio.get_running_loop()
         waited_s = (now_us() - self.admitted_us) / 1e6
-        limit_s = self._admission.max_wait_s
+        limit_s = admission.max_wait_s
         until_s = loop.time() + max(limit_s - waited_s, limit_s / 2)
-        if result_bytes:  # before it waits in the line, where it would stand in front of others
-            self._admission.check_share(self.account, Field.HELD_BYTES, result_bytes, own=self.held_bytes)
-        with self._admission.waiting(result_bytes) as is_next:
-            while (excess_bytes := self._admission.excess_result_bytes(result_bytes)) or not is_next():
+        with admission.waiting(result_bytes) as is_next:
+            while True:
+                is_above = admission.is_result_above_share(self.account, result_bytes, self.held_bytes)
+                excess_bytes = admission.excess_result_bytes(result_bytes)
+                if is_next(is_above) and not excess_bytes:
+                    break
                 if loop.time() >= until_s:
-                    raise self._admission.no_room(self._client, excess_bytes)
+                    raise (
+                        admission.above_share(Field.HELD_BYTES)
+                        if is_above
+                        else admission.no_room(self._client, excess_bytes)
+                    )
                 await asyncio.sleep(_POLL_S)
             self._book(self._upload_bytes, result_bytes)
 
@@ -253,15 +293,17 @@ class Ticket:
             role: of the engine that made it; a background engine had no core of its own.
 
         Raises:
-            ServiceUnavailable: it is larger than its header told, and there is no room for it.
+            ServiceUnavailable: it is larger than its header told, and there is no room for the rest.
         """
         if self._cost is not None and role is INTERACTIVE:
             self._admission.learn(service_us, self._cost)
         self._finish_work()
-        more_bytes = result_bytes - self._result_bytes
         self._book(0, self._result_bytes)
-        if more_bytes > 0 and (excess_bytes := self._admission.excess_bytes(more_bytes)) > 0:
-            raise self._admission.no_room(self._client, excess_bytes)
+        more_bytes = result_bytes - self._result_bytes
+        if more_bytes > 0:
+            if excess_bytes := self._admission.excess_result_bytes(more_bytes, self._result_bytes):
+                raise self._admission.no_room(self._client, excess_bytes)
+            self._admission.check_share(self.account, Field.HELD_BYTES, more_bytes, own=self.held_bytes)
         self._book(0, result_bytes)
 
     # --- the end
@@ -274,7 +316,7 @@ class Ticket:
         """Release all that it took; nothing that comes later is counted."""
         self._finish_work()
         self._book(0, 0)
-        self._body_bytes = 0
+        self._is_over = True
 
 
 class Admission:
@@ -304,7 +346,7 @@ class Admission:
         self._max_held_bytes = max_held_bytes
         self._shares = shares
         self._promised_us: dict[str, int] = {}
-        self._waiting: dict[object, int] = {}
+        self._waiting: dict[object, float] = {}
 
     @contextmanager
     def admit(
@@ -315,7 +357,7 @@ class Admission:
         Args:
             body_bytes: the length of its body; None when it is unknown.
             estimate: tells what it will cost; None when it needs no engine.
-            client: whom a `Retry-After` is told to.
+            client: the client's address, the key of its `Retry-After`.
 
         Raises:
             ServiceUnavailable: with the seconds after which to retry.
@@ -325,8 +367,9 @@ class Admission:
         if excess_bytes := self.excess_upload_bytes(1):
             raise self.no_room(client, excess_bytes)
         account = self.account(client)
-        for field, least in ((Field.HELD_BYTES, 1), (Field.PREDICTED_US, _LEAST_US), (Field.WAITING, 1)):
-            self.check_share(account, field, least)
+        for field in (Field.UPLOAD_BYTES, Field.HELD_BYTES, Field.WAITING):
+            self.check_share(account, field, 1)
+        self.check_share(account, Field.PREDICTED_US, _LEAST_US)
         ticket = Ticket(self, self._row, body_bytes, estimate, client)
         try:
             yield ticket
@@ -344,33 +387,48 @@ class Admission:
         return self._shares.lane(account, self._engines()) if self._shares else Lane.INTERACTIVE
 
     def check_share(self, account: Account | None, field: Field, more: int, *, own: int = 0) -> None:
-        """Refuse what would be more than a client's share, if others may need it.
+        """Refuse what `exceeds_share`.
+
+        Raises:
+            ServiceUnavailable: it does.
+        """
+        if self.exceeds_share(account, field, more, own=own):
+            raise self.above_share(field)
+
+    def exceeds_share(self, account: Account | None, field: Field, more: int, *, own: int = 0) -> bool:
+        """Say whether a client would hold more than its share, and others may need it.
 
         Args:
             account: of the client; None when it is not told apart from others.
             field: what it asks for.
             more: how much.
             own: how much the same request holds already.
-
-        Raises:
-            ServiceUnavailable: it would.
         """
         if self._shares is None or account is None:
-            return
+            return False
         total: float
         limit: float
         if field is Field.HELD_BYTES:
             total, limit = self._scoreboard.total(Cell.HELD_BYTES), self._limit_bytes
+        elif field is Field.UPLOAD_BYTES:
+            total, limit = self._scoreboard.total(Cell.UPLOAD_BYTES), self._limit_bytes // 2
         elif field is Field.PREDICTED_US:
             total, limit = self._scoreboard.total(Cell.PREDICTED_US), self.max_wait_s * 1e6 * self._engines()
         else:
             total, limit = self._shares.total(field), QUEUE
-        if self._shares.refuses(account, field, more, total=total, limit=limit, own=own):
-            raise ServiceUnavailable(
-                "Your address has more than its share already, and others need the rest. Send fewer requests "
-                "at a time, or try again later.",
-                share=NAMES[field],
-            )
+        return self._shares.refuses(account, field, more, total=total, limit=limit, own=own)
+
+    def above_share(self, field: Field) -> ServiceUnavailable:
+        """Shed a request of a client that would hold more than its share.
+
+        Args:
+            field: of what.
+        """
+        return ServiceUnavailable(
+            "Your address has more than its share already, and others need the rest. Send fewer requests "
+            "at a time, or try again later.",
+            share=NAMES[field],
+        )
 
     # --- engine time
 
@@ -433,31 +491,54 @@ class Admission:
             excess_bytes = max(excess_bytes, uploads_bytes + more_bytes - self._limit_bytes // 2)
         return max(0, excess_bytes)
 
-    def excess_result_bytes(self, more_bytes: int) -> int:
+    def excess_result_bytes(self, more_bytes: int, own_bytes: int = 0) -> int:
         """Return by how many bytes a result is too large; 0 if there is room.
 
         It leaves room for another one like it, so that a few large ones do not take all that there is; but
         one result is always served.
+
+        Args:
+            more_bytes: that it needs.
+            own_bytes: that it has already.
         """
-        others_bytes = self._scoreboard.total(Cell.HELD_BYTES) - self._scoreboard.total(Cell.UPLOAD_BYTES)
-        return max(0, self.excess_bytes(2 * more_bytes)) if others_bytes and more_bytes else 0
+        has_others = self._results_bytes() > own_bytes
+        return max(0, self.excess_bytes(2 * more_bytes)) if has_others and more_bytes else 0
+
+    def is_result_above_share(self, account: Account | None, result_bytes: int, own_bytes: int) -> bool:
+        """Say whether a client would hold more than its share with a result; one is always served.
+
+        Args:
+            account: of the client; None when it is not told apart from others.
+            result_bytes: that are to be booked.
+            own_bytes: that the same request holds already.
+        """
+        return (
+            result_bytes > 0
+            and self._results_bytes() > 0
+            and self.exceeds_share(account, Field.HELD_BYTES, result_bytes, own=own_bytes)
+        )
+
+    def _results_bytes(self) -> int:
+        return self._scoreboard.total(Cell.HELD_BYTES) - self._scoreboard.total(Cell.UPLOAD_BYTES)
 
     @contextmanager
-    def waiting(self, result_bytes: int) -> Iterator[Callable[[], bool]]:
+    def waiting(self, result_bytes: int) -> Iterator[Callable[[bool], bool]]:
         """Stand in the worker's queue of those that wait for room, until the block ends.
 
         Args:
             result_bytes: for how much.
 
         Yields:
-            A function that says whether all that came before are waiting for more.
+            A function that says whether all that came before are waiting for more. It is told whether the
+            client holds more than its share: then it is not next, and no other waits for it.
         """
         place = object()
         self._waiting[place] = result_bytes
 
-        def is_next() -> bool:
+        def is_next(is_above_share: bool) -> bool:  # noqa: FBT001 said to nothing else
+            self._waiting[place] = inf if is_above_share else result_bytes
             earlier = takewhile(lambda waiter: waiter is not place, self._waiting)
-            return all(self._waiting[waiter] > result_bytes for waiter in earlier)
+            return not is_above_share and all(self._waiting[waiter] > result_bytes for waiter in earlier)
 
         try:
             yield is_next
@@ -470,7 +551,7 @@ class Admission:
         """Shed a request that would wait for too long.
 
         Args:
-            client: whom it comes from.
+            client: the client's address.
             excess_us: engine time until there is room.
             need_us: predicted engine time of the request; 0 for unknown.
         """
@@ -485,7 +566,7 @@ class Admission:
         Bytes become free as engines work; those that slow clients hold free themselves at no known moment.
 
         Args:
-            client: whom it comes from.
+            client: the client's address.
             excess_bytes: that must become free.
         """
         held_bytes = max(1, self._scoreboard.total(Cell.HELD_BYTES))

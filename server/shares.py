@@ -11,6 +11,7 @@ from server.settings import Settings
 NAMES = {
     Field.CONNECTIONS: "connections",
     Field.HELD_BYTES: "bytes",
+    Field.UPLOAD_BYTES: "bytes",
     Field.PREDICTED_US: "engine",
     Field.WAITING: "queue",
 }
@@ -53,6 +54,7 @@ class Shares:
             {
                 Field.CONNECTIONS: settings.client_connections_percent,
                 Field.HELD_BYTES: settings.client_bytes_percent,
+                Field.UPLOAD_BYTES: settings.client_bytes_percent,
                 Field.PREDICTED_US: settings.client_engine_percent,
                 Field.WAITING: settings.client_queue_percent,
             },
@@ -67,7 +69,7 @@ class Shares:
         return self._page.ledger.total(field)
 
     def look(self) -> None:
-        """Forget what is past, and count the clients that use engines; to be called once a second."""
+        """Decay spent engine time, and count the clients that use engines; to be called once a second."""
         self._page.forget()
         used = self._page.ledger.by_client(Field.PREDICTED_US, Field.SPENT_US)
         self._active = len(used) - used.count(0)

@@ -28,10 +28,11 @@ class Field(IntEnum):
     """What is counted for each client."""
 
     CONNECTIONS = 0
-    HELD_BYTES = auto()  # of images being received, worked on or sent
+    HELD_BYTES = auto()  # of images being received, worked on or sent, and booked for results to come
+    UPLOAD_BYTES = auto()  # of these, those of uploads
     PREDICTED_US = auto()  # predicted engine time that its admitted requests still need
     SPENT_US = auto()  # engine time that it has used in the last seconds
-    WAITING = auto()  # requests that an engine has not finished yet
+    WAITING = auto()  # requests whose upload is there, and that an engine has not finished yet
 
 
 _STRIDE = BUCKETS + 1  # cells of a field: one per bucket, and then their sum

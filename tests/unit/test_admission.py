@@ -140,7 +140,7 @@ def test_the_last_tasks_count_most() -> None:
 def test_a_finished_task_teaches_what_engines_take(held: ExitStack) -> None:
     cluster = Cluster()
     ticket = received(cluster.gates[0], held)
-    ticket.deliver(5, 2 * LAST_US)
+    ticket.deliver(5, 2 * LAST_US, INTERACTIVE)
     assert cluster.rows[0][Cell.RECENT_US] == 3 * LAST_US - LAST_US // 8
     assert cluster.rows[0][Cell.RECENT_COST_US] == 2 * LAST_US - LAST_US // 8
 
@@ -152,7 +152,7 @@ def test_one_image_that_takes_much_longer_than_its_header_tells_hardly_moves_the
     with cluster.gates[0].admit(40, lambda _read, _size: Cost(1, 1)) as odd:
         odd.complete(40)
         odd.look(nothing, 40)
-        odd.deliver(5, 2_000_000)
+        odd.deliver(5, 2_000_000, INTERACTIVE)
     assert fill(cluster, held) == 20
 
 
@@ -168,7 +168,7 @@ def test_many_odd_images_move_the_prediction_by_a_factor_of_ten_at_most(
         with cluster.gates[0].admit(40, lambda _read, _size: odd_cost) as odd:
             odd.complete(40)
             odd.look(nothing, 40)
-            odd.deliver(5, took_us)
+            odd.deliver(5, took_us, INTERACTIVE)
     with ExitStack() as held:  # 200 where the header tells the truth
         assert fill(cluster, held) == pytest.approx(admitted, rel=0.05)
 
@@ -179,7 +179,7 @@ def test_a_header_that_is_unknown_teaches_nothing() -> None:
     with cluster.gates[0].admit(40, lambda _read, _size: Cost(1, 9 * LAST_US, is_known=False)) as ticket:
         ticket.complete(40)
         ticket.look(nothing, 40)
-        ticket.deliver(5, LAST_US)
+        ticket.deliver(5, LAST_US, INTERACTIVE)
     assert _cells(cluster.rows[0])[Cell.RECENT_US : Cell.RECENT_COST_US + 1] == before
 
 
@@ -198,6 +198,20 @@ def test_an_answer_that_is_still_on_its_way_holds_bytes_and_no_engine() -> None:
         assert cluster.scoreboard.total(Cell.PREDICTED_US) == 0
         assert cluster.scoreboard.total(Cell.HELD_BYTES) == 5
     assert cluster.scoreboard.total(Cell.HELD_BYTES) == 0
+
+
+def test_nothing_is_counted_for_a_request_that_is_over() -> None:
+    cluster = Cluster()
+    with ExitStack() as one:
+        ticket = received(cluster.gates[0], one, client=GREEDY)
+        late = one.enter_context(cluster.gates[0].admit(IMAGE_BYTES, estimate, GREEDY))
+    for each in (ticket, late):
+        each.arrive(IMAGE_BYTES)
+        assert not each.takes(IMAGE_BYTES)
+        each.complete(IMAGE_BYTES)
+        each.deliver(IMAGE_BYTES, LAST_US, INTERACTIVE)
+    assert cluster.totals() == [0, 0, 0]
+    assert [cluster.ledger.total(field) for field in Field] == [0] * len(Field)
 
 
 def test_the_counts_of_a_worker_end_with_it(held: ExitStack) -> None:
@@ -228,11 +242,9 @@ def test_a_refused_client_pushes_up_no_other_s_retry_after(held: ExitStack) -> N
         assert retry_after_s(gate.admit(IMAGE_BYTES, estimate, "polite").__enter__) == 1
 
 
-def test_bytes_that_slow_clients_hold_are_not_turned_into_engine_time(held: ExitStack) -> None:
+def test_bytes_that_slow_clients_hold_are_not_turned_into_engine_time() -> None:
     cluster = Cluster(max_held_bytes=1 << 30)
-    for _ in range(2):
-        reading = held.enter_context(cluster.gates[0].admit(None, estimate))
-        reading.deliver(1 << 29, LAST_US, INTERACTIVE)
+    cluster.rows[1][Cell.HELD_BYTES] += 1 << 30  # results that are being read
     assert retry_after_s(cluster.gates[0].admit(IMAGE_BYTES, estimate).__enter__) == 1
 
 
@@ -294,17 +306,20 @@ def test_many_uploads_that_really_arrive_stay_below_the_limit(held: ExitStack) -
     assert len(refused) == 45
 
 
-def test_stalled_uploads_do_not_starve_admission() -> None:
+def test_stalled_uploads_do_not_starve_admission(held: ExitStack) -> None:
     cluster = Cluster(max_held_bytes=4 * IMAGE_BYTES)
     with cluster.gates[0].admit(IMAGE_BYTES, estimate) as silent, cluster.gates[0].admit(IMAGE_BYTES) as slow:
         silent.arrive(IMAGE_BYTES // 10)
         silent.look(nothing, IMAGE_BYTES // 10)
         slow.arrive(IMAGE_BYTES // 10)
         assert cluster.totals()[1] == 2 * IMAGE_BYTES
+        assert fill(cluster, held) == 0
         silent.expect(IMAGE_BYTES // 10, 0.0)
         slow.expect(IMAGE_BYTES // 10, IMAGE_BYTES / 2)  # per second, and that is the limit on waiting
         assert cluster.totals()[1] == 0.7 * IMAGE_BYTES
         assert cluster.totals()[0] == pytest.approx(10_500, abs=2)
+        assert fill(cluster, held) == 1
+        held.close()
         slow.arrive(IMAGE_BYTES // 5)  # what comes next is counted by the rate that is known
         assert cluster.totals()[1] == 0.8 * IMAGE_BYTES
         slow.expect(IMAGE_BYTES // 5, IMAGE_BYTES)
@@ -514,6 +529,81 @@ def test_a_result_that_is_larger_than_its_header_told_must_find_room(held: ExitS
     run(test())
 
 
+def test_a_result_that_is_larger_than_its_header_told_leaves_room_for_another_one(held: ExitStack) -> None:
+    async def test() -> None:
+        cluster = Cluster(max_held_bytes=10 * IMAGE_BYTES)
+        await received(cluster.gates[0], held).reserve()
+        liar = received(cluster.gates[0], held, 10)
+        await liar.reserve()
+        with pytest.raises(ServiceUnavailable):
+            liar.deliver(
+                5 * IMAGE_BYTES, LAST_US, INTERACTIVE
+            )  # there would be room for it, and none for others
+
+    run(test())
+
+
+def test_results_that_are_larger_than_their_headers_told_are_shared_as_well(held: ExitStack) -> None:
+    cluster = Cluster(max_held_bytes=100 * IMAGE_BYTES)
+    cluster.rows[1][Cell.HELD_BYTES] += 70 * IMAGE_BYTES  # of others
+    received(cluster.gates[0], held, 10, GREEDY).deliver(9 * IMAGE_BYTES, LAST_US, INTERACTIVE)
+    liar = received(cluster.gates[0], held, 10, GREEDY)
+    with pytest.raises(ServiceUnavailable) as refusal:
+        liar.deliver(2 * IMAGE_BYTES, LAST_US, INTERACTIVE)
+    assert refusal.value.share == "bytes"
+    received(cluster.gates[0], held, 10, NEWCOMER).deliver(2 * IMAGE_BYTES, LAST_US, INTERACTIVE)
+
+
+def asks_for(result_bytes: int, gate: Admission, held: ExitStack, client: str = "") -> Ticket:
+    """Admit a small image that asks for so much room for its result."""
+    ticket = held.enter_context(gate.admit(10, lambda _read, _size: Cost(result_bytes, 1), client))
+    ticket.arrive(10)
+    ticket.complete(10)
+    ticket.look(nothing, 10)
+    return ticket
+
+
+def test_a_client_that_waits_for_room_gets_its_share_of_it_and_others_the_rest(held: ExitStack) -> None:
+    async def test() -> None:
+        clock = asyncio.get_running_loop()
+        assert isinstance(clock, MovableClock)
+        cluster = Cluster(max_wait_s=10, max_held_bytes=100 * IMAGE_BYTES)
+        cluster.rows[1][Cell.HELD_BYTES] += 95 * IMAGE_BYTES  # of others
+        greedy = [
+            asyncio.create_task(asks_for(4 * IMAGE_BYTES, cluster.gates[0], held, GREEDY).reserve())
+            for _ in range(10)
+        ]
+        await clock.pass_time(1)
+        polite = asyncio.create_task(asks_for(4 * IMAGE_BYTES, cluster.gates[0], held, NEWCOMER).reserve())
+        await clock.pass_time(1)
+        assert not any(task.done() for task in (*greedy, polite))
+        cluster.rows[1][Cell.HELD_BYTES] -= 15 * IMAGE_BYTES
+        for _ in range(2):  # those above their share say so first
+            await clock.pass_time(1)
+        assert (sum(task.done() for task in greedy), polite.done()) == (2, True)  # 8 of its 10 megabytes
+        cluster.rows[1][Cell.HELD_BYTES] -= 26 * IMAGE_BYTES  # now it takes from no other client
+        await clock.pass_time(1)
+        assert sum(task.done() for task in greedy) == 4
+        await clock.pass_time(10)
+        assert all(task.done() for task in greedy)
+        with pytest.raises(ServiceUnavailable) as refusal:
+            await greedy[-1]
+        assert refusal.value.share == "bytes"
+
+    run(test(), MovableClock)
+
+
+def test_a_lone_result_is_served_whatever_else_its_client_uploads(held: ExitStack) -> None:
+    async def test() -> None:
+        cluster = Cluster(max_held_bytes=10 * IMAGE_BYTES)
+        for _ in range(2):
+            received(cluster.gates[0], held, client=GREEDY)
+        await asks_for(6 * IMAGE_BYTES, cluster.gates[0], held, GREEDY).reserve()
+        assert cluster.totals()[1] == 8 * IMAGE_BYTES + 10
+
+    run(test())
+
+
 def test_a_request_that_was_not_served_in_time_is_shed() -> None:
     cluster = Cluster()
     with cluster.gates[0].admit(IMAGE_BYTES) as ticket:
@@ -524,26 +614,106 @@ def test_a_request_that_was_not_served_in_time_is_shed() -> None:
     ("limits", "share", "most", "tenth"),
     [
         ({"max_wait_s": 10.0}, "engine", 150, 20),  # of 200
-        ({"max_wait_s": 1e6, "max_held_bytes": 200 * IMAGE_BYTES}, "bytes", 100, None),  # all are uploads
+        ({"max_wait_s": 1e6, "max_held_bytes": 200 * IMAGE_BYTES}, "bytes", 75, 10),  # of 100 for uploads
         ({"max_wait_s": 1e6, "max_held_bytes": 10**12}, "queue", 192, 25),  # of 256
     ],
 )
 def test_a_greedy_client_is_refused_for_the_share_that_it_has_had_and_a_newcomer_is_admitted(
-    held: ExitStack, limits: dict[str, Any], share: str, most: int, tenth: int | None
+    held: ExitStack, limits: dict[str, Any], share: str, most: int, tenth: int
 ) -> None:
     cluster = Cluster(**limits)
-    if share == "bytes":  # results, of which those that wait for a slow client
-        greedy = received(cluster.gates[0], held, client=GREEDY)
-        greedy.deliver(150 * IMAGE_BYTES, LAST_US, INTERACTIVE)
-        refused = cluster.gates[1].admit(IMAGE_BYTES, estimate, GREEDY).__enter__
-    else:
-        assert fill(cluster, held, GREEDY) in {most, most + 1}
-        refused = cluster.gates[1].admit(IMAGE_BYTES, estimate, GREEDY).__enter__
+    assert fill(cluster, held, GREEDY) in {most, most + 1}
     with pytest.raises(ServiceUnavailable) as refusal:
-        refused()
+        cluster.gates[1].admit(IMAGE_BYTES, estimate, GREEDY).__enter__()
     assert (refusal.value.share, refusal.value.retry_after_s) == (share, 1)
-    newcomers = fill(cluster, held, NEWCOMER)
-    assert newcomers == tenth or (tenth is None and newcomers > 0)
+    assert fill(cluster, held, NEWCOMER) == tenth
+
+
+def test_a_client_whose_results_fill_the_limit_is_refused_and_a_newcomer_gets_its_share(
+    held: ExitStack,
+) -> None:
+    cluster = Cluster(max_wait_s=1e6, max_held_bytes=200 * IMAGE_BYTES)
+    received(cluster.gates[0], held, client=GREEDY).deliver(160 * IMAGE_BYTES, LAST_US, INTERACTIVE)
+    with pytest.raises(ServiceUnavailable) as refusal:
+        cluster.gates[1].admit(IMAGE_BYTES, estimate, GREEDY).__enter__()
+    assert (refusal.value.share, refusal.value.retry_after_s) == ("bytes", 1)
+    assert fill(cluster, held, NEWCOMER) == 20
+
+
+@pytest.mark.parametrize(
+    "limits", [{"max_wait_s": 1e6, "max_held_bytes": 200 * IMAGE_BYTES}, {"max_wait_s": 10.0}]
+)
+def test_the_upload_sink_takes_no_more_than_the_share_of_a_client(
+    held: ExitStack, limits: dict[str, Any]
+) -> None:
+    cluster = Cluster(**limits)
+    greedy, polite = [
+        held.enter_context(cluster.gates[0].admit(IMAGE_BYTES, estimate, client))
+        for client in (GREEDY, NEWCOMER)
+    ]
+    for ticket in (greedy, polite):
+        ticket.arrive(1000)
+        ticket.look(nothing, 1000)
+    fill(cluster, held, GREEDY)
+    assert not greedy.takes(IMAGE_BYTES // 2)
+    assert polite.takes(IMAGE_BYTES // 2)
+
+
+def test_requests_whose_bodies_are_on_their_way_take_no_share_of_the_queue(held: ExitStack) -> None:
+    cluster = Cluster(max_wait_s=1e6, max_held_bytes=10**12)
+    for _ in range(300):
+        held.enter_context(cluster.gates[0].admit(IMAGE_BYTES, estimate, GREEDY)).arrive(1000)
+    for _ in range(30):  # more than a share of the queue
+        received(cluster.gates[1], held, client=NEWCOMER)
+    assert received(cluster.gates[0], held, client=GREEDY).queue() is Lane.INTERACTIVE
+
+
+def test_uploads_that_end_at_the_same_time_get_no_more_than_their_share_of_the_queue(held: ExitStack) -> None:
+    cluster = Cluster(max_wait_s=1e6, max_held_bytes=10**12)
+    uploads = [held.enter_context(cluster.gates[0].admit(10, estimate, GREEDY)) for _ in range(193)]
+    polite = held.enter_context(cluster.gates[1].admit(10, estimate, NEWCOMER))
+    for ticket in uploads[:192]:
+        ticket.complete(10)
+    with pytest.raises(ServiceUnavailable) as refusal:
+        uploads[192].complete(10)
+    assert refusal.value.share == "queue"
+    polite.complete(10)
+
+
+#: What a polite user sends: a JPEG of 20 megapixels, with the room that its result books.
+PHOTO_BYTES, BOOKED_BYTES = 6_700_000, 16_000_000
+
+
+def test_a_hundred_polite_users_behind_one_address_meet_no_limit_of_bytes_engine_time_or_queue() -> None:
+    """All send a photo at the same moment to two workers with the default limits, while others are served."""
+
+    async def test() -> None:
+        cluster = Cluster(max_wait_s=Settings().max_wait_s, max_held_bytes=Settings().max_bytes_in_flight)
+        engines, are_received = asyncio.Semaphore(2), asyncio.Barrier(101)
+
+        async def use(number: int, client: str) -> None:
+            gate = cluster.gates[number % 2]
+            with gate.admit(PHOTO_BYTES, lambda _read, _size: Cost(BOOKED_BYTES, LAST_US), client) as ticket:
+                ticket.arrive(PHOTO_BYTES // 16)
+                ticket.look(nothing, PHOTO_BYTES // 16)
+                assert ticket.takes(PHOTO_BYTES)
+                ticket.complete(PHOTO_BYTES)
+                ticket.look(nothing, PHOTO_BYTES)
+                await are_received.wait()
+                await ticket.reserve()
+                async with engines:
+                    await asyncio.sleep(LAST_US / 1e6)
+                ticket.deliver(PHOTO_BYTES, LAST_US, INTERACTIVE)
+
+        clients = [*[GREEDY] * 100, NEWCOMER]
+        users = [asyncio.create_task(use(number, client)) for number, client in enumerate(clients)]
+        clock = asyncio.get_running_loop()
+        assert isinstance(clock, MovableClock)
+        while not all(user.done() for user in users):
+            await clock.pass_time(0.01)
+        await asyncio.gather(*users)
+
+    run(test(), MovableClock)
 
 
 def test_the_first_request_of_a_client_is_not_refused_for_its_own_bytes(held: ExitStack) -> None:

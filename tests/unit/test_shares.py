@@ -1,11 +1,14 @@
 """What one client may hold of a limit, and when its tasks yield to those of others."""
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from server.cluster.ledger import Account, Field, Ledger, Page
 from server.cluster.work_socket import Lane
+from server.gateway import eviction
 from server.settings import Settings
 from server.shares import Shares
 
@@ -16,10 +19,12 @@ GREEDY, POLITE, NEWCOMER = "192.0.2.1", "192.0.2.2", "192.0.2.3"
 
 MB = 1_000_000
 
-#: The limits that a service with two workers has.
+CONFIGURATION = Path(__file__).parents[2] / "gunicorn.conf.py"
+
+#: The limits that a service with two workers has. Connections are those of one worker (`eviction.choose`).
 LIMITS = {
-    Field.CONNECTIONS: 4096.0,
-    Field.HELD_BYTES: 2.0**30,
+    Field.HELD_BYTES: 2.0**31,
+    Field.UPLOAD_BYTES: 2.0**30,
     Field.PREDICTED_US: 2 * 10e6,
     Field.WAITING: 256.0,
 }
@@ -105,7 +110,7 @@ def test_without_pressure_a_client_may_hold_what_nobody_else_needs(field: Field)
 
 @every_limit
 def test_a_share_of_0_is_off(field: Field) -> None:
-    names = ("connections", "bytes", "engine", "queue")
+    names = ("bytes", "engine", "queue")
     cluster = Cluster(Settings.model_validate({f"client_{name}_percent": 0 for name in names}))
     cluster.hold(GREEDY, field, LIMITS[field])
     assert not cluster.refuses(GREEDY, field)
@@ -118,21 +123,33 @@ def test_a_client_without_an_address_is_refused_nothing(field: Field) -> None:
     assert not shares.refuses(None, field, 1, total=LIMITS[field], limit=LIMITS[field])
 
 
-def test_a_hundred_polite_users_behind_one_address_meet_no_share() -> None:
-    """Each has six connections, and an image of 6.7 MB and 0.1 s of engine time on its way."""
+class Connection:
+    """An idle connection of a worker."""
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        account.add(Field.CONNECTIONS, 1)
+
+    def cost_of_closing(self) -> tuple[int, float]:
+        return (0, 0)
+
+
+def test_a_hundred_polite_users_behind_one_address_lose_no_connection() -> None:
+    """Each has six, all of them at one worker that has no place left."""
+    configured = re.search(r"^worker_connections = (\d+)$", CONFIGURATION.read_text(), re.MULTILINE)
+    assert configured
+    places = int(configured[1])
     cluster = Cluster()
-    office = GREEDY
-    for _ in range(100):
-        for field, amount in (
-            (Field.CONNECTIONS, 6),
-            (Field.HELD_BYTES, 6.7 * MB),
-            (Field.PREDICTED_US, 0.1 * MB),
-            (Field.WAITING, 1),
-        ):
-            assert not cluster.refuses(office, field, amount)
-            cluster.hold(office, field, amount)
-    used = [cluster.account(office).used(field) for field in LIMITS]
-    assert used == [600, 670 * MB, 10 * MB, 100]
+    office = [Connection(cluster.account(GREEDY)) for _ in range(600)]
+    others = [Connection(cluster.account(f"198.51.{each}.1")) for each in range(places - len(office))]
+    newcomer = cluster.account(NEWCOMER)
+    assert eviction.choose(newcomer, [*office, *others], cluster.shares[0], places) == ()
+    for each in others[:100]:  # as many again, and the office has clearly more than its share
+        each.account.add(Field.CONNECTIONS, -1)
+        office.append(Connection(cluster.account(GREEDY)))
+    evicted = eviction.choose(newcomer, [*office, *others[100:]], cluster.shares[0], places)
+    assert evicted
+    assert set(evicted) <= set(office)
 
 
 def test_a_client_that_is_alone_never_yields() -> None:

@@ -668,6 +668,11 @@ def test_without_a_share_of_connections_the_last_to_come_is_refused() -> None:
         async with gateway(Held(), off, worker_connections=2) as (served, _):
             for _ in range(2):
                 await served.connect(GREEDY)
+            assert (await (await served.connect(POLITE)).read()).status == 503
+
+    run(test())
+
+
 def test_when_connections_run_out_a_transfer_that_has_just_begun_is_not_taken_for_a_slow_one() -> None:
     async def test() -> None:
         request = post(bytes(100_000))
@@ -691,11 +696,6 @@ def test_when_connections_run_out_a_transfer_that_has_just_begun_is_not_taken_fo
             assert (await polite.read()).status == 200
             (evicted,) = [event for event in events if event["event"] == "connections_evicted"]
             assert evicted["upload"] == 1
-
-    run(test())
-
-
-            assert (await (await served.connect(POLITE)).read()).status == 503
 
     run(test())
 
