@@ -166,6 +166,45 @@ def test_a_proxy_names_the_client_of_each_request_in_the_log(head: bytes) -> Non
     run(test())
 
 
+def test_clients_behind_one_connection_of_a_proxy_have_a_share_each() -> None:
+    async def test() -> None:
+        async with gateway(say_length) as (served, _):
+            membership = served.membership
+            shares = served.worker.shares
+            admission = Admission(
+                membership.scoreboard, membership.row, max_wait_s=10, max_held_bytes=2000, shares=shares
+            )
+
+            async def app(scope: Scope, receive: Receive, send: Send) -> None:
+                exchange = Exchange.of(scope)
+                try:
+                    with admission.admit(None, client=exchange.client or "") as ticket:
+                        ticket.arrive(100)
+                        await respond(send, b"%d" % ticket.held_bytes)
+                except ServiceUnavailable as error:
+                    await respond(send, str(error.share).encode(), 503)
+
+            served.serve(lambda _: app)
+            bucket, greedy = membership.ledger.bucket, "192.0.2.7"
+            polite = next(
+                address for address in ("192.0.2.8", "192.0.2.9") if bucket(address) != bucket(greedy)
+            )
+            client = await served.connect("127.0.0.1")
+            with admission.admit(None, client=greedy) as held:
+                held.arrive(700)  # of a thousand for uploads
+                answers = []
+                for address in (greedy, polite, greedy):
+                    await client.send(post(fields=f"X-Forwarded-For: {address}\r\n".encode()))
+                    answers.append(await client.read())
+            assert [(answer.status, answer.body) for answer in answers] == [
+                (503, b"bytes"),
+                (200, b"100"),
+                (503, b"bytes"),
+            ]
+
+    run(test())
+
+
 def test_a_head_that_cannot_be_parsed_gets_an_id_of_its_own() -> None:
     async def test() -> None:
         async with gateway(say_length) as (served, events):
@@ -629,6 +668,33 @@ def test_when_connections_run_out_the_greediest_client_loses_an_idle_one() -> No
     run(test())
 
 
+def test_when_connections_run_out_a_transfer_that_has_just_begun_is_not_taken_for_a_slow_one() -> None:
+    async def test() -> None:
+        request = post(bytes(100_000))
+        async with gateway(say_length, worker_connections=2) as (served, events):
+            slow = await served.connect(GREEDY)
+            await slow.send(request[:1000])
+            await served.protocols[0].has_received(1000)
+            served.check_rates()  # from now on it is measured
+            served.advance(5)
+            await slow.send(request[1000:50_000])
+            await served.protocols[0].has_received(50_000)
+            served.check_rates()
+            fast = await served.connect(GREEDY)
+            await fast.send(request[:1000])
+            await served.protocols[1].has_received(1000)
+            polite = await served.connect(POLITE)
+            assert await slow.read_to_end() == b""
+            await fast.send(request[1000:])
+            assert (await fast.read()).body == b"100000"
+            await polite.send(GET)
+            assert (await polite.read()).status == 200
+            (evicted,) = [event for event in events if event["event"] == "connections_evicted"]
+            assert evicted["upload"] == 1
+
+    run(test())
+
+
 @pytest.mark.parametrize("sent", [b"", GET[:20], GET, post(), b"GET\r\n\r\n"])
 def test_a_connection_that_was_closed_leaves_no_garbage(sent: bytes) -> None:
     async def test() -> None:
@@ -669,33 +735,6 @@ def test_without_a_share_of_connections_the_last_to_come_is_refused() -> None:
             for _ in range(2):
                 await served.connect(GREEDY)
             assert (await (await served.connect(POLITE)).read()).status == 503
-
-    run(test())
-
-
-def test_when_connections_run_out_a_transfer_that_has_just_begun_is_not_taken_for_a_slow_one() -> None:
-    async def test() -> None:
-        request = post(bytes(100_000))
-        async with gateway(say_length, worker_connections=2) as (served, events):
-            slow = await served.connect(GREEDY)
-            await slow.send(request[:1000])
-            await served.protocols[0].has_received(1000)
-            served.check_rates()  # from now on it is measured
-            served.advance(5)
-            await slow.send(request[1000:50_000])
-            await served.protocols[0].has_received(50_000)
-            served.check_rates()
-            fast = await served.connect(GREEDY)
-            await fast.send(request[:1000])
-            await served.protocols[1].has_received(1000)
-            polite = await served.connect(POLITE)
-            assert await slow.read_to_end() == b""
-            await fast.send(request[1000:])
-            assert (await fast.read()).body == b"100000"
-            await polite.send(GET)
-            assert (await polite.read()).status == 200
-            (evicted,) = [event for event in events if event["event"] == "connections_evicted"]
-            assert evicted["upload"] == 1
 
     run(test())
 

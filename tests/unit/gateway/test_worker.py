@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from support.gateway import DEADLINE_S, Event, Gateway, gateway, run
 
+from server.cluster.ledger import Field
 from server.cluster.scoreboard import Cell, State
 from server.gateway.protocol import Protocol
 from server.web.envelope import Receive, Scope, Send
@@ -199,6 +200,27 @@ def test_a_drain_that_takes_too_long_says_how_many_connections_it_cuts_off() -> 
             writer.close()
             for connection in tuple(served.worker.connections):
                 connection.transport.abort()
+
+    run(test())
+
+
+def test_the_engine_time_that_clients_have_spent_decays_once_a_second() -> None:
+    async def test() -> None:
+        async with serving() as (served, _, _, _):
+            has_swept = asyncio.Event()
+            account = served.membership.page.account("192.0.2.1")
+            account.add(Field.SPENT_US, 1000)
+
+            class Connection:
+                def check_rate(self, now_s: float) -> None:
+                    has_swept.set()
+
+            served.worker.connections = {Connection()}
+            served.advance(1.1)
+            async with asyncio.timeout(DEADLINE_S):
+                await has_swept.wait()
+            assert account.used(Field.SPENT_US) == 500
+            served.worker.connections = set()
 
     run(test())
 
