@@ -114,8 +114,10 @@ class Ticket:
 
     def _book(self, upload_bytes: int, result_bytes: int) -> None:
         """Count these bytes for it from now on, and the engine time that goes with so much of its upload."""
-        if self._is_over:
-            return
+        if not self._is_over:
+            self._write(upload_bytes, result_bytes)
+
+    def _write(self, upload_bytes: int, result_bytes: int) -> None:
         need_us = 0
         if self._is_working:
             share = 1 if self._is_whole else min(1, upload_bytes / (self._body_bytes or _TYPICAL_BYTES))
@@ -313,10 +315,18 @@ class Ticket:
         return self._admission.too_busy(self._client, 0, self._full_us)
 
     def give_back(self) -> None:
-        """Release all that it took; nothing that comes later is counted."""
+        """Release all that it took; nothing that comes later is counted, except what `hold_unread` does."""
         self._finish_work()
         self._book(0, 0)
         self._is_over = True
+
+    def hold_unread(self, unread_bytes: int) -> None:
+        """Count what the client has not read yet of a response that is written, once the request is over.
+
+        The last half megabyte lies in the kernel, and with it the time to read it is limited as well.
+        """
+        if self._is_over:
+            self._write(0, unread_bytes)
 
 
 class Admission:

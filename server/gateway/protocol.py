@@ -27,6 +27,7 @@ from server.logs import get_logger
 from server.web.exchange import Exchange, Headers
 
 if TYPE_CHECKING:
+    from server.admission import Ticket
     from server.gateway.worker import Worker
 
 log = get_logger(__name__)
@@ -108,6 +109,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         self._received_bytes = 0  # written by buffer_updated
         self._written_bytes = 0  # of response bodies; written by _send_body
         self._has_all = True  # whether the client was seen to have taken all that was written
+        self._unread: Ticket | None = None  # of an earlier request, whose result it has not all taken
         self._rate = TransferRate(worker.settings, worker.loop.time())
         self._linger = LingeringClose()
         self._is_waiting = False  # for a turn to parse what has arrived
@@ -123,6 +125,8 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
 
     def _begin_request(self) -> Exchange:
         """Give the request whose head has arrived an owner, before anything can be said about it."""
+        if not self._has_all:
+            self._unread = self._unread or self._exchange.ticket
         self._exchange = Exchange()
         self._is_served = False
         self._is_last_response = None
@@ -154,6 +158,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._leave_place()
+        self._hold_unread(0)
         super().connection_lost(exc)
         if self._task is not None:
             self._task.add_done_callback(self._untangle)
@@ -225,8 +230,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
     def check_rate(self, now_s: float) -> None:
         """Disconnect the client if it is too slow; called about once a second."""
         stage, moved_bytes = self._progress()
-        ticket = self._exchange.ticket
-        held_bytes = ticket.held_bytes if ticket else 0  # none for streams, archives and results of jobs
+        held_bytes = self._hold_unread(self._written_bytes - moved_bytes if stage is Stage.DOWNLOAD else 0)
         reading = self._rate.read(stage, moved_bytes, now_s, held_bytes)
         self._bytes_per_s = inf if reading.bytes_per_s is None else reading.bytes_per_s
         if stage is Stage.UPLOAD and reading.bytes_per_s is not None:
@@ -234,6 +238,18 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         is_overdue = self._rate.is_overdue(self._answer_began_s, now_s, held_bytes)
         if reading.is_too_slow or (stage is Stage.DOWNLOAD and is_overdue):
             self._end_slow(stage)
+
+    def _hold_unread(self, unread_bytes: int) -> int:
+        """Let what the client has not taken of its results count as theirs; returns how much they hold.
+
+        Streams, archives and results of jobs hold nothing.
+        """
+        if ticket := self._unread or self._exchange.ticket:
+            ticket.hold_unread(unread_bytes)
+        held_bytes = sum(each.held_bytes for each in {self._unread, self._exchange.ticket} if each)
+        if not unread_bytes:
+            self._unread = None
+        return held_bytes
 
     def _progress(self) -> tuple[Stage, int]:
         """Say what the connection waits for its client to do, and how many bytes the client has moved."""

@@ -611,6 +611,100 @@ def test_a_result_that_is_held_for_too_long_is_cut_however_fast_it_is_read() -> 
     run(test())
 
 
+def results(served: Gateway, size: int, are_written: "asyncio.Queue[None]") -> App:
+    """Make an app that answers `POST` with a result that is admitted, and anything else at once.
+
+    Args:
+        size: of the result, in bytes.
+        are_written: gets an item when a request is over and has given back what it held.
+    """
+    membership = served.membership
+    admission = Admission(
+        membership.scoreboard,
+        membership.row,
+        max_wait_s=10,
+        max_held_bytes=1 << 30,
+        shares=served.worker.shares,
+    )
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange.of(scope)
+        if scope["method"] == "POST":
+            with admission.admit(0, client=GREEDY) as ticket:
+                exchange.ticket = ticket
+                ticket.deliver(size, 0)
+                await respond(send, bytes(size))
+        else:
+            await respond(send, b"ok")
+        are_written.put_nowait(None)
+
+    return app
+
+
+@pytest.mark.parametrize("behind", [b"", GET])
+def test_what_a_client_has_not_read_of_a_result_counts_until_it_has(behind: bytes) -> None:
+    async def test() -> None:
+        size = 220_000  # the kernel and the transport take all of it
+        async with gateway(say_length) as (served, _):
+            are_written: asyncio.Queue[None] = asyncio.Queue()
+            served.serve(lambda served: results(served, size, are_written))
+            account = served.membership.page.account(GREEDY)
+
+            def held() -> list[int]:
+                served.check_rates()
+                return [
+                    account.used(Field.HELD_BYTES),
+                    served.membership.scoreboard.total(Cell.HELD_BYTES),
+                ]
+
+            client = await served.connect()
+            await client.send(post(b"", path=b"/result") + behind)
+            async with asyncio.timeout(20):
+                for _ in range(2 if behind else 1):
+                    await are_written.get()
+            one, all_ = held()
+            assert one == all_ >= size
+            assert (await client.read()).body == bytes(size)
+            if behind:
+                assert (await client.read()).body == b"ok"
+            assert held() == [0, 0]
+            await client.send(post(b"", path=b"/result"))
+            async with asyncio.timeout(20):
+                await are_written.get()
+            assert all(size <= each < 1.1 * size for each in held())  # the kernel counts some of its own
+            client.close()
+            async with asyncio.timeout(20):
+                await served.protocols[0].lost.wait()
+            assert held() == [0, 0]
+
+    run(test())
+
+
+def test_the_end_of_a_result_must_be_read_in_time_too() -> None:
+    async def test() -> None:
+        size = 220_000
+        settings = Settings(min_bytes_per_s=1, slow_after_s=1000, download_timeout_s=30)
+        async with gateway(say_length, settings) as (served, events):
+            are_written: asyncio.Queue[None] = asyncio.Queue()
+            served.serve(lambda served: results(served, size, are_written))
+            client = await served.connect()
+            await client.send(post(b"", path=b"/result"))
+            async with asyncio.timeout(20):
+                await are_written.get()
+            served.check_rates()
+            served.advance(29)
+            served.check_rates()
+            assert "slow_client_disconnected" not in {event["event"] for event in events}
+            served.advance(2)
+            served.check_rates()
+            assert len(await client.read_to_end()) < size
+            (event,) = [event for event in events if event["event"] == "slow_client_disconnected"]
+            assert event["stage"] == "download"
+            assert served.membership.scoreboard.total(Cell.HELD_BYTES) == 0
+
+    run(test())
+
+
 # --- The life of a connection -------------------------------------------------------------------------------
 
 
