@@ -198,8 +198,8 @@ class Settings(BaseModel):
             gt=0,
             le=2**62,
             description="Largest result, in bytes; an image whose result would be larger is answered 422. "
-            "The default lets 100 megapixels become a BMP. It is never more than half of "
-            "`FLIP_MAX_BYTES_IN_FLIGHT`, for jobs neither.",
+            "The default lets 100 megapixels become a BMP. It is at most half of "
+            "`FLIP_MAX_BYTES_IN_FLIGHT`, also for jobs.",
         ),
     ] = 512 * 2**20
     engine_nice: Annotated[

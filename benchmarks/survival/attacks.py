@@ -43,12 +43,12 @@ from benchmarks.harness.waiting import DEADLINE_S, sampled
 from benchmarks.survival.attackers import CONNECTING, UNCONNECTED
 from benchmarks.survival.cluster import OK, cluster, listed, percentile, worker_count
 from benchmarks.survival.polite import Seen
-from server.settings import Settings
+from server.settings import Settings, bytes_in_flight
 
 #: The attackers come from this one on.
 _FIRST_ADDRESS = 66
 
-#: What each worker needs in addition to its engine and the images in flight (docs/settings.md).
+#: What each worker needs in addition to its two engines and the images in flight (docs/settings.md).
 _WORKER_MB = 120
 
 #: That of engines.
@@ -420,10 +420,10 @@ def _told(deeds: Sequence[Deeds]) -> str:
 
 
 def ceiling_mb() -> float:
-    """Return what docs/settings.md says that the memory of the whole service stays below."""
+    """Return what docs/settings.md says that the memory of the whole service without jobs stays below."""
     settings = Settings.from_environ({})
-    each_mb = settings.engine_memory_bytes / 1e6 + _WORKER_MB
-    held_bytes = settings.max_bytes_in_flight or max(1 << 30, worker_count() * (256 << 20))
+    each_mb = 2 * settings.engine_memory_bytes / 1e6 + _WORKER_MB
+    held_bytes = settings.max_bytes_in_flight or bytes_in_flight(worker_count())
     return held_bytes / 1e6 + worker_count() * each_mb
 
 

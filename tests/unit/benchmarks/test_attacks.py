@@ -10,6 +10,7 @@ from PIL import Image
 from benchmarks.harness.tables import markdown_table
 from benchmarks.survival import specimens
 from benchmarks.survival.attacks import Deeds, Round, Run, ceiling_mb, findings, table
+from benchmarks.survival.cluster import worker_count
 from benchmarks.survival.polite import Seen, one_megapixel
 
 DEEDS = Deeds(planned=10, requests=10, answers=Counter({"200": 8, "503": 2}))
@@ -40,6 +41,13 @@ def verdicts(attacked: Run, deeds: Deeds = DEEDS) -> list[bool]:
 )
 def test_each_promise_has_its_bound(attacked: Run, broken: int | None) -> None:
     assert verdicts(attacked) == [number != broken for number in range(5)]
+
+
+def test_the_ceiling_is_the_sum_that_is_documented() -> None:
+    """With the defaults: 2 GiB, or 256 MiB for each engine, and for each worker two engines and 120 MB."""
+    workers = worker_count()
+    held_mb = max(2147.5, workers * 268.4)
+    assert ceiling_mb() == pytest.approx(held_mb + workers * (2 * 2147.5 + 120), abs=workers)
 
 
 def test_one_bad_round_of_three_is_outvoted_but_not_its_refusals_and_its_memory() -> None:
