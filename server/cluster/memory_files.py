@@ -108,9 +108,19 @@ def has_room(file: FileIO) -> bool:
     return is_written
 
 
-def reader(file: FileIO) -> Callable[[int, int], bytes]:
-    """Return a function that reads up to so many bytes from a position, and leaves the file's own alone."""
-    return lambda position, size: os.pread(file.fileno(), size, position)
+def reader(file: FileIO, end: int) -> Callable[[int, int], bytes]:
+    """Return a function that reads up to so many bytes from a position, and leaves the file's own alone.
+
+    Args:
+        file: open.
+        end: nothing behind it is read; it may be left of the file's last use (`MemoryFilePool.take`).
+    """
+
+    def read(position: int, size: int) -> bytes:
+        size = min(size, end - position)
+        return os.pread(file.fileno(), size, position) if size > 0 else b""
+
+    return read
 
 
 def write_all(file: FileIO, data: bytes | memoryview) -> None:

@@ -1,30 +1,59 @@
 """What an image will cost before anything is decoded: a look at its header, without any decoder.
 
-Nothing here decides what an image is: the engine reads the header again and is right. A file that lies can
-only make its own booking wrong, and that is noticed when its result is there.
+Nothing here decides what an image is: the engine reads the header again and is right. But what an engine may
+accept must not cost more than is told here: a header that is not understood counts as the largest image there
+may be.
 """
 
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from server.operations.registry import US_PER_BYTE, Cost, Read
+from server.operations.registry import Cost, Read, unknown_cost
 
-#: How much of a file is looked at: one step is a segment, box, directory or frame.
-_HEAD_BYTES = 1 << 16
-_MAX_STEPS = 1024
-_GIF_BYTES = 1 << 24
+#: How long a look may take, in steps of about a microsecond: a part that is read, such as a segment, a box, a
+#: chunk or a block, and a value or a hit in it. The event loop stands still meanwhile.
+MAX_STEPS = 2048
+
+#: How much a step searches, in bytes: with a regular expression, for three strings, and among tags of a TIFF.
+_SKIPPED_BYTES = 64
+_SEARCHED_BYTES = 256
+_TAGS = 8
+
+#: How much is read at once, in bytes: to recognise the format, where the next part is nearby, and for blocks
+#: that lie in a row. To read takes a step more, and another for so many bytes.
+_HEAD_BYTES = 1 << 12
+_NEAR_BYTES = 1 << 9
+_ROW_BYTES = 1 << 16
+_COPIED_BYTES = 1 << 13
+
+#: As long as the header of a PPM may be.
+_PPM_HEAD_BYTES = 1 << 16
+
+#: What a pixel has at most: four samples of 16 bits.
+_MOST_PIXEL_BYTES = 8
+
+#: Formats that are decoded in Python, or may be.
+_PYTHON_DECODERS = frozenset({"bmp", "ppm", "qoi"})
 
 #: More than any limit, and small enough to be multiplied.
 _UNKNOWN = 1 << 40
 
 
-@dataclass(frozen=True, slots=True)
+class _Refused(Exception):
+    """Every engine refuses a file like this, unless more of it follows."""
+
+
+class _TooLong(Exception):
+    """A look at this header would take too long."""
+
+
+@dataclass(slots=True)
 class Header:
-    """What a header says; where it cannot be read, more than any limit.
+    """What a header says; what it does not say, or not yet, is more than any limit.
 
     Attributes:
         form: as in `server.imaging.codecs.Format`; None for a file that no engine accepts.
@@ -33,21 +62,85 @@ class Header:
         frames: of the animation, or pages; never fewer than the engine will see.
         pixel_bytes: of one pixel, as the same format would store it without compression.
         total_pixels: of pages that differ in size; 0 when all frames are as large as the canvas.
-        python_steps: of a decoder that is written in Python, a pixel, sample or byte each.
+        python_steps: of a decoder that is written in Python, a sample or a run each, and two for a pixel of a
+            QOI.
+        is_refused: whether every engine refuses the file, unless more of it follows; then `frames` are those
+            that are there.
+        is_known: whether it was read to its end.
     """
 
     form: str | None
-    pixels: int = 0
-    side: int = 0
+    pixels: int = _UNKNOWN
+    side: int = _UNKNOWN
     frames: int = 1
     pixel_bytes: int = 4
     total_pixels: int = 0
     python_steps: int = 0
+    is_refused: bool = False
+    is_known: bool = False
 
-    @property
-    def is_known(self) -> bool:
-        """Whether the header could be read."""
-        return self.pixels != _UNKNOWN
+    def measure(self, width: int, height: int) -> None:
+        """Note how large a frame is."""
+        self.pixels, self.side = width * height, max(width, height)
+
+
+class _Look:
+    """A file of which at least the beginning is there, and how many steps a look at it may still take.
+
+    Args:
+        read: returns up to so many bytes from a position.
+        body_bytes: how long the file is or will be.
+    """
+
+    def __init__(self, read: Read, body_bytes: int) -> None:
+        self._read = read
+        self._piece, self._start = b"", 0
+        self.body_bytes = body_bytes
+        self.steps = MAX_STEPS
+
+    def spend(self, steps: int) -> None:
+        """Count so many steps.
+
+        Raises:
+            _TooLong: there are no more.
+        """
+        self.steps -= steps
+        if self.steps < 0:
+            raise _TooLong
+
+    def piece(self, at: int, least: int = 1, size: int = _ROW_BYTES) -> tuple[bytes, int]:
+        """Return a piece of the file with what is at a position, and where that is in it.
+
+        Args:
+            at: the position.
+            least: how many bytes must be there.
+            size: how many to read when they are not.
+
+        Raises:
+            _Refused: the file ends before them.
+        """
+        if at + least > self.body_bytes:
+            raise _Refused
+        self.spend(1)
+        if not 0 <= at - self._start <= len(self._piece) - least:
+            self.spend(1 + max(least, size) // _COPIED_BYTES)
+            self._start, self._piece = at, self._read(at, max(least, size))
+            if len(self._piece) < least:
+                raise _Refused
+        return self._piece, at - self._start
+
+    def part(self, at: int, size: int) -> bytes:
+        """Return exactly so many bytes from a position.
+
+        Raises:
+            _Refused: the file ends before.
+        """
+        piece, begin = self.piece(at, size, _NEAR_BYTES)
+        return piece[begin : begin + size]
+
+    def numbers(self, form: str, at: int) -> tuple[Any, ...]:
+        """Read numbers, as `struct.unpack` does."""
+        return struct.unpack(form, self.part(at, struct.calcsize(form)))
 
 
 _SIGNATURES = (
@@ -70,10 +163,14 @@ def sniffed(head: bytes) -> str | None:
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "webp"
     if head[4:8] == b"ftyp":
-        brands = head[8 : max(16, int.from_bytes(head[:4], "big"))]
+        brands = _brands(head)
         if b"avif" in brands or b"avis" in brands:
             return "avif"
     return None
+
+
+def _brands(head: bytes) -> bytes:
+    return head[8 : max(16, int.from_bytes(head[:4], "big"))]
 
 
 def header(read: Read, body_bytes: int) -> Header:
@@ -83,215 +180,289 @@ def header(read: Read, body_bytes: int) -> Header:
         read: returns up to so many bytes from a position.
         body_bytes: how long the file is or will be.
     """
-    head = read(0, 4096)
-    form = sniffed(head)
-    if form is None:
-        return Header(None)
-    with suppress(LookupError, struct.error, ValueError, OverflowError):
-        found = _HEADERS[form](read, head, body_bytes)
-        if found.pixels > 0:
-            return found
-    return Header(form, _UNKNOWN, _UNKNOWN, _UNKNOWN)
+    found = Header(None)
+    try:
+        head = read(0, _HEAD_BYTES)
+        found.form = sniffed(head)
+        if found.form is not None:
+            _HEADERS[found.form](found, _Look(read, body_bytes), head)
+            found.is_known = True
+    except _Refused:
+        found.is_refused = True
+    except (_TooLong, LookupError, struct.error, ValueError, OverflowError, OSError):
+        found.frames, found.total_pixels = _UNKNOWN, 0
+        found.pixel_bytes = max(found.pixel_bytes, _MOST_PIXEL_BYTES)
+        found.python_steps = body_bytes if found.form in _PYTHON_DECODERS else 0
+    found.is_refused |= found.form is None
+    return found
 
 
-def _jpeg(read: Read, _head: bytes, _body_bytes: int) -> Header:
-    """Find the largest frame header (ITU-T T.81, B.2.2): damaged files may have several."""
-    largest = Header("jpeg")
+#: What starts a segment of a JPEG: no stuffed byte, fill byte, TEM, restart marker or SOI, which stand alone.
+_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")
+_SOS, _EOI = 0xDA, 0xD9
+_FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # ITU-T T.81, table B.1
+
+
+def _jpeg(found: Header, look: _Look, _head: bytes) -> None:
+    """Find the largest frame header before the first scan (ITU-T T.81, B.2.2)."""
+    frames: list[tuple[int, int, int]] = []
     at = 2
-    for _ in range(_MAX_STEPS):
-        marker = read(at, 10)
-        if marker[0] != 0xFF:  # noqa: PLR2004 what begins a marker
+    while True:
+        segment = look.part(at, 4)
+        if not _MARKER.match(segment):
+            at = _next_marker(look, at)
+            continue
+        marker, length = struct.unpack(">xBH", segment)
+        if marker in {_SOS, _EOI}:
             break
-        if marker[1] == 0xFF:  # noqa: PLR2004 fill bytes
-            at += 1
-            continue
-        if marker[1] == 0x01 or 0xD0 <= marker[1] <= 0xD8:  # noqa: PLR2004 they stand alone
-            at += 2
-            continue
-        if 0xC0 <= marker[1] <= 0xCF and marker[1] not in {0xC4, 0xC8, 0xCC}:  # noqa: PLR2004 T.81, table B.1
-            height, width, components = struct.unpack(">HHB", marker[5:10])
-            if height * width > largest.pixels:
-                largest = Header("jpeg", width * height, max(width, height), 1, max(1, components))
-        if marker[1] in {0xDA, 0xD9}:
-            return largest
-        at += 2 + int.from_bytes(marker[2:4], "big")
-    raise ValueError("no scan")
+        if marker in _FRAME_HEADERS:
+            frames.append(look.numbers(">HHB", at + 5))
+        at += 2 + length
+    height, width, _ = max(frames, key=lambda frame: frame[0] * frame[1], default=(0, 0, 0))
+    if not height * width:
+        raise _Refused
+    found.measure(width, height)
+    found.pixel_bytes = max(1, *(components for _, _, components in frames))
 
 
-def _png(read: Read, head: bytes, _body_bytes: int) -> Header:
-    """Read IHDR, and acTL if it comes before the pixels (PNG 3rd edition, 11.2.1 and 11.3.6.1)."""
-    if head[12:16] != b"IHDR":
-        raise ValueError("no IHDR")
-    width, height, depth, colour = struct.unpack(">IIBB", head[16:26])
-    pixel_bytes = ({0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour] * depth + 7) // 8
-    frames, at = 1, 8
-    for _ in range(_MAX_STEPS):
-        length, kind, declared = struct.unpack(">I4sI", read(at, 12))
+def _next_marker(look: _Look, at: int) -> int:
+    """Skip what the engine skips between segments: fill bytes, and what means nothing."""
+    while True:
+        piece, begin = look.piece(at, 2, _NEAR_BYTES)
+        marker = _MARKER.search(piece, begin)
+        end = len(piece) - 1 if marker is None else marker.start()
+        look.spend((end - begin) // _SKIPPED_BYTES)
+        at += end - begin
+        if marker is not None:
+            return at
+
+
+def _png(found: Header, look: _Look, head: bytes) -> None:
+    """Read IHDR, and acTL, which is there before the pixels or not at all (PNG 3rd edition, 11.3.6.1)."""
+    width, height, depth, colour = look.numbers(">IIBB", 16)
+    samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour)
+    if head[12:16] != b"IHDR" or samples is None:
+        raise _Refused
+    found.measure(width, height)
+    found.pixel_bytes = (samples * depth + 7) // 8
+    at = 8
+    while True:
+        length, kind = look.numbers(">I4s", at)
         if kind == b"IHDR":  # Pillow believes the last one
-            size = struct.unpack(">II", read(at + 8, 8))
+            size = look.numbers(">II", at + 8)
             width, height = max(width, size[0]), max(height, size[1])
+            found.measure(width, height)
         if kind == b"acTL":
-            frames = max(frames, declared)
+            found.frames = max(found.frames, *look.numbers(">I", at + 8))
         if kind in {b"IDAT", b"IEND"}:
-            return Header("png", width * height, max(width, height), frames, pixel_bytes)
+            return
         at += length + 12
-    raise ValueError("too many chunks")
 
 
-def _gif(read: Read, head: bytes, body_bytes: int) -> Header:
-    """Read the logical screen, and count what may begin a frame: each follows a byte of 0 or a palette."""
-    width, height = struct.unpack("<HH", head[6:10])
-    seen_bytes = min(body_bytes, _GIF_BYTES)
-    frames = 2 + (body_bytes - seen_bytes) // 15  # no frame is shorter
-    carried = b""
-    for start in range(0, seen_bytes, 1 << 20):
-        piece = read(start, 1 << 20)
-        frames += (carried + piece).count(b"\0,")
-        carried = piece[-1:]
-        if not piece:
-            break
-    return Header("gif", width * height, max(width, height), frames, 4)
+_IMAGE, _EXTENSION, _TRAILER = 0x2C, 0x21, 0x3B
 
 
-def _webp(read: Read, head: bytes, body_bytes: int) -> Header:
+def _gif(found: Header, look: _Look, _head: bytes) -> None:
+    """Read the logical screen, and walk over the blocks (GIF89a, appendix B)."""
+    width, height, flags = look.numbers("<HHB", 6)
+    found.measure(width, height)
+    frames, at = 0, 13 + _table_bytes(flags)
+    while (kind := look.part(at, 1)[0]) != _TRAILER:
+        if kind == _IMAGE:
+            frames += 1
+            found.frames = frames
+            at = _after_sub_blocks(look, at + 11 + _table_bytes(look.part(at + 9, 1)[0]))
+        elif kind == _EXTENSION:
+            at = _after_sub_blocks(look, at + 2)
+        elif kind == 0:
+            at += 1
+        else:
+            raise _Refused
+
+
+def _table_bytes(flags: int) -> int:
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+def _after_sub_blocks(look: _Look, at: int) -> int:
+    """Skip a chain of sub-blocks; nearly all are of full length, and skipped together (section 15)."""
+    while True:
+        piece, begin = look.piece(at)
+        lengths = piece[begin::256]
+        full = len(lengths) - len(lengths.lstrip(b"\xff"))
+        at += 256 * full
+        if not full:
+            at += 1 + piece[begin]
+            if not piece[begin]:
+                return at
+
+
+def _webp(found: Header, look: _Look, head: bytes) -> None:
     """Read the first chunk, and walk over the frames (RFC 9649, 2.5 to 2.7)."""
     if head[12:16] != b"VP8X":
-        width, height = _webp_size(read, 12, body_bytes)
-        return Header("webp", width * height, max(width, height))
-    width, height = (int.from_bytes(head[at : at + 3], "little") + 1 for at in (24, 27))
-    frames, at, end = 0, 12, min(body_bytes, 8 + int.from_bytes(head[4:8], "little"))
-    for _ in range(_MAX_STEPS):
-        if at + 8 > end:
-            break
-        kind, length = struct.unpack("<4sI", read(at, 8))
-        frames += kind == b"ANMF"
+        found.measure(*_webp_size(look, 12))
+        return
+    size = look.part(24, 6)
+    found.measure(*(int.from_bytes(size[at : at + 3], "little") + 1 for at in (0, 3)))
+    frames, at, end = 0, 12, min(look.body_bytes, 8 + int.from_bytes(head[4:8], "little"))
+    while at + 8 <= end:
+        kind, length = look.numbers("<4sI", at)
+        if kind == b"ANMF":
+            frames += 1
+            found.frames = frames
         at += 8 + length + length % 2
-    else:
-        raise ValueError("too many chunks")
-    return Header("webp", width * height, max(width, height), max(1, frames))
 
 
-def _webp_size(read: Read, at: int, body_bytes: int) -> tuple[int, int]:
-    for _ in range(_MAX_STEPS):
-        if at + 8 > body_bytes:
-            break
-        chunk = read(at, 18)
-        kind, length = struct.unpack("<4sI", chunk[:8])
+def _webp_size(look: _Look, at: int) -> tuple[int, int]:
+    while True:
+        kind, length = look.numbers("<4sI", at)
         if kind == b"VP8L":
-            bits = int.from_bytes(chunk[9:13], "little")
+            (bits,) = look.numbers("<I", at + 9)
             return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
         if kind == b"VP8 ":
-            width, height = struct.unpack("<HH", chunk[14:18])
+            width, height = look.numbers("<HH", at + 14)
             return width & 0x3FFF, height & 0x3FFF
         at += 8 + length + length % 2
-    raise ValueError("no bitstream")
 
 
 _TIFF_SIZES = {1: 1, 3: 2, 4: 4, 13: 4, 16: 8}
 _WIDTH, _HEIGHT, _BITS, _SAMPLES = 256, 257, 258, 277
+_ABOUT = frozenset({_WIDTH, _HEIGHT, _BITS, _SAMPLES})
 
 
-def _tiff(read: Read, head: bytes, body_bytes: int) -> Header:
+def _tiff(found: Header, look: _Look, head: bytes) -> None:
     """Walk over the directories (TIFF 6.0, section 2; BigTIFF)."""
     order = "<" if head[:2] == b"II" else ">"
     count_form, entry_form, link_form = ("Q", "HHQ8s", "Q") if b"+" in head[2:4] else ("H", "HHI4s", "I")
     count_bytes, entry_bytes, link_bytes = (8, 20, 8) if link_form == "Q" else (2, 12, 4)
-    (at,) = struct.unpack_from(order + link_form, head, link_bytes)
+    (at,) = look.numbers(order + link_form, link_bytes)
     seen: set[int] = set()
-    largest = total = side = pixel_bytes = 0
+    largest = total = side = 0
     while at and at not in seen:
-        if len(seen) == _MAX_STEPS or at >= body_bytes:
-            raise ValueError("too many pages")
         seen.add(at)
-        (count,) = struct.unpack(order + count_form, read(at, count_bytes))
-        entries = read(at + count_bytes, min(count, _MAX_STEPS) * entry_bytes + link_bytes)
-        values = {_BITS: 1, _SAMPLES: 1}
-        for number in range(count):
+        (count,) = look.numbers(order + count_form, at)
+        if at + count_bytes + count * entry_bytes > look.body_bytes:
+            raise _Refused
+        look.spend(count // _TAGS)
+        entries = look.part(at + count_bytes, count * entry_bytes)
+        values = {_WIDTH: 0, _HEIGHT: 0, _BITS: 1, _SAMPLES: 1}
+        tags = struct.unpack(f"{order}{len(entries) // 2}H", entries)[:: entry_bytes // 2]
+        for number in (number for number, tag in enumerate(tags) if tag in _ABOUT):
+            look.spend(1)
             tag, kind, many, value = struct.unpack_from(order + entry_form, entries, number * entry_bytes)
-            if tag in {_WIDTH, _HEIGHT, _BITS, _SAMPLES}:
-                size = _TIFF_SIZES[kind]
-                if size * many > len(value):  # it is elsewhere
-                    value = read(struct.unpack(order + link_form, value)[0], size)
-                first = int.from_bytes(value[:size], "little" if order == "<" else "big")
-                values[tag] = max(values.get(tag, 0), first)
+            size = _TIFF_SIZES[kind]
+            if size * many > len(value):  # it is elsewhere
+                (place,) = struct.unpack(order + link_form, value)
+                value = look.part(place, size)
+            first = int.from_bytes(value[:size], "little" if order == "<" else "big")
+            values[tag] = max(values[tag], first)
         pixels = values[_WIDTH] * values[_HEIGHT]
         largest, total = max(largest, pixels), total + pixels
         side = max(side, values[_WIDTH], values[_HEIGHT])
         # Premultiplied alpha, and samples of 16 bits that become 32, take no more than four bytes.
-        pixel_bytes = max(pixel_bytes, 4, values[_SAMPLES] * ((values[_BITS] + 7) // 8))
-        (at,) = struct.unpack_from(order + link_form, entries, count * entry_bytes)
-    return Header("tiff", largest, side, len(seen), pixel_bytes, total)
+        found.pixel_bytes = max(found.pixel_bytes, values[_SAMPLES] * ((values[_BITS] + 7) // 8))
+        (at,) = look.numbers(order + link_form, at + count_bytes + count * entry_bytes)
+    found.pixels, found.side, found.frames, found.total_pixels = largest, side, len(seen), total
 
 
-def _bmp(_read: Read, head: bytes, body_bytes: int) -> Header:
+def _bmp(found: Header, look: _Look, head: bytes) -> None:
     """Read the information header (Windows, BITMAPINFOHEADER, or the older core header)."""
-    (size,) = struct.unpack("<I", head[14:18])
-    steps = 0
+    (size,) = look.numbers("<I", 14)
     if size == 12:  # noqa: PLR2004 the core header
-        width, height = struct.unpack("<HH", head[18:22])
+        width, height = look.numbers("<HH", 18)
     else:
-        width, height = struct.unpack("<II", head[18:26])
+        width, height, compression = look.numbers("<II4xI", 18)
         if head[25] == 0xFF:  # noqa: PLR2004 negative: from the top down
             height = 2**32 - height
-        if head[30] in {1, 2}:  # run lengths
-            steps = body_bytes // 2
-    return Header("bmp", width * height, max(width, height), python_steps=steps)
+        if compression in {1, 2}:  # run lengths
+            found.python_steps = look.body_bytes // 2
+    found.measure(width, height)
 
 
-def _avif(read: Read, head: bytes, body_bytes: int) -> Header:
+def _avif(found: Header, look: _Look, head: bytes) -> None:
     """Find the largest size that a property or a track has, and the longest track (ISO/IEC 14496-12)."""
     width = height = at = 0
     frames = 1
-    is_sequence = b"avis" in head[8 : max(16, int.from_bytes(head[:4], "big"))]
-    for _ in range(_MAX_STEPS):
-        length, kind, long_length = struct.unpack(">I4sQ", read(at, 16).ljust(16, b"\0"))
-        length = long_length if length == 1 else length or body_bytes - at
+    while at < look.body_bytes:
+        box = look.part(at, min(16, look.body_bytes - at)).ljust(16, b"\0")
+        length, kind, long_length = struct.unpack(">I4sQ", box)
+        length = long_length if length == 1 else length or look.body_bytes - at
+        if length < 8 or at + length > look.body_bytes:  # noqa: PLR2004 length and type
+            raise _Refused
         if kind in {b"meta", b"moov"}:
-            inside = read(at, min(length, _HEAD_BYTES))
-            if len(inside) < length:
-                raise ValueError("it is too long, or not there yet")
-            sizes = [struct.unpack_from(">II", inside, place + 8) for place in _found(inside, b"ispe")]
-            for place in _found(inside, b"tkhd"):  # whose numbers have 16 bits after the point
+            look.spend(length // _SEARCHED_BYTES)
+            inside = look.part(at, length)
+            sizes = [struct.unpack_from(">II", inside, place + 8) for place in _found(look, inside, b"ispe")]
+            for place in _found(look, inside, b"tkhd"):  # whose numbers have 16 bits after the point
                 size = struct.unpack_from(">HxxHxx", inside, place + (92 if inside[place + 4] else 80))
                 sizes.append(size)
-            counts = [struct.unpack_from(">I", inside, place + 12)[0] for place in _found(inside, b"stsz")]
+            for place in _found(look, inside, b"stsz"):
+                each_bytes, count = struct.unpack_from(">II", inside, place + 8)
+                # Where all samples have one size, libavif does not look at their number.
+                frames = max(frames, _UNKNOWN if each_bytes else count)
             width, height = (max(sides) for sides in zip((width, height), *sizes, strict=True))
-            frames = max([frames, *counts])
         at += length
-        if length < 8 or at >= body_bytes:  # noqa: PLR2004 length and type
-            break
-    if is_sequence and frames == 1:
+    if b"avis" in _brands(head) and frames == 1:
         frames = _UNKNOWN
-    return Header("avif", width * height, max(width, height), frames)
+    if not width * height:
+        raise ValueError("it has no size, or in another place")
+    found.measure(width, height)
+    found.frames = frames
 
 
-def _found(data: bytes, kind: bytes) -> Iterator[int]:
+def _found(look: _Look, data: bytes, kind: bytes) -> list[int]:
+    found: list[int] = []
     at = data.find(kind)
     while at >= 0:
-        yield at
+        look.spend(1)
+        found.append(at)
         at = data.find(kind, at + 4)
+    return found
 
 
-def _ppm(read: Read, head: bytes, body_bytes: int) -> Header:
+_COMMENT = re.compile(rb"#[^\r\n]*[\r\n]?")
+
+#: Signature, width and height.
+_PPM_WORDS = 3
+
+
+def _ppm(found: Header, look: _Look, head: bytes) -> None:
     """Read width, height and the highest value, between blanks and comments (netpbm's ppm(5))."""
-    text = head if len(head) == body_bytes else read(0, _HEAD_BYTES)
-    # As Pillow does, which joins what is on both sides of a comment.
-    _, width, height, rest = re.sub(rb"#[^\r\n]*[\r\n]?", b"", text).split(None, 3)
+    words = _words(look, head)
+    if not _are_complete(words):
+        words = _words(look, look.part(0, min(_PPM_HEAD_BYTES, look.body_bytes)))
+    _, width, height, rest = words
     sides = int(width), int(height)
-    pixels = sides[0] * sides[1]
-    is_fast = head[:2] in {b"P4", b"Pf"} or (
-        head[:2] in {b"P5", b"P6"} and re.match(rb"(255|65535)\s", rest[:6]) is not None
+    if min(sides) < 0:
+        raise _Refused
+    found.measure(*sides)
+    is_fast = (
+        head[:2] in {b"P4", b"Pf"}
+        or (head[:2] in {b"P5", b"P6"} and re.match(rb"255\s", rest[:4]) is not None)
+        or (head[:2] == b"P5" and re.match(rb"65535\s", rest[:6]) is not None)
     )
-    return Header("ppm", pixels, max(sides), python_steps=0 if is_fast else min(3 * pixels, body_bytes))
+    found.python_steps = 0 if is_fast else min(3 * found.pixels, look.body_bytes)
 
 
-def _qoi(_read: Read, head: bytes, body_bytes: int) -> Header:
-    width, height = struct.unpack(">II", head[4:12])
-    pixels = width * height
-    return Header("qoi", pixels, max(width, height), python_steps=min(pixels, body_bytes))
+def _words(look: _Look, text: bytes) -> list[bytes]:
+    """Split the header of a PPM as Pillow does, which joins what is on both sides of a comment."""
+    text, comments = _COMMENT.subn(b"", text, look.steps + 1)
+    look.spend(comments)
+    return text.split(None, _PPM_WORDS)
 
 
-_HEADERS: Mapping[str, Callable[[Read, bytes, int], Header]] = {
+def _are_complete(words: list[bytes]) -> bool:
+    """Tell whether a blank follows the highest value, which bitmaps do not have."""
+    return len(words) > _PPM_WORDS and (words[0] in {b"P1", b"P4"} or len(words[-1].split(None, 1)) > 1)
+
+
+def _qoi(found: Header, look: _Look, _head: bytes) -> None:
+    width, height = look.numbers(">II", 4)
+    found.measure(width, height)
+    found.python_steps = 2 * min(found.pixels, look.body_bytes)
+
+
+_HEADERS: Mapping[str, Callable[[Header, _Look, bytes], None]] = {
     "jpeg": _jpeg,
     "png": _png,
     "gif": _gif,
@@ -327,10 +498,6 @@ _LOSSY_BYTES = {
     "avif 4:4:4": (1.8, 2.2, 4.5),
     "avif alpha": (0.7, 0.9, 1.5),
 }
-
-#: What is booked for a file whose header cannot be read: so many times its size, and so many bytes more.
-_UNKNOWN_RATIO = 32
-_UNKNOWN_BYTES = 1 << 20
 
 _DEFAULT_QUALITY = {"jpeg": 90, "webp": 90, "avif": 80}
 
@@ -369,10 +536,10 @@ _ENCODE_NS = {
     "avif normal": (61, 620),
     "avif high": (90, 865),
     "ppm": (4, 0),
-    "qoi": (1000, 0),
+    "qoi": (1300, 0),  # two steps in Python
 }
-#: A step of a decoder that is written in Python, in nanoseconds.
-_PYTHON_STEP_NS = 1000
+#: A step of a decoder that is written in Python, in nanoseconds (ADR 8).
+_PYTHON_STEP_NS = 650
 
 #: For a JPEG whose coefficients only change places: per pixel, and per byte of the file.
 _MOVED_NS = (1, 10)
@@ -388,20 +555,30 @@ def cost(read: Read, body_bytes: int, /, parameters: Mapping[str, Any], limits: 
         limits: of the engines.
     """
     found = header(read, body_bytes)
-    if found.form is None or (found.is_known and found.pixels > limits["max_pixels"]):
-        return Cost(0, 0)  # refused from the header
-    if not found.is_known:
-        # Damaged, nearly always: to book the largest result there is would have all others wait for it.
-        likely_bytes = _UNKNOWN_RATIO * body_bytes + _UNKNOWN_BYTES
-        likely_us = int(body_bytes * US_PER_BYTE)
-        return Cost(min(limits["max_result_bytes"], likely_bytes), likely_us, is_known=False)
+    if found.is_refused:
+        if _is_whole(read, body_bytes):
+            return Cost(0, 0)
+        if found.pixels == _UNKNOWN:  # what says more has not arrived
+            return replace(unknown_cost(read, body_bytes, parameters, limits), is_known=False)
+    assert found.form is not None  # noqa: S101 it would be refused
     target = parameters["format"] or found.form
-    frames = min(found.frames, limits["max_frames"]) if target in _MANY_FRAMES else 1
+    # A size above the limit may be one that the engine does not believe, so it counts as the limit.
+    is_known = found.is_known and found.pixels <= limits["max_pixels"]
+    found.pixels, found.side = (min(number, limits["max_pixels"]) for number in (found.pixels, found.side))
+    frames = min(max(1, found.frames), limits["max_frames"]) if target in _MANY_FRAMES else 1
     total = found.pixels * frames
     if target in _MANY_FRAMES:
         total = min(found.total_pixels or total, limits["max_total_pixels"])
     plan = _Plan(found, target, frames, total, parameters["quality"], body_bytes)
-    return Cost(min(limits["max_result_bytes"], _result_bytes(plan)), _engine_us(plan, parameters))
+    return Cost(
+        min(limits["max_result_bytes"], _result_bytes(plan)), _engine_us(plan, parameters), is_known=is_known
+    )
+
+
+def _is_whole(read: Read, body_bytes: int) -> bool:
+    with suppress(OSError):
+        return not body_bytes or bool(read(body_bytes - 1, 1))
+    return False
 
 
 @dataclass(frozen=True, slots=True)

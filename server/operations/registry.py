@@ -50,7 +50,7 @@ class Cost:
     Attributes:
         result_bytes: an upper bound of the size of its result.
         engine_us: about how long an engine will take, in microseconds.
-        is_known: whether its header tells this, and not its size alone.
+        is_known: whether the source says so; False when too little of it is there, or it is not understood.
     """
 
     result_bytes: int

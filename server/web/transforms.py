@@ -63,7 +63,8 @@ class Transform:
         ticket = exchange.ticket = exchange.resources.enter_context(admitted)
         try:
             async with self._uploads.received(req, exchange, ticket) as upload:
-                ticket.look(reader(upload), os.fstat(upload.fileno()).st_size)
+                source_bytes = os.fstat(upload.fileno()).st_size
+                ticket.look(reader(upload, source_bytes), source_bytes)
                 await ticket.reserve()
                 done, result, role = await self._dispatcher.run(
                     upload,

@@ -147,7 +147,7 @@ class Uploads:
             write_all(upload, chunk)
             if upload.tell() > self._max_body_bytes:  # told by no header
                 raise self._too_large()
-            ticket.look(reader(upload), upload.tell())
+            ticket.look(reader(upload, upload.tell()), upload.tell())
             ticket.arrive(upload.tell())
             if sink is not None:
                 sink.open(upload)

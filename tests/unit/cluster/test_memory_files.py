@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from server.cluster.memory_files import NO_ROOM, MemoryFilePool, has_room, memory_file, reopened
+from server.cluster.memory_files import NO_ROOM, MemoryFilePool, has_room, memory_file, reader, reopened
 
 LIMIT_BYTES = 1 << 16
 
@@ -37,6 +37,16 @@ def test_a_memory_file_is_on_no_disk_and_shows_its_name(file: FileIO) -> None:
     assert os.fstat(file.fileno()).st_nlink == 0
     assert os.fstat(file.fileno()).st_size == 5
     assert str(shown) == "/memfd:upload (deleted)"
+
+
+def test_a_reader_sees_what_was_written_and_nothing_of_the_last_use(file: FileIO) -> None:
+    file.write(b"the bytes of another client")
+    file.seek(0)
+    file.write(b"mine")
+    read = reader(file, file.tell())
+    assert (read(0, 100), read(1, 2), read(3, 2)) == (b"mine", b"in", b"e")
+    assert [read(position, 1) for position in (4, 5, 2**63 - 1, 2**70)] == [b""] * 4
+    assert file.tell() == 4
 
 
 def test_a_file_that_can_grow_is_left_as_it_was(file: FileIO) -> None:
