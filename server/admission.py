@@ -97,6 +97,7 @@ class Ticket:
         self._estimate = estimate
         self._client = client
         self._cost: Cost | None = None
+        self._look_at_bytes: float = inf if estimate is None else _HEADER_BYTES
         self._bytes_per_s: float | None = None
         self._is_whole = False
         self._is_working = True  # an engine has yet to finish its task
@@ -159,9 +160,15 @@ class Ticket:
     def takes(self, arrived_bytes: int) -> bool:
         """Count an upload of which so much is there, if there is room; otherwise the app has to refuse it.
 
-        It takes no body without a length, of which nothing is known ahead.
+        It takes no body without a length, of which nothing is known ahead, and nothing that is to be looked
+        at.
         """
-        if self._is_over or self._body_bytes is None or arrived_bytes > self._body_bytes:
+        if (
+            self._is_over
+            or self._body_bytes is None
+            or arrived_bytes > self._body_bytes
+            or arrived_bytes >= self._look_at_bytes
+        ):
             return False
         expected_bytes = self._expected_bytes(arrived_bytes)
         if expected_bytes > self._upload_bytes:
@@ -212,7 +219,7 @@ class Ticket:
     def look(self, read: Read, arrived_bytes: int) -> None:
         """Predict from the image itself what it will cost, once its header is there and when it is whole.
 
-        Until then, what arrives next is looked at.
+        While the header is unknown it is looked for again whenever twice as much has arrived.
 
         Args:
             read: returns up to so many bytes from a position.
@@ -221,14 +228,15 @@ class Ticket:
         Raises:
             ServiceUnavailable: it is whole, costs more than was known, and would wait for too long.
         """
-        is_due = self._is_whole or (self._cost is None and arrived_bytes >= _HEADER_BYTES)
-        if self._estimate is None or not is_due:
+        if self._estimate is None or not (self._is_whole or arrived_bytes >= self._look_at_bytes):
             return
         known_us = self._cost.engine_us if self._cost else 0
         self._cost = self._estimate(read, max(arrived_bytes, self._body_bytes or 0))
-        if self._cost.engine_us > known_us:
+        is_decided = self._is_whole or (self._cost.is_known and self._body_bytes is not None)
+        self._look_at_bytes = inf if is_decided else 2 * arrived_bytes
+        if self._cost.engine_us != known_us:
             self._full_us = self._admission.predicted_us(self._cost)
-            if self._is_whole:
+            if self._is_whole and self._cost.engine_us > known_us:
                 self._check_wait()
         self._book(self._upload_bytes, self._result_bytes)
 

@@ -359,6 +359,72 @@ def test_what_the_header_tells_is_predicted_not_the_size() -> None:
         assert cluster.totals()[0] == pytest.approx(1_000_000, abs=10)
 
 
+def test_while_its_header_is_unknown_an_image_is_looked_at_whenever_it_has_doubled() -> None:
+    """As a JPEG is that has a long profile before its size; once that is there, no more until it is whole."""
+    header_bytes, looked_at = 3000, []
+
+    def estimate_late(read: Read, body_bytes: int) -> Cost:
+        looked_at.append(len(read(0, body_bytes)))
+        is_known = looked_at[-1] >= header_bytes
+        return Cost(1, LAST_US * 5 if is_known else 1000, is_known=is_known)
+
+    cluster = Cluster()
+    with cluster.gates[0].admit(10_000, estimate_late) as ticket:
+        for arrived_bytes in range(50, 10_001, 50):
+            ticket.arrive(arrived_bytes)
+            ticket.look(lambda _position, _size, there=arrived_bytes: bytes(there), arrived_bytes)
+        assert looked_at == [100, 200, 400, 800, 1600, 3200]
+        assert cluster.totals()[0] == pytest.approx(500_000, abs=5)
+        ticket.complete(10_000)
+        ticket.look(lambda _position, _size: bytes(10_000), 10_000)
+        assert looked_at[-1] == 10_000
+
+
+def test_the_server_takes_nothing_that_is_to_be_looked_at() -> None:
+    cluster = Cluster()
+    with cluster.gates[0].admit(10_000, lambda _read, _size: Cost(1, 1000, is_known=False)) as ticket:
+        assert ticket.takes(50)
+        assert not ticket.takes(64)
+        ticket.look(nothing, 64)
+        assert ticket.takes(127)
+        assert not ticket.takes(128)
+
+
+def test_of_a_body_without_a_length_more_is_looked_at() -> None:
+    sizes: list[int] = []
+
+    def estimate_growing(_read: Read, body_bytes: int) -> Cost:
+        sizes.append(body_bytes)
+        return Cost(1, body_bytes)
+
+    with Cluster().gates[0].admit(None, estimate_growing) as ticket:
+        for arrived_bytes in (64, 100, 200, 300, 500):
+            ticket.look(nothing, arrived_bytes)
+    assert sizes == [64, 200, 500]
+
+
+def test_a_later_look_may_also_lower_the_prediction() -> None:
+    costs = iter([Cost(1, 5 * LAST_US, is_known=False), Cost(1, LAST_US)])
+    cluster = Cluster()
+    with cluster.gates[0].admit(1000, lambda _read, _size: next(costs)) as ticket:
+        ticket.arrive(1000)
+        ticket.look(nothing, 1000)
+        assert cluster.totals()[0] == pytest.approx(500_000, abs=5)
+        ticket.complete(1000)
+        ticket.look(nothing, 1000)
+        assert cluster.totals()[0] == pytest.approx(100_000, abs=5)
+
+
+def test_from_a_cost_that_was_not_known_nothing_is_learned() -> None:
+    cluster = Cluster()
+    before = cluster.scoreboard.total(Cell.RECENT_COST_US)
+    with cluster.gates[0].admit(1000, lambda _read, _size: Cost(1, 10**9, is_known=False)) as ticket:
+        ticket.complete(1000)
+        ticket.look(nothing, 1000)
+        ticket.deliver(1, 10, INTERACTIVE)
+    assert cluster.scoreboard.total(Cell.RECENT_COST_US) == before
+
+
 def test_one_long_task_leaves_the_other_engines_to_others(held: ExitStack) -> None:
     cluster = Cluster()
     long_one = held.enter_context(cluster.gates[0].admit(IMAGE_BYTES, lambda _read, _size: Cost(1, 10**9)))

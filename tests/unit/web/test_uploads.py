@@ -15,13 +15,14 @@ from structlog.testing import capture_logs
 from support.asgi import MovableClock, Server, run, scope_of
 from support.gateway import gateway
 
-from server.admission import Admission
+from server.admission import Admission, Estimate
 from server.cluster.membership import Membership
 from server.cluster.memory_files import MemoryFilePool
 from server.cluster.quarantine import Quarantine
 from server.cluster.scoreboard import Cell
 from server.errors import UnsupportedImage
 from server.operations.images import OPERATIONS
+from server.operations.registry import Cost, Read
 from server.web.envelope import Envelope
 from server.web.exchange import EXTENSION, Exchange
 from server.web.problems import add_error_handlers
@@ -33,6 +34,10 @@ TIMEOUT_S = 10.0
 SAMPLE = b"the sample"
 FORM = (b"content-type", b"multipart/form-data; boundary=cut")
 FILE = b'Content-Disposition: form-data; name="image"; filename="a"'
+LIMITS = {"max_pixels": 10**8, "max_frames": 1000, "max_total_pixels": 10**9, "max_result_bytes": 10**5}
+
+#: The beginning of an image that says all of its cost.
+HEAD = b"qoif\0\0\0\1\0\0\0\1\3\0".ljust(80, b"\0")
 FIELD = b'Content-Disposition: form-data; name="angle"'
 
 
@@ -76,6 +81,7 @@ class Route:
         upload: the file it was lent last.
         content: what the file held.
         then: what it does next, while it has the file.
+        estimate: tells what an upload will cost.
         error: what ended the upload.
     """
 
@@ -86,11 +92,12 @@ class Route:
         self.content = b""
         self.is_sink_used = False
         self.then: Callable[[], Awaitable[None]] | None = None
+        self.estimate: Estimate | None = None
         self.error: BaseException | None = None
 
     async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         exchange = Exchange.of(req.scope)
-        with self._admission.admit(self._uploads.length_of(req)) as ticket:
+        with self._admission.admit(self._uploads.length_of(req), self.estimate) as ticket:
             exchange.ticket = ticket
             try:
                 async with self._uploads.received(req, exchange, ticket) as upload:
@@ -129,7 +136,7 @@ class Service:
         self.app.add_route("/", self.route)
         self.app.add_route(
             "/flip",
-            Transform(OPERATIONS["flip"], self.admission, self.uploads, no_dispatcher, pool, None, {}),
+            Transform(OPERATIONS["flip"], self.admission, self.uploads, no_dispatcher, pool, None, LIMITS),
         )
         add_error_handlers(self.app)
         self._envelope = Envelope(self.app, row)
@@ -209,6 +216,27 @@ def test_of_a_form_the_file_lands_in_the_file(tmp_path: Path, piece_bytes: int, 
             pieces = [body[start : start + piece_bytes] for start in range(0, len(body), piece_bytes)]
             assert await it.receive(*pieces, headers=((b"content-type", content_type),)) == b"image"
             assert it.route.held_bytes == len(b"image")  # and nothing of what is around it
+
+    run(test())
+
+
+def test_what_an_upload_costs_is_told_from_what_has_arrived_and_not_from_the_file_s_last_use(
+    tmp_path: Path,
+) -> None:
+    seen: list[bytes] = []
+
+    def estimate(read: Read, _body_bytes: int) -> Cost:
+        seen.append(read(0, MAX_BODY_BYTES))
+        return Cost(1, 1, is_known=False)
+
+    async def test() -> None:
+        async with service(tmp_path) as it:
+            await it.receive(b"the image of another client" * 20)
+            it.next_request()
+            it.route.estimate = estimate
+            first, second, third = b"1" * 70, b"2" * 60, b"3" * 20
+            await it.receive(first, second, third)
+            assert seen == [first, first + second + third]
 
     run(test())
 
@@ -577,13 +605,16 @@ def test_a_memory_that_is_full_behind_the_sink_sheds_the_request_too(tmp_path: P
         file = FileWithLittleRoom()
         async with service(tmp_path, lambda: file) as it, gateway(it.app) as (served, events):
             client = await served.connect()
-            await client.send(b"POST /flip HTTP/1.1\r\nHost: a\r\nContent-Length: 500\r\n\r\n" + b"x" * 50)
+            await client.send(b"POST /flip HTTP/1.1\r\nHost: a\r\nContent-Length: 500\r\n\r\n" + HEAD)
             await file.is_written.wait()  # by the app, which has opened the sink for the rest
             await client.send(b"y" * 200)
             answer = await client.read()
             assert (answer.status, answer.headers["retry-after"]) == (503, "1")
             assert answer.headers["connection"] == "close"
             (line,) = [event for event in events if event["event"] == "request"]
-            assert (line["status"], line["bytes_in"]) == (503, 50)  # nothing of the rest reached the app
+            assert (line["status"], line["bytes_in"]) == (
+                503,
+                len(HEAD),
+            )  # nothing of the rest reached the app
 
     run(test())
