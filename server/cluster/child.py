@@ -26,7 +26,7 @@ class Child:
 
     @classmethod
     def start(
-        cls, command: Sequence[str], *, cwd: str, env: Mapping[str, str], pass_fds: Sequence[int]
+        cls, command: Sequence[str], *, cwd: str, env: Mapping[str, str], pass_fds: Sequence[int], output: int
     ) -> Self:
         """Start a process whose standard input is empty.
 
@@ -34,14 +34,22 @@ class Child:
             command: the program and its arguments.
             cwd: its working directory.
             env: its whole environment.
-            pass_fds: the descriptors that it inherits, in addition to standard output and error.
+            pass_fds: the descriptors that it inherits.
+            output: the descriptor for its standard output and error.
 
         Raises:
             OSError: no process or descriptor is available, or there is no such program; nothing was started.
         """
         return cls(
             subprocess.Popen(  # noqa: S603 the caller's
-                command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, pass_fds=pass_fds, process_group=0
+                command,
+                cwd=cwd,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=pass_fds,
+                process_group=0,
             )
         )
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import random
 import signal
 import socket
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from io import FileIO
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +21,7 @@ from server.cluster.denials import Denials
 from server.cluster.engine import EngineConfig
 from server.cluster.flight_recorder import FlightRecorder
 from server.cluster.liveness import LOOK_EVERY_S, Sign, Watch, read_state
+from server.cluster.memory_files import memory_file
 from server.cluster.messages import Ended, Ready, decode_notice, now_us
 from server.cluster.roles import BACKGROUND, INTERACTIVE
 from server.cluster.scoreboard import Cell, Row
@@ -50,6 +53,9 @@ IDLE_S = 60.0
 #: crash engines must not take the machine out of its load balancer, nor have others shed meanwhile.
 _REPLACEMENT_S = 2.0
 
+#: How much is logged of what an engine has printed before it could not start, in bytes.
+_OUTPUT_BYTES = 5000
+
 #: Until when an engine counts that is there.
 _FOR_EVER_US = 1 << 62
 
@@ -64,7 +70,8 @@ class EngineExit:
         done: how many tasks it had answered.
         stages: how many different stages of that task had ended.
         began_us: when it had begun that task, microseconds of the monotonic clock.
-        traceback: of the bug of ours that ended it; empty without one.
+        traceback: of the bug of ours that ended it, or what it printed before it could not start; empty
+            without either.
     """
 
     pid: int
@@ -175,13 +182,16 @@ class Supervisor:
         started_us = now_us()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, contextlib.ExitStack() as held:
+            output = held.enter_context(memory_file("engine-output"))
             with theirs, FlightRecorder.create() as file:
                 recorder = FlightRecorder(file)
-                process = self._process = self._spawn(theirs.fileno(), file.fileno())
+                process = self._process = self._spawn(theirs.fileno(), file.fileno(), output.fileno())
             try:
                 self._row[Cell.ENGINE_STARTS] += 1
                 ours.setblocking(False)  # noqa: FBT003 the standard library has no other way
                 notice, listeners = await self._first_notice(ours, process, recorder)
+                traceback = "" if notice else _end_of_text(output)
+                output.close()
                 denials = None
                 if listeners:
                     denials = held.enter_context(
@@ -201,7 +211,8 @@ class Supervisor:
                     self._log_violation(process, recorder, None)
                 if notice and not isinstance(notice, Ended):
                     notice, _ = _read_notice(ours)
-                traceback = notice.traceback if isinstance(notice, Ended) else ""
+                if isinstance(notice, Ended):
+                    traceback = notice.traceback
                 exited = EngineExit(
                     process.pid,
                     returncode,
@@ -292,7 +303,7 @@ class Supervisor:
         self._row[self._role.lost_began_us] = exited.began_us
         self._row[self._role.lost_task] = exited.task
 
-    def _spawn(self, control: int, recorder: int) -> Child:
+    def _spawn(self, control: int, recorder: int, output: int) -> Child:
         work = [self._work.engine_ends[lane].fileno() for lane in self._role.lanes]
         tasks = self._config.max_tasks
         config = replace(
@@ -307,7 +318,14 @@ class Supervisor:
             cwd=_IMPORT_ROOT,
             env=self._environ,
             pass_fds=(*work, control, recorder),
+            output=output,
         )
+
+
+def _end_of_text(file: FileIO) -> str:
+    """Read what is at the end of a file, such as the last lines of a traceback."""
+    size = os.fstat(file.fileno()).st_size
+    return os.pread(file.fileno(), _OUTPUT_BYTES, max(0, size - _OUTPUT_BYTES)).decode(errors="replace")
 
 
 def _read_notice(control: socket.socket, max_files: int = 0) -> tuple[Ready | Ended | None, list[int]]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ class Gate:
             cwd="/",
             env=dict(os.environ),
             pass_fds=[self._reading],
+            output=subprocess.DEVNULL,
         )
 
     def end(self, status: int) -> None:
@@ -109,4 +111,4 @@ def test_a_child_is_not_in_the_process_group_of_its_parent(gate: Gate) -> None:
 
 def test_a_program_that_is_not_there_is_an_error() -> None:
     with pytest.raises(FileNotFoundError):
-        Child.start(["/nowhere"], cwd="/", env={}, pass_fds=[])
+        Child.start(["/nowhere"], cwd="/", env={}, pass_fds=[], output=subprocess.DEVNULL)

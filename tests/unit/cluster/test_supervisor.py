@@ -248,6 +248,22 @@ def test_an_engine_that_dies_without_work_is_started_with_a_growing_delay() -> N
     until_done(test)
 
 
+def test_why_an_engine_cannot_start_is_logged_and_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    async def test() -> None:
+        membership = Membership.alone(Quarantine(60))
+        supervisor = Supervisor(membership.work, membership.row, CONFIG, {"PYTHONHOME": "/nowhere"})
+        with capture_logs() as events, membership.work:
+            async with asyncio.timeout(DEADLINE_S):
+                await supervisor.start()
+                await supervisor.stop()
+        died = next(event for event in events if event["event"] == "engine_died")
+        assert died["exit_code"] == 1
+        assert "Fatal Python error: init_fs_encoding" in died["traceback"]
+
+    until_done(test)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_an_engine_that_hangs_before_it_is_ready_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor_module, "BOOT_S", 0.2)
 
