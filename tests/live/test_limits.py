@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from support.live_server import DEADLINE_S, ROOT, LiveServer
 
+from benchmarks.harness.waiting import until
 from server.cluster.liveness import read_state
 from server.errors import ServiceUnavailable
 
@@ -229,8 +230,8 @@ def narrow() -> Iterator[LiveServer]:
 
 
 def wait_until_held(server: LiveServer, held_bytes: int) -> None:
-    while f"flip_held_bytes {held_bytes}.0" not in httpx.get(f"{server.url}/metrics").text:
-        pass  # bounded by the test's own time limit
+    line = f"flip_held_bytes {held_bytes}.0"
+    assert until(lambda: line in httpx.get(f"{server.url}/metrics").text, DEADLINE_S)
 
 
 def test_images_of_unknown_length_are_bounded_together(narrow: LiveServer) -> None:
@@ -272,8 +273,7 @@ def test_stalled_uploads_do_not_starve_admission(landscape: Path) -> None:
         first, second = (held.enter_context(connect(server)) for _ in range(2))
         first.sendall(head % len(image) + image[:1])
         second.sendall(head % ((64 << 20) - len(image)))  # there is no room left
-        while httpx.post(f"{server.url}/flip", content=image).status_code != 200:
-            pass  # bounded by the test's own time limit
+        assert until(lambda: httpx.post(f"{server.url}/flip", content=image).status_code == 200, DEADLINE_S)
         # A stalled client that resumes is served, with everything that it sends.
         first.sendall(image[1:])
         with first.makefile("rb") as answer:
@@ -293,8 +293,7 @@ def test_one_connection_too_many_is_answered_503() -> None:
             assert b"retry-after: 1" in head
             assert json.loads(problem)["title"] == ServiceUnavailable.title
             assert b"too many connections" in problem
-        while server.workers()[0]["requests"] < 5:
-            pass  # bounded by the test's own time limit
+        assert until(lambda: server.workers()[0]["requests"] >= 5, DEADLINE_S)
         assert flip(server).status_code == 200
 
 
@@ -429,7 +428,7 @@ def test_announced_uploads_cost_nobody_anything(quarter: bytes) -> None:
         for _ in range(10):
             answer = flip(server, quarter)
             assert (answer.status_code, answer.headers.get("Retry-After")) == (200, None)
-        assert held_bytes(server) == 0
+        wait_until_held(server, 0)
 
 
 def test_a_download_that_outlives_its_total_time_is_cut_and_its_bytes_come_back(landscape: Path) -> None:
@@ -458,8 +457,7 @@ def test_what_a_client_left_behind_is_not_worked_on(quarter: bytes) -> None:
     with LiveServer("--log-level", "debug", environ={"WEB_CONCURRENCY": "1"}) as server:
         with ThreadPoolExecutor(1) as threads:
             long_one = threads.submit(flip, server, quarter, **SLOW)
-            while not server.workers()[0]["in_flight"]:
-                pass  # bounded by the test's own time limit
+            assert until(lambda: server.workers()[0]["in_flight"], DEADLINE_S)
             with ExitStack() as leaving:
                 for _ in range(5):
                     client = leaving.enter_context(connect(server))
@@ -497,8 +495,7 @@ def test_a_stopped_engine_is_no_reason_to_lose_a_request(quarter: bytes) -> None
     """Two engines crash over a harmless image: the second one was killed on purpose."""
     with LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server, ThreadPoolExecutor(1) as threads:
         answer = threads.submit(flip, server, quarter, **SLOW)
-        while not any(worker["in_flight"] for worker in server.workers()):
-            pass  # bounded by the test's own time limit
+        assert until(lambda: any(worker["in_flight"] for worker in server.workers()), DEADLINE_S)
         victim, other = server.workers()
         os.kill(victim["engine_pid"], signal.SIGKILL)
         os.kill(other["engine_pid"], signal.SIGKILL)

@@ -37,7 +37,7 @@ class MovableClock(asyncio.SelectorEventLoop):
 
 
 def run(
-    test: Coroutine[Any, Any, None], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    test: Coroutine[Any, Any, object], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
 ) -> None:
     """Run a test's coroutine to its end, or fail when it takes too long."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.asgi import run
+from support.threads import no_thread
 
 from server.cluster.child import Child
 
@@ -51,10 +52,6 @@ def gate() -> Iterator[Gate]:
 async def reap(child: Child) -> None:
     await child.wait()
     assert not Path(f"/proc/{child.pid}").exists()  # noqa: ASYNC240 the kernel answers at once
-
-
-def no_thread(_: threading.Thread) -> None:
-    raise RuntimeError("can't start new thread")
 
 
 def no_pidfd(*_: object) -> int:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from ipaddress import IPv4Address
 
 import pytest
+from support.forks import exit_code, fork
+from support.ledgers import ledger_for
 
 from server.cluster.ledger import BUCKETS, Account, Field, Ledger
 from server.cluster.membership import Membership
@@ -17,19 +19,12 @@ CLIENT, OTHER = "192.0.2.1", "192.0.2.2"
 
 @pytest.fixture
 def ledger() -> Ledger:
-    """One that tells the two clients apart, which one of 2,048 does not."""
-    while True:
-        ledger = Ledger(rows=4)
-        if ledger.bucket(CLIENT) != ledger.bucket(OTHER):
-            return ledger
+    return ledger_for(CLIENT, OTHER)
 
 
 def in_a_fork(act: Callable[[], object]) -> None:
     """Run a function in a forked process, to its end."""
-    process = multiprocessing.get_context("fork").Process(target=act)
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+    assert exit_code(fork(act)) == 0
 
 
 def used(account: Account) -> list[int]:
@@ -68,12 +63,10 @@ def test_a_worker_that_was_forked_before_the_others_sees_them(ledger: Ledger) ->
         to_child.recv()
         assert early.account(CLIENT).used(Field.WAITING) == 1
 
-    child = multiprocessing.get_context("fork").Process(target=wait_and_see)
-    child.start()
+    child = fork(wait_and_see)
     ledger.open(3).account(CLIENT).add(Field.WAITING, 1)
     from_arbiter.send(None)
-    child.join()
-    assert child.exitcode == 0
+    assert exit_code(child) == 0
 
 
 def test_the_totals_are_the_sums_over_all_clients(ledger: Ledger) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from http import HTTPStatus
 
 import pytest
+from support.forks import exit_code, fork
 
 from server.cluster.scoreboard import (
     DURATION_BOUNDS_S,
@@ -28,10 +29,7 @@ def scoreboard() -> Scoreboard:
 
 def in_a_fork(act: Callable[[], object]) -> None:
     """Run a function in a forked process, to its end."""
-    process = multiprocessing.get_context("fork").Process(target=act)
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+    assert exit_code(fork(act)) == 0
 
 
 def answer(row: Row, status: int = 200, duration_s: float = 0.1) -> None:
@@ -192,15 +190,13 @@ def test_a_forked_worker_sees_what_others_write_after_the_fork(scoreboard: Score
         reader.recv()
         os._exit(scoreboard.snapshot().requests["200"])
 
-    process = multiprocessing.get_context("fork").Process(target=wait_and_look)
-    process.start()
+    process = fork(wait_and_look)
     for _ in range(3):
         answer(row)
     writer.send("look now")
-    process.join()
+    assert exit_code(process) == 3
     reader.close()
     writer.close()
-    assert process.exitcode == 3
 
 
 @pytest.mark.parametrize(

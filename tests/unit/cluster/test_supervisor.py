@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 from support.operations import HANGING, OPERATIONS, SAMPLE
+from support.threads import no_thread
 
 from server.cluster import supervisor as supervisor_module
 from server.cluster.child import Child
@@ -329,10 +330,6 @@ def test_a_worker_without_descriptors_starts_its_engine_later() -> None:
                 await cluster.supervisor.stop()
 
     until_done(test)
-
-
-def no_thread(_: threading.Thread) -> None:
-    raise RuntimeError("can't start new thread")
 
 
 def test_a_worker_that_can_start_no_thread_has_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:

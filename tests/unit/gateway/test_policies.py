@@ -4,6 +4,7 @@ import json
 from ipaddress import ip_network
 
 import pytest
+from support.ledgers import ledger_for
 
 from server.cluster.ledger import Account, Field, Ledger
 from server.gateway import eviction
@@ -369,9 +370,7 @@ class Crowd:
 
     def __init__(self) -> None:
         clients = "abcd"
-        ledger = Ledger(rows=2)
-        while len({ledger.bucket(client) for client in clients}) < len(clients):
-            ledger = Ledger(rows=2)
+        ledger = ledger_for(*clients)
         page, self.elsewhere = ledger.open(0), ledger.open(1)
         self.a, self.b, self.c, self.d = (page.account(client) for client in clients)
         self.shares = Shares(page, {Field.CONNECTIONS: 20})

@@ -74,7 +74,7 @@ def outcomes(source: Path, target: str) -> list[list[str]]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=100,  # below the limit on a test
     )
     assert result.returncode == 0, result.stderr
     warm_up, *others = json.loads(result.stdout)

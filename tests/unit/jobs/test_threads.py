@@ -5,6 +5,7 @@ import threading
 
 import pytest
 from support.asgi import DEADLINE_S, run
+from support.threads import no_thread
 
 from server.jobs.threads import run_in_thread, start_threads
 
@@ -50,10 +51,6 @@ def test_a_caller_that_is_cancelled_even_twice_goes_on_only_after_the_call_has_e
         assert ended
 
     run(test())
-
-
-def no_thread(_: threading.Thread) -> None:
-    raise RuntimeError("can't start new thread")
 
 
 def test_threads_that_are_started_with_the_process_are_enough() -> None:

@@ -5,7 +5,7 @@ import errno
 import json
 import os
 import struct
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from io import FileIO
@@ -260,7 +260,7 @@ def test_the_result_is_booked_while_the_engine_works() -> None:
 
     service.dispatcher.run = run_and_look  # type: ignore[method-assign]
     with closing(service):
-        run(ignored(service.post(body=image)))
+        run(service.post(body=image))
         assert seen[0] >= 300 * 400 * 4
         assert service.row[Cell.HELD_BYTES] == 0
 
@@ -278,10 +278,6 @@ def test_a_result_for_which_a_header_that_lied_left_no_room_is_not_kept() -> Non
         assert answers[0].status == 503
         assert service.dispatcher.result in service.files.given_back
         assert service.row[Cell.HELD_BYTES] == (1 << 20) - 1000
-
-
-async def ignored(answer: Coroutine[Any, Any, Server]) -> None:
-    await answer
 
 
 def test_a_wrong_parameter_is_refused_before_admission_and_upload() -> None:
