@@ -33,6 +33,7 @@ from support.places import (
 from benchmarks.harness import processes
 from benchmarks.harness.server import ENGINE, WORKER, Server
 from benchmarks.harness.waiting import until
+from benchmarks.survival.specimens import plain_webp
 
 GUNICORN = [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0"]
 
@@ -249,6 +250,28 @@ def test_a_limit_that_is_just_high_enough_is_enough(limit: str, warnings: list[s
     wrapper = [*(AS_A_USER if "nproc" in limit else ()), "prlimit", f"--{limit}"]
     with PlacedServer(wrapper=wrapper) as server:
         assert_works(server, *warnings)
+
+
+@pytest.mark.parametrize(
+    ("limit", "status", "problem"),
+    [
+        pytest.param("as=402653184", 422, "too-many-pixels", marks=pytest.mark.place("RLIMIT_AS is low")),
+        pytest.param(
+            "fsize=67108864", 503, "service-unavailable", marks=pytest.mark.place("RLIMIT_FSIZE is low")
+        ),
+    ],
+)
+def test_what_does_not_fit_into_a_low_limit_is_answered_and_the_rest_is_served(
+    limit: str, status: int, problem: str
+) -> None:
+    image = plain_webp(9_000, 9_000)  # 243 MB as pixels, and as BMP
+    with PlacedServer(wrapper=["prlimit", f"--{limit}"]) as server:
+        answer = httpx.post(f"{server.url}/flip?format=bmp", content=image, timeout=DEADLINE_S)
+        assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (status, problem)
+        assert httpx.post(f"{server.url}/flip", timeout=DEADLINE_S).status_code == 200
+    with LiveServer(environ={"WEB_CONCURRENCY": "1"}) as server:  # it is the limit
+        answer = httpx.post(f"{server.url}/flip?format=bmp", content=image, timeout=DEADLINE_S)
+        assert answer.status_code == 200
 
 
 @pytest.mark.place("RLIMIT_NOFILE is low")
