@@ -176,8 +176,9 @@ class Settings(BaseModel):
         Field(
             gt=0,
             description="Most pixels in one frame, read from the header before decoding; more are "
-            "answered 422. An engine needs 8 bytes of memory per pixel, and up to 26 more to "
-            "write WebP, 33 (with 4:4:4, 53) to write AVIF, and 52 to write GIF.",
+            "answered 422. An engine needs 8 bytes of memory per pixel; in all, about 21 to write WebP and "
+            "33 to write GIF, 45 to write either with transparency, and 46 to write AVIF (65 for an AVIF "
+            "with 4:4:4).",
         ),
     ] = 100_000_000
     max_frames: Annotated[
