@@ -7,7 +7,7 @@ import os
 import resource
 from pathlib import Path
 
-from server.cluster.cgroups import groups, lines
+from server.cgroups import groups, lines
 from server.cluster.memory_files import memory_file
 from server.settings import Settings
 

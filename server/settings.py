@@ -26,6 +26,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from server.cgroups import memory_bytes
 from server.logs import LogFormat
 
 _PREFIX = "FLIP_"
@@ -61,7 +62,7 @@ def bytes_in_flight(engines: int) -> int:
     Args:
         engines: that serve requests.
     """
-    return max(_LEAST_HELD_BYTES, _HELD_BYTES_PER_ENGINE * engines)
+    return min(max(_LEAST_HELD_BYTES, _HELD_BYTES_PER_ENGINE * engines), memory_bytes() // 2)
 
 
 class InvalidSettings(Exception):
@@ -270,7 +271,8 @@ class Settings(BaseModel):
         Field(
             description="Most bytes of all uploads and results in flight, without those of jobs, which are "
             "on the disk. A request that would exceed this is answered 503. When it is not set, it is "
-            "256 MiB for each engine, and at least 2 GiB.",
+            "256 MiB for each engine and at least 2 GiB, but no more than half of the memory of the machine "
+            "or container.",
         ),
     ] = None
     download_timeout_s: Annotated[

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from server.cluster.cgroups import groups, lines
+from server.cgroups import groups, lines
 
 
 def usable_cores(root: Path = Path("/")) -> int:

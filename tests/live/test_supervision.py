@@ -191,14 +191,16 @@ def freezer() -> Iterator[Path]:
     """A control group whose processes can be frozen (version 2)."""
     mounted = Path("/sys/fs/cgroup/unified")  # next to groups of version 1
     group = (mounted if mounted.is_dir() else mounted.parent) / f"flipcluster-test-{os.getpid()}"
-    group.mkdir()
+    try:
+        group.mkdir()
+    except OSError as error:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
     try:
         yield group
     finally:
         group.rmdir()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make control groups")
 def test_a_frozen_engine_is_killed_and_replaced(freezer: Path) -> None:
     with LiveServer(environ={"WEB_CONCURRENCY": "2"}) as server:
         engine = server.workers()[0]["engine_pid"]

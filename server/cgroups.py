@@ -1,7 +1,30 @@
-"""Control groups: where the limits are that hold for this process (cgroups(7))."""
+"""Control groups: what the machine or the container lets this process have (cgroups(7))."""
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+
+
+@cache
+def memory_bytes(root: Path = Path("/")) -> int:
+    """Return how much memory there is: that of the machine, or less where a control group limits it.
+
+    Args:
+        root: as in `groups`.
+    """
+    of_machine = [int(line.split()[1]) << 10 for line in lines(root / "proc/meminfo")[:1]]  # MemTotal
+    limits = [
+        int(limit)
+        for group in groups("memory", root)
+        for name in ("memory.max", "memory.limit_in_bytes")
+        for limit in lines(group / name)
+        if limit != "max"
+    ]
+    return min(of_machine + limits, default=_UNKNOWN)
+
+
+#: Where neither the machine nor a group says anything: no limit.
+_UNKNOWN = 1 << 62
 
 
 def groups(controller: str, root: Path = Path("/")) -> Iterator[Path]:
