@@ -12,10 +12,12 @@ import resource
 import signal
 import socket
 import struct
-from array import array
 from collections.abc import Callable, Mapping
+from errno import ENOSYS
 from io import FileIO
 from typing import Any
+
+from support.no_memfd import ALLOW, BPF_RETURN, PR_SET_NO_NEW_PRIVS, Instruction, deny, filter_of
 
 LIBC = ctypes.CDLL(None)
 IS_ARM = os.uname().machine == "aarch64"
@@ -94,17 +96,6 @@ def attempt(
     return {"media_type": "text/plain"}
 
 
-_ALLOW, _FAIL = 0x7FFF_0000, 0x0005_0000
-_ENOSYS = 38
-
-
-def _program(*steps: tuple[int, int, int, int]) -> tuple["array[int]", "array[int]"]:
-    """Return a filter, and what describes it to the kernel; both must live until it is there."""
-    program = array("Q", b"".join(struct.pack("=HBBI", *step) for step in steps))
-    address, length = program.buffer_info()
-    return program, array("B", struct.pack("HP", length, address))
-
-
 def lose_privileges() -> None:
     """Be an ordinary user's process as far as the kernel's limits are concerned."""
     header = struct.pack("=Ii", 0x2008_0522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
@@ -113,15 +104,11 @@ def lose_privileges() -> None:
 
 def lose_landlock() -> None:
     """Be on a kernel without Landlock, to be called before the jail."""
-    _, described = _program(
-        (0x20, 0, 0, 0), (0x15, 0, 1, 444), (0x06, 0, 0, _FAIL | _ENOSYS), (0x06, 0, 0, _ALLOW)
-    )
-    LIBC.prctl(38, 1, 0, 0, 0)
-    assert LIBC.prctl(22, 2, ctypes.c_void_p(described.buffer_info()[0]), 0, 0) == 0
+    deny(444, ENOSYS)  # landlock_create_ruleset
 
 
 def lose_listener() -> None:
     """Be in a filter that has a listener already: there can be no other one."""
-    _, described = _program((0x06, 0, 0, _ALLOW))
-    LIBC.prctl(38, 1, 0, 0, 0)
-    assert LIBC.syscall(277 if IS_ARM else 317, 1, 8, ctypes.c_void_p(described.buffer_info()[0])) >= 0
+    LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    everything = filter_of(Instruction(BPF_RETURN, 0, 0, ALLOW))
+    assert LIBC.syscall(277 if IS_ARM else 317, 1, 8, ctypes.byref(everything)) >= 0

@@ -25,18 +25,22 @@ class Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.POINTER(Instruction)))
 
 
+def filter_of(*instructions: Instruction) -> Program:
+    """Return a filter for the kernel."""
+    return Program(len(instructions), (Instruction * len(instructions))(*instructions))
+
+
 def deny(number: int, error: int) -> None:
     """Have a system call fail in this process and all that it starts."""
-    instructions = (Instruction * 4)(
+    denial = filter_of(
         Instruction(BPF_LOAD, 0, 0, 0),  # the number of the call
         Instruction(BPF_JUMP_IF_EQUAL, 0, 1, number),
         Instruction(BPF_RETURN, 0, 0, RETURN_ERRNO | error),
         Instruction(BPF_RETURN, 0, 0, ALLOW),
     )
     prctl = ctypes.CDLL(None, use_errno=True).prctl
-    program = Program(len(instructions), instructions)
     if prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or prctl(
-        PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0
+        PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(denial), 0, 0
     ):
         raise OSError(ctypes.get_errno(), "prctl")
 
