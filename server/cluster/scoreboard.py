@@ -195,7 +195,12 @@ class Row:
         self[Cell.SERVICE_US] = average + (service_us - average) // 8 if average else service_us
 
     def learn(self, service_us: int, cost_us: int) -> None:
-        """Note how long a task took of which its header told so much; older ones count an eighth less."""
+        """Note how long a task took of which its header told so much; older ones count an eighth less.
+
+        Args:
+            service_us: how long it took, within the bounds that `Admission.learn` sets, in microseconds.
+            cost_us: what its header told, in microseconds of the table of costs.
+        """
         self[Cell.RECENT_US] += service_us - self[Cell.RECENT_US] // 8
         self[Cell.RECENT_COST_US] += cost_us - self[Cell.RECENT_COST_US] // 8
 

@@ -109,7 +109,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         self._received_bytes = 0  # written by buffer_updated
         self._written_bytes = 0  # of response bodies; written by _send_body
         self._has_all = True  # whether the client was seen to have taken all that was written
-        self._unread: Ticket | None = None  # of an earlier request, whose result it has not all taken
+        self._unread: Ticket | None = None  # of an earlier request, until its client was seen to have read it
         self._rate = TransferRate(worker.settings, worker.loop.time())
         self._linger = LingeringClose()
         self._is_waiting = False  # for a turn to parse what has arrived
@@ -125,8 +125,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
 
     def _begin_request(self) -> Exchange:
         """Give the request whose head has arrived an owner, before anything can be said about it."""
-        if not self._has_all:
-            self._unread = self._unread or self._exchange.ticket
+        self._unread = self._unread or self._exchange.ticket
         self._exchange = Exchange()
         self._is_served = False
         self._is_last_response = None

@@ -667,6 +667,11 @@ def test_what_a_client_has_not_read_of_a_result_counts_until_it_has(behind: byte
             assert (await client.read()).body == bytes(size)
             if behind:
                 assert (await client.read()).body == b"ok"
+            served.protocols[0].cost_of_closing()  # eviction looks at it before the next request
+            await client.send(GET)
+            assert (await client.read()).body == b"ok"
+            async with asyncio.timeout(20):
+                await are_written.get()
             assert held() == [0, 0]
             await client.send(post(b"", path=b"/result"))
             async with asyncio.timeout(20):
