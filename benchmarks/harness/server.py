@@ -335,6 +335,11 @@ class LiveWorker(LiveServer):
         self.wait_for("job_worker_online", deadline_s=self._start_s)
 
 
+def faulty_environ(directory: Path) -> dict[str, str]:
+    """Return an environment in which the file `fault.PART` in a directory makes that part raise."""
+    return {"PYTHONPATH": f"{ROOT / 'benchmarks' / 'harness' / 'faults'}:{ROOT}", "FAULTS": str(directory)}
+
+
 def clean_environ() -> dict[str, str]:
     """Return the environment without what would change the service under test, and with jobs off.
 

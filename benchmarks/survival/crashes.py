@@ -22,7 +22,7 @@ from benchmarks.harness.clients import Clients
 from benchmarks.harness.exchanges import Exchange, ask, drive, outcome
 from benchmarks.harness.findings import Finding
 from benchmarks.harness.messages import post
-from benchmarks.harness.server import ROOT, LiveServer
+from benchmarks.harness.server import ROOT, LiveServer, faulty_environ
 from benchmarks.harness.waiting import at_intervals, until
 from benchmarks.survival.cluster import (
     OK,
@@ -197,12 +197,6 @@ def _back(kind: str, back_s: Sequence[float]) -> list[Finding]:
             is_figure=True,
         ),
     ]
-
-
-def faulty_environ(directory: Path) -> dict[str, str]:
-    """Return an environment in which the file `fault.PART` in a directory makes that part raise."""
-    path = f"{ROOT / 'benchmarks' / 'harness' / 'faults'}:{ROOT}"
-    return {"PYTHONPATH": path, "FAULTS": str(directory)}
 
 
 #: The parts of a worker that run for as long as it does, without jobs.

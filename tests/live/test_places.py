@@ -14,10 +14,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from io import BytesIO
 from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 from support.live_server import DEADLINE_S, Event, LiveServer, run
 from support.places import (
     AS_A_USER,
@@ -33,7 +35,6 @@ from support.places import (
 from benchmarks.harness import processes
 from benchmarks.harness.server import ENGINE, WORKER, Server
 from benchmarks.harness.waiting import until
-from benchmarks.survival.specimens import plain_webp
 
 GUNICORN = [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0"]
 
@@ -264,7 +265,9 @@ def test_a_limit_that_is_just_high_enough_is_enough(limit: str, warnings: list[s
 def test_what_does_not_fit_into_a_low_limit_is_answered_and_the_rest_is_served(
     limit: str, status: int, problem: str
 ) -> None:
-    image = plain_webp(9_000, 9_000)  # 243 MB as pixels, and as BMP
+    with Image.new("RGB", (9_000, 9_000)) as plain, BytesIO() as file:  # 243 MB as pixels, and as BMP
+        plain.save(file, "PNG")
+        image = file.getvalue()
     with PlacedServer(wrapper=["prlimit", f"--{limit}"]) as server:
         answer = httpx.post(f"{server.url}/flip?format=bmp", content=image, timeout=DEADLINE_S)
         assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (status, problem)

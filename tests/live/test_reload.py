@@ -470,11 +470,11 @@ def test_an_interrupt_hastens_a_stop(landscape: Path) -> None:
 def test_a_stop_does_not_wait_for_a_worker_that_is_still_starting(copy: Path) -> None:
     with LiveServer(root=copy, environ={"WEB_CONCURRENCY": "1"}) as server:
         (worker,) = server.workers()
-        never_ready = "print('waiting', file=sys.stderr, flush=True); os.read(config.control, 1)"
+        never_ready = "os.mkdir('waiting'); os.read(config.control, 1)"
         entry = "sandbox.close_output()"
         with broken(copy / "server" / "cluster" / "engine.py", entry, never_ready):
             os.kill(worker["pid"], signal.SIGKILL)
-            server.wait_for("waiting")
+            assert until((copy / "waiting").exists, DEADLINE_S)
         assert server.stop() == 0
 
 
@@ -565,10 +565,10 @@ def test_an_engine_that_is_stuck_before_it_is_ready_is_replaced(copy: Path) -> N
     impatient = broken(package / "supervisor.py", "BOOT_S = 20.0", "BOOT_S = 5.0")
     with impatient, LiveServer(root=copy, environ={"WEB_CONCURRENCY": "1"}) as server:
         (worker,) = server.workers()
-        stuck = "print('stuck', file=sys.stderr, flush=True); signal.pause()"
+        stuck = "os.makedirs('stuck', exist_ok=True); signal.pause()"
         with broken(package / "sandbox.py", "nowhere = os.open(os.devnull, os.O_RDWR)", stuck):
             os.kill(worker["engine_pid"], signal.SIGKILL)
-            server.wait_for("stuck")
+            assert until((copy / "stuck").exists, DEADLINE_S)
         server.wait_for("engine_died", count=2, signal="SIGKILL")
         server.wait_for("engine_online", count=2)
         assert httpx.post(f"{server.url}/flip").status_code == 200

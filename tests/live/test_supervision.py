@@ -19,9 +19,8 @@ from support.load import Load, ask_once
 from support.places import AS_A_USER, PlacedServer
 
 from benchmarks.harness import processes
-from benchmarks.harness.server import ENGINE, WORKER
+from benchmarks.harness.server import ENGINE, WORKER, faulty_environ
 from benchmarks.harness.waiting import until
-from benchmarks.survival.crashes import faulty_environ
 
 ASYNC = {"Prefer": "respond-async"}
 

@@ -632,7 +632,7 @@ def results(served: Gateway, size: int, are_written: "asyncio.Queue[None]") -> A
         if scope["method"] == "POST":
             with admission.admit(0, client=GREEDY) as ticket:
                 exchange.ticket = ticket
-                ticket.deliver(size, 0)
+                ticket.deliver(size, 0, INTERACTIVE)
                 await respond(send, bytes(size))
         else:
             await respond(send, b"ok")
