@@ -211,9 +211,12 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
     def eof_received(self) -> None:
         """Take a client that ends its side of the connection for one that has left, and cancel its request.
 
-        That is nearly always so. A client that only ends its side, and goes on reading, gets no response.
+        That is nearly always so. A client that only ends its side, and goes on reading, gets no response, but
+        can still read what was written for it before: asyncio closes the connection when all of that is sent,
+        and until then it counts, and has its limits, as any other.
         """
-        self.connection_lost(None)
+        self._closed = True
+        self._task.cancel()
 
     @property
     def client(self) -> str | None:

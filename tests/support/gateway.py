@@ -179,7 +179,8 @@ class Gateway:
         """Abort all connections and wait for what they had under way."""
         async with asyncio.timeout(DEADLINE_S):
             for protocol in self.protocols:
-                protocol.transport.abort()
+                if not protocol.lost.is_set():  # asyncio fails over one that was closed with unsent bytes
+                    protocol.transport.abort()
                 await protocol.lost.wait()
             tasks = asyncio.all_tasks() - {asyncio.current_task()}
             await asyncio.gather(*tasks, return_exceptions=True)

@@ -629,14 +629,16 @@ def results(served: Gateway, size: int, are_written: "asyncio.Queue[None]") -> A
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
-        if scope["method"] == "POST":
-            with admission.admit(0, client=GREEDY) as ticket:
-                exchange.ticket = ticket
-                ticket.deliver(size, 0, INTERACTIVE)
-                await respond(send, bytes(size))
-        else:
-            await respond(send, b"ok")
-        are_written.put_nowait(None)
+        try:
+            if scope["method"] == "POST":
+                with admission.admit(0, client=GREEDY) as ticket:
+                    exchange.ticket = ticket
+                    ticket.deliver(size, 0, INTERACTIVE)
+                    await respond(send, bytes(size))
+            else:
+                await respond(send, b"ok")
+        finally:
+            are_written.put_nowait(None)
 
     return app
 
@@ -850,6 +852,46 @@ def test_a_client_that_leaves_has_its_request_cancelled() -> None:
                 await app.is_cancelled.wait()
             await served.protocols[0].lost.wait()
             assert [status for _, _, status, _ in lines(events)] == [499]
+
+    run(test())
+
+
+def test_a_client_that_ends_its_side_keeps_its_place_until_it_has_read_what_was_written() -> None:
+    async def test() -> None:
+        size = 4_000_000
+        settings = Settings(min_bytes_per_s=1000, slow_after_s=5)
+        async with gateway(say_length, settings) as (served, events):
+            are_written: asyncio.Queue[None] = asyncio.Queue()
+            served.serve(lambda served: results(served, size, are_written))
+            page, scoreboard = served.membership.page, served.membership.scoreboard
+            reading, gone = [await served.connect(GREEDY) for _ in range(2)]
+            for client in (reading, gone):
+                await client.send(post(b"", path=b"/result"))
+                await client.is_readable()
+                client.end()
+                async with asyncio.timeout(20):
+                    await are_written.get()
+
+            def held() -> tuple[int, int, int]:
+                served.check_rates()
+                connections = page.account(GREEDY).used(Field.CONNECTIONS)
+                return len(served.worker.connections), connections, served.worker.nr_conns
+
+            assert held() == (2, 2, 2)
+            assert scoreboard.total(Cell.HELD_BYTES) > 0
+            assert b"\r\n\r\n" in await reading.read_to_end()
+            async with asyncio.timeout(20):
+                await served.protocols[0].lost.wait()
+            assert held() == (1, 1, 1)
+            for _ in range(2):
+                served.advance(6)
+                served.check_rates()
+            async with asyncio.timeout(20):
+                await served.protocols[1].lost.wait()
+            assert held() == (0, 0, 0)
+            assert scoreboard.total(Cell.HELD_BYTES) == 0
+            (event,) = [event for event in events if event["event"] == "slow_client_disconnected"]
+            assert event["stage"] == "download"
 
     run(test())
 
