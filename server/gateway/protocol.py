@@ -109,7 +109,8 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         self._received_bytes = 0  # written by buffer_updated
         self._written_bytes = 0  # of response bodies; written by _send_body
         self._has_all = True  # whether the client was seen to have taken all that was written
-        self._unread: Ticket | None = None  # of an earlier request, until its client was seen to have read it
+        self._unread: Ticket | None = None  # of earlier requests, until their client was seen to have read it
+        self._unread_end = 0  # what was written when the last of them ended
         self._rate = TransferRate(worker.settings, worker.loop.time())
         self._linger = LingeringClose()
         self._is_waiting = False  # for a turn to parse what has arrived
@@ -125,7 +126,10 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
 
     def _begin_request(self) -> Exchange:
         """Give the request whose head has arrived an owner, before anything can be said about it."""
-        self._unread = self._unread or self._exchange.ticket
+        if ticket := self._exchange.ticket:
+            if self._unread:  # it counts for both
+                ticket.hold_unread(0)
+            self._unread, self._unread_end = self._unread or ticket, self._written_bytes
         self._exchange = Exchange()
         self._is_served = False
         self._is_last_response = None
@@ -157,7 +161,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._leave_place()
-        self._hold_unread(0)
+        self._hold_unread(self._written_bytes)
         super().connection_lost(exc)
         if self._task is not None:
             self._task.add_done_callback(self._untangle)
@@ -232,7 +236,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
     def check_rate(self, now_s: float) -> None:
         """Disconnect the client if it is too slow; called about once a second."""
         stage, moved_bytes = self._progress()
-        held_bytes = self._hold_unread(self._written_bytes - moved_bytes if stage is Stage.DOWNLOAD else 0)
+        held_bytes = self._hold_unread(moved_bytes if stage is Stage.DOWNLOAD else self._written_bytes)
         reading = self._rate.read(stage, moved_bytes, now_s, held_bytes)
         self._bytes_per_s = inf if reading.bytes_per_s is None else reading.bytes_per_s
         if stage is Stage.UPLOAD and reading.bytes_per_s is not None:
@@ -241,17 +245,19 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         if reading.is_too_slow or (stage is Stage.DOWNLOAD and is_overdue):
             self._end_slow(stage)
 
-    def _hold_unread(self, unread_bytes: int) -> int:
+    def _hold_unread(self, read_bytes: int) -> int:
         """Let what the client has not taken of its results count as theirs; returns how much they hold.
 
         Streams, archives and results of jobs hold nothing.
         """
-        if ticket := self._unread or self._exchange.ticket:
-            ticket.hold_unread(unread_bytes)
-        held_bytes = sum(each.held_bytes for each in {self._unread, self._exchange.ticket} if each)
-        if not unread_bytes:
-            self._unread = None
-        return held_bytes
+        own, earlier = self._exchange.ticket, self._unread
+        if own:
+            own.hold_unread(self._written_bytes - max(read_bytes, self._unread_end))
+        if earlier:
+            earlier.hold_unread(max(0, self._unread_end - read_bytes))
+            if read_bytes >= self._unread_end:
+                self._unread = None
+        return sum(ticket.held_bytes for ticket in (own, earlier) if ticket)
 
     def _progress(self) -> tuple[Stage, int]:
         """Say what the connection waits for its client to do, and how many bytes the client has moved."""

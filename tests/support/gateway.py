@@ -56,6 +56,13 @@ class Client:
             body, self._received = self._received[:length], self._received[length:]
         return Answer(int(line.split()[1]), headers, body)
 
+    async def take(self, nbytes: int) -> None:
+        """Read so much of the next response, at least, without looking at it."""
+        async with asyncio.timeout(DEADLINE_S):
+            begun = len(self._received)
+            while len(self._received) < begun + nbytes:
+                await self._read_more()
+
     async def read_to_end(self) -> bytes:
         """Read all that comes until the server closes or resets the connection."""
         async with asyncio.timeout(DEADLINE_S):
@@ -102,6 +109,7 @@ class WatchedProtocol(Protocol):
         super().__init__(worker)
         self.lost = asyncio.Event()
         self._arrived = asyncio.Event()
+        self._wrote = asyncio.Event()
 
     def buffer_updated(self, nbytes: int) -> None:
         super().buffer_updated(nbytes)
@@ -110,6 +118,17 @@ class WatchedProtocol(Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.lost.set()
+
+    def _send_body(self, body: bytes, *framing: Any, **more: Any) -> None:  # noqa: ANN401 gunicorn's
+        super()._send_body(body, *framing, **more)
+        self._wrote.set()
+
+    async def has_written(self, total_bytes: int) -> None:
+        """Wait until so many bytes of bodies have been written in all, taken by the client or not."""
+        async with asyncio.timeout(DEADLINE_S):
+            while self._written_bytes < total_bytes:
+                self._wrote.clear()
+                await self._wrote.wait()
 
     async def has_received(self, total_bytes: int) -> None:
         """Wait until so many bytes have arrived in all."""

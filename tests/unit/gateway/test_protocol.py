@@ -611,13 +611,17 @@ def test_a_result_that_is_held_for_too_long_is_cut_however_fast_it_is_read() -> 
     run(test())
 
 
-def results(served: Gateway, size: int, are_written: "asyncio.Queue[None]") -> App:
+def results(
+    served: Gateway, size: int, are_written: "asyncio.Queue[None]", stream_bytes: int | None = None
+) -> App:
     """Make an app that answers `POST` with a result that is admitted, and anything else at once.
 
     Args:
         size: of the result, in bytes.
         are_written: gets an item when a request is over and has given back what it held.
+        stream_bytes: how much it answers to anything else; None for `ok`.
     """
+    other = b"ok" if stream_bytes is None else bytes(stream_bytes)
     membership = served.membership
     admission = Admission(
         membership.scoreboard,
@@ -636,7 +640,7 @@ def results(served: Gateway, size: int, are_written: "asyncio.Queue[None]") -> A
                     ticket.deliver(size, 0, INTERACTIVE)
                     await respond(send, bytes(size))
             else:
-                await respond(send, b"ok")
+                await respond(send, other)
         finally:
             are_written.put_nowait(None)
 
@@ -708,6 +712,58 @@ def test_the_end_of_a_result_must_be_read_in_time_too() -> None:
             (event,) = [event for event in events if event["event"] == "slow_client_disconnected"]
             assert event["stage"] == "download"
             assert served.membership.scoreboard.total(Cell.HELD_BYTES) == 0
+
+    run(test())
+
+
+def test_a_stream_behind_a_result_holds_nothing_and_has_no_end_in_time() -> None:
+    async def test() -> None:
+        result, stream = 220_000, 6_000_000
+        settings = Settings(min_bytes_per_s=1, slow_after_s=1000, download_timeout_s=30)
+        async with gateway(say_length, settings) as (served, events):
+            are_written: asyncio.Queue[None] = asyncio.Queue()
+            served.serve(lambda served: results(served, result, are_written, stream))
+            scoreboard = served.membership.scoreboard
+            client = await served.connect()
+            await client.send(post(b"", path=b"/result") + GET)
+            async with asyncio.timeout(20):
+                await are_written.get()
+            await served.protocols[0].has_written(result + stream)
+            served.check_rates()
+            # Headers and what else is on its way count too, but no byte of the stream does.
+            assert result <= scoreboard.total(Cell.HELD_BYTES) < 1.1 * result
+            assert len((await client.read()).body) == result
+            for _ in range(4):  # it reads the stream in two minutes
+                await client.take(1_000_000)
+                served.check_rates()
+                assert scoreboard.total(Cell.HELD_BYTES) == 0
+                served.advance(29)
+            assert "slow_client_disconnected" not in {event["event"] for event in events}
+            assert len((await client.read()).body) == stream
+
+    run(test())
+
+
+def test_results_that_are_read_one_by_one_count_until_each_was_read() -> None:
+    async def test() -> None:
+        size = 100_000
+        async with gateway(say_length) as (served, _):
+            are_written: asyncio.Queue[None] = asyncio.Queue()
+            served.serve(lambda served: results(served, size, are_written))
+            scoreboard = served.membership.scoreboard
+            client = await served.connect()
+            for _ in range(3):
+                await client.send(post(b"", path=b"/result"))
+                async with asyncio.timeout(20):
+                    await are_written.get()
+                served.check_rates()
+            for unread in (3, 2, 1):
+                served.check_rates()
+                held = scoreboard.total(Cell.HELD_BYTES)
+                assert (unread - 1) * size < held < 1.1 * unread * size  # it reads ahead
+                assert (await client.read()).body == bytes(size)
+            served.check_rates()
+            assert scoreboard.total(Cell.HELD_BYTES) == 0
 
     run(test())
 
