@@ -116,6 +116,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         self._is_waiting = False  # for a turn to parse what has arrived
         self._bytes_per_s = inf  # of the transfer that is under way; until it is measured it is no slow one
         self._peer: Any = None
+        self._calls = 0  # of the app that have not ended
         self.account: Account | None = None
         # Per request; replaced by _begin_request before the parser's own state is looked at.
         self._exchange = Exchange()
@@ -159,17 +160,16 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
             self._begin_lingering()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
-        self._leave_place()
+        """Forget the connection; it keeps its place until the app has ended, too."""
         self._hold_unread(self._written_bytes)
         super().connection_lost(exc)
-        if self._task is not None:
-            self._task.add_done_callback(self._untangle)
+        self._task.add_done_callback(self._untangle)
 
     def _untangle(self, _task: object) -> None:
         """Break cycles, so that no garbage is left: to collect it stops a worker for a tenth of a second."""
         if not self._finishing_calls:
             self._callback_parser = self._body_receiver = None
+        self._leave_lost_place()
 
     def _own_account(self) -> Account | None:
         """Return the account of the client; None when the connection is that of a proxy, for many clients."""
@@ -187,6 +187,11 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
             log.info("connections_evicted", client=evicted[0].client, **stages)
         return bool(evicted)
 
+    def _leave_lost_place(self) -> None:
+        """Leave the place when connection and app have ended: until then a request has its descriptors."""
+        if self._conn_lost_handled and self._task.done() and not self._calls:
+            self._leave_place()
+
     def _leave_place(self) -> None:
         if self in self.worker.connections:
             del self.worker.connections[self]
@@ -196,9 +201,13 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
     def cost_of_closing(self) -> tuple[int, float] | None:
         """Say how much the client would lose: an idle connection, half a head, a slow or a fast transfer.
 
-        A connection stays while an engine works for it.
+        A connection stays while an engine works for it, for a client that has left too, and while a request
+        that has arrived waits for its turn.
         """
         stage, _ = self._progress()
+        is_at_work = self._closed or (self._answer_began_s is None and not self._is_receiving())
+        if self._is_waiting or (self._calls and is_at_work):
+            return None
         if stage in {Stage.UPLOAD, Stage.DOWNLOAD}:
             return (2, self._bytes_per_s)
         if stage is Stage.HEADERS:
@@ -482,6 +491,16 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
                 )
         self._body_receiver = _BodyReceiver(self._current_request, self)
         return is_without_body
+
+    async def _handle_http_request(self, *request: object) -> bool:
+        """Serve the request; its app may go on after the client has left."""
+        self._calls += 1
+        try:
+            keeps_alive: bool = await super()._handle_http_request(*request)
+            return keeps_alive
+        finally:
+            self._calls -= 1
+            self._leave_lost_place()
 
     def _build_http_scope(self, *request: object) -> dict[str, Any]:
         """Pass the request's owner on to the app."""

@@ -6,7 +6,7 @@ import gc
 import json
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from io import FileIO
 
 import pytest
@@ -18,6 +18,7 @@ from server.cluster.roles import INTERACTIVE
 from server.cluster.scoreboard import Cell
 from server.errors import ServiceUnavailable
 from server.gateway.linger import LINGER_S
+from server.gateway.turns import Turns
 from server.settings import Settings
 from server.web.envelope import App, Receive, Scope, Send
 from server.web.exchange import Exchange
@@ -852,6 +853,61 @@ def test_when_connections_run_out_a_transfer_that_has_just_begun_is_not_taken_fo
     run(test())
 
 
+def test_when_connections_run_out_one_that_an_engine_works_for_stays_though_an_answer_is_unread() -> None:
+    async def test() -> None:
+        held = Held()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["method"] == "GET":
+                await held(scope, receive, send)
+            else:
+                await respond(send, bytes(220_000))
+
+        async with gateway(app, worker_connections=2) as (served, events):
+            busy, idle = [await served.connect(GREEDY) for _ in range(2)]
+            await busy.send(post(b"") + GET)
+            await held.is_asked.wait()
+            await idle.send(post(b""))
+            await served.protocols[1].has_written(220_000)
+            polite = await served.connect(POLITE)
+            held.may_answer.set()
+            await polite.send(GET)
+            assert (await polite.read()).status == 200
+            assert len((await busy.read()).body) == 220_000
+            assert (await busy.read()).body == b"ok"
+            (evicted,) = [event for event in events if event["event"] == "connections_evicted"]
+            assert evicted["download"] == 1
+
+    run(test())
+
+
+def test_when_connections_run_out_one_whose_request_waits_for_its_turn_is_not_taken_for_an_idle_one() -> None:
+    class Late(Turns):
+        """The turns of a worker that has no time."""
+
+        turn: Callable[[], None]
+
+        def begin_request(self, client: Hashable, turn: Callable[[], None]) -> None:
+            self.turn = turn
+
+    async def test() -> None:
+        async with gateway(say_length, worker_connections=2) as (served, _):
+            served.worker.turns = turns = Late()
+            waiting, idle = [await served.connect(GREEDY) for _ in range(2)]
+            await waiting.send(GET + GET)
+            assert (await waiting.read()).status == 200
+            await idle.send(GET)
+            await idle.read()
+            polite = await served.connect(POLITE)
+            assert await idle.read_to_end() == b""
+            turns.turn()
+            assert (await waiting.read()).status == 200
+            await polite.send(GET)
+            assert (await polite.read()).status == 200
+
+    run(test())
+
+
 @pytest.mark.parametrize("sent", [b"", GET[:20], GET, post(), b"GET\r\n\r\n"])
 def test_a_connection_that_was_closed_leaves_no_garbage(sent: bytes) -> None:
     async def test() -> None:
@@ -908,6 +964,45 @@ def test_a_client_that_leaves_has_its_request_cancelled() -> None:
                 await app.is_cancelled.wait()
             await served.protocols[0].lost.wait()
             assert [status for _, _, status, _ in lines(events)] == [499]
+
+    run(test())
+
+
+def test_a_client_that_leaves_keeps_its_place_until_its_request_has_ended() -> None:
+    async def test() -> None:
+        has_ended, may_end = asyncio.Event(), asyncio.Event()
+        asked: asyncio.Queue[None] = asyncio.Queue()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            """Go on after the client has left, as a request whose image an engine has begun does."""
+            asked.put_nowait(None)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await may_end.wait()
+                has_ended.set()
+
+        async with gateway(app, worker_connections=2) as (served, events), asyncio.timeout(20):
+            for protocol in range(2):
+                client = await served.connect(GREEDY)
+                await client.send(GET)
+                await asked.get()
+                client.close()
+                await served.protocols[protocol].lost.wait()
+            account = served.membership.page.account(GREEDY)
+            assert (len(served.worker.connections), account.used(Field.CONNECTIONS)) == (2, 2)
+            assert served.worker.nr_conns == 0  # a drain does not wait for them
+            served.check_rates()
+            assert (await (await served.connect(POLITE)).read()).status == 503
+            may_end.set()
+            await has_ended.wait()
+            assert (len(served.worker.connections), account.used(Field.CONNECTIONS)) == (0, 0)
+            polite = await served.connect(POLITE)
+            await polite.send(GET)
+            await asked.get()
+            assert not {"connections_evicted", "slow_client_disconnected"} & {
+                event["event"] for event in events
+            }
 
     run(test())
 
