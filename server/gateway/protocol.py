@@ -204,10 +204,10 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         A connection stays while an engine works for it, for a client that has left too, and while a request
         that has arrived waits for its turn.
         """
-        stage, _ = self._progress()
         is_at_work = self._closed or (self._answer_began_s is None and not self._is_receiving())
-        if self._is_waiting or (self._calls and is_at_work):
+        if self._conn_lost_handled or self._is_waiting or (self._calls and is_at_work):
             return None
+        stage, _ = self._progress()
         if stage in {Stage.UPLOAD, Stage.DOWNLOAD}:
             return (2, self._bytes_per_s)
         if stage is Stage.HEADERS:

@@ -422,7 +422,16 @@ def test_of_many_connections_the_oldest_are_looked_at() -> None:
     busy = [Place(crowd.a, None) for _ in range(10)]
     many = [Place(crowd.a, (1, 0)) for _ in range(1000)]
     assert eviction.choose(crowd.b, [*busy, *many], crowd.shares, 10) == many[:32]
-    assert sum(place.looks for place in many) == 128
+    assert sum(place.looks for place in many) == 32
+
+
+def test_an_idle_connection_is_found_behind_any_number_of_transfers() -> None:
+    crowd = Crowd()
+    transfers = [Place(crowd.a, (2, 1.0)) for _ in range(1000)]
+    idle, half = [Place(crowd.a) for _ in range(40)], [Place(crowd.a, (1, 0)) for _ in range(10)]
+    assert eviction.choose(crowd.b, [*transfers, *half, *idle], crowd.shares, 10) == [*idle[:22], *half]
+    slowest = Place(crowd.a, (2, 0.5))
+    assert crowd.choose(crowd.b, *transfers, slowest) is slowest
 
 
 def test_connections_to_other_workers_take_no_place_of_this_one() -> None:
