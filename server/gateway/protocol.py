@@ -102,6 +102,9 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
     _closed: bool
     _callback_parser: Any  # these two are None once the connection is gone
     _body_receiver: Any
+    _rate: (
+        TransferRate  # this one begins with the connection: over TLS, asyncio makes us before the handshake
+    )
 
     def __init__(self, worker: "Worker") -> None:
         super().__init__(worker)
@@ -111,7 +114,6 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         self._has_all = True  # whether the client was seen to have taken all that was written
         self._unread: Ticket | None = None  # of earlier requests, until their client was seen to have read it
         self._unread_end = 0  # what was written when the last of them ended
-        self._rate = TransferRate(worker.settings, worker.loop.time())
         self._linger = LingeringClose()
         self._is_waiting = False  # for a turn to parse what has arrived
         self._bytes_per_s = inf  # of the transfer that is under way; until it is measured it is no slow one
@@ -143,6 +145,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Accept the connection, or refuse it when there are too many."""
         super().connection_made(transport)
+        self._rate = TransferRate(self.worker.settings, self.worker.loop.time())
         sock = self._socket = transport.get_extra_info("socket")
         self._wire = _below_tls(transport)
         self._peer = transport.get_extra_info("peername")

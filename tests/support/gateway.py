@@ -168,17 +168,19 @@ class Gateway:
         """Serve another app on connections that are opened from now on."""
         self.worker.asgi = Envelope(app_of(self), self.membership.row)
 
-    async def connect(self, address: str | None = None) -> Client:
+    async def connect(self, address: str | None = None, handshake_s: float = 0) -> Client:
         """Open a connection.
 
         Args:
             address: of the client, one of the loopback network; None for a client without one.
+            handshake_s: how long asyncio takes from making the protocol to the connection, as over TLS.
         """
         ours, theirs = socket.socketpair() if address is None else _tcp_pair(address)
         theirs.setblocking(False)
 
         def protocol() -> Protocol:
             self.protocols.append(WatchedProtocol(self.worker))
+            self.advance(handshake_s)
             return self.protocols[-1]
 
         await self.worker.loop.connect_accepted_socket(protocol, theirs)

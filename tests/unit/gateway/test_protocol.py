@@ -560,6 +560,23 @@ def test_slow_headers_are_answered_and_silence_is_not() -> None:
     run(test())
 
 
+def test_the_time_for_headers_begins_after_the_handshake() -> None:
+    async def test() -> None:
+        async with gateway(say_length, Settings(headers_timeout_s=10)) as (served, events):
+            client = await served.connect(handshake_s=8)
+            served.advance(8)
+            served.check_rates()
+            await client.send(GET)
+            assert (await client.read()).status == 200
+            late = await served.connect(handshake_s=8)
+            served.advance(10.5)
+            served.check_rates()
+            assert await late.read_to_end() == b""
+            assert [event["event"] for event in events].count("slow_client_disconnected") == 1
+
+    run(test())
+
+
 def test_a_slow_download_is_reset() -> None:
     async def test() -> None:
         app = Held(b"x" * 5_000_000)
