@@ -111,22 +111,32 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
     def _setup_event_loop(self) -> None:
         """Serve our protocol, with the backlog that is configured and a limit on TLS handshakes.
 
-        For asyncio the backlog is how many connections it accepts at once, too. Its handshakes may take a
-        minute, in which a connection is counted nowhere.
+        For asyncio the backlog is how many connections it accepts at once, too; the workers share it, so none
+        may listen with less. Its handshakes may take a minute, in which a connection is counted nowhere.
         """
         super()._setup_event_loop()
-        create_server = self.loop.create_server
+        create_server, start_serving = self.loop.create_server, self.loop._start_serving  # noqa: SLF001
 
         async def with_our_protocol(_theirs: object, *, sock: socket.socket, **more: Any) -> asyncio.Server:  # noqa: ANN401
             if more.get("ssl"):
                 more["ssl_handshake_timeout"] = self.settings.headers_timeout_s
-            self.loop.call_soon(sock.listen, self.cfg.backlog)  # asyncio is about to set its own
             server: asyncio.Server = await create_server(
-                lambda: Protocol(self), sock=sock, backlog=_ACCEPTED_AT_ONCE, **more
+                lambda: Protocol(self), sock=sock, backlog=self.cfg.backlog, **more
             )
             return server
 
+        def accepting_few(
+            protocol_factory: object,
+            sock: object,
+            tls: object,
+            server: object,
+            _backlog: int,
+            *timeouts: object,
+        ) -> None:
+            start_serving(protocol_factory, sock, tls, server, _ACCEPTED_AT_ONCE, *timeouts)
+
         self.loop.create_server = with_our_protocol
+        self.loop._start_serving = accepting_few  # noqa: SLF001
 
     def run(self) -> None:
         """Serve until told to stop."""

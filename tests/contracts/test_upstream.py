@@ -90,6 +90,12 @@ TABLE: dict[str, dict[str, str]] = {
         "gunicorn.glogging:Logger.setup": "bca564a2efe376d8",
         "gunicorn.glogging:Logger._set_handler": "0b4f8f83aa5d19e6",
         "asyncio.base_events:BaseEventLoop.create_server": "68286e9fbf40d618",
+        "asyncio.base_events:Server._start_serving": "4c7923b4acc77de5",
+        "asyncio.selector_events:BaseSelectorEventLoop._start_serving": "57d5cd4beabc5410",
+        "asyncio.selector_events:BaseSelectorEventLoop._accept_connection": "50d9a635f76d6b06",
+        "asyncio.selector_events:BaseSelectorEventLoop._accept_connection2": "0c76d59ee8fc8c6c",
+        "asyncio.selector_events:_SelectorSocketTransport._read_ready__on_eof": "03418ffe7e7b6c57",
+        "asyncio.selector_events:_SelectorTransport.close": "ac7a66acc45c66c6",
     },
     "0009": {
         "gunicorn.asgi.protocol:ASGIProtocol._will_close": "3adc940948189a26",

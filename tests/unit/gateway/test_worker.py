@@ -22,11 +22,23 @@ from server.web.envelope import Receive, Scope, Send
 _MOST_WAITING = slice(28, 32)
 
 
+class ListeningSocket(socket.socket):
+    """A socket that remembers each backlog that it was given."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(fileno=sock.detach())
+        self.backlogs: list[int] = []
+
+    def listen(self, backlog: int = -1, /) -> None:
+        self.backlogs.append(backlog)
+        super().listen(backlog)
+
+
 class Listener:
     """A listening socket as gunicorn passes it to its workers."""
 
     def __init__(self) -> None:
-        self.sock = socket.create_server(("127.0.0.1", 0))
+        self.sock = ListeningSocket(socket.create_server(("127.0.0.1", 0)))
         self.sock.setblocking(False)
 
     def close(self) -> None:
@@ -118,6 +130,7 @@ def test_as_many_connections_may_wait_as_configured(backlog: int) -> None:
     async def test() -> None:
         async with serving(backlog=backlog) as (_, listener, _, _):
             assert listener.backlog == backlog
+            assert set(listener.sock.backlogs) == {backlog}  # less for a moment would drop those that wait
 
     run(test())
 
