@@ -60,7 +60,7 @@ timeout = 30
 graceful_timeout = 30
 
 # How long an idle connection stays open, in seconds. Clients that send one image after the other need
-# little; a load balancer in front that reuses connections should have a shorter time-out than this. After a
+# little; a load balancer in front that reuses connections should have a shorter timeout than this. After a
 # 503 it begins when Retry-After is over.
 keepalive = 5
 

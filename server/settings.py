@@ -1,7 +1,7 @@
 """Settings: every limit, with a default that is right for one machine.
 
 Read from environment variables with the prefix `FLIP_`. What gunicorn already has a setting for (address,
-number of workers, time-outs) is set in `gunicorn.conf.py` or on its command line.
+number of workers, timeouts) is set in `gunicorn.conf.py` or on its command line.
 """
 
 import base64

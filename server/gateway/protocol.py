@@ -169,7 +169,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         self._task.add_done_callback(self._untangle)
 
     def _untangle(self, _task: object) -> None:
-        """Break cycles, so that no garbage is left: to collect it stops a worker for a tenth of a second."""
+        """Break cycles, so that no garbage is left: to collect it stops the worker (ADR 4)."""
         if not self._finishing_calls:
             self._callback_parser = self._body_receiver = None
         self._leave_lost_place()
@@ -180,7 +180,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         return None if is_proxy else self.worker.shares.account(self._peer_host())
 
     def _has_place(self) -> bool:
-        """Whether there is a place for the connection, if need be that of another client's."""
+        """Whether there is a place for the connection, evicting another client's connection if necessary."""
         worker = self.worker
         if len(worker.connections) < worker.worker_connections:
             return True

@@ -31,8 +31,9 @@ log = get_logger(__name__)
 
 base.WorkerTmp = Heartbeat  # gunicorn's constructor of a worker makes one, and there is no setting for it
 
-#: After so many collections of younger garbage the whole heap is looked at, which stops a worker with 2,000
-#: connections for 40 ms; Python's default is 10. Hardly anything is left for it (`Protocol._untangle`).
+#: After so many collections of younger garbage the whole heap is looked at; Python's default is 10. That
+#: stops a worker with 1,000 to 2,000 connections for 15 to 40 ms, as hardly any garbage is left
+#: (`Protocol._untangle`).
 _FULL_COLLECTION_AFTER = 50
 
 #: So many connections are accepted before the event loop serves others: each takes a third of a millisecond.

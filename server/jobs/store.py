@@ -80,7 +80,7 @@ BLOCK_S = 2.0
 _ANSWER_S = 2.0
 _LOOK_EVERY_S = 0.25
 
-#: A time-out that fires so late, in seconds, means that this process did not run, and that the store may have
+#: A timeout that fires so late, in seconds, means that this process did not run, and that the store may have
 #: answered in time.
 _STALL_S = 0.5
 

@@ -209,7 +209,7 @@ def test_stopping_ends_every_process_and_keeps_its_word() -> None:
             answers = [threads.submit(httpx.post, f"{server.url}/flip", timeout=DEADLINE_S) for _ in range(4)]
             # Those that are done first: one that ends between the two looks must not count twice.
             while sum(map(done, answers)) + sum(worker["in_flight"] for worker in server.workers()) < 4:
-                pass  # bounded by the requests' own time-outs
+                pass  # bounded by the requests' own timeouts
             assert server.stop() == 0
             assert [answer.result().status_code for answer in answers] == [200] * 4
         assert server.processes() == []

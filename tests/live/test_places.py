@@ -444,7 +444,7 @@ def test_a_pause_of_all_processes_costs_none_of_them() -> None:
         arbiter, *others = server.processes()
         for pid in (arbiter, *others):
             os.kill(pid, signal.SIGSTOP)
-        time.sleep(7)  # longer than the time-out of workers: that time passes is what this is about
+        time.sleep(7)  # longer than the timeout of workers: that time passes is what this is about
         before = len(server.events)
         os.kill(arbiter, signal.SIGCONT)
         for more in (1, 2):  # before the second one it has looked at its workers

@@ -71,7 +71,7 @@ def test_a_small_image_does_not_wait_for_a_big_one(tracing_server: LiveServer) -
         before = len(tracing_server.events)
         slow = threads.submit(httpx.post, f"{tracing_server.url}/flip", params=big, timeout=DEADLINE_S)
         while not slow.done() and not any(worker["in_flight"] for worker in tracing_server.workers()):
-            pass  # bounded by the request's own time-out
+            pass  # bounded by the request's own timeout
         quick = [httpx.post(f"{tracing_server.url}/orient") for _ in range(6)]
         assert not slow.done()
         assert len({answer.headers["X-Engine-PID"] for answer in quick}) == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.harness.waiting import until
 from support.live_server import DEADLINE_S, ROOT
 
-# Short time-outs: what a test does not finish must not hold it up.
+# Short timeouts: what a test does not finish must not hold it up.
 _CONFIG = """
 daemon off; worker_processes 1; pid {directory}/pid; error_log {directory}/error.log warn; user root;
 events {{ worker_connections 64; }}

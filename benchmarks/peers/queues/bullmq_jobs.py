@@ -2,7 +2,7 @@
 
 Durable, locks last 5 seconds instead of 30 and are checked as often, a job may stall more than once, and what
 is completed is removed. Then the client also waits for an answer as long as it takes: an idle worker blocks
-for longer than redis-py's own time-out of 5 seconds, and after each time-out it backs off for longer.
+for longer than redis-py's own timeout of 5 seconds, and after each timeout it backs off for longer.
 """
 
 import asyncio

@@ -43,7 +43,7 @@ class System:
         is_on_port: it can only listen on a port, not on a socket file.
         is_durable: it is set up to lose nothing.
         timeout_s: after how long, at most, it runs a job again whose worker or server was killed: its lease,
-            lock, heartbeat or visibility time-out, with the interval in which it looks. One that has none
+            lock, heartbeat or visibility timeout, with the interval in which it looks. One that has none
             takes as long as its workers take to connect again, or to poll.
         environ: of its workers and its submitter.
         package: of Debian, that its server is in; empty for none.
@@ -194,7 +194,7 @@ SYSTEMS: tuple[System, ...] = (
     _OURS("ours-store", "ours, the queue alone", _FSYNC, "our_store", _valkey, is_queue_alone=True),
     # A heartbeat of 65 s, and two looks every 5 s; as shipped it runs no job again.
     *_durable_and_shipped("rq", "RQ", "rq_jobs", 75.0, 2.0),
-    # A visibility time-out of 30 s or of an hour, and a worker looks every 100 s.
+    # A visibility timeout of 30 s or of an hour, and a worker looks every 100 s.
     *_durable_and_shipped("celery", "Celery", "celery_jobs", 130.0, 3700.0),
     # A lock of 5 or 30 s; a job is marked in one look and given back in the next one, as often.
     *_durable_and_shipped("bullmq", "BullMQ", "bullmq_jobs", 15.0, 90.0),
