@@ -92,3 +92,13 @@ def test_a_download_that_is_not_taken_is_cut_off(server: LiveServer) -> None:
         assert connection.recv(15) == b"HTTP/1.1 200 OK"
         server.wait_for("slow_client_disconnected", after=before, stage="download")
         server.wait_for("request", after=before, status=499)
+
+
+def test_a_client_that_ends_its_side_and_takes_nothing_is_cut_off_too(server: LiveServer) -> None:
+    before = len(server.events)
+    with connect(server) as connection:
+        connection.sendall(REQUEST)
+        assert connection.recv(15) == b"HTTP/1.1 200 OK"
+        connection.shutdown(socket.SHUT_WR)
+        server.wait_for("request", after=before, status=499)
+        server.wait_for("slow_client_disconnected", after=before, stage="download")
