@@ -10,13 +10,14 @@ import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from mmap import ALLOCATIONGRANULARITY
 from typing import Any
 
-from server.operations.registry import Cost, Read, unknown_cost
+from server.operations.registry import Cost, Piece, Read, unknown_cost
 
 #: How long a look may take, in steps of about a microsecond: a part that is read, such as a segment, a box, a
 #: chunk or a block, and a value or a hit in it. The event loop stands still meanwhile.
-MAX_STEPS = 2048
+MAX_STEPS = 4096
 
 #: How much a step searches, in bytes: with a regular expression, for three strings, and among tags of a TIFF.
 _SKIPPED_BYTES = 64
@@ -24,11 +25,12 @@ _SEARCHED_BYTES = 256
 _TAGS = 8
 
 #: How much is read at once, in bytes: to recognise the format, where the next part is nearby, and for blocks
-#: that lie in a row. To read takes a step more, and another for so many bytes.
+#: that lie in a row, which are mapped rather than copied. To read takes two steps more, and another for so
+#: many bytes.
 _HEAD_BYTES = 1 << 12
 _NEAR_BYTES = 1 << 9
-_ROW_BYTES = 1 << 16
-_COPIED_BYTES = 1 << 13
+_ROW_BYTES = 1 << 20
+_READ_BYTES = 1 << 14
 
 #: As long as the header of a PPM may be.
 _PPM_HEAD_BYTES = 1 << 16
@@ -94,7 +96,8 @@ class _Look:
 
     def __init__(self, read: Read, body_bytes: int) -> None:
         self._read = read
-        self._piece, self._start = b"", 0
+        self._piece: Piece = b""
+        self._start = 0
         self.body_bytes = body_bytes
         self.steps = MAX_STEPS
 
@@ -108,7 +111,7 @@ class _Look:
         if self.steps < 0:
             raise _TooLong
 
-    def piece(self, at: int, least: int = 1, size: int = _ROW_BYTES) -> tuple[bytes, int]:
+    def piece(self, at: int, least: int = 1, size: int = _ROW_BYTES) -> tuple[Piece, int]:
         """Return a piece of the file with what is at a position, and where that is in it.
 
         Args:
@@ -123,9 +126,10 @@ class _Look:
             raise _Refused
         self.spend(1)
         if not 0 <= at - self._start <= len(self._piece) - least:
-            self.spend(1 + max(least, size) // _COPIED_BYTES)
-            self._start, self._piece = at, self._read(at, max(least, size))
-            if len(self._piece) < least:
+            self._start = at - at % ALLOCATIONGRANULARITY if size == _ROW_BYTES else at
+            self._piece = self._read(self._start, max(at - self._start + least, size))
+            self.spend(2 + len(self._piece) // _READ_BYTES)
+            if at - self._start > len(self._piece) - least:
                 raise _Refused
         return self._piece, at - self._start
 
@@ -182,7 +186,7 @@ def header(read: Read, body_bytes: int) -> Header:
     """
     found = Header(None)
     try:
-        head = read(0, _HEAD_BYTES)
+        head = bytes(read(0, _HEAD_BYTES))
         found.form = sniffed(head)
         if found.form is not None:
             _HEADERS[found.form](found, _Look(read, body_bytes), head)
@@ -261,21 +265,34 @@ def _png(found: Header, look: _Look, head: bytes) -> None:
 
 _IMAGE, _EXTENSION, _TRAILER = 0x2C, 0x21, 0x3B
 
+#: An image descriptor, whose last byte are flags, and the graphic control extension that most have.
+_DESCRIPTOR = re.compile(rb"(?:!\xf9\x04.{4}\x00)?,.{8}(.)", re.DOTALL)
+_DESCRIPTOR_BYTES = 18
+
+#: Of how much at once the lengths of sub-blocks are looked at, in bytes, and how long those must be.
+_RUN_BYTES = 1 << 16
+_LONG_BLOCK_BYTES = 64
+
 
 def _gif(found: Header, look: _Look, _head: bytes) -> None:
     """Read the logical screen, and walk over the blocks (GIF89a, appendix B)."""
     width, height, flags = look.numbers("<HHB", 6)
     found.measure(width, height)
     frames, at = 0, 13 + _table_bytes(flags)
-    while (kind := look.part(at, 1)[0]) != _TRAILER:
-        if kind == _IMAGE:
+    while True:
+        piece, begin = look.piece(at, max(1, min(_DESCRIPTOR_BYTES, look.body_bytes - at)))
+        kind = piece[begin]
+        if descriptor := _DESCRIPTOR.match(piece, begin):
             frames += 1
             found.frames = frames
-            at = _after_sub_blocks(look, at + 11 + _table_bytes(look.part(at + 9, 1)[0]))
+            table_bytes = _table_bytes(descriptor[1][0])
+            at = _after_sub_blocks(look, at + len(descriptor[0]) + table_bytes + 1)
         elif kind == _EXTENSION:
             at = _after_sub_blocks(look, at + 2)
         elif kind == 0:
             at += 1
+        elif kind == _TRAILER:
+            return
         else:
             raise _Refused
 
@@ -285,16 +302,19 @@ def _table_bytes(flags: int) -> int:
 
 
 def _after_sub_blocks(look: _Look, at: int) -> int:
-    """Skip a chain of sub-blocks; nearly all are of full length, and skipped together (section 15)."""
+    """Skip a chain of sub-blocks; nearly all are equally long, and skipped together (section 15)."""
     while True:
         piece, begin = look.piece(at)
-        lengths = piece[begin::256]
-        full = len(lengths) - len(lengths.lstrip(b"\xff"))
-        at += 256 * full
-        if not full:
-            at += 1 + piece[begin]
-            if not piece[begin]:
-                return at
+        size, count = piece[begin], 1
+        if not size:
+            return at + 1
+        if size >= _LONG_BLOCK_BYTES:
+            lengths = piece[begin : begin + _RUN_BYTES : size + 1]
+            count = len(lengths) - len(lengths.lstrip(lengths[:1]))
+        end = begin + count * (size + 1)
+        at += end - begin
+        if end < len(piece) and not piece[end]:
+            return at + 1
 
 
 def _webp(found: Header, look: _Look, head: bytes) -> None:
@@ -344,9 +364,9 @@ def _tiff(found: Header, look: _Look, head: bytes) -> None:
         if at + count_bytes + count * entry_bytes > look.body_bytes:
             raise _Refused
         look.spend(count // _TAGS)
-        entries = look.part(at + count_bytes, count * entry_bytes)
+        entries = look.part(at + count_bytes, count * entry_bytes + link_bytes)
         values = {_WIDTH: 0, _HEIGHT: 0, _BITS: 1, _SAMPLES: 1}
-        tags = struct.unpack(f"{order}{len(entries) // 2}H", entries)[:: entry_bytes // 2]
+        tags = struct.unpack_from(f"{order}{count * entry_bytes // 2}H", entries)[:: entry_bytes // 2]
         for number in (number for number, tag in enumerate(tags) if tag in _ABOUT):
             look.spend(1)
             tag, kind, many, value = struct.unpack_from(order + entry_form, entries, number * entry_bytes)
@@ -361,7 +381,7 @@ def _tiff(found: Header, look: _Look, head: bytes) -> None:
         side = max(side, values[_WIDTH], values[_HEIGHT])
         # Premultiplied alpha, and samples of 16 bits that become 32, take no more than four bytes.
         found.pixel_bytes = max(found.pixel_bytes, values[_SAMPLES] * ((values[_BITS] + 7) // 8))
-        (at,) = look.numbers(order + link_form, at + count_bytes + count * entry_bytes)
+        (at,) = struct.unpack_from(order + link_form, entries, count * entry_bytes)
     found.pixels, found.side, found.frames, found.total_pixels = largest, side, len(seen), total
 
 
@@ -385,6 +405,7 @@ def _avif(found: Header, look: _Look, head: bytes) -> None:
     frames = 1
     while at < look.body_bytes:
         box = look.part(at, min(16, look.body_bytes - at)).ljust(16, b"\0")
+        look.spend(1)
         length, kind, long_length = struct.unpack(">I4sQ", box)
         length = long_length if length == 1 else length or look.body_bytes - at
         if length < 8 or at + length > look.body_bytes:  # noqa: PLR2004 length and type

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from mmap import mmap
 from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict
@@ -58,8 +59,11 @@ class Cost:
     is_known: bool = True
 
 
+#: What is read of a file: some bytes, or a mapping of them, which costs less where few of many are looked at.
+Piece = bytes | mmap
+
 #: Returns up to so many bytes of a file from a position: `(position, bytes)`.
-Read = Callable[[int, int], bytes]
+Read = Callable[[int, int], Piece]
 
 
 class CostOf(Protocol):

@@ -8,6 +8,7 @@ import resource
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -47,6 +48,17 @@ def test_a_reader_sees_what_was_written_and_nothing_of_the_last_use(file: FileIO
     assert (read(0, 100), read(1, 2), read(3, 2)) == (b"mine", b"in", b"e")
     assert [read(position, 1) for position in (4, 5, 2**63 - 1, 2**70)] == [b""] * 4
     assert file.tell() == 4
+
+
+def test_a_reader_maps_large_pieces_and_reads_the_same(file: FileIO) -> None:
+    data = Random(1).randbytes(3 << 20)
+    file.write(data + b"of another client")
+    read = reader(file, len(data))
+    for position in (0, 4096, 5000, 2 << 20, (3 << 20) - 4096, 3 << 20):
+        for size in (1, 4096, 1 << 20, 1 << 22):
+            assert bytes(read(position, size)) == data[position : position + size]
+    assert isinstance(read(0, 1 << 20), mmap.mmap)
+    assert "/memfd:upload" not in Path("/proc/self/maps").read_text()  # a mapping lives as long as its piece
 
 
 def test_a_file_that_can_grow_is_left_as_it_was(file: FileIO) -> None:

@@ -159,6 +159,47 @@ def test_neither_do_bent_headers(seed: int) -> None:
         assert_no_less_than_pillow_sees(specimen(random).data)
 
 
+def gif_animation(frames: int, frame_bytes: int, block_bytes: int) -> bytes:
+    """Make an animation of 640 x 480 whose frames have so many bytes, in sub-blocks of so many."""
+    full, rest = divmod(frame_bytes, block_bytes + 1)
+    blocks = (bytes([block_bytes]) + bytes(block_bytes)) * full + bytes([rest]) + bytes(rest)
+    pixels = b"\x08" + blocks + (b"\0" if rest else b"")
+    frame = b"!\xf9\4\0\5\0\0\0" + struct.pack("<BHHHHB", 0x2C, 0, 0, 640, 480, 0) + pixels
+    return b"GIF89a" + struct.pack("<HHBBB", 640, 480, 0xF7, 0, 0) + bytes(768) + frame * frames + b";"
+
+
+@pytest.mark.parametrize("block_bytes", [255, 254])  # as of giflib and of libgd
+@pytest.mark.parametrize(
+    ("frames", "frame_bytes"), [(999, 300), (999, 5000), (300, 10_000), (300, 50_000), (300, 100_000)]
+)
+def test_ordinary_gif_animations_cost_what_they_hold(frames: int, frame_bytes: int, block_bytes: int) -> None:
+    data = gif_animation(frames, frame_bytes, block_bytes)
+    with memory_file("image") as file:
+        file.write(data)
+        found = header(reader(file, len(data)), len(data))
+    assert (found.is_known, found.frames, found.pixels) == (True, frames, 640 * 480)
+    assert lines_run(lambda: header(reading(data), len(data))) < MAX_LINES
+
+
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [
+        ("PNG", {"compress_level": 1}),
+        ("WEBP", {"method": 0}),
+        ("GIF", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_deflate"}),
+        ("TIFF", {"big_tiff": True}),
+        ("AVIF", {"speed": 10}),
+    ],
+)
+def test_three_hundred_frames_cost_what_they_are(form: str, options: dict[str, object]) -> None:
+    first, *others = [noise_image("RGB", SIZE, seed) for seed in range(300)]
+    data = encoded(first, form, save_all=True, append_images=others, **options)
+    found = look(data)
+    assert (found.is_known, found.frames, found.pixels) == (True, 300, SIZE[0] * SIZE[1])
+
+
 @given(st.binary(max_size=3000))
 @settings(max_examples=300, deadline=None)
 @example(b"")
