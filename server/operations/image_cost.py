@@ -9,7 +9,7 @@ import re
 import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from mmap import ALLOCATIONGRANULARITY
 from typing import Any
 
@@ -252,10 +252,6 @@ def _png(found: Header, look: _Look, head: bytes) -> None:
     at = 8
     while True:
         length, kind = look.numbers(">I4s", at)
-        if kind == b"IHDR":  # Pillow believes the last one
-            size = look.numbers(">II", at + 8)
-            width, height = max(width, size[0]), max(height, size[1])
-            found.measure(width, height)
         if kind == b"acTL":
             found.frames = max(found.frames, *look.numbers(">I", at + 8))
         if kind in {b"IDAT", b"IEND"}:
@@ -580,7 +576,7 @@ def cost(read: Read, body_bytes: int, /, parameters: Mapping[str, Any], limits: 
         if _is_whole(read, body_bytes):
             return Cost(0, 0)
         if found.pixels == _UNKNOWN:  # what says more has not arrived
-            return replace(unknown_cost(read, body_bytes, parameters, limits), is_known=False)
+            return unknown_cost(read, body_bytes, parameters, limits)
     assert found.form is not None  # noqa: S101 it would be refused
     target = parameters["format"] or found.form
     # A size above the limit may be one that the engine does not believe, so it counts as the limit.

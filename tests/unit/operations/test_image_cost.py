@@ -131,6 +131,9 @@ def assert_no_less_than_pillow_sees(data: bytes) -> Header:
             sizes = [page.size for page in ImageSequence.Iterator(image)]
     except Exception:  # noqa: BLE001 no engine decodes it either
         return found
+    if form is Format.PNG and image.size != struct.unpack_from(">II", data, 16):  # that of a second header
+        assert_engines_refuse(data)
+        return found
     assert found.pixels >= max(width * height for width, height in sizes)
     assert found.frames >= frames
     if found.total_pixels:
@@ -198,6 +201,16 @@ def test_three_hundred_frames_cost_what_they_are(form: str, options: dict[str, o
     data = encoded(first, form, save_all=True, append_images=others, **options)
     found = look(data)
     assert (found.is_known, found.frames, found.pixels) == (True, 300, SIZE[0] * SIZE[1])
+
+
+def test_a_second_header_of_a_png_counts_for_nothing() -> None:
+    """Pillow believes it, but engines refuse the file."""
+    header_of_another = specimens.chunk(b"IHDR", struct.pack(">IIBBBBB", 5000, 4000, 8, 2, 0, 0, 0))
+    png = corpus()["PNG natural"]
+    twice = png[:33] + header_of_another + png[33:]
+    assert Image.open(BytesIO(twice)).size == (5000, 4000)
+    assert look(twice).pixels == look(png).pixels
+    assert_engines_refuse(twice)
 
 
 @given(st.binary(max_size=3000))
