@@ -325,11 +325,12 @@ class LiveWorker(LiveServer):
 
     Args:
         environ: added to a clean environment.
+        wrapper: a program that becomes the worker, with its arguments.
     """
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(self, environ: Mapping[str, str], wrapper: Sequence[str] = ()) -> None:
         super().__init__(environ=environ)
-        self._command = [sys.executable, "-m", "server.worker"]
+        self._command = [*wrapper, sys.executable, "-m", "server.worker"]
 
     def _wait_until_ready(self) -> None:
         self.wait_for("job_worker_online", deadline_s=self._start_s)

@@ -6,6 +6,7 @@ The names of the places are those of the table in docs/runbook.md.
 import errno
 import json
 import os
+import resource
 import shlex
 import signal
 import socket
@@ -20,7 +21,7 @@ from pathlib import Path
 import httpx
 import pytest
 from PIL import Image
-from support.live_server import DEADLINE_S, Event, LiveServer, run
+from support.live_server import DEADLINE_S, Event, LiveServer, LiveWorker, run
 from support.places import (
     AS_A_USER,
     WITHOUT_MEMFD,
@@ -31,6 +32,7 @@ from support.places import (
     within,
     without_threads,
 )
+from support.store import binaries, store_server
 
 from benchmarks.harness import processes
 from benchmarks.harness.server import ENGINE, WORKER, Server
@@ -196,6 +198,16 @@ def test_a_user_without_capabilities_is_enough() -> None:
 def test_a_limit_that_is_too_low_stops_the_start(command: list[str], limit: str, says: str) -> None:
     wrapper = [*(AS_A_USER if "nproc" in limit else ()), "prlimit", f"--{limit}"]
     assert says in refusal(in_place(command, wrapper=wrapper), **FOR_JOB_WORKER)
+
+
+@pytest.mark.place("RLIMIT_NOFILE is low")
+def test_a_job_worker_uses_all_descriptors_that_it_may_have(tmp_path: Path) -> None:
+    with store_server(binaries()["redis-server"], tmp_path) as store:
+        environ = {"FLIP_JOBS": "remote", "FLIP_QUEUE_URL": store.url, "FLIP_DATA_DIR": f"{tmp_path}/data"}
+        with LiveWorker(environ, wrapper=["prlimit", "--nofile=64:1000"]) as worker:
+            pid = worker.wait_for("job_worker_online")["pid"]
+            assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (1000, 1000)
+            assert worker.stop() == 0
 
 
 @pytest.fixture
