@@ -524,7 +524,15 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _has_room_for_one(self) -> Self:
-        if self._least_bytes_in_flight < self.max_body_bytes:
+        most_bytes = self._least_bytes_in_flight
+        if most_bytes < self.max_body_bytes and self.max_bytes_in_flight is None:
+            raise PydanticCustomError(
+                "no_room",
+                "FLIP_MAX_BODY_BYTES: Input should not be more than {most}, which may be in flight where "
+                "there are {memory} bytes of memory; lower it (got {got})",
+                {"most": most_bytes, "memory": memory_bytes(), "got": self.max_body_bytes},
+            )
+        if most_bytes < self.max_body_bytes:
             raise PydanticCustomError(
                 "no_room", "FLIP_MAX_BYTES_IN_FLIGHT: Input should not be less than FLIP_MAX_BODY_BYTES"
             )

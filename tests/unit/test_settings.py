@@ -136,6 +136,19 @@ def test_the_bytes_in_flight_must_allow_one_upload() -> None:
     assert "FLIP_MAX_BODY_BYTES" in text
 
 
+@pytest.mark.parametrize("given", [{}, {"FLIP_MAX_BODY_BYTES": "60000000"}])
+def test_where_there_is_little_memory_the_refusal_says_what_to_lower(
+    given: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.settings.memory_bytes", lambda: 100_000_000)
+    text = refusal(given)
+    assert text.startswith("FLIP_MAX_BODY_BYTES: ")
+    assert "100000000" in text
+    assert "50000000" in text
+    assert "FLIP_MAX_BYTES_IN_FLIGHT" not in text
+    assert Settings.from_environ({"FLIP_MAX_BODY_BYTES": "50000000"}).max_bytes_in_flight is None
+
+
 def test_a_result_fits_next_to_its_upload() -> None:
     assert Settings().result_bytes == 512 * 2**20
     assert Settings(max_result_bytes=1000).result_bytes == 1000
