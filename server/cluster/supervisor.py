@@ -182,8 +182,8 @@ class Supervisor:
         started_us = now_us()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, contextlib.ExitStack() as held:
-            output = held.enter_context(memory_file("engine-output"))
             with theirs, FlightRecorder.create() as file:
+                output = held.enter_context(memory_file("engine-output"))
                 recorder = FlightRecorder(file)
                 process = self._process = self._spawn(theirs.fileno(), file.fileno(), output.fileno())
             try:

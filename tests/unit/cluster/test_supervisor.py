@@ -1,13 +1,17 @@
 """A supervisor keeps one engine alive: real processes, and operations that end them."""
 
 import asyncio
+import errno
+import gc
 import os
 import resource
 import signal
 import threading
+import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -330,6 +334,23 @@ def test_a_worker_without_descriptors_starts_its_engine_later() -> None:
                 await cluster.supervisor.stop()
 
     until_done(test)
+
+
+def test_an_engine_that_cannot_be_started_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_file(_name: str) -> FileIO:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(supervisor_module, "memory_file", no_file)
+
+    async def test() -> None:
+        async with supervised() as cluster:
+            assert cluster.logged("engine_spawn_failed")
+
+    with warnings.catch_warnings(record=True) as left:
+        warnings.simplefilter("always")
+        until_done(test)
+        gc.collect()
+    assert not left
 
 
 def test_a_worker_that_can_start_no_thread_has_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
