@@ -241,7 +241,6 @@ def main() -> None:
     """Entry point of the process."""
     config = EngineConfig.decode(sys.argv[1])
     control = socket.socket(fileno=config.control)
-    sandbox.close_output()
     try:
         _work(config, control)
     except BaseException as error:  # noqa: BLE001 our own bug, which only the worker can log
@@ -259,6 +258,7 @@ def _work(config: EngineConfig, control: socket.socket) -> NoReturn:
     engine = Engine(config, lanes, control, recorder)
     for prepare in {spec.prepare for spec in config.operations.values() if spec.prepare}:
         resolve_name(prepare)()
+    sandbox.close_output()  # only now, because its worker logs what a library prints that cannot be loaded
     gc.freeze()  # keeps the garbage collector from scanning what is loaded now
     gc.enable()
     sandbox.limit_files(config.result_bytes + 1)  # has_room tries a byte behind the result

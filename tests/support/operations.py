@@ -148,5 +148,12 @@ OPERATIONS = by_name(
     )
 )
 
+
+def abort() -> None:
+    """Print and end as C code does."""
+    os.write(2, b"a library says why")
+    os.abort()
+
+
 #: An engine with this operation never gets ready.
 HANGING = replace(OPERATIONS["copy"].spec, prepare="signal:pause")

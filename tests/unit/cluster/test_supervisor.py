@@ -353,6 +353,17 @@ def test_an_engine_that_cannot_be_started_leaves_no_descriptor(monkeypatch: pyte
     assert not left
 
 
+def test_what_c_code_prints_before_an_engine_could_start_is_logged() -> None:
+    async def test() -> None:
+        operations = {"copy": replace(OPERATIONS["copy"].spec, prepare="support.operations:abort")}
+        async with supervised(operations=operations) as cluster:
+            died = cluster.logged("engine_died")[0]
+            assert died["signal"] == "SIGABRT"
+            assert died["traceback"] == "a library says why"
+
+    until_done(test)
+
+
 def test_a_worker_that_can_start_no_thread_has_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading.Thread, "start", no_thread)
 
