@@ -25,9 +25,11 @@ _FEWEST_CONNECTIONS = 16
 #: and for clients that use more than others.
 _PROCESSES_OF_A_WORKER = 9
 
+#: The embedded store: its server with five threads, and the child that rewrites its data.
+_PROCESSES_OF_THE_STORE = 7
+
 #: Less address space is too little for a worker, which maps the scoreboard and the ledger as a whole.
 _LEAST_MEMORY_BYTES = 384 * 2**20
-
 
 #: The processes and threads of a worker without a web server, but for its engines: itself, its threads, those
 #: of the client of a bucket, and some to spare.
@@ -43,10 +45,12 @@ def why_not_here(settings: Settings, workers: int) -> str | None:
     """
     descriptors = max(_OWN_DESCRIPTORS + _DESCRIPTORS_OF_A_CONNECTION * _FEWEST_CONNECTIONS, 32 + 2 * workers)
     processes = 1 + _PROCESSES_OF_A_WORKER * workers
+    if settings.jobs == "embedded":
+        processes += _PROCESSES_OF_THE_STORE
     return _why_not(settings, descriptors, processes, "start fewer workers (-w)")
 
 
-def why_no_jobs_here(settings: Settings, cores: int) -> str | None:
+def why_no_job_worker_here(settings: Settings, cores: int) -> str | None:
     """Say what is missing here for a worker without a web server; None when nothing is.
 
     Args:

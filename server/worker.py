@@ -43,7 +43,7 @@ def main() -> None:
     if not settings.jobs_at_once:
         sys.exit("flipcluster: FLIP_JOBS_AT_ONCE: a worker without a web server needs 1 or more")
     cores = usable_cores()
-    if reason := place.why_no_jobs_here(settings, cores):
+    if reason := place.why_no_job_worker_here(settings, cores):
         sys.exit(f"flipcluster: {reason}")
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -236,6 +236,21 @@ def test_just_enough_processes_in_the_control_group_are_enough(group_of_pids: Pa
         assert_works(server)
 
 
+@pytest.mark.needs("pids")
+@pytest.mark.place("`pids.max` of the control group is low")
+def test_the_embedded_store_needs_processes_too(group_of_pids: Path, tmp_path: Path) -> None:
+    environ = {"FLIP_JOBS": "embedded", "FLIP_DATA_DIR": str(tmp_path)}
+    (group_of_pids / "pids.max").write_text("16")
+    assert "pids.max" in refusal(in_place(GUNICORN, wrapper=within(group_of_pids)), **environ)
+    (group_of_pids / "pids.max").write_text("17")
+    with PlacedServer(wrapper=within(group_of_pids), environ=environ) as server:
+        taken = httpx.post(f"{server.url}/flip", headers={"Prefer": "respond-async"}, timeout=DEADLINE_S)
+        assert taken.status_code == 202
+        result = f"{server.url}{taken.headers['location']}/result"
+        assert until(lambda: httpx.get(result, timeout=DEADLINE_S).status_code == 200)
+        assert_works(server)
+
+
 @needs_mounts
 @pytest.mark.place("`/proc` is missing")
 @pytest.mark.parametrize("command", [GUNICORN, JOB_WORKER], ids=["gunicorn", "job worker"])
