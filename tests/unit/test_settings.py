@@ -149,7 +149,8 @@ def test_where_there_is_little_memory_the_refusal_says_what_to_lower(
     assert Settings.from_environ({"FLIP_MAX_BODY_BYTES": "50000000"}).max_bytes_in_flight is None
 
 
-def test_a_result_fits_next_to_its_upload() -> None:
+def test_a_result_fits_next_to_its_upload(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.settings.memory_bytes", lambda: 2**31)
     assert Settings().result_bytes == 512 * 2**20
     assert Settings(max_result_bytes=1000).result_bytes == 1000
     assert Settings(max_bytes_in_flight=2**27).result_bytes == 2**26
