@@ -485,7 +485,7 @@ class Admission:
         return others_us - self.max_wait_s * 1e6 * self._engines()
 
     def _engines(self) -> int:
-        return max(1, self._scoreboard.count(Cell.ENGINE_DUE_US, above=now_us()))
+        return max(1, self._scoreboard.count(Cell.ENGINE_COUNTS_UNTIL_US, above=now_us()))
 
     # --- bytes
 

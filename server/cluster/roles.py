@@ -15,7 +15,7 @@ class Role:
         name: as the log has it.
         lanes: those it takes tasks from, the most urgent one first; a background engine in turn.
         pid: the cell of the engine's process id.
-        due_us: the cell that says until when the engine counts.
+        counts_until_us: the cell that says until when the engine counts.
         lost_task, lost_pid, lost_status, lost_stages, lost_began_us: the cells that say how the last engine
             died.
     """
@@ -23,7 +23,7 @@ class Role:
     name: str
     lanes: tuple[Lane, ...]
     pid: Cell
-    due_us: Cell
+    counts_until_us: Cell
     lost_task: Cell
     lost_pid: Cell
     lost_status: Cell
@@ -35,7 +35,7 @@ INTERACTIVE = Role(
     "interactive",
     (Lane.RETRY, Lane.INTERACTIVE, Lane.SURPLUS),
     Cell.ENGINE_PID,
-    Cell.ENGINE_DUE_US,
+    Cell.ENGINE_COUNTS_UNTIL_US,
     Cell.LOST_TASK,
     Cell.LOST_PID,
     Cell.LOST_STATUS,
@@ -47,7 +47,7 @@ BACKGROUND = Role(
     "background",
     (Lane.YIELDING, Lane.BACKGROUND),
     Cell.BACKGROUND_PID,
-    Cell.BACKGROUND_DUE_US,
+    Cell.BACKGROUND_COUNTS_UNTIL_US,
     Cell.BACKGROUND_LOST_TASK,
     Cell.BACKGROUND_LOST_PID,
     Cell.BACKGROUND_LOST_STATUS,

@@ -41,7 +41,7 @@ class Cell(IntEnum):
     STATE = 0
     PID = auto()
     ENGINE_PID = auto()  # 0 while there is none
-    ENGINE_DUE_US = auto()  # until then it counts, of the monotonic clock: a moment longer than it lives
+    ENGINE_COUNTS_UNTIL_US = auto()  # of the monotonic clock: a moment longer than it lives
     IN_FLIGHT = auto()  # tasks sent to the work socket and not answered yet
     SERVICE_US = auto()  # moving average of what one task takes an engine, in microseconds
     RECENT_US = auto()  # engine time of the last tasks, with older ones weighing less ...
@@ -55,7 +55,7 @@ class Cell(IntEnum):
     LOST_STAGES = auto()  # ... how many stages of the task had ended ...
     LOST_BEGAN_US = auto()  # ... and when it had begun the task, of the monotonic clock
     BACKGROUND_PID = auto()  # of the background engine; 0 while there is none
-    BACKGROUND_DUE_US = auto()
+    BACKGROUND_COUNTS_UNTIL_US = auto()
     BACKGROUND_LOST_TASK = auto()  # the same of the last background engine ...
     BACKGROUND_LOST_PID = auto()
     BACKGROUND_LOST_STATUS = auto()

@@ -56,7 +56,7 @@ _REPLACEMENT_S = 2.0
 #: How much is logged of what an engine has printed before it could not start, in bytes.
 _OUTPUT_BYTES = 5000
 
-#: Until when an engine counts that is there.
+#: Expiry of a running engine.
 _FOR_EVER_US = 1 << 62
 
 
@@ -121,7 +121,7 @@ class Supervisor:
     @property
     def is_ready(self) -> bool:
         """Whether there is an engine, or was one a moment ago and the next one is about to come."""
-        return now_us() < self._row[self._role.due_us]
+        return now_us() < self._row[self._role.counts_until_us]
 
     async def start(self) -> None:
         """Start supervising; returns when the first engine is ready, or has failed to start.
@@ -201,7 +201,7 @@ class Supervisor:
                     if self._config.is_jailed:
                         sandbox.limit_descriptors(process.pid)
                     self._row[self._role.pid] = process.pid
-                    self._row[self._role.due_us] = _FOR_EVER_US
+                    self._row[self._role.counts_until_us] = _FOR_EVER_US
                     self._log_online(process, started_us, notice)
                     self._first_attempt.set()
                 returncode = await self._end_of(process, recorder)
@@ -292,7 +292,7 @@ class Supervisor:
     def _withdraw(self) -> None:
         """Count the engine for no longer than the next one takes to come."""
         if self._row[self._role.pid]:
-            self._row[self._role.due_us] = now_us() + int(_REPLACEMENT_S * 1e6)
+            self._row[self._role.counts_until_us] = now_us() + int(_REPLACEMENT_S * 1e6)
         self._row[self._role.pid] = 0
 
     def _publish(self, exited: EngineExit) -> None:

@@ -49,7 +49,7 @@ class Cluster:
             self.ledger = Ledger(rows=8)
         self.rows = [self.scoreboard.claim() for _ in range(workers)]
         for row in self.rows:
-            row[Cell.ENGINE_DUE_US] = now_us() + HOUR_US
+            row[Cell.ENGINE_COUNTS_UNTIL_US] = now_us() + HOUR_US
         self.rows[0].count_task(LAST_US)
         self.rows[0].learn(LAST_US, LAST_US)
         self.gates = [
@@ -119,7 +119,7 @@ def test_more_engines_serve_more(held: ExitStack) -> None:
 
 def test_an_engine_that_is_not_running_does_not_count(held: ExitStack) -> None:
     cluster = Cluster()
-    cluster.rows[1][Cell.ENGINE_DUE_US] = now_us() - 1
+    cluster.rows[1][Cell.ENGINE_COUNTS_UNTIL_US] = now_us() - 1
     assert fill(cluster, held) == 11
 
 
@@ -438,7 +438,7 @@ def test_a_request_that_turns_out_to_wait_for_too_long_is_shed(held: ExitStack) 
     late = held.enter_context(cluster.gates[0].admit(IMAGE_BYTES, estimate))
     fill(cluster, held)
     late.arrive(1000)
-    cluster.rows[1][Cell.ENGINE_DUE_US] = 0  # it has died, and none took its place
+    cluster.rows[1][Cell.ENGINE_COUNTS_UNTIL_US] = 0  # it has died, and none took its place
     with pytest.raises(ServiceUnavailable):
         late.arrive(200_000)
     late.complete(200_000)

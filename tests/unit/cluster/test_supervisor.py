@@ -463,7 +463,7 @@ def test_a_worker_is_ready_while_its_engine_is_being_replaced_and_no_longer(
             await cluster.until(lambda: cluster.logged("part_failed"))
             assert cluster.supervisor.is_ready == is_ready
             # Admission counts it for as long, and nothing says that it is there.
-            assert (cluster.row[Cell.ENGINE_DUE_US] > now_us()) == is_ready
+            assert (cluster.row[Cell.ENGINE_COUNTS_UNTIL_US] > now_us()) == is_ready
             assert cluster.engine == 0
 
     until_done(test)
