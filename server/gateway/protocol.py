@@ -102,9 +102,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
     _closed: bool
     _callback_parser: Any  # these two are None once the connection is gone
     _body_receiver: Any
-    _rate: (
-        TransferRate  # this one begins with the connection: over TLS, asyncio makes us before the handshake
-    )
+    _rate: TransferRate  # begins with the connection: over TLS, asyncio makes us before the handshake
 
     def __init__(self, worker: "Worker") -> None:
         super().__init__(worker)
