@@ -46,7 +46,6 @@ CALLBACKS = {
         "closing twice is allowed"
     ),
     "gateway/protocol.py: self._task.add_done_callback(self._untangle)": "only drops references",
-    "gateway/worker.py: self.loop.call_soon(sock.listen, self.cfg.backlog)": "the socket listens already",
     "web/batches.py: task.add_done_callback(chunk.close)": "only closes files",
     "web/batches.py: later.add_done_callback(self._dropping.discard)": "cannot fail",
     "worker.py: asyncio.get_running_loop().add_signal_handler(number, running.cancel)": "cannot fail",
