@@ -144,6 +144,14 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         super().run()
         gc.freeze()  # at its exit the interpreter would look through all objects for garbage, for 0.3 s
 
+    def _cleanup(self) -> None:
+        """Close the event loop; a signal that came meanwhile would write to a descriptor that is gone.
+
+        Python prints that, and says nothing useful with it.
+        """
+        signal.set_wakeup_fd(-1)
+        super()._cleanup()
+
     async def _serve(self) -> None:
         gc.freeze()  # keeps the garbage collector from scanning what is loaded now
         gc.set_threshold(*gc.get_threshold()[:2], _FULL_COLLECTION_AFTER)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterator
@@ -16,6 +17,7 @@ from support.gateway import DEADLINE_S, Event, Gateway, gateway, run
 from server.cluster.ledger import Field
 from server.cluster.scoreboard import Cell, State
 from server.gateway.protocol import Protocol
+from server.gateway.worker import Worker
 from server.web.envelope import Receive, Scope, Send
 
 #: Where `struct tcp_info` has the backlog of a listening socket (tcp(7); tcp_get_info() of the kernel).
@@ -153,6 +155,22 @@ def test_others_are_served_while_many_connections_are_accepted() -> None:
                 sock.close()
 
     run(test())
+
+
+def test_a_signal_writes_nothing_to_a_loop_that_is_being_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.new_event_loop()
+    loop.add_signal_handler(signal.SIGUSR2, int)
+    close, woken = loop.close, []
+
+    def watched_close() -> None:
+        woken.append(signal.set_wakeup_fd(-1))
+        close()
+
+    monkeypatch.setattr(loop, "close", watched_close)
+    worker = Worker.__new__(Worker)
+    worker.loop, worker.sockets, worker._quick_shutdown = loop, [], False
+    worker._cleanup()
+    assert (woken, loop.is_closed()) == ([-1], True)
 
 
 def test_a_worker_that_is_told_to_stop_answers_first_and_then_ends() -> None:
