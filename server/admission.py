@@ -226,7 +226,7 @@ class Ticket:
             arrived_bytes: how much is there.
 
         Raises:
-            ServiceUnavailable: it is whole, costs more than was known, and would wait for too long.
+            ServiceUnavailable: it costs more than was known, and would wait for too long.
         """
         if self._estimate is None or not (self._is_whole or arrived_bytes >= self._look_at_bytes):
             return
@@ -236,16 +236,12 @@ class Ticket:
         self._look_at_bytes = inf if is_decided else 2 * arrived_bytes
         if self._cost.engine_us != known_us:
             self._full_us = self._admission.predicted_us(self._cost)
-            if self._is_whole and self._cost.engine_us > known_us:
-                self._check_wait()
+            if self._cost.engine_us > known_us and (refusal := self._wait_refusal()):
+                raise refusal()
         self._book(self._upload_bytes, self._result_bytes)
 
     def _excess_us(self) -> float:
         return 0 if self._estimate is None else self._admission.excess_us(self._need_us)
-
-    def _check_wait(self) -> None:
-        if refusal := self._wait_refusal():
-            raise refusal()
 
     def _wait_refusal(self) -> _Refusal | None:
         """Return how to refuse a request that would wait for too long; None if it would not."""

@@ -446,6 +446,52 @@ def test_a_request_that_turns_out_to_wait_for_too_long_is_shed(held: ExitStack) 
         late.look(nothing, 200_000)
 
 
+#: Before the size of an image, there are more bytes of other segments than a piece of its upload has.
+LATE_BYTES, PIECE_BYTES = 200_000, 1 << 16
+
+
+def estimate_by_piece(read: Read, body_bytes: int) -> Cost:
+    is_known = len(read(0, body_bytes)) > PIECE_BYTES
+    return Cost(1, 10**9) if is_known else Cost(1, 6000, is_known=False)
+
+
+def arrive_late(gate: Admission, held: ExitStack, client: str) -> Callable[[], None]:
+    """Admit an image whose first piece tells nothing of its cost; what is returned lets the rest arrive."""
+    ticket = held.enter_context(gate.admit(LATE_BYTES, estimate_by_piece, client))
+
+    def arrive(arrived_bytes: int) -> None:
+        ticket.look(lambda _position, _size: bytes(arrived_bytes), arrived_bytes)
+        ticket.arrive(arrived_bytes)
+
+    def arrive_whole() -> None:
+        arrive(2 * PIECE_BYTES)
+        ticket.complete(LATE_BYTES)
+        ticket.look(lambda _position, _size: bytes(LATE_BYTES), LATE_BYTES)
+
+    arrive(PIECE_BYTES)
+    return arrive_whole
+
+
+def test_a_cost_that_shows_in_the_middle_of_an_upload_is_compared_with_the_limit(held: ExitStack) -> None:
+    cluster = Cluster()
+    uploads = [arrive_late(cluster.gates[0], held, "") for _ in range(10)]
+    for arrive_whole in uploads[:2]:  # a second each, of the two that there are
+        arrive_whole()
+    for arrive_whole in uploads[2:]:
+        assert retry_after_s(arrive_whole) > 0
+
+
+def test_a_cost_that_shows_in_the_middle_of_an_upload_is_compared_with_the_share(held: ExitStack) -> None:
+    cluster = Cluster(max_wait_s=10)
+    uploads = [arrive_late(cluster.gates[0], held, GREEDY) for _ in range(10)]
+    uploads[0]()  # ten seconds of the fifteen that are free for all
+    for arrive_whole in uploads[1:]:
+        with pytest.raises(ServiceUnavailable) as refusal:
+            arrive_whole()
+        assert refusal.value.share == "engine"
+    assert fill(cluster, held, NEWCOMER) == 49
+
+
 def test_a_request_that_was_received_is_not_shed_for_those_that_came_later(held: ExitStack) -> None:
     cluster = Cluster()
     first = received(cluster.gates[0], held)
