@@ -79,7 +79,7 @@ class Ticket:
         client: the client's address, the key of its `Retry-After`.
 
     Attributes:
-        admitted_us: when, microseconds of the monotonic clock.
+        deadline_us: no engine starts its task later, microseconds of the monotonic clock.
         account: of its client; None when that is not told apart from others.
     """
 
@@ -105,8 +105,12 @@ class Ticket:
         self._is_over = False
         self.account = admission.account(client)
         self._upload_bytes = self._result_bytes = self._full_us = self._need_us = 0
-        self.admitted_us = now_us()
+        self.deadline_us = now_us() + self._max_wait_us
         self._book(0, 0)
+
+    @property
+    def _max_wait_us(self) -> int:
+        return int(self._admission.max_wait_s * 1e6)
 
     @property
     def held_bytes(self) -> int:
@@ -206,10 +210,13 @@ class Ticket:
     def complete(self, body_bytes: int) -> None:
         """Count an upload that is there, and no more; from now on the request waits for an engine.
 
+        It waits until `max_wait_s` after its admission, or half as long after now, whichever is later.
+
         Raises:
             ServiceUnavailable: more requests of its client wait than its share.
         """
         self._is_whole, self._body_bytes = True, body_bytes
+        self.deadline_us = max(self.deadline_us, now_us() + self._max_wait_us // 2)
         self._book(body_bytes, self._result_bytes)
         if self._is_working and not self._is_waiting:
             self._admission.check_share(self.account, Field.WAITING, 1)
@@ -258,19 +265,16 @@ class Ticket:
     async def reserve(self) -> None:
         """Wait for room for the result, before its task is sent; only smaller ones may overtake it.
 
-        It waits until `max_wait_s` after admission or half as long after the upload, whichever is later.
         While its client holds more than its share, which changes with each request that gets room, it lets
         all others overtake it.
 
         Raises:
-            ServiceUnavailable: there was none in time.
+            ServiceUnavailable: there was none before the deadline.
         """
         admission = self._admission
         result_bytes = self._cost.result_bytes if self._cost else 0
         loop = asyncio.get_running_loop()
-        waited_s = (now_us() - self.admitted_us) / 1e6
-        limit_s = admission.max_wait_s
-        until_s = loop.time() + max(limit_s - waited_s, limit_s / 2)
+        until_s = loop.time() + (self.deadline_us - now_us()) / 1e6
         with admission.waiting(result_bytes) as is_next:
             while True:
                 is_above = admission.is_result_above_share(self.account, result_bytes, self.held_bytes)

@@ -63,7 +63,6 @@ def create_service(
     dispatcher = Dispatcher(
         membership,
         memory_files,
-        max_wait_s=settings.max_wait_s,
         sample=settings.sample_image,
         background=background,
         timeout_s=settings.engine_timeout_s,

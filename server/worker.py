@@ -84,9 +84,7 @@ def _create(
     # Each reports in a row of its own.
     rows = [membership.scoreboard.claim() for _ in range(cores)]
     engines = OnDemandEngines([Supervisor(membership.work, row, config, environ) for row in rows])
-    dispatcher = Dispatcher(
-        membership, MemoryFilePool(), max_wait_s=settings.max_wait_s, sample=settings.sample_image
-    )
+    dispatcher = Dispatcher(membership, MemoryFilePool(), sample=settings.sample_image)
     return assemble_jobs(settings, url, dispatcher, engines, cores=cores).service, engines
 
 

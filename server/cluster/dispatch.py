@@ -47,7 +47,7 @@ _RETRY_LANE = {
 
 
 class TooLate(Exception):
-    """No engine was free for the task within the limit."""
+    """No engine was free for the task before its deadline."""
 
 
 class EngineBug(Exception):
@@ -113,19 +113,16 @@ class Dispatcher:
     Args:
         membership: the work socket, the scoreboard and the quarantine of the cluster.
         memory_files: where the files for results are taken from; the caller gives them back.
-        max_wait_s: an engine that is free for a task later than this after its admission does not start it,
-            in seconds.
         sample: a sound image, which shows whether it is an image or the environment that crashes engines.
         background: the worker's background engines, for tasks that yield to those of other clients.
         timeout_s: the longest time that a task which yields may take once it has started, in seconds.
     """
 
-    def __init__(  # noqa: PLR0913 one for each collaborator
+    def __init__(
         self,
         membership: Membership,
         memory_files: MemoryFilePool,
         *,
-        max_wait_s: float,
         sample: Path,
         background: OnDemandEngines | None = None,
         timeout_s: float = 60.0,
@@ -135,7 +132,6 @@ class Dispatcher:
         self._quarantine = membership.quarantine
         self._row = membership.row
         self._memory_files = memory_files
-        self._max_wait_us = int(max_wait_s * 1e6)
         self._sample = sample
         self._background = background
         self._timeout_s = timeout_s
@@ -149,7 +145,7 @@ class Dispatcher:
         upload: FileIO,
         operation: Operation,
         parameters: Mapping[str, Any],
-        admitted_us: int,
+        deadline_us: int = 0,
         *,
         account: Account | None = None,
         lane: Lane = Lane.INTERACTIVE,
@@ -163,7 +159,8 @@ class Dispatcher:
             upload: the source.
             operation: what to do.
             parameters: values that JSON can hold, valid for the operation.
-            admitted_us: since when the caller has been waiting, microseconds of the monotonic clock.
+            deadline_us: no engine starts it after this moment of the monotonic clock, in microseconds; 0 for
+                no deadline.
             account: of the client, to be charged with the engine time; None for no charge.
             lane: where it waits; in `YIELDING` for a background engine, which runs in the CPU time that no
                 other process wants.
@@ -174,7 +171,7 @@ class Dispatcher:
 
         Raises:
             OperationRefused: the upload was refused, crashed engines, or took too long.
-            TooLate: no engine was free for it within the limit, or it yielded for too long.
+            TooLate: no engine was free for it before the deadline, or it yielded for too long.
             ServiceUnavailable: the memory for the result has run out, or engines crash on a sound image too.
             EngineBug: our fault.
         """
@@ -182,7 +179,6 @@ class Dispatcher:
         await self._refuse_if_quarantined(upload, operation, parameters, body_bytes)
         result = self._memory_files.take_zeroed()
         background = self._background if lane is Lane.YIELDING else None
-        deadline_us = self._deadline_us(admitted_us)
         call = _Call(upload, result, operation, parameters, lane, deadline_us, account)
         try:
             with self._counted_in_flight():
@@ -241,10 +237,6 @@ class Dispatcher:
             if self._quarantine.crashes(known) >= CRASH_THRESHOLD:
                 log.info("quarantined_image_refused", **asdict(known))
                 raise _poison_image()
-
-    def _deadline_us(self, admitted_us: int) -> int:
-        """Count the limit from admission; an upload that took most of it still gets half of it."""
-        return max(admitted_us + self._max_wait_us, now_us() + self._max_wait_us // 2)
 
     async def _try_for_long(self, call: _Call) -> tuple[Done, Role]:
         """Ask a background engine, but not for ever: other work may leave it no CPU time at all."""

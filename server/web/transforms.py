@@ -70,7 +70,7 @@ class Transform:
                     upload,
                     self._operation,
                     parameters,
-                    ticket.admitted_us,
+                    ticket.deadline_us,
                     account=ticket.account,
                     lane=ticket.queue(),
                 )

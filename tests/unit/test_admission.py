@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from support.asgi import MovableClock, run
 
+from server import admission
 from server.admission import Admission, Ticket
 from server.cluster.ledger import Field, Ledger
 from server.cluster.messages import now_us
@@ -573,6 +574,21 @@ def test_a_request_that_finds_no_room_for_its_result_is_shed_at_its_deadline(hel
         assert cluster.totals()[1] == 2 * IMAGE_BYTES
 
     run(test(), MovableClock)
+
+
+def test_an_upload_that_took_most_of_the_limit_still_gets_half_of_it(
+    held: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late_us = now_us()
+    monkeypatch.setattr(admission, "now_us", lambda: late_us)
+    gate = Cluster(max_wait_s=10).gates[0]
+    prompt, slow = [held.enter_context(gate.admit(IMAGE_BYTES, estimate)) for _ in range(2)]
+    admitted_us, late_us = late_us, late_us + 2_000_000
+    prompt.complete(IMAGE_BYTES)
+    assert prompt.deadline_us == admitted_us + 10_000_000
+    late_us += 6_000_000
+    slow.complete(IMAGE_BYTES)
+    assert slow.deadline_us == late_us + 5_000_000
 
 
 def test_a_lone_result_is_served_however_large(held: ExitStack) -> None:

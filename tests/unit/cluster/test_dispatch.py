@@ -39,6 +39,11 @@ IMAGE = b"an image"
 ENGINE_PID = 70
 
 
+def soon_us() -> int:
+    """The deadline of a task, ten seconds from now."""
+    return now_us() + 10_000_000
+
+
 class Delivery:
     """What an engine has taken from the work socket."""
 
@@ -74,7 +79,6 @@ class Cluster:
         self.dispatcher = Dispatcher(
             self.membership,
             self.pool,
-            max_wait_s=10,
             sample=SAMPLE,
             background=OnDemandEngines([]),
             timeout_s=60,
@@ -135,7 +139,7 @@ class Cluster:
             upload.write(IMAGE)
             run = asyncio.ensure_future(
                 self.dispatcher.run(
-                    upload, operation, {"times": times}, now_us(), account=self.account, lane=lane
+                    upload, operation, {"times": times}, soon_us(), account=self.account, lane=lane
                 )
             )
             try:
@@ -773,13 +777,11 @@ def test_a_task_waits_until_fewer_descriptors_are_on_their_way(cluster: Cluster)
 
 
 def test_a_task_that_cannot_be_sent_in_time_is_too_late(cluster: Cluster) -> None:
-    dispatcher = Dispatcher(cluster.membership, cluster.pool, max_wait_s=0.1, sample=SAMPLE)
-
     async def test() -> None:
         end = cluster.membership.work.worker_ends[Lane.INTERACTIVE]
         with memory_file("upload") as upload, descriptors_on_their_way(end), pytest.raises(TooLate):
             async with asyncio.timeout(DEADLINE_S):
-                await dispatcher.run(upload, COPY, {"times": 1}, now_us())
+                await cluster.dispatcher.run(upload, COPY, {"times": 1}, now_us() + 100_000)
 
     until_done(test)
 
@@ -792,9 +794,7 @@ def test_tasks_that_wait_until_others_are_sent_hold_no_descriptors_for_it(cluste
                 send(end, b"filling")
         before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 names are numbers
         with memory_file("upload") as upload:
-            runs = {
-                asyncio.ensure_future(cluster.dispatcher.run(upload, COPY, {}, now_us())) for _ in range(20)
-            }
+            runs = {asyncio.ensure_future(cluster.dispatcher.run(upload, COPY, {})) for _ in range(20)}
             while cluster.row[Cell.IN_FLIGHT] < len(runs):  # noqa: ASYNC110 a count in shared memory
                 await asyncio.sleep(0)
             opened = len(os.listdir("/proc/self/fd")) - before  # noqa: PTH208
@@ -820,7 +820,7 @@ def test_a_process_without_descriptors_says_so_and_leaves_nothing_behind(cluster
             resource.setrlimit(resource.RLIMIT_NOFILE, (top + 3, hard))  # two are left, for the result
             try:
                 with pytest.raises(OSError, match="Too many open files"):
-                    await cluster.dispatcher.run(upload, COPY, {}, now_us())
+                    await cluster.dispatcher.run(upload, COPY, {})
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
                 for filler in fillers:

@@ -20,7 +20,6 @@ from server.cluster.dispatch import Dispatcher, EngineBug
 from server.cluster.engine import EngineConfig
 from server.cluster.membership import Membership
 from server.cluster.memory_files import MemoryFilePool
-from server.cluster.messages import now_us
 from server.cluster.quarantine import Quarantine
 from server.cluster.scoreboard import Cell
 from server.cluster.supervisor import Supervisor
@@ -113,7 +112,7 @@ class Cluster:
         self.events = events
         self.supervisor = Supervisor(self.membership.work, self.membership.row, config, ENVIRON)
         self.pool = MemoryFilePool()
-        self.dispatcher = Dispatcher(self.membership, self.pool, max_wait_s=DEADLINE_S, sample=Path(__file__))
+        self.dispatcher = Dispatcher(self.membership, self.pool, sample=Path(__file__))
 
     @property
     def engine(self) -> Path:
@@ -127,7 +126,7 @@ class Cluster:
         upload.truncate()
         try:
             async with asyncio.timeout(DEADLINE_S):
-                _, result, _ = await self.dispatcher.run(upload, operation, parameters, now_us())
+                _, result, _ = await self.dispatcher.run(upload, operation, parameters)
         finally:
             self.pool.give_back(upload)
         data = os.pread(result.fileno(), 1 << 20, 0)

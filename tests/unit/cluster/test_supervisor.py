@@ -60,7 +60,7 @@ class Cluster:
         background = replace(config, is_background=True)
         self.background_supervisor = Supervisor(self.membership.work, self.row, background, ENVIRON)
         self.pool = MemoryFilePool()
-        self.dispatcher = Dispatcher(self.membership, self.pool, max_wait_s=DEADLINE_S, sample=SAMPLE)
+        self.dispatcher = Dispatcher(self.membership, self.pool, sample=SAMPLE)
 
     @property
     def engine(self) -> int:
@@ -75,7 +75,7 @@ class Cluster:
         with memory_file("upload") as upload:
             upload.write(source)
             async with asyncio.timeout(DEADLINE_S):
-                _, result, _ = await self.dispatcher.run(upload, OPERATIONS[name], {}, now_us())
+                _, result, _ = await self.dispatcher.run(upload, OPERATIONS[name], {})
         with result:
             return os.pread(result.fileno(), 1 << 20, 0)
 
@@ -694,16 +694,13 @@ def test_a_task_that_yields_is_done_by_a_background_engine_that_starts_for_it() 
             dispatcher = Dispatcher(
                 cluster.membership,
                 cluster.pool,
-                max_wait_s=DEADLINE_S,
                 sample=SAMPLE,
                 background=background,
             )
             with memory_file("upload") as upload:
                 upload.write(b"abc")
                 async with asyncio.timeout(DEADLINE_S):
-                    done, result, _ = await dispatcher.run(
-                        upload, OPERATIONS["copy"], {}, now_us(), lane=Lane.YIELDING
-                    )
+                    done, result, _ = await dispatcher.run(upload, OPERATIONS["copy"], {}, lane=Lane.YIELDING)
             with result:
                 assert os.pread(result.fileno(), 100, 0) == b"abc"
             (online,) = [line for line in cluster.logged("engine_online") if line["role"] == "background"]

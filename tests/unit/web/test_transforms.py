@@ -15,14 +15,14 @@ from typing import Any
 import falcon.asgi
 import pytest
 from structlog.testing import capture_logs
-from support.asgi import Server, run, scope_of
+from support.asgi import MovableClock, Server, run, scope_of
 
 from server.admission import Admission
 from server.cluster.dispatch import EngineBug, TooLate
 from server.cluster.ledger import Account, Field
 from server.cluster.membership import Membership
 from server.cluster.memory_files import MemoryFilePool, memory_file
-from server.cluster.messages import Done, Spent
+from server.cluster.messages import Done, Spent, now_us
 from server.cluster.quarantine import Quarantine
 from server.cluster.roles import READERS, Role
 from server.cluster.scoreboard import Cell
@@ -68,7 +68,7 @@ class Dispatcher:
     Attributes:
         error: raised instead of an answer.
         asked: the operation, parameters and upload of each run.
-        lane: where the last one waited.
+        lane, deadline_us: where and until when the last one waited.
         result: the file of the last answer.
     """
 
@@ -76,18 +76,19 @@ class Dispatcher:
     asked: list[tuple[str, Mapping[str, Any], bytes]] = field(default_factory=list)
     result: FileIO | None = None
     lane: Lane | None = None
+    deadline_us: int = 0
 
     async def run(  # noqa: PLR0913 the real one's
         self,
         upload: FileIO,
         operation: Operation,
         parameters: Mapping[str, Any],
-        admitted_us: int,
+        deadline_us: int,
         *,
         account: Account | None,
         lane: Lane,
     ) -> tuple[Done, FileIO, Role]:
-        self.lane = lane
+        self.lane, self.deadline_us = lane, deadline_us
         if account is not None:
             account.add(Field.SPENT_US, 5_000_000)
         content = os.pread(upload.fileno(), os.fstat(upload.fileno()).st_size, 0)
@@ -263,6 +264,31 @@ def test_the_result_is_booked_while_the_engine_works() -> None:
         run(service.post(body=image))
         assert seen[0] >= 300 * 400 * 4
         assert service.row[Cell.HELD_BYTES] == 0
+
+
+def test_an_image_waits_for_room_and_for_an_engine_until_the_same_moment() -> None:
+    service = Service()
+    others_bytes = (1 << 20) - 1000
+    image = b"qoif" + struct.pack(">II", 30, 40) + b"\3\0" + bytes(20)
+
+    async def test() -> None:
+        clock = asyncio.get_running_loop()
+        assert isinstance(clock, MovableClock)
+        service.row[Cell.HELD_BYTES] += others_bytes
+        before_us = now_us()
+        post = asyncio.create_task(service.post(body=image))
+        while not service.row[Cell.UPLOAD_BYTES]:  # noqa: ASYNC110 a count in shared memory
+            await asyncio.sleep(0)
+        await clock.pass_time(0.1)
+        received_us = now_us()
+        assert not post.done()
+        service.row[Cell.HELD_BYTES] -= others_bytes
+        await clock.pass_time(0.5)
+        await post
+        assert before_us + 1_000_000 <= service.dispatcher.deadline_us <= received_us + 1_000_000
+
+    with closing(service):
+        run(test(), MovableClock)
 
 
 def test_a_result_for_which_a_header_that_lied_left_no_room_is_not_kept() -> None:
