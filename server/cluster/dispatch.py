@@ -5,8 +5,8 @@ import errno
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from io import FileIO
 from itertools import count
@@ -409,10 +409,13 @@ class Dispatcher:
         """Put the task into a lane, once there is room in the kernel's queue; returns where its answer comes.
 
         One at a time opens what it sends, so that those that wait need no descriptors for it.
+
+        Raises:
+            TooLate: there was no room before the deadline.
         """
         message = task.encode()
         end = self._work.worker_ends[lane]
-        async with self._queueing[lane]:
+        async with _until(task.deadline_us), self._queueing[lane]:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:
                 ours.setblocking(False)  # noqa: FBT003 the standard library has no other way
@@ -421,21 +424,29 @@ class Dispatcher:
                     reopened(call.upload, os.O_RDONLY) as source,  # another engine may have to try it
                     reopened(call.result, os.O_RDWR) as sink,
                 ):
-                    await _put(
-                        end, message, [source.fileno(), sink.fileno(), theirs.fileno()], task.deadline_us
-                    )
+                    await _put(end, message, [source.fileno(), sink.fileno(), theirs.fileno()])
             except BaseException:
                 ours.close()
                 raise
         return ours
 
 
-async def _put(end: socket.socket, message: bytes, files: Sequence[int], deadline_us: int) -> None:
-    """Put a message into a lane.
+@asynccontextmanager
+async def _until(deadline_us: int) -> AsyncIterator[None]:
+    """Run a block until a moment of the monotonic clock, in microseconds; 0 for no limit.
 
     Raises:
-        TooLate: there was no room for it in time.
+        TooLate: it had not ended by then.
     """
+    try:
+        async with asyncio.timeout((deadline_us - now_us()) / 1e6 if deadline_us else None):
+            yield
+    except TimeoutError:
+        raise TooLate from None
+
+
+async def _put(end: socket.socket, message: bytes, files: Sequence[int]) -> None:
+    """Put a message into a lane, as soon as there is room for it."""
     while True:
         try:
             send(end, message, files)
@@ -450,8 +461,6 @@ async def _put(end: socket.socket, message: bytes, files: Sequence[int], deadlin
             await asyncio.sleep(_POLL_S)
         else:
             return
-        if 0 < deadline_us < now_us():
-            raise TooLate
 
 
 def _service_us(answer: Done | Refused | Lost) -> int:

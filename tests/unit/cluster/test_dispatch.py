@@ -760,6 +760,24 @@ def test_a_task_waits_until_there_is_room_in_the_queue(cluster: Cluster) -> None
     until_done(test)
 
 
+def test_a_task_that_finds_no_room_in_the_queue_in_time_is_too_late(cluster: Cluster) -> None:
+    async def test() -> None:
+        clock: Any = asyncio.get_running_loop()
+        with pytest.raises(BlockingIOError):  # noqa: PT012 the kernel decides how many fit
+            while True:
+                send(cluster.membership.work.worker_ends[Lane.INTERACTIVE], b"filling")
+        async with cluster.running() as first, cluster.running() as second:
+            await clock.pass_time(9)
+            assert not first.done()
+            assert not second.done()
+            await clock.pass_time(2)
+            await cluster.fails(first, TooLate)
+            await cluster.fails(second, TooLate)  # it waited for its turn
+
+    with asyncio.Runner(loop_factory=MovableClock) as runner:
+        runner.run(test())
+
+
 def test_a_task_waits_until_fewer_descriptors_are_on_their_way(cluster: Cluster) -> None:
     async def test() -> None:
         with descriptors_on_their_way(cluster.membership.work.worker_ends[Lane.INTERACTIVE]) as sent:
