@@ -6,8 +6,8 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from io import FileIO
 from itertools import count
 from pathlib import Path
@@ -22,7 +22,7 @@ from server.cluster.roles import INTERACTIVE, READERS, Role
 from server.cluster.scoreboard import Cell
 from server.cluster.supervisor import OnDemandEngines, describe_exit
 from server.cluster.work_socket import Lane, receive, send
-from server.errors import OperationRefused, PoisonImage, ServiceUnavailable, TooMuchWork
+from server.errors import OperationRefused, PoisonImage, ServiceError, ServiceUnavailable, TooMuchWork
 from server.logs import get_logger
 from server.operations.registry import Operation
 
@@ -63,12 +63,14 @@ class Lost:
         returncode: as `subprocess` reports it.
         stages: how many different stages of the task had ended.
         service_us: how long it had worked on the task, in microseconds.
+        while_others_went_well: whether the cluster has done other tasks since it was sent.
     """
 
     pid: int = 0
     returncode: int = 0
     stages: int = 0
     service_us: int = 0
+    while_others_went_well: bool = False
 
     @property
     def took_too_long(self) -> bool:
@@ -95,6 +97,9 @@ class _Call:
         deadline_us: no engine starts it after this moment of the monotonic clock; 0 for no deadline.
         account: charged with the engine time; None for no charge.
         on_progress: told which part of the stages has ended.
+        is_to_end: whether it ends, when cancelled, only when no engine works on it any more; what runs in the
+            background might have to wait for ever.
+        losses: the engines that it has lost; written by the dispatcher.
     """
 
     upload: FileIO
@@ -105,6 +110,8 @@ class _Call:
     deadline_us: int = 0
     account: Account | None = None
     on_progress: Callable[[float], None] | None = None
+    is_to_end: bool = False
+    losses: list[Lost] = field(default_factory=list)
 
 
 class Dispatcher:
@@ -134,7 +141,7 @@ class Dispatcher:
         self._memory_files = memory_files
         self._sample = sample
         self._background = background
-        self._timeout_s = timeout_s
+        self._timeout_us = int(timeout_s * 1e6)
         # Unlike those of any other worker, and of earlier workers in this row.
         self._numbers = count(self._row.index << 48 | (now_us() & (1 << 40) - 1) << 8 | 1)
         # An event loop can wait for a descriptor once, not once per request.
@@ -153,7 +160,8 @@ class Dispatcher:
         """Have an engine apply an operation to the upload.
 
         Cancelling this skips the task if no engine has started it. It ends when no engine works on the task
-        any more, unless it has yielded; cancelled for a second time it ends at once.
+        any more, and its image is remembered if it has crashed one; cancelled for a second time it ends at
+        once. What has yielded is given up if it finds no CPU time, cancelled or not.
 
         Args:
             upload: the source.
@@ -179,18 +187,14 @@ class Dispatcher:
         await self._refuse_if_quarantined(upload, operation, parameters, body_bytes)
         result = self._memory_files.take_zeroed()
         background = self._background if lane is Lane.YIELDING else None
-        call = _Call(upload, result, operation, parameters, lane, deadline_us, account)
+        call = _Call(upload, result, operation, parameters, lane, deadline_us, account, is_to_end=True)
         try:
-            with self._counted_in_flight():
-                if background is None:
-                    done, role = await self._try(call)
-                else:
-                    with background.wanted():
-                        done, role = await self._try_for_long(call)
+            with self._counted_in_flight(), background.wanted() if background else nullcontext():
+                done, role = await self._try(call)
         except OperationRefused:  # no engine will touch the file again
             self._memory_files.give_back(result)
             raise
-        except BaseException:  # an engine may still be writing, for a client that has left
+        except BaseException:  # an engine may still be writing: a starved one, or at the end of the worker
             result.close()
             raise
         return done, result, role
@@ -238,28 +242,26 @@ class Dispatcher:
                 log.info("quarantined_image_refused", **asdict(known))
                 raise _poison_image()
 
-    async def _try_for_long(self, call: _Call) -> tuple[Done, Role]:
-        """Ask a background engine, but not for ever: other work may leave it no CPU time at all."""
-        starting_s = max(0, call.deadline_us - now_us()) / 1e6
-        try:
-            async with asyncio.timeout(starting_s + self._timeout_s):
-                return await self._try(call)
-        except TimeoutError:
-            raise TooLate from None
-
     async def _try(self, call: _Call) -> tuple[Done, Role]:
-        """Ask an engine, and another one when the first crashes: the client does not notice.
+        """Ask for it until its end, or until the caller is cancelled.
 
         Returns:
             The answer, and the role of the engine that gave it.
         """
+        try:
+            return await self._ask_engines(call)
+        except asyncio.CancelledError:
+            # Otherwise a client that always leaves in time could crash engines with one image for ever.
+            if call.is_to_end and call.losses:
+                with _logged_only():
+                    await self._is_to_blame(call)
+            raise
+
+    async def _ask_engines(self, call: _Call) -> tuple[Done, Role]:
+        """Ask an engine, and another one when the first crashes: the client does not notice."""
         lane, until_us = call.lane, call.deadline_us
-        losses = 0
-        blamed: list[Lost] = []
         while True:
-            done_before = self._tasks_done()
-            task = self._task(call, until_us)
-            answer = await self._ask(task, call, lane)
+            answer = await self._ask(self._task(call, until_us), call, lane)
             if not isinstance(answer, Lost):
                 done, role = _done_or_raise(answer), READERS[lane]
                 if role is INTERACTIVE:
@@ -268,24 +270,31 @@ class Dispatcher:
                     self._row.count_background_task(done.spent.service_us)
                 return done, role
             if answer.took_too_long:
-                # On a machine where nothing is done in time, no image is to blame.
-                if self._tasks_done() > done_before:
-                    await self._quarantine_image(call, answer, crashes=1)
+                await self._is_to_blame(call)
                 raise TooMuchWork(TooMuchWork.example)
-            log.warning("engine_lost_task", pid=answer.pid)
-            losses += 1
-            if not answer.may_be_an_accident:
-                blamed.append(answer)
-            if len(blamed) == CRASH_THRESHOLD or losses == _MOST_LOSSES:
-                if not await self._survives_sample(call):
-                    log.error(
-                        "engines_crash", operation=call.operation.name, **describe_exit(answer.returncode)
-                    )
-                    raise ServiceUnavailable("Engines crash, whatever they work on. Try again later.")
-                of_any_recipe = len(blamed) == CRASH_THRESHOLD and all(lost.is_by_reading for lost in blamed)
-                await self._quarantine_image(call, answer, CRASH_THRESHOLD, of_any_recipe=of_any_recipe)
-                raise _poison_image()
+            if _count_crashes(call.losses) >= CRASH_THRESHOLD:
+                if await self._is_to_blame(call):
+                    raise _poison_image()
+                raise ServiceUnavailable("Engines crash, whatever they work on. Try again later.")
             lane, until_us = _RETRY_LANE[lane], 0  # it has waited in the queue already
+
+    async def _is_to_blame(self, call: _Call) -> bool:
+        """Find out whether an image is to blame for the engines that were lost, and remember it if so."""
+        last, crashes = call.losses[-1], _count_crashes(call.losses)
+        if last.took_too_long:
+            # On a machine where nothing is done in time, no image is to blame.
+            if last.while_others_went_well:
+                await self._quarantine_image(call, last, crashes=1)
+            return last.while_others_went_well
+        if crashes == 0:
+            return False
+        if not await self._survives_sample(call):
+            log.error("engines_crash", operation=call.operation.name, **describe_exit(last.returncode))
+            return False
+        by_reading = [lost.is_by_reading for lost in call.losses if not lost.may_be_an_accident]
+        of_any_recipe = len(by_reading) == crashes and all(by_reading)
+        await self._quarantine_image(call, last, crashes, of_any_recipe=of_any_recipe)
+        return True
 
     def _task(self, call: _Call, deadline_us: int = 0) -> Task:
         operation = call.operation
@@ -302,7 +311,7 @@ class Dispatcher:
         When something other than the image ends every engine, such as a broken library, no image is to blame.
         """
         with FileIO(self._sample) as sample, memory_file("sample") as result:
-            same = replace(call, upload=sample, result=result, account=None, on_progress=None)
+            same = _Call(sample, result, call.operation, call.parameters, call.lane)
             answer = await self._ask(self._task(same), same, _RETRY_LANE[call.lane])
         return not isinstance(answer, Lost)
 
@@ -314,8 +323,9 @@ class Dispatcher:
         if of_any_recipe:
             entry = entry.with_any_recipe
         total = self._quarantine.add(entry, crashes)
-        if total < CRASH_THRESHOLD:  # it took too long for the first time
-            log.warning("image_timed_out", **asdict(entry), pid=lost.pid)
+        if total < CRASH_THRESHOLD:
+            event = "image_timed_out" if lost.took_too_long else "image_crashed_engine"
+            log.warning(event, **asdict(entry), pid=lost.pid)
             return
         is_kept = False
         try:
@@ -341,24 +351,42 @@ class Dispatcher:
 
     async def _ask(self, task: Task, call: _Call, lane: Lane) -> Done | Refused | Lost:
         """Send the task and wait for the answer, or for the report that its engine died."""
+        done_before = self._tasks_done()
         # Shut for writing or closed early, when the client leaves, it tells the engine to skip the task.
         with await self._send(task, call, lane) as reply:
             try:
-                return await self._outcome(reply, task, call, READERS[lane])
+                return await self._outcome(reply, task, call, lane, done_before)
             except asyncio.CancelledError:
                 # The files stay in use, and an engine that has started goes on: until it has answered, the
-                # request counts for what it takes. A background engine may never get the time to answer.
-                if READERS[lane] is INTERACTIVE:
+                # request counts for what it takes.
+                if call.is_to_end:
                     reply.shutdown(socket.SHUT_WR)
-                    await self._outcome(reply, task, call, INTERACTIVE)
+                    with _logged_only():
+                        answer = await self._outcome(reply, task, call, lane, done_before)
+                        if not isinstance(answer, Lost):
+                            _done_or_raise(answer)
                 raise
 
     async def _outcome(
-        self, reply: socket.socket, task: Task, call: _Call, role: Role
+        self, reply: socket.socket, task: Task, call: _Call, lane: Lane, done_before: int
     ) -> Done | Refused | Lost:
-        """Wait for the outcome of a task that was sent, and charge its client with the engine time."""
-        answer = await self._answer(reply, call) or await self._exit_report(task, role)
+        """Wait for the outcome of a task that was sent, and charge its client with the engine time.
+
+        Raises:
+            TooLate: it has yielded, and other work leaves it no CPU time.
+            EngineBug: the answer makes no sense.
+        """
+        role = READERS[lane]
+        is_bounded = lane is Lane.YIELDING and task.deadline_us
+        async with _until(task.deadline_us + self._timeout_us if is_bounded else 0):
+            answer = await self._answer(reply, call) or await self._exit_report(task, role)
         answer = _within(answer, now_us() - task.sent_us)
+        if isinstance(answer, Lost):
+            call.losses.append(replace(answer, while_others_went_well=self._tasks_done() > done_before))
+            if not answer.took_too_long:
+                log.warning("engine_lost_task", pid=answer.pid)
+        elif isinstance(answer, Done):  # this engine has survived it
+            call.losses.clear()
         # What no other process wants is free.
         if call.account is not None and role is INTERACTIVE:
             call.account.add(Field.SPENT_US, _service_us(answer))
@@ -461,6 +489,24 @@ async def _put(end: socket.socket, message: bytes, files: Sequence[int]) -> None
             await asyncio.sleep(_POLL_S)
         else:
             return
+
+
+@contextmanager
+def _logged_only() -> Iterator[None]:
+    """Log what goes wrong after a cancellation, which is all that the caller is to see."""
+    try:
+        yield
+    except (ServiceError, TooLate):
+        pass  # told to a client that has left
+    except Exception:
+        log.exception("request_failed")
+
+
+def _count_crashes(losses: Sequence[Lost]) -> int:
+    """Count the engines that a task has crashed; those that an accident may have ended count in the end."""
+    if len(losses) == _MOST_LOSSES:
+        return CRASH_THRESHOLD
+    return sum(not lost.may_be_an_accident for lost in losses)
 
 
 def _service_us(answer: Done | Refused | Lost) -> int:

@@ -707,8 +707,9 @@ def test_a_client_that_leaves_while_an_engine_works_is_charged_when_it_has_ended
             run.cancel()
             began_us = now_us()
             cluster.crash(delivery, -signal.SIGSEGV, began_us=began_us)
+            (await cluster.take_sample()).done(b"")  # it is not tried again
             await asyncio.wait([run])
-            assert run.cancelled()  # and is not tried again
+            assert run.cancelled()
         assert 9 < cluster.account.used(Field.SPENT_US) <= 9 + now_us() - began_us
 
     until_done(test)
@@ -729,14 +730,167 @@ def test_a_worker_that_ends_does_not_wait_for_an_engine(cluster: Cluster) -> Non
     until_done(test)
 
 
-def test_a_client_that_leaves_a_background_engine_is_not_waited_for(cluster: Cluster) -> None:
+def test_a_client_that_leaves_holds_its_upload_until_its_yielding_task_is_skipped(cluster: Cluster) -> None:
     async def test() -> None:
         async with cluster.running(lane=Lane.YIELDING) as run:
             delivery = await cluster.take(Lane.YIELDING)
             run.cancel()
+            await asyncio.wait([run], timeout=0.1)
+            assert not run.done()
+            assert cluster.row[Cell.IN_FLIGHT] == 1
+            delivery.answer(Refused(ENGINE_PID, is_late=True).encode())
             await asyncio.wait([run])
             assert run.cancelled()
+
+    until_done(test)
+
+
+def test_a_client_that_leaves_is_not_waited_for_when_its_yielding_task_finds_no_cpu_time(
+    cluster: Cluster,
+) -> None:
+    async def test() -> None:
+        clock: Any = asyncio.get_running_loop()
+        async with cluster.running(lane=Lane.YIELDING) as run:
+            delivery = await cluster.take(Lane.YIELDING)
+            run.cancel()
+            await clock.pass_time(0)
+            await clock.pass_time(69)
+            assert not run.done()
+            await clock.pass_time(2)
+            assert run.cancelled()
             delivery.lose()
+
+    with asyncio.Runner(loop_factory=MovableClock) as runner:
+        runner.run(test())
+
+
+@pytest.mark.parametrize("lane", [Lane.INTERACTIVE, Lane.YIELDING])
+def test_an_image_whose_sender_always_leaves_crashes_two_engines_and_no_more(
+    cluster: Cluster, lane: Lane
+) -> None:
+    role = BACKGROUND if lane is Lane.YIELDING else INTERACTIVE
+
+    async def test() -> None:
+        with capture_logs() as events:
+            for _ in range(2):
+                async with cluster.running(lane=lane) as run:
+                    delivery = await cluster.take(lane)
+                    run.cancel()
+                    await asyncio.wait([run], timeout=0.1)
+                    cluster.crash(delivery, -signal.SIGSEGV, role)
+                    (await cluster.take_sample()).done(b"")
+                    await asyncio.wait([run])
+                    assert run.cancelled()
+            async with cluster.running(lane=lane, times=2) as run:  # it was reading
+                await cluster.fails(run, PoisonImage)
+        names = [event["event"] for event in events]
+        assert (names.count("image_crashed_engine"), names.count("poison_image_quarantined")) == (1, 1)
+
+    until_done(test)
+
+
+def test_an_image_whose_sender_leaves_while_it_is_tried_again_is_to_blame_for_the_first_engine(
+    cluster: Cluster,
+) -> None:
+    async def test() -> None:
+        for _ in range(2):
+            async with cluster.running() as run:
+                cluster.crash(await cluster.take(), -signal.SIGSEGV)
+                retry = await cluster.take(Lane.RETRY)
+                run.cancel()
+                await asyncio.wait([run], timeout=0.1)
+                retry.answer(Refused(ENGINE_PID, is_late=True).encode())  # it is skipped
+                (await cluster.take_sample()).done(b"")
+                await asyncio.wait([run])
+                assert run.cancelled()
+        async with cluster.running() as run:
+            await cluster.fails(run, PoisonImage)
+
+    until_done(test)
+
+
+def test_an_image_that_the_second_engine_survives_is_not_to_blame_when_its_sender_leaves(
+    cluster: Cluster,
+) -> None:
+    async def test() -> None:
+        for _ in range(3):
+            async with cluster.running() as run:
+                cluster.crash(await cluster.take(), -signal.SIGSEGV)
+                retry = await cluster.take(Lane.RETRY)
+                run.cancel()
+                await asyncio.wait([run], timeout=0.1)
+                retry.done(b"a result")
+                await asyncio.wait([run], timeout=DEADLINE_S)
+                assert run.cancelled()
+
+    until_done(test)
+
+
+def test_an_image_whose_sender_leaves_while_the_sample_is_tried_is_to_blame(cluster: Cluster) -> None:
+    async def test() -> None:
+        async with cluster.running() as run:
+            cluster.crash(await cluster.take(), -signal.SIGSEGV)
+            cluster.crash(await cluster.take(Lane.RETRY), -signal.SIGSEGV)
+            left = await cluster.take_sample()
+            run.cancel()
+            (await cluster.take_sample()).done(b"")
+            left.lose()
+            await asyncio.wait([run])
+            assert run.cancelled()
+        async with cluster.running() as run:
+            await cluster.fails(run, PoisonImage)
+
+    until_done(test)
+
+
+def test_an_image_whose_sender_leaves_is_not_to_blame_where_a_sound_one_crashes_engines_too(
+    cluster: Cluster,
+) -> None:
+    async def test() -> None:
+        for _ in range(3):
+            async with cluster.running() as run:
+                delivery = await cluster.take()
+                run.cancel()
+                await asyncio.wait([run], timeout=0.1)
+                cluster.crash(delivery, -signal.SIGSEGV)
+                cluster.crash(await cluster.take_sample(), -signal.SIGSEGV)
+                await asyncio.wait([run])
+                assert run.cancelled()
+
+    until_done(test)
+
+
+def test_an_image_whose_sender_leaves_may_take_too_long_twice(cluster: Cluster) -> None:
+    async def test() -> None:
+        for _ in range(2):
+            async with cluster.running() as run:
+                delivery = await cluster.take()
+                run.cancel()
+                await asyncio.wait([run], timeout=0.1)
+                cluster.row[Cell.TASKS] += 1  # another image goes well meanwhile
+                cluster.crash(delivery, -signal.SIGALRM)
+                await asyncio.wait([run])
+                assert run.cancelled()
+        async with cluster.running() as run:
+            await cluster.fails(run, PoisonImage)
+
+    until_done(test)
+
+
+@pytest.mark.parametrize("answer", [b"garbage", Refused(ENGINE_PID, traceback="KeyError: ours").encode()])
+def test_a_bug_that_shows_when_the_client_has_left_is_logged_and_the_request_stays_cancelled(
+    cluster: Cluster, answer: bytes
+) -> None:
+    async def test() -> None:
+        with capture_logs() as events:
+            async with cluster.running() as run:
+                delivery = await cluster.take()
+                run.cancel()
+                await asyncio.wait([run], timeout=0.1)
+                delivery.answer(answer)
+                await asyncio.wait([run])
+                assert run.cancelled()
+        assert [event["event"] for event in events] == ["request_failed"]
 
     until_done(test)
 
