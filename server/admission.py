@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import takewhile
 from math import ceil, inf
+from typing import Protocol
 
 from server.cluster.ledger import Account, Field
 from server.cluster.messages import now_us
@@ -66,6 +67,13 @@ Estimate = Callable[[Read, int], Cost]
 
 #: Makes a refusal; that it was made counts for the next `Retry-After` of its client.
 _Refusal = Callable[[], ServiceUnavailable]
+
+
+class _IsNext(Protocol):
+    """Says whether a request that waits for room is the next to get some."""
+
+    def __call__(self, *, is_above_share: bool) -> bool:
+        """Tell whether its client holds more than its share."""
 
 
 class Ticket:
@@ -155,11 +163,8 @@ class Ticket:
         Raises:
             ServiceUnavailable: there is no room for it, or it would wait for too long.
         """
-        expected_bytes = self._expected_bytes(arrived_bytes)
-        if expected_bytes > self._upload_bytes:
-            if refusal := self._upload_refusal(expected_bytes):
-                raise refusal()
-            self._book(expected_bytes, self._result_bytes)
+        if refusal := self._take(arrived_bytes):
+            raise refusal()
 
     def takes(self, arrived_bytes: int) -> bool:
         """Count an upload of which so much is there, if there is room; otherwise the app has to refuse it.
@@ -174,22 +179,23 @@ class Ticket:
             or arrived_bytes >= self._look_at_bytes
         ):
             return False
-        expected_bytes = self._expected_bytes(arrived_bytes)
-        if expected_bytes > self._upload_bytes:
-            if self._upload_refusal(expected_bytes):
-                return False
-            self._book(expected_bytes, self._result_bytes)
-        return True
+        return self._take(arrived_bytes) is None
 
-    def _upload_refusal(self, expected_bytes: int) -> _Refusal | None:
-        """Return how to refuse an upload of which so much is expected now; None if it may go on."""
-        admission, more_bytes = self._admission, expected_bytes - self._upload_bytes
+    def _take(self, arrived_bytes: int) -> _Refusal | None:
+        """Count an upload of which so much is there, if there is room; otherwise return how to refuse it."""
+        admission, expected_bytes = self._admission, self._expected_bytes(arrived_bytes)
+        more_bytes = expected_bytes - self._upload_bytes
+        if more_bytes <= 0:
+            return None
         if excess_bytes := admission.excess_upload_bytes(more_bytes, self._upload_bytes):
             return partial(admission.no_room, self._client, excess_bytes)
         for field, own in ((Field.UPLOAD_BYTES, self._upload_bytes), (Field.HELD_BYTES, self.held_bytes)):
             if admission.exceeds_share(self.account, field, more_bytes, own=own):
                 return partial(admission.above_share, field)
-        return self._wait_refusal()
+        if refusal := self._wait_refusal():
+            return refusal
+        self._book(expected_bytes, self._result_bytes)
+        return None
 
     def _expected_bytes(self, arrived_bytes: int) -> int:
         if not self._body_bytes:
@@ -219,7 +225,8 @@ class Ticket:
         self.deadline_us = max(self.deadline_us, now_us() + self._max_wait_us // 2)
         self._book(body_bytes, self._result_bytes)
         if self._is_working and not self._is_waiting:
-            self._admission.check_share(self.account, Field.WAITING, 1)
+            if self._admission.exceeds_share(self.account, Field.WAITING, 1):
+                raise self._admission.above_share(Field.WAITING)
             self._is_waiting = True
             self._count(Field.WAITING, 1)
 
@@ -277,9 +284,9 @@ class Ticket:
         until_s = loop.time() + (self.deadline_us - now_us()) / 1e6
         with admission.waiting(result_bytes) as is_next:
             while True:
-                is_above = admission.is_result_above_share(self.account, result_bytes, self.held_bytes)
+                is_above = admission.exceeds_share_of_results(self.account, result_bytes, self.held_bytes)
                 excess_bytes = admission.excess_result_bytes(result_bytes)
-                if is_next(is_above) and not excess_bytes:
+                if is_next(is_above_share=is_above) and not excess_bytes:
                     break
                 if loop.time() >= until_s:
                     raise (
@@ -313,7 +320,8 @@ class Ticket:
         if more_bytes > 0:
             if excess_bytes := self._admission.excess_result_bytes(more_bytes, self._result_bytes):
                 raise self._admission.no_room(self._client, excess_bytes)
-            self._admission.check_share(self.account, Field.HELD_BYTES, more_bytes, own=self.held_bytes)
+            if self._admission.exceeds_share(self.account, Field.HELD_BYTES, more_bytes, own=self.held_bytes):
+                raise self._admission.above_share(Field.HELD_BYTES)
         self._book(0, result_bytes)
 
     # --- the end
@@ -385,9 +393,9 @@ class Admission:
         if excess_bytes := self.excess_upload_bytes(1):
             raise self.no_room(client, excess_bytes)
         account = self.account(client)
-        for field in (Field.UPLOAD_BYTES, Field.HELD_BYTES, Field.WAITING):
-            self.check_share(account, field, 1)
-        self.check_share(account, Field.PREDICTED_US, _LEAST_US)
+        for field in (Field.UPLOAD_BYTES, Field.HELD_BYTES, Field.WAITING, Field.PREDICTED_US):
+            if self.exceeds_share(account, field, _LEAST_US if field is Field.PREDICTED_US else 1):
+                raise self.above_share(field)
         ticket = Ticket(self, self._row, body_bytes, estimate, client)
         try:
             yield ticket
@@ -403,15 +411,6 @@ class Admission:
     def lane(self, account: Account | None) -> Lane:
         """Choose where the next task of a client waits."""
         return self._shares.lane(account, self._engines()) if self._shares else Lane.INTERACTIVE
-
-    def check_share(self, account: Account | None, field: Field, more: int, *, own: int = 0) -> None:
-        """Refuse what `exceeds_share`.
-
-        Raises:
-            ServiceUnavailable: it does.
-        """
-        if self.exceeds_share(account, field, more, own=own):
-            raise self.above_share(field)
 
     def exceeds_share(self, account: Account | None, field: Field, more: int, *, own: int = 0) -> bool:
         """Say whether a client would hold more than its share, and others may need it.
@@ -493,7 +492,7 @@ class Admission:
     def _limit_bytes(self) -> int:
         return self._max_held_bytes or bytes_in_flight(self._engines())
 
-    def excess_bytes(self, more_bytes: int) -> int:
+    def _excess_bytes(self, more_bytes: int) -> int:
         """Return by how many bytes the limit is exceeded if these are added; below 0 if it is not."""
         return self._scoreboard.total(Cell.HELD_BYTES) + more_bytes - self._limit_bytes
 
@@ -504,7 +503,7 @@ class Admission:
         received finds room for its result.
         """
         uploads_bytes = self._scoreboard.total(Cell.UPLOAD_BYTES)
-        excess_bytes = self.excess_bytes(more_bytes)
+        excess_bytes = self._excess_bytes(more_bytes)
         if uploads_bytes > own_bytes:
             excess_bytes = max(excess_bytes, uploads_bytes + more_bytes - self._limit_bytes // 2)
         return max(0, excess_bytes)
@@ -520,9 +519,9 @@ class Admission:
             own_bytes: that it has already.
         """
         has_others = self._results_bytes() > own_bytes
-        return max(0, self.excess_bytes(2 * more_bytes)) if has_others and more_bytes else 0
+        return max(0, self._excess_bytes(2 * more_bytes)) if has_others and more_bytes else 0
 
-    def is_result_above_share(self, account: Account | None, result_bytes: int, own_bytes: int) -> bool:
+    def exceeds_share_of_results(self, account: Account | None, result_bytes: int, own_bytes: int) -> bool:
         """Say whether a client would hold more than its share with a result; one is always served.
 
         Args:
@@ -540,7 +539,7 @@ class Admission:
         return self._scoreboard.total(Cell.HELD_BYTES) - self._scoreboard.total(Cell.UPLOAD_BYTES)
 
     @contextmanager
-    def waiting(self, result_bytes: int) -> Iterator[Callable[[bool], bool]]:
+    def waiting(self, result_bytes: int) -> Iterator[_IsNext]:
         """Stand in the worker's queue of those that wait for room, until the block ends.
 
         Args:
@@ -553,7 +552,7 @@ class Admission:
         place = object()
         self._waiting[place] = result_bytes
 
-        def is_next(is_above_share: bool) -> bool:  # noqa: FBT001 said to nothing else
+        def is_next(*, is_above_share: bool) -> bool:
             self._waiting[place] = inf if is_above_share else result_bytes
             earlier = takewhile(lambda waiter: waiter is not place, self._waiting)
             return not is_above_share and all(self._waiting[waiter] > result_bytes for waiter in earlier)

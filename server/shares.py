@@ -68,7 +68,7 @@ class Shares:
         """Return what all clients that have an address hold."""
         return self._page.ledger.total(field)
 
-    def look(self) -> None:
+    def decay(self) -> None:
         """Decay spent engine time, and count the clients that use engines; to be called once a second."""
         self._page.forget()
         used = self._page.ledger.by_client(Field.PREDICTED_US, Field.SPENT_US)

@@ -177,7 +177,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         """Look at the shares of all clients and the transfer rates of all connections, once a second."""
         while True:
             await asyncio.sleep(_SWEEP_S)
-            self.shares.look()
+            self.shares.decay()
             now_s = asyncio.get_running_loop().time()
             for number, connection in enumerate(tuple(self.connections), 1):
                 try:

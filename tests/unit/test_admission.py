@@ -345,7 +345,8 @@ def test_a_body_of_unknown_length_counts_as_it_grows() -> None:
 def test_without_a_limit_of_its_own_a_machine_has_room_for_its_engines() -> None:
     for workers, limit_bytes in ((1, 1 << 31), (2, 1 << 31), (8, 1 << 31)):
         cluster = Cluster(workers, max_held_bytes=None)
-        assert cluster.gates[0].excess_bytes(limit_bytes) == 0
+        assert cluster.gates[0].excess_upload_bytes(limit_bytes) == 0
+        assert cluster.gates[0].excess_upload_bytes(limit_bytes + 1) == 1
 
 
 # --- Engine time --------------------------------------------------------------------------------------------

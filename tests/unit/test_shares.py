@@ -71,7 +71,7 @@ class Cluster:
     def pass_seconds(self, seconds: int = 1) -> None:
         for _ in range(seconds):
             for shares in self.shares:
-                shares.look()
+                shares.decay()
 
 
 every_limit = pytest.mark.parametrize("field", LIMITS)
