@@ -102,7 +102,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
     _closed: bool
     _callback_parser: Any  # these two are None once the connection is gone
     _body_receiver: Any
-    _rate: TransferRate  # begins with the connection: over TLS, asyncio makes us before the handshake
+    _rate: TransferRate  # from connection_made on: over TLS, asyncio makes the protocol before the handshake
 
     def __init__(self, worker: "Worker") -> None:
         super().__init__(worker)
@@ -165,6 +165,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         self._hold_unread(self._written_bytes)
         super().connection_lost(exc)
         self._task.add_done_callback(self._untangle)
+        self._leave_lost_place()
 
     def _untangle(self, _task: object) -> None:
         """Break cycles, so that no garbage is left: to collect it stops the worker (ADR 4)."""
@@ -189,8 +190,11 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         return bool(evicted)
 
     def _leave_lost_place(self) -> None:
-        """Leave the place when connection and app have ended: until then a request has its descriptors."""
-        if self._conn_lost_handled and self._task.done() and not self._calls:
+        """Leave the place when connection and app have ended: until then a request has its descriptors.
+
+        That is at once if there is no request, or a client that comes as another leaves would find no place.
+        """
+        if self._conn_lost_handled and not self._calls and (not self._current_request or self._task.done()):
             self._leave_place()
 
     def _leave_place(self) -> None:

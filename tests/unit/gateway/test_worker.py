@@ -173,6 +173,26 @@ def test_a_signal_writes_nothing_to_a_loop_that_is_being_closed(monkeypatch: pyt
     assert (woken, loop.is_closed()) == ([-1], True)
 
 
+def test_a_client_that_comes_as_another_leaves_has_its_place() -> None:
+    async def test() -> None:
+        loop, request = asyncio.get_running_loop(), b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+        async with serving(worker_connections=1) as (_, listener, _, _), asyncio.timeout(DEADLINE_S):
+            before = None
+            for _ in range(10):
+                sock = socket.socket()
+                sock.setblocking(False)
+                with suppress(BlockingIOError):
+                    sock.connect(listener.sock.getsockname())
+                if before:
+                    before.close()  # the worker hears of both in the same turn of its loop
+                await loop.sock_sendall(sock, request)
+                assert (await loop.sock_recv(sock, 1000)).startswith(b"HTTP/1.1 200 ")
+                before = sock
+            sock.close()
+
+    run(test())
+
+
 def test_a_worker_that_is_told_to_stop_answers_first_and_then_ends() -> None:
     async def test() -> None:
         async with serving() as (served, listener, task, events):
