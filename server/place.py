@@ -101,6 +101,12 @@ def _why_not(settings: Settings, descriptors: int, processes: int, fewer: str) -
     return None
 
 
+def raise_descriptor_limit() -> None:
+    """Raise RLIMIT_NOFILE of this process to its hard limit, which is the one that is looked at here."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def most_connections(wanted: int) -> int:
     """Return how many connections a worker may hold at once, so that no request lacks a descriptor.
 

@@ -6,7 +6,6 @@ is told to (TERM or INT): it claims no more, gives back what is running, and wai
 
 import asyncio
 import os
-import resource
 import signal
 import sys
 from collections.abc import Mapping
@@ -45,8 +44,7 @@ def main() -> None:
     cores = usable_cores()
     if reason := place.why_no_job_worker_here(settings, cores):
         sys.exit(f"flipcluster: {reason}")
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    place.raise_descriptor_limit()
     asyncio.run(_run(settings, settings.queue_url.get_secret_value(), cores))
 
 

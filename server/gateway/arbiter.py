@@ -6,7 +6,6 @@ import ctypes
 import gc
 import importlib
 import os
-import resource
 import signal
 import sys
 import time
@@ -157,8 +156,7 @@ class Hooks:
 
     def post_fork(self, _server: "Arbiter", worker: Worker) -> None:
         """In the worker: apply the restart backoff, and raise RLIMIT_NOFILE to the hard limit."""
-        _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        place.raise_descriptor_limit()
         _keep_memory()
         if worker.boot_delay_s:
             log.warning("worker_restart_delayed", pid=os.getpid(), delay_s=worker.boot_delay_s)

@@ -193,7 +193,7 @@ def test_a_reload_of_what_would_not_start_is_refused(copy: Path) -> None:
 
 def test_a_reload_whose_workers_cannot_boot_leaves_the_old_ones_at_work(copy: Path) -> None:
     """The preflight cannot see everything: files change after it, memory and processes run out."""
-    forked = "        _soft, hard = resource.getrlimit"
+    forked = "        place.raise_descriptor_limit()"
     unbootable = f"        assert not os.path.exists('unbootable'), 'of ours'\n{forked}"
     with (
         broken(copy / "server" / "gateway" / "arbiter.py", forked, unbootable),
@@ -480,7 +480,7 @@ def test_a_stop_does_not_wait_for_a_worker_that_is_still_starting(copy: Path) ->
 
 def test_a_worker_does_not_miss_a_stop_that_comes_as_soon_as_it_is_forked(copy: Path) -> None:
     """The handlers that it has from the arbiter only take note of a signal."""
-    forked = "        _soft, hard = resource.getrlimit"
+    forked = "        place.raise_descriptor_limit()"
     stopped = f"        os.kill(os.getpid(), signal.SIGTERM) if os.path.exists('told') else None\n{forked}"
     with (
         broken(copy / "server" / "gateway" / "arbiter.py", forked, stopped),
