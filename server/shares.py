@@ -71,8 +71,7 @@ class Shares:
     def decay(self) -> None:
         """Decay spent engine time, and count the clients that use engines; to be called once a second."""
         self._page.forget()
-        used = self._page.ledger.by_client(Field.PREDICTED_US, Field.SPENT_US)
-        self._active = len(used) - used.count(0)
+        self._count_active()
 
     def refuses(  # noqa: PLR0913 a limit, what is held of it, and by whom
         self,
@@ -132,4 +131,14 @@ class Shares:
         ledger = self._page.ledger
         others = ledger.total(Field.PREDICTED_US) + ledger.total(Field.SPENT_US) - mine
         mean = others / max(1, self._active - 1)
-        return others > 0 and mine > max(_BURST_US, _CLEARLY_MORE * mean)
+        if others <= 0 or mine <= max(_BURST_US, _CLEARLY_MORE * mean):
+            return False
+        # Other workers book meanwhile, so a client that is alone may seem not to be.
+        if self._active < 2:  # noqa: PLR2004 itself and another
+            self._count_active()
+        return self._active > 1
+
+    def _count_active(self) -> None:
+        """Count the clients that use engines, or have done so in the last seconds."""
+        used = self._page.ledger.by_client(Field.PREDICTED_US, Field.SPENT_US)
+        self._active = len(used) - used.count(0)

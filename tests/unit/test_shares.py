@@ -161,6 +161,25 @@ def test_a_client_that_is_alone_never_yields() -> None:
     assert not cluster.yields(GREEDY)
 
 
+def test_a_client_that_is_alone_does_not_yield_to_what_another_worker_books_for_it_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = Cluster()
+    cluster.hold(GREEDY, Field.SPENT_US, 60 * MB)
+    cluster.pass_seconds()
+    total = cluster.ledger.total
+
+    def total_after_another_task(field: Field) -> int:
+        cluster.account(GREEDY, 0).add(field, MB)  # its client has been added up already
+        return total(field)
+
+    monkeypatch.setattr(cluster.ledger, "total", total_after_another_task)
+    assert not cluster.yields(GREEDY)
+    monkeypatch.undo()
+    cluster.hold(POLITE, Field.PREDICTED_US, 0.1 * MB)
+    assert cluster.yields(GREEDY)
+
+
 def test_a_client_that_uses_clearly_more_than_one_that_has_just_come_yields_at_once() -> None:
     cluster = Cluster()
     cluster.hold(GREEDY, Field.PREDICTED_US, 5 * MB)
