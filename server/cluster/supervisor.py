@@ -139,7 +139,8 @@ class Supervisor:
     async def stop(self, *, at_once: bool = False) -> None:
         """Stop the engine after its current task, or at once: then the task's worker takes it for lost."""
         if self._task is not None:
-            self._task.cancel()
+            if not self._task.cancelling():  # a second time would end its wait for the engine
+                self._task.cancel()
             if at_once and self._process is not None:
                 self._process.kill()
             with contextlib.suppress(asyncio.CancelledError):

@@ -643,6 +643,24 @@ def test_a_stop_for_good_does_not_wait_for_a_background_task(tmp_path: Path, *, 
     until_done(test)
 
 
+def test_a_stop_that_must_not_wait_leaves_no_zombie_of_one_that_waits(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with supervised() as cluster:
+            supervisor = cluster.background_supervisor
+            await supervisor.start()
+            pid = cluster.background_engine
+            run = Waiting(cluster, tmp_path / "pipe")
+            await run.has_started()
+            waits_for_task = asyncio.ensure_future(supervisor.stop())
+            await cluster.until(lambda: cluster.background_engine == 0)
+            await supervisor.stop(at_once=True)
+            assert not exists(pid)
+            await waits_for_task
+            await run.abandon()
+
+    until_done(test)
+
+
 def test_an_engine_that_is_wanted_while_it_stops_comes_back(tmp_path: Path) -> None:
     async def test() -> None:
         async with supervised() as cluster, cluster.on_demand(idle_s=0) as engine:
