@@ -130,13 +130,12 @@ class Shares:
         mine = account.used(Field.PREDICTED_US) + account.used(Field.SPENT_US)
         ledger = self._page.ledger
         others = ledger.total(Field.PREDICTED_US) + ledger.total(Field.SPENT_US) - mine
-        mean = others / max(1, self._active - 1)
-        if others <= 0 or mine <= max(_BURST_US, _CLEARLY_MORE * mean):
+        if others <= 0 or mine <= _BURST_US:
             return False
         # Other workers book meanwhile, so a client that is alone may seem not to be.
         if self._active < 2:  # noqa: PLR2004 itself and another
             self._count_active()
-        return self._active > 1
+        return self._active > 1 and mine > _CLEARLY_MORE * others / (self._active - 1)
 
     def _count_active(self) -> None:
         """Count the clients that use engines, or have done so in the last seconds."""

@@ -116,6 +116,7 @@ class Supervisor:
         self._environ = {**MALLOC_SETTINGS, **environ}
         self._first_attempt = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._is_stopping = False
         self._process: Child | None = None
 
     @property
@@ -134,17 +135,18 @@ class Supervisor:
 
     def start_soon(self) -> None:
         """Start supervising; returns at once."""
+        self._is_stopping = False
         self._task = asyncio.create_task(keep_running("supervisor", self._supervise))
 
     async def stop(self, *, at_once: bool = False) -> None:
         """Stop the engine after its current task, or at once: then the task's worker takes it for lost."""
         if self._task is not None:
-            if not self._task.cancelling():  # a second time would end its wait for the engine
+            if not self._is_stopping:  # a second time would end its wait for the engine
+                self._is_stopping = True
                 self._task.cancel()
             if at_once and self._process is not None:
                 self._process.kill()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait([self._task])
 
     async def _supervise(self) -> None:
         try:

@@ -189,6 +189,15 @@ def test_a_client_that_uses_clearly_more_than_one_that_has_just_come_yields_at_o
     assert not cluster.yields(POLITE)
 
 
+def test_a_client_is_compared_with_each_of_several_that_have_just_come() -> None:
+    cluster = Cluster()
+    cluster.hold(GREEDY, Field.PREDICTED_US, 5 * MB)
+    cluster.pass_seconds()
+    cluster.hold(POLITE, Field.PREDICTED_US, 2 * MB)
+    cluster.hold(NEWCOMER, Field.PREDICTED_US, 2 * MB)
+    assert cluster.yields(GREEDY)  # to a mean of 2 s, not to 4
+
+
 def test_clients_that_use_about_the_same_do_not_yield() -> None:
     cluster = Cluster()
     for client, used_s in ((GREEDY, 3), (POLITE, 2), (NEWCOMER, 2)):

@@ -661,6 +661,25 @@ def test_a_stop_that_must_not_wait_leaves_no_zombie_of_one_that_waits(tmp_path: 
     until_done(test)
 
 
+def test_a_stop_comes_through_while_the_supervisor_looks_after_its_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A look begins with a time-out, which cancels the task too, and is forgotten."""
+    monkeypatch.setattr(supervisor_module, "LOOK_EVERY_S", 0.01)
+
+    async def test() -> None:
+        async with supervised(hung_after_s=60) as cluster:
+            task = cluster.supervisor._task  # noqa: SLF001 nothing else tells when it looks
+            assert task is not None
+            async with asyncio.timeout(DEADLINE_S):
+                while not task.cancelling():  # noqa: ASYNC110 it lasts for one turn of the loop
+                    await asyncio.sleep(0)
+                await cluster.supervisor.stop()
+            assert task.done()
+
+    until_done(test)
+
+
 def test_an_engine_that_is_wanted_while_it_stops_comes_back(tmp_path: Path) -> None:
     async def test() -> None:
         async with supervised() as cluster, cluster.on_demand(idle_s=0) as engine:
