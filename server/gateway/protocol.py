@@ -115,6 +115,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         self._linger = LingeringClose()
         self._is_waiting = False  # for a turn to parse what has arrived
         self._bytes_per_s = inf  # of the transfer that is under way; until it is measured it is no slow one
+        self._was_download = False  # when that was measured
         self._peer: Any = None
         self._calls = 0  # of the app that have not ended
         self.account: Account | None = None
@@ -161,7 +162,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
             self._begin_lingering()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection; it keeps its place until the app has ended, too."""
+        """Forget the connection; its place stays taken until the app has ended as well."""
         self._hold_unread(self._written_bytes)
         super().connection_lost(exc)
         self._task.add_done_callback(self._untangle)
@@ -206,13 +207,16 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
     def cost_of_closing(self) -> tuple[int, float] | None:
         """Say how much the client would lose: an idle connection, half a head, a slow or a fast transfer.
 
-        A connection stays while an engine works for it, for a client that has left too, and while a request
-        that has arrived waits for its turn.
+        Last come connections with a request that has arrived and waits for its turn. A connection stays while
+        an engine works for it, even if its client has left.
         """
         is_at_work = self._closed or (self._answer_began_s is None and not self._is_receiving())
-        if self._conn_lost_handled or self._is_waiting or (self._calls and is_at_work):
+        if self._conn_lost_handled or (self._calls and is_at_work):
             return None
-        stage, _ = self._progress()
+        if self._is_waiting:
+            return (2, inf)
+        # To ask the kernel about thousands of them again takes long.
+        stage = Stage.DOWNLOAD if self._was_download else self._progress()[0]
         if stage in {Stage.UPLOAD, Stage.DOWNLOAD}:
             return (2, self._bytes_per_s)
         if stage is Stage.HEADERS:
@@ -253,6 +257,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         held_bytes = self._hold_unread(moved_bytes if stage is Stage.DOWNLOAD else self._written_bytes)
         reading = self._rate.read(stage, moved_bytes, now_s, held_bytes)
         self._bytes_per_s = inf if reading.bytes_per_s is None else reading.bytes_per_s
+        self._was_download = stage is Stage.DOWNLOAD
         if stage is Stage.UPLOAD and reading.bytes_per_s is not None:
             self._exchange.expect(reading.bytes_per_s)
         is_overdue = self._rate.is_overdue(self._answer_began_s, now_s, held_bytes)

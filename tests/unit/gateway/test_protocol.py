@@ -898,15 +898,16 @@ def test_when_connections_run_out_one_that_an_engine_works_for_stays_though_an_a
     run(test())
 
 
+class Late(Turns):
+    """The turns of a worker that has no time."""
+
+    turn: Callable[[], None]
+
+    def begin_request(self, client: Hashable, turn: Callable[[], None]) -> None:
+        self.turn = turn
+
+
 def test_when_connections_run_out_one_whose_request_waits_for_its_turn_is_not_taken_for_an_idle_one() -> None:
-    class Late(Turns):
-        """The turns of a worker that has no time."""
-
-        turn: Callable[[], None]
-
-        def begin_request(self, client: Hashable, turn: Callable[[], None]) -> None:
-            self.turn = turn
-
     async def test() -> None:
         async with gateway(say_length, worker_connections=2) as (served, _):
             served.worker.turns = turns = Late()
@@ -921,6 +922,23 @@ def test_when_connections_run_out_one_whose_request_waits_for_its_turn_is_not_ta
             assert (await waiting.read()).status == 200
             await polite.send(GET)
             assert (await polite.read()).status == 200
+
+    run(test())
+
+
+def test_when_connections_run_out_a_client_cannot_keep_its_places_with_requests_that_wait() -> None:
+    async def test() -> None:
+        async with gateway(say_length, worker_connections=2) as (served, _):
+            served.worker.turns = Late()
+            waiting = [await served.connect(GREEDY) for _ in range(2)]
+            for client in waiting:
+                await client.send(GET + GET)
+                assert (await client.read()).status == 200
+            polite = await served.connect(POLITE)
+            await polite.send(GET)
+            assert (await polite.read()).status == 200
+            assert await waiting[0].read_to_end() == b""
+            await waiting[1].read_nothing()
 
     run(test())
 
