@@ -16,8 +16,8 @@ from server.settings import Settings
 _OWN_DESCRIPTORS = 64
 
 #: Of a request in flight: its connection, its upload, the sample image in place of an empty one, its result,
-#: and the socket for the engine's answer.
-_DESCRIPTORS_OF_A_CONNECTION = 5
+#: and the socket for the engine's answer; and one for a connection that waits for its turn.
+_DESCRIPTORS_OF_A_CONNECTION = 6
 
 _FEWEST_CONNECTIONS = 16
 

@@ -150,7 +150,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         self._peer = transport.get_extra_info("peername")
         if sock.family in {socket.AF_INET, socket.AF_INET6}:
             sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _NOT_SENT_BYTES)
-        self.account = self._own_account()
+        self.account = self.worker.account_of(self._peer_host())
         if self._has_place():
             self.worker.connections[self] = None
             if self.account is not None:
@@ -173,11 +173,6 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         if not self._finishing_calls:
             self._callback_parser = self._body_receiver = None
         self._leave_lost_place()
-
-    def _own_account(self) -> Account | None:
-        """Return the account of the client; None when the connection is that of a proxy, for many clients."""
-        is_proxy = self._proxy_protocol != "off" or self.worker.proxies.is_trusted(self._peer_host())
-        return None if is_proxy else self.worker.shares.account(self._peer_host())
 
     def _has_place(self) -> bool:
         """Whether there is a place for the connection, evicting another client's connection if necessary."""
@@ -247,12 +242,10 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
 
     def _peer_host(self) -> str | None:
         """Return the address at the other end, or what the PROXY protocol says; None for a unix socket."""
-        peer = self._effective_peername(self._peer)
-        host: str | None = peer[0] if isinstance(peer, tuple) else None
-        return host
+        return host_of(self._effective_peername(self._peer))
 
-    def check_rate(self, now_s: float) -> None:
-        """Disconnect the client if it is too slow; called about once a second."""
+    def check_rate(self, now_s: float) -> bool:
+        """Disconnect the client if it is too slow, and say whether it was; called about once a second."""
         stage, moved_bytes = self._progress()
         held_bytes = self._hold_unread(moved_bytes if stage is Stage.DOWNLOAD else self._written_bytes)
         reading = self._rate.read(stage, moved_bytes, now_s, held_bytes)
@@ -261,8 +254,10 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         if stage is Stage.UPLOAD and reading.bytes_per_s is not None:
             self._exchange.expect(reading.bytes_per_s)
         is_overdue = self._rate.is_overdue(self._answer_began_s, now_s, held_bytes)
-        if reading.is_too_slow or (stage is Stage.DOWNLOAD and is_overdue):
+        is_to_end = reading.is_too_slow or (stage is Stage.DOWNLOAD and is_overdue)
+        if is_to_end:
             self._end_slow(stage)
+        return is_to_end
 
     def _hold_unread(self, read_bytes: int) -> int:
         """Let what the client has not taken of its results count as theirs; returns how much they hold.
@@ -621,6 +616,11 @@ def _check_head(request: CallbackRequest) -> None:
         # What the field Host says does not count then (RFC 9112, section 3.2.2).
         others = [field for field in request.headers_bytes if field[0] != b"host"]
         request.headers_bytes = [(b"host", host), *others]
+
+
+def host_of(peername: object) -> str | None:
+    """Return the address of a peer; None for a unix socket."""
+    return str(peername[0]) if isinstance(peername, tuple) else None
 
 
 def _below_tls(transport: Any) -> Any:  # noqa: ANN401 asyncio has no types for this

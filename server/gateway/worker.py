@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 from gunicorn.workers import base, gasgi
 
 from server.app import create_service
+from server.cluster.ledger import Account
 from server.cluster.membership import Membership
 from server.cluster.scoreboard import Cell, State
 from server.cluster.watched import keep_running
 from server.gateway.addresses import Proxies
+from server.gateway.arrivals import Arrivals
 from server.gateway.drain import TICK_S, Drain, Step
 from server.gateway.heartbeat import Heartbeat
-from server.gateway.protocol import Protocol
+from server.gateway.protocol import Protocol, host_of
 from server.gateway.turns import Turns
 from server.logs import get_logger
 from server.settings import Settings
@@ -42,9 +44,11 @@ _ACCEPTED_AT_ONCE = 8
 #: How often the transfer rates of all connections are looked at, in seconds.
 _SWEEP_S = 1.0
 
-#: After so many connections the event loop serves others first: to close one that is too slow takes up to a
-#: millisecond, and a thousand that were opened together are too slow together.
+#: After so many connections the event loop serves others first, and if one was closed, engines and others
+#: have the core for a while: to close one that is too slow takes up to a millisecond, and a thousand that
+#: were opened together are too slow together. The pause is in seconds.
 _LOOKS_AT_ONCE = 4
+_PAUSE_S = 0.004
 
 
 class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
@@ -73,6 +77,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def __init__(self, *args: object) -> None:
         super().__init__(*args)
+        self._arrivals: Arrivals | None = None  # until there is an event loop
         self._drain = Drain(timeout_s=self.cfg.graceful_timeout, max_responses=self.max_requests)
         self._jobs: Jobs | None = None
         self._jobs_run: asyncio.Task[None] | None = None
@@ -109,6 +114,11 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
             self.settings, self.membership, os.environ, self.shares
         )
 
+    def account_of(self, host: str | None) -> Account | None:
+        """Return the account of a client; None when the address is that of a proxy, for many clients."""
+        is_proxy = self.cfg.proxy_protocol != "off" or self.proxies.is_trusted(host)
+        return None if is_proxy else self.shares.account(host)
+
     def _setup_event_loop(self) -> None:
         """Serve our protocol, with the backlog that is configured and a limit on TLS handshakes.
 
@@ -117,6 +127,8 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         """
         super()._setup_event_loop()
         create_server, start_serving = self.loop.create_server, self.loop._start_serving  # noqa: SLF001
+        take_over = self.loop._accept_connection2  # noqa: SLF001
+        arrivals = self._arrivals = Arrivals(self.shares, self.worker_connections)
 
         async def with_our_protocol(_theirs: object, *, sock: socket.socket, **more: Any) -> asyncio.Server:  # noqa: ANN401
             if more.get("ssl"):
@@ -136,8 +148,21 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         ) -> None:
             start_serving(protocol_factory, sock, tls, server, _ACCEPTED_AT_ONCE, *timeouts)
 
+        async def in_turn(
+            protocol_factory: object, sock: socket.socket, extra: dict[str, Any], *more: object
+        ) -> None:
+            try:
+                if not await arrivals.turn(self.account_of(host_of(extra["peername"]))):
+                    sock.close()
+                    return
+            except BaseException:  # at the end of the worker
+                sock.close()
+                raise
+            await take_over(protocol_factory, sock, extra, *more)
+
         self.loop.create_server = with_our_protocol
         self.loop._start_serving = accepting_few  # noqa: SLF001
+        self.loop._accept_connection2 = in_turn  # noqa: SLF001
 
     def run(self) -> None:
         """Serve until told to stop."""
@@ -178,14 +203,15 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         while True:
             await asyncio.sleep(_SWEEP_S)
             self.shares.decay()
-            now_s = asyncio.get_running_loop().time()
+            now_s, closed = asyncio.get_running_loop().time(), 0
             for number, connection in enumerate(tuple(self.connections), 1):
                 try:
-                    connection.check_rate(now_s)
+                    closed += connection.check_rate(now_s)
                 except Exception:
                     log.exception("sweep_failed")  # the others still have to be looked at
                 if number % _LOOKS_AT_ONCE == 0:
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(_PAUSE_S if closed else 0)
+                    closed = 0
 
     def handle_exit_signal(self) -> None:
         """Drain, then end (TERM); before the first connection there is nothing to drain."""
@@ -214,6 +240,8 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
             self._drain.begin(self.loop.time())
             self.membership.row[Cell.STATE] = State.STOPPING
             log.info("worker_stopping", pid=os.getpid(), connections=self.nr_conns)
+            if self._arrivals:
+                self._arrivals.hurry()
             for connection in self.connections:
                 connection.wait_no_longer()
             if self._jobs and self._jobs_run:

@@ -268,7 +268,7 @@ def test_a_job_worker_that_cannot_start_its_threads_says_so(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("limit", "warnings"),
     [
-        pytest.param("nofile=144", ["connections_limited"], marks=pytest.mark.place("RLIMIT_NOFILE is low")),
+        pytest.param("nofile=160", ["connections_limited"], marks=pytest.mark.place("RLIMIT_NOFILE is low")),
         pytest.param("as=402653184", [], marks=pytest.mark.place("RLIMIT_AS is low")),
         pytest.param("fsize=67108864", [], marks=pytest.mark.place("RLIMIT_FSIZE is low")),
         pytest.param("nproc=10", [], marks=[pytest.mark.place("RLIMIT_NPROC is low"), needs_user]),

@@ -16,8 +16,11 @@ from support.gateway import DEADLINE_S, Event, Gateway, gateway, run
 
 from server.cluster.ledger import Field
 from server.cluster.scoreboard import Cell, State
+from server.gateway import arrivals
+from server.gateway import worker as worker_module
 from server.gateway.protocol import Protocol
 from server.gateway.worker import Worker
+from server.settings import Settings
 from server.web.envelope import Receive, Scope, Send
 
 #: Where `struct tcp_info` has the backlog of a listening socket (tcp(7); tcp_get_info() of the kernel).
@@ -152,6 +155,114 @@ def test_others_are_served_while_many_connections_are_accepted() -> None:
                 accepted.append(len(served.worker.connections))
             assert max(after - before for before, after in pairwise(accepted)) <= 8
             for sock in sockets:
+                sock.close()
+
+    run(test())
+
+
+GREEDY, POLITE = "127.0.0.66", "127.0.0.2"
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+def opened(listener: Listener, address: str) -> socket.socket:
+    """Open a connection that the kernel has before anybody accepts it."""
+    sock = socket.socket()
+    sock.setblocking(False)
+    sock.bind((address, 0))
+    with suppress(BlockingIOError):
+        sock.connect(listener.sock.getsockname())
+    return sock
+
+
+async def received(sock: socket.socket) -> bytes:
+    async with asyncio.timeout(DEADLINE_S):
+        return await asyncio.get_running_loop().sock_recv(sock, 1000)
+
+
+async def answer_to(sock: socket.socket) -> bytes:
+    sock.sendall(REQUEST)
+    return await received(sock)
+
+
+@asynccontextmanager
+async def crowded(
+    monkeypatch: pytest.MonkeyPatch, **settings: Any
+) -> AsyncIterator[tuple[Gateway, Listener, list[socket.socket]]]:
+    """Let a client open 30 connections at once at a worker that may have 60; no time passes by itself."""
+    monkeypatch.setattr(arrivals, "_EVERY_S", 1000.0)
+    settings = Settings(headers_timeout_s=3600, **settings)
+    async with serving(worker_connections=60, settings=settings) as (served, listener, _, _):
+        connections = [opened(listener, GREEDY) for _ in range(30)]
+        try:
+            yield served, listener, connections
+        finally:
+            served.worker.drain()
+            for sock in connections:
+                sock.close()
+
+
+def test_connections_of_a_client_that_has_many_wait_and_others_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test() -> None:
+        async with crowded(monkeypatch) as (served, listener, connections):
+            account = served.membership.page.account(GREEDY)
+            polite = opened(listener, POLITE)
+            assert (await answer_to(polite)).startswith(b"HTTP/1.1 200 ")
+            # A third of its 18 does not wait; eight were accepted at once, and one had its turn.
+            assert account.used(Field.CONNECTIONS) == 9
+            served.advance(1000)
+            assert (await answer_to(connections[9])).startswith(b"HTTP/1.1 200 ")
+            assert account.used(Field.CONNECTIONS) == 10
+            # A quarter of 60 may wait, and the last ones were closed.
+            assert await received(connections[24]) == b""
+            with pytest.raises(BlockingIOError):
+                connections[23].recv(1)
+            polite.close()
+
+    run(test())
+
+
+def test_connections_that_wait_are_answered_when_the_worker_drains(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with crowded(monkeypatch) as (served, listener, connections):
+            polite = opened(listener, POLITE)
+            assert (await answer_to(polite)).startswith(b"HTTP/1.1 200 ")
+            served.worker.drain()
+            for waiting in connections[9:24]:
+                assert b"Connection: close" in await answer_to(waiting)
+            polite.close()
+
+    run(test())
+
+
+def test_without_a_share_no_connection_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with crowded(monkeypatch, client_connections_percent=0) as (_, _, connections):
+            assert (await answer_to(connections[-1])).startswith(b"HTTP/1.1 200 ")
+
+    run(test())
+
+
+def test_others_have_the_core_while_many_slow_clients_are_disconnected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_module, "_PAUSE_S", 1000.0)
+
+    async def test() -> None:
+        async with serving() as (served, listener, _, _):
+            silent = [opened(listener, POLITE) for _ in range(8)]
+            last = opened(listener, POLITE)
+            assert (await answer_to(last)).startswith(b"HTTP/1.1 200 ")  # those before have been accepted
+            served.advance(served.worker.settings.headers_timeout_s + 1)
+            for sock in silent[:4]:
+                assert await received(sock) == b""
+            assert len(served.worker.connections) == 4  # that of the last one was idle for too long
+            served.advance(1000)
+            for sock in silent[4:]:
+                assert await received(sock) == b""
+            for sock in (*silent, last):
                 sock.close()
 
     run(test())
