@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.workers import base, gasgi
@@ -78,6 +79,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
     def __init__(self, *args: object) -> None:
         super().__init__(*args)
         self._arrivals: Arrivals | None = None  # until there is an event loop
+        self._turned_away: Counter[str | None] = Counter()  # connections of each client since the last sweep
         self._drain = Drain(timeout_s=self.cfg.graceful_timeout, max_responses=self.max_requests)
         self._jobs: Jobs | None = None
         self._jobs_run: asyncio.Task[None] | None = None
@@ -151,8 +153,10 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         async def in_turn(
             protocol_factory: object, sock: socket.socket, extra: dict[str, Any], *more: object
         ) -> None:
+            host = host_of(extra["peername"])
             try:
-                if not await arrivals.turn(self.account_of(host_of(extra["peername"]))):
+                if not await arrivals.turn(self.account_of(host)):
+                    self._turned_away[host] += 1
                     sock.close()
                     return
             except BaseException:  # at the end of the worker
@@ -203,6 +207,9 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         while True:
             await asyncio.sleep(_SWEEP_S)
             self.shares.decay()
+            for client, connections in self._turned_away.items():
+                log.info("connections_turned_away", client=client, connections=connections)
+            self._turned_away.clear()
             now_s, closed = asyncio.get_running_loop().time(), 0
             for number, connection in enumerate(tuple(self.connections), 1):
                 try:

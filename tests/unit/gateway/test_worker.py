@@ -188,14 +188,14 @@ async def answer_to(sock: socket.socket) -> bytes:
 @asynccontextmanager
 async def crowded(
     monkeypatch: pytest.MonkeyPatch, **settings: Any
-) -> AsyncIterator[tuple[Gateway, Listener, list[socket.socket]]]:
+) -> AsyncIterator[tuple[Gateway, Listener, list[socket.socket], list[Event]]]:
     """Let a client open 30 connections at once at a worker that may have 60; no time passes by itself."""
     monkeypatch.setattr(arrivals, "_EVERY_S", 1000.0)
     settings = Settings(headers_timeout_s=3600, **settings)
-    async with serving(worker_connections=60, settings=settings) as (served, listener, _, _):
+    async with serving(worker_connections=60, settings=settings) as (served, listener, _, events):
         connections = [opened(listener, GREEDY) for _ in range(30)]
         try:
-            yield served, listener, connections
+            yield served, listener, connections, events
         finally:
             served.worker.drain()
             for sock in connections:
@@ -206,7 +206,7 @@ def test_connections_of_a_client_that_has_many_wait_and_others_do_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def test() -> None:
-        async with crowded(monkeypatch) as (served, listener, connections):
+        async with crowded(monkeypatch) as (served, listener, connections, events):
             account = served.membership.page.account(GREEDY)
             polite = opened(listener, POLITE)
             assert (await answer_to(polite)).startswith(b"HTTP/1.1 200 ")
@@ -219,6 +219,11 @@ def test_connections_of_a_client_that_has_many_wait_and_others_do_not(
             assert await received(connections[24]) == b""
             with pytest.raises(BlockingIOError):
                 connections[23].recv(1)
+            served.advance(1)
+            async with asyncio.timeout(DEADLINE_S):
+                while not (told := [each for each in events if each["event"] == "connections_turned_away"]):  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+            assert [(each["client"], each["connections"]) for each in told] == [(GREEDY, 6)]
             polite.close()
 
     run(test())
@@ -226,7 +231,7 @@ def test_connections_of_a_client_that_has_many_wait_and_others_do_not(
 
 def test_connections_that_wait_are_answered_when_the_worker_drains(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
-        async with crowded(monkeypatch) as (served, listener, connections):
+        async with crowded(monkeypatch) as (served, listener, connections, _):
             polite = opened(listener, POLITE)
             assert (await answer_to(polite)).startswith(b"HTTP/1.1 200 ")
             served.worker.drain()
@@ -239,7 +244,7 @@ def test_connections_that_wait_are_answered_when_the_worker_drains(monkeypatch: 
 
 def test_without_a_share_no_connection_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
-        async with crowded(monkeypatch, client_connections_percent=0) as (_, _, connections):
+        async with crowded(monkeypatch, client_connections_percent=0) as (_, _, connections, _):
             assert (await answer_to(connections[-1])).startswith(b"HTTP/1.1 200 ")
 
     run(test())
