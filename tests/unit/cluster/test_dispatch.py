@@ -44,6 +44,13 @@ def soon_us() -> int:
     return now_us() + 10_000_000
 
 
+async def until(holds: Callable[[], object]) -> None:
+    """Let the event loop run until something holds."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not holds():  # noqa: ASYNC110 it is in the kernel or in shared memory
+            await asyncio.sleep(0)
+
+
 class Delivery:
     """What an engine has taken from the work socket."""
 
@@ -62,6 +69,12 @@ class Delivery:
         self.sink.truncate()
         outcome = {"media_type": "text/plain", "limit": 1}
         self.answer(Done(outcome, Spent(1, 9, {"read": 4, "write": 5}), ENGINE_PID).encode())
+
+    def is_given_up(self) -> bool:
+        """Tell whether the worker has let the engine know that its client has left."""
+        poll = select.poll()
+        poll.register(self.reply, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def lose(self) -> None:
         """Let the worker see the end of file that a dead engine leaves."""
@@ -677,10 +690,7 @@ def test_a_client_that_leaves_takes_its_task_with_it(cluster: Cluster) -> None:
         async with cluster.running() as run:
             delivery = await cluster.take()
             run.cancel()
-            poll = select.poll()
-            poll.register(delivery.reply, select.POLLRDHUP)
-            await asyncio.wait([run], timeout=0.1)
-            assert poll.poll(0)
+            await until(delivery.is_given_up)
             delivery.answer(Refused(ENGINE_PID, is_late=True).encode())
             await asyncio.wait([run])
             assert run.cancelled()
@@ -695,7 +705,7 @@ def test_a_client_that_leaves_while_an_engine_works_is_charged_when_it_has_ended
         async with cluster.running() as run:
             delivery = await cluster.take()
             run.cancel()
-            await asyncio.wait([run], timeout=0.1)
+            await until(delivery.is_given_up)
             assert not run.done()
             assert cluster.row[Cell.IN_FLIGHT] == 1
             delivery.done(b"a result")
@@ -720,7 +730,7 @@ def test_a_worker_that_ends_does_not_wait_for_an_engine(cluster: Cluster) -> Non
         async with cluster.running() as run:
             delivery = await cluster.take()
             run.cancel()
-            await asyncio.wait([run], timeout=0.1)
+            await until(delivery.is_given_up)
             run.cancel()
             await asyncio.wait([run])
             assert run.cancelled()
@@ -735,7 +745,7 @@ def test_a_client_that_leaves_holds_its_upload_until_its_yielding_task_is_skippe
         async with cluster.running(lane=Lane.YIELDING) as run:
             delivery = await cluster.take(Lane.YIELDING)
             run.cancel()
-            await asyncio.wait([run], timeout=0.1)
+            await until(delivery.is_given_up)
             assert not run.done()
             assert cluster.row[Cell.IN_FLIGHT] == 1
             delivery.answer(Refused(ENGINE_PID, is_late=True).encode())
@@ -753,7 +763,7 @@ def test_a_client_that_leaves_is_not_waited_for_when_its_yielding_task_finds_no_
         async with cluster.running(lane=Lane.YIELDING) as run:
             delivery = await cluster.take(Lane.YIELDING)
             run.cancel()
-            await clock.pass_time(0)
+            await until(delivery.is_given_up)
             await clock.pass_time(69)
             assert not run.done()
             await clock.pass_time(2)
@@ -776,7 +786,7 @@ def test_an_image_whose_sender_always_leaves_crashes_two_engines_and_no_more(
                 async with cluster.running(lane=lane) as run:
                     delivery = await cluster.take(lane)
                     run.cancel()
-                    await asyncio.wait([run], timeout=0.1)
+                    await until(delivery.is_given_up)
                     cluster.crash(delivery, -signal.SIGSEGV, role)
                     (await cluster.take_sample()).done(b"")
                     await asyncio.wait([run])
@@ -798,7 +808,7 @@ def test_an_image_whose_sender_leaves_while_it_is_tried_again_is_to_blame_for_th
                 cluster.crash(await cluster.take(), -signal.SIGSEGV)
                 retry = await cluster.take(Lane.RETRY)
                 run.cancel()
-                await asyncio.wait([run], timeout=0.1)
+                await until(retry.is_given_up)
                 retry.answer(Refused(ENGINE_PID, is_late=True).encode())  # it is skipped
                 (await cluster.take_sample()).done(b"")
                 await asyncio.wait([run])
@@ -818,7 +828,7 @@ def test_an_image_that_the_second_engine_survives_is_not_to_blame_when_its_sende
                 cluster.crash(await cluster.take(), -signal.SIGSEGV)
                 retry = await cluster.take(Lane.RETRY)
                 run.cancel()
-                await asyncio.wait([run], timeout=0.1)
+                await until(retry.is_given_up)
                 retry.done(b"a result")
                 await asyncio.wait([run], timeout=DEADLINE_S)
                 assert run.cancelled()
@@ -851,7 +861,7 @@ def test_an_image_whose_sender_leaves_is_not_to_blame_where_a_sound_one_crashes_
             async with cluster.running() as run:
                 delivery = await cluster.take()
                 run.cancel()
-                await asyncio.wait([run], timeout=0.1)
+                await until(delivery.is_given_up)
                 cluster.crash(delivery, -signal.SIGSEGV)
                 cluster.crash(await cluster.take_sample(), -signal.SIGSEGV)
                 await asyncio.wait([run])
@@ -866,7 +876,7 @@ def test_an_image_whose_sender_leaves_may_take_too_long_twice(cluster: Cluster) 
             async with cluster.running() as run:
                 delivery = await cluster.take()
                 run.cancel()
-                await asyncio.wait([run], timeout=0.1)
+                await until(delivery.is_given_up)
                 cluster.row[Cell.TASKS] += 1  # another image goes well meanwhile
                 cluster.crash(delivery, -signal.SIGALRM)
                 await asyncio.wait([run])
@@ -886,7 +896,7 @@ def test_a_bug_that_shows_when_the_client_has_left_is_logged_and_the_request_sta
             async with cluster.running() as run:
                 delivery = await cluster.take()
                 run.cancel()
-                await asyncio.wait([run], timeout=0.1)
+                await until(delivery.is_given_up)
                 delivery.answer(answer)
                 await asyncio.wait([run])
                 assert run.cancelled()
@@ -903,8 +913,7 @@ def test_a_task_waits_until_there_is_room_in_the_queue(cluster: Cluster) -> None
                 send(work.worker_ends[Lane.INTERACTIVE], b"filling")
                 filled += 1
         async with cluster.running() as run:
-            while not cluster.row[Cell.IN_FLIGHT]:  # noqa: ASYNC110 a count in shared memory
-                await asyncio.sleep(0)
+            await until(lambda: cluster.row[Cell.IN_FLIGHT])
             for _ in range(filled):
                 assert receive(work.engine_ends[Lane.INTERACTIVE], 3) == (b"filling", [])
             (await cluster.take()).done(b"a result")
@@ -936,7 +945,7 @@ def test_a_task_waits_until_fewer_descriptors_are_on_their_way(cluster: Cluster)
     async def test() -> None:
         with descriptors_on_their_way(cluster.membership.work.worker_ends[Lane.INTERACTIVE]) as sent:
             async with cluster.running() as run:
-                await asyncio.wait([run], timeout=0.1)
+                await until(lambda: cluster.row[Cell.IN_FLIGHT])  # it has been tried once
                 assert not run.done()
                 for _ in range(sent):
                     _, files = receive(cluster.membership.work.engine_ends[Lane.INTERACTIVE], 0)
@@ -967,8 +976,7 @@ def test_tasks_that_wait_until_others_are_sent_hold_no_descriptors_for_it(cluste
         before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 names are numbers
         with memory_file("upload") as upload:
             runs = {asyncio.ensure_future(cluster.dispatcher.run(upload, COPY, {})) for _ in range(20)}
-            while cluster.row[Cell.IN_FLIGHT] < len(runs):  # noqa: ASYNC110 a count in shared memory
-                await asyncio.sleep(0)
+            await until(lambda: cluster.row[Cell.IN_FLIGHT] == len(runs))
             opened = len(os.listdir("/proc/self/fd")) - before  # noqa: PTH208
             for run in runs:
                 run.cancel()

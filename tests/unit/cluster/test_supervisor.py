@@ -346,6 +346,7 @@ def test_an_engine_that_cannot_be_started_leaves_no_descriptor(monkeypatch: pyte
         async with supervised() as cluster:
             assert cluster.logged("engine_spawn_failed")
 
+    gc.collect()  # what earlier tests have left is not meant
     with warnings.catch_warnings(record=True) as left:
         warnings.simplefilter("always")
         until_done(test)
