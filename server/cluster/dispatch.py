@@ -361,10 +361,14 @@ class Dispatcher:
                 # request counts for what it takes.
                 if call.is_to_end:
                     reply.shutdown(socket.SHUT_WR)
-                    with _logged_only():
-                        answer = await self._outcome(reply, task, call, lane, done_before)
-                        if not isinstance(answer, Lost):
-                            _done_or_raise(answer)
+                    try:
+                        with _logged_only():
+                            answer = await self._outcome(reply, task, call, lane, done_before)
+                            if not isinstance(answer, Lost):
+                                _done_or_raise(answer)
+                    except asyncio.CancelledError:  # the worker ends: there is no time to blame an image
+                        call.losses.clear()
+                        raise
                 raise
 
     async def _outcome(

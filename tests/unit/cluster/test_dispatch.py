@@ -725,14 +725,18 @@ def test_a_client_that_leaves_while_an_engine_works_is_charged_when_it_has_ended
     until_done(test)
 
 
-def test_a_worker_that_ends_does_not_wait_for_an_engine(cluster: Cluster) -> None:
+@pytest.mark.parametrize("has_crashed", [False, True])
+def test_a_worker_that_ends_does_not_wait_for_an_engine(cluster: Cluster, has_crashed: bool) -> None:  # noqa: FBT001
     async def test() -> None:
         async with cluster.running() as run:
             delivery = await cluster.take()
+            if has_crashed:
+                cluster.crash(delivery, -signal.SIGSEGV)
+                delivery = await cluster.take(Lane.RETRY)
             run.cancel()
             await until(delivery.is_given_up)
             run.cancel()
-            await asyncio.wait([run])
+            await until(run.done)
             assert run.cancelled()
             delivery.lose()
         assert not cluster.pooled  # an engine may still be writing to the file
