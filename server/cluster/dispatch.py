@@ -389,7 +389,7 @@ class Dispatcher:
             call.losses.append(replace(answer, while_others_went_well=self._tasks_done() > done_before))
             if not answer.took_too_long:
                 log.warning("engine_lost_task", pid=answer.pid)
-        elif isinstance(answer, Done):  # this engine has survived it
+        elif isinstance(answer, Done) or answer.error is not None:  # this engine has survived it
             call.losses.clear()
         # What no other process wants is free.
         if call.account is not None and role is INTERACTIVE:

@@ -38,6 +38,8 @@ COPY, FAIL = OPERATIONS["copy"], OPERATIONS["fail"]
 IMAGE = b"an image"
 ENGINE_PID = 70
 
+DONE = Done({"media_type": "text/plain", "limit": 1}, Spent(1, 9, {"read": 4, "write": 5}), ENGINE_PID)
+
 
 def soon_us() -> int:
     """The deadline of a task, ten seconds from now."""
@@ -67,8 +69,7 @@ class Delivery:
         self.sink.seek(0)
         self.sink.write(result)
         self.sink.truncate()
-        outcome = {"media_type": "text/plain", "limit": 1}
-        self.answer(Done(outcome, Spent(1, 9, {"read": 4, "write": 5}), ENGINE_PID).encode())
+        self.answer(DONE.encode())
 
     def is_given_up(self) -> bool:
         """Tell whether the worker has let the engine know that its client has left."""
@@ -823,8 +824,9 @@ def test_an_image_whose_sender_leaves_while_it_is_tried_again_is_to_blame_for_th
     until_done(test)
 
 
+@pytest.mark.parametrize("answer", [DONE, Refused(ENGINE_PID, error=DamagedImage("Send another one."))])
 def test_an_image_that_the_second_engine_survives_is_not_to_blame_when_its_sender_leaves(
-    cluster: Cluster,
+    cluster: Cluster, answer: Done | Refused
 ) -> None:
     async def test() -> None:
         for _ in range(3):
@@ -833,8 +835,8 @@ def test_an_image_that_the_second_engine_survives_is_not_to_blame_when_its_sende
                 retry = await cluster.take(Lane.RETRY)
                 run.cancel()
                 await until(retry.is_given_up)
-                retry.done(b"a result")
-                await asyncio.wait([run], timeout=DEADLINE_S)
+                retry.answer(answer.encode())
+                await until(run.done)
                 assert run.cancelled()
 
     until_done(test)
