@@ -323,13 +323,23 @@ class Dispatcher:
         if of_any_recipe:
             entry = entry.with_any_recipe
         total = self._quarantine.add(entry, crashes)
+        call.losses.clear()  # if the client leaves from here on, they must not be counted again
         if total < CRASH_THRESHOLD:
             event = "image_timed_out" if lost.took_too_long else "image_crashed_engine"
             log.warning(event, **asdict(entry), pid=lost.pid)
             return
+        storing = asyncio.ensure_future(asyncio.to_thread(self._store, call.upload, entry, lost, total))
+        try:
+            await asyncio.shield(storing)
+        except asyncio.CancelledError:
+            await storing  # the thread reads the upload, which the caller closes
+            raise
+
+    def _store(self, upload: FileIO, entry: QuarantineEntry, lost: Lost, engines: int) -> None:
+        """Store a poison image, if it can be, and log all that is known of it."""
         is_kept = False
         try:
-            is_kept = await asyncio.to_thread(self._quarantine.keep, call.upload, entry)
+            is_kept = self._quarantine.keep(upload, entry)
         except OSError as error:
             log.error("quarantine_file_not_written", digest=entry.digest, error=str(error))  # noqa: TRY400 it says all
         log.error(
@@ -337,7 +347,7 @@ class Dispatcher:
             **asdict(entry),
             pid=lost.pid,
             **describe_exit(lost.returncode),
-            engines=total,
+            engines=engines,
             is_kept=is_kept,
         )
 

@@ -6,6 +6,7 @@ import resource
 import select
 import signal
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from io import FileIO
@@ -857,6 +858,36 @@ def test_an_image_whose_sender_leaves_while_the_sample_is_tried_is_to_blame(clus
             await cluster.fails(run, PoisonImage)
 
     until_done(test)
+
+
+def test_an_image_whose_sender_leaves_while_it_is_stored_is_blamed_once(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_storing, may_end = threading.Event(), threading.Event()
+
+    def keep(_: Quarantine, upload: FileIO, __: QuarantineEntry) -> bool:
+        is_storing.set()
+        return may_end.wait(DEADLINE_S) and os.pread(upload.fileno(), 100, 0) == IMAGE
+
+    monkeypatch.setattr(Quarantine, "keep", keep)
+
+    async def test() -> None:
+        async with cluster.running() as run:
+            cluster.crash(await cluster.take(), -signal.SIGSEGV)
+            cluster.crash(await cluster.take(Lane.RETRY), -signal.SIGSEGV)
+            (await cluster.take_sample()).done(b"")
+            await until(is_storing.is_set)
+            run.cancel()
+            await asyncio.sleep(0)  # the cancellation arrives
+            assert not run.done()  # the upload is in use
+            may_end.set()
+            await until(run.done)  # no engine has to try the sample again
+            assert run.cancelled()
+
+    with capture_logs() as events:
+        until_done(test)
+    (event,) = [event for event in events if event["event"] == "poison_image_quarantined"]
+    assert (event["engines"], event["is_kept"]) == (2, True)
 
 
 def test_an_image_whose_sender_leaves_is_not_to_blame_where_a_sound_one_crashes_engines_too(
