@@ -97,8 +97,8 @@ class _Call:
         deadline_us: no engine starts it after this moment of the monotonic clock; 0 for no deadline.
         account: charged with the engine time; None for no charge.
         on_progress: told which part of the stages has ended.
-        is_to_end: whether it ends, when cancelled, only when no engine works on it any more; what runs in the
-            background might have to wait for ever.
+        outlives_cancellation: whether a cancelled call waits until no engine works on it any more; background
+            work might wait for ever.
         losses: the engines that it has lost; written by the dispatcher.
     """
 
@@ -110,7 +110,7 @@ class _Call:
     deadline_us: int = 0
     account: Account | None = None
     on_progress: Callable[[float], None] | None = None
-    is_to_end: bool = False
+    outlives_cancellation: bool = False
     losses: list[Lost] = field(default_factory=list)
 
 
@@ -122,7 +122,7 @@ class Dispatcher:
         memory_files: where the files for results are taken from; the caller gives them back.
         sample: a sound image, which shows whether it is an image or the environment that crashes engines.
         background: the worker's background engines, for tasks that yield to those of other clients.
-        timeout_s: the longest time that a task which yields may take once it has started, in seconds.
+        timeout_s: how long after its deadline a task that yields is given up, in seconds.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Dispatcher:
         upload: FileIO,
         operation: Operation,
         parameters: Mapping[str, Any],
-        deadline_us: int = 0,
+        deadline_us: int,
         *,
         account: Account | None = None,
         lane: Lane = Lane.INTERACTIVE,
@@ -160,8 +160,8 @@ class Dispatcher:
         """Have an engine apply an operation to the upload.
 
         Cancelling this skips the task if no engine has started it. It ends when no engine works on the task
-        any more, and its image is remembered if it has crashed one; cancelled for a second time it ends at
-        once. What has yielded is given up if it finds no CPU time, cancelled or not.
+        any more, and its image may be blamed if it has crashed one; cancelled for a second time it waits for
+        no engine. What has yielded is given up if it finds no CPU time, cancelled or not.
 
         Args:
             upload: the source.
@@ -187,14 +187,16 @@ class Dispatcher:
         await self._refuse_if_quarantined(upload, operation, parameters, body_bytes)
         result = self._memory_files.take_zeroed()
         background = self._background if lane is Lane.YIELDING else None
-        call = _Call(upload, result, operation, parameters, lane, deadline_us, account, is_to_end=True)
+        call = _Call(
+            upload, result, operation, parameters, lane, deadline_us, account, outlives_cancellation=True
+        )
         try:
             with self._counted_in_flight(), background.wanted() if background else nullcontext():
                 done, role = await self._try(call)
         except OperationRefused:  # no engine will touch the file again
             self._memory_files.give_back(result)
             raise
-        except BaseException:  # an engine may still be writing: a starved one, or at the end of the worker
+        except BaseException:  # an engine may still be writing if it was starved, or if this worker ends
             result.close()
             raise
         return done, result, role
@@ -252,9 +254,9 @@ class Dispatcher:
             return await self._ask_engines(call)
         except asyncio.CancelledError:
             # Otherwise a client that always leaves in time could crash engines with one image for ever.
-            if call.is_to_end and call.losses:
+            if call.outlives_cancellation and call.losses:
                 with _logged_only():
-                    await self._is_to_blame(call)
+                    await self._blame(call)
             raise
 
     async def _ask_engines(self, call: _Call) -> tuple[Done, Role]:
@@ -270,16 +272,20 @@ class Dispatcher:
                     self._row.count_background_task(done.spent.service_us)
                 return done, role
             if answer.took_too_long:
-                await self._is_to_blame(call)
+                await self._blame(call)
                 raise TooMuchWork(TooMuchWork.example)
             if _count_crashes(call.losses) >= CRASH_THRESHOLD:
-                if await self._is_to_blame(call):
+                if await self._blame(call):
                     raise _poison_image()
                 raise ServiceUnavailable("Engines crash, whatever they work on. Try again later.")
             lane, until_us = _RETRY_LANE[lane], 0  # it has waited in the queue already
 
-    async def _is_to_blame(self, call: _Call) -> bool:
-        """Find out whether an image is to blame for the engines that were lost, and remember it if so."""
+    async def _blame(self, call: _Call) -> bool:
+        """Blame an image for the engines that were lost, if they would have survived another one.
+
+        Returns:
+            Whether the image is to blame.
+        """
         last, crashes = call.losses[-1], _count_crashes(call.losses)
         if last.took_too_long:
             # On a machine where nothing is done in time, no image is to blame.
@@ -369,7 +375,7 @@ class Dispatcher:
             except asyncio.CancelledError:
                 # The files stay in use, and an engine that has started goes on: until it has answered, the
                 # request counts for what it takes.
-                if call.is_to_end:
+                if call.outlives_cancellation:
                     reply.shutdown(socket.SHUT_WR)
                     try:
                         with _logged_only():
@@ -507,7 +513,7 @@ async def _put(end: socket.socket, message: bytes, files: Sequence[int]) -> None
 
 @contextmanager
 def _logged_only() -> Iterator[None]:
-    """Log what goes wrong after a cancellation, which is all that the caller is to see."""
+    """Log errors that come after a cancellation: the caller sees only the cancellation."""
     try:
         yield
     except (ServiceError, TooLate):

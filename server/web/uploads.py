@@ -84,7 +84,7 @@ class Uploads:
         except OperationRefused:  # the engine has answered or is gone, so it no longer uses the file
             self._files.give_back(upload)
             raise
-        except BaseException:  # an engine may still be reading: a starved one, or at the end of the worker
+        except BaseException:  # an engine may still be reading if it was starved, or if this worker ends
             upload.close()
             raise
         else:

@@ -1012,7 +1012,7 @@ def test_tasks_that_wait_until_others_are_sent_hold_no_descriptors_for_it(cluste
                 send(end, b"filling")
         before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 names are numbers
         with memory_file("upload") as upload:
-            runs = {asyncio.ensure_future(cluster.dispatcher.run(upload, COPY, {})) for _ in range(20)}
+            runs = {asyncio.ensure_future(cluster.dispatcher.run(upload, COPY, {}, 0)) for _ in range(20)}
             await until(lambda: cluster.row[Cell.IN_FLIGHT] == len(runs))
             opened = len(os.listdir("/proc/self/fd")) - before  # noqa: PTH208
             for run in runs:
@@ -1037,7 +1037,7 @@ def test_a_process_without_descriptors_says_so_and_leaves_nothing_behind(cluster
             resource.setrlimit(resource.RLIMIT_NOFILE, (top + 3, hard))  # two are left, for the result
             try:
                 with pytest.raises(OSError, match="Too many open files"):
-                    await cluster.dispatcher.run(upload, COPY, {})
+                    await cluster.dispatcher.run(upload, COPY, {}, 0)
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
                 for filler in fillers:

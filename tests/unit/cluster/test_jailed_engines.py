@@ -126,7 +126,7 @@ class Cluster:
         upload.truncate()
         try:
             async with asyncio.timeout(DEADLINE_S):
-                _, result, _ = await self.dispatcher.run(upload, operation, parameters)
+                _, result, _ = await self.dispatcher.run(upload, operation, parameters, 0)
         finally:
             self.pool.give_back(upload)
         data = os.pread(result.fileno(), 1 << 20, 0)

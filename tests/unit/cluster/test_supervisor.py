@@ -75,7 +75,7 @@ class Cluster:
         with memory_file("upload") as upload:
             upload.write(source)
             async with asyncio.timeout(DEADLINE_S):
-                _, result, _ = await self.dispatcher.run(upload, OPERATIONS[name], {})
+                _, result, _ = await self.dispatcher.run(upload, OPERATIONS[name], {}, 0)
         with result:
             return os.pread(result.fileno(), 1 << 20, 0)
 
@@ -738,7 +738,9 @@ def test_a_task_that_yields_is_done_by_a_background_engine_that_starts_for_it() 
             with memory_file("upload") as upload:
                 upload.write(b"abc")
                 async with asyncio.timeout(DEADLINE_S):
-                    done, result, _ = await dispatcher.run(upload, OPERATIONS["copy"], {}, lane=Lane.YIELDING)
+                    done, result, _ = await dispatcher.run(
+                        upload, OPERATIONS["copy"], {}, 0, lane=Lane.YIELDING
+                    )
             with result:
                 assert os.pread(result.fileno(), 100, 0) == b"abc"
             (online,) = [line for line in cluster.logged("engine_online") if line["role"] == "background"]
