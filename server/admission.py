@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import takewhile
 from math import ceil, inf
-from typing import Protocol
 
 from server.cluster.ledger import Account, Field
 from server.cluster.messages import now_us
@@ -67,13 +66,6 @@ Estimate = Callable[[Read, int], Cost]
 
 #: Makes a refusal; that it was made counts for the next `Retry-After` of its client.
 _Refusal = Callable[[], ServiceUnavailable]
-
-
-class _IsNext(Protocol):
-    """Says whether a request that waits for room is the next to get some."""
-
-    def __call__(self, *, is_above_share: bool) -> bool:
-        """Tell whether its client holds more than its share."""
 
 
 class Ticket:
@@ -286,7 +278,7 @@ class Ticket:
             while True:
                 is_above = admission.exceeds_share_of_results(self.account, result_bytes, self.held_bytes)
                 excess_bytes = admission.excess_result_bytes(result_bytes)
-                if is_next(is_above_share=is_above) and not excess_bytes:
+                if is_next(is_above) and not excess_bytes:
                     break
                 if loop.time() >= until_s:
                     raise (
@@ -393,8 +385,9 @@ class Admission:
         if excess_bytes := self.excess_upload_bytes(1):
             raise self.no_room(client, excess_bytes)
         account = self.account(client)
-        for field in (Field.UPLOAD_BYTES, Field.HELD_BYTES, Field.WAITING, Field.PREDICTED_US):
-            if self.exceeds_share(account, field, _LEAST_US if field is Field.PREDICTED_US else 1):
+        least = {Field.UPLOAD_BYTES: 1, Field.HELD_BYTES: 1, Field.WAITING: 1, Field.PREDICTED_US: _LEAST_US}
+        for field, more in least.items():
+            if self.exceeds_share(account, field, more):
                 raise self.above_share(field)
         ticket = Ticket(self, self._row, body_bytes, estimate, client)
         try:
@@ -539,7 +532,7 @@ class Admission:
         return self._scoreboard.total(Cell.HELD_BYTES) - self._scoreboard.total(Cell.UPLOAD_BYTES)
 
     @contextmanager
-    def waiting(self, result_bytes: int) -> Iterator[_IsNext]:
+    def waiting(self, result_bytes: int) -> Iterator[Callable[[bool], bool]]:
         """Stand in the worker's queue of those that wait for room, until the block ends.
 
         Args:
@@ -552,7 +545,7 @@ class Admission:
         place = object()
         self._waiting[place] = result_bytes
 
-        def is_next(*, is_above_share: bool) -> bool:
+        def is_next(is_above_share: bool) -> bool:  # noqa: FBT001 all that it is told
             self._waiting[place] = inf if is_above_share else result_bytes
             earlier = takewhile(lambda waiter: waiter is not place, self._waiting)
             return not is_above_share and all(self._waiting[waiter] > result_bytes for waiter in earlier)
