@@ -27,6 +27,7 @@ from server.cluster.quarantine import Quarantine
 from server.cluster.scoreboard import ROWS, Cell, Scoreboard, State
 from server.cluster.work_socket import WorkSocket
 from server.gateway import preflight
+from server.gateway.preflight import STOP_SIGNALS
 from server.gateway.worker import Worker
 from server.imaging.jpeg import kernel
 from server.jobs.blobs import Directory, UnsuitableBlobs
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from gunicorn.config import Config
 
 log = get_logger("server.arbiter")
-
-_STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
 
 #: How long a reload waits for the first new worker while the old ones serve, in seconds.
 _BOOT_S = float(preflight.DEADLINE_S)
@@ -235,7 +234,8 @@ class Hooks:
                 raise StopIteration  # to gunicorn's loop, as at a TERM
             look_again_s = min(look_again_s, left_s)
         signals: list[int] = type(server).wait_for_signals(server, timeout=min(timeout, look_again_s))
-        return signals
+        # Stops come first: no reload begins before one, and no INT is lost behind a TERM that ends the loop.
+        return sorted(signals, key=lambda number: (*STOP_SIGNALS, number).index(number))
 
     def _kill_stopped(self, server: "Arbiter", now_s: float) -> None:
         """Kill workers that are stopped: with gunicorn alone their clients would wait for `timeout`."""
@@ -262,6 +262,10 @@ class Hooks:
                 raise
         if server.store:
             server.store.watch()
+        # Both waits of a reload call this. The error is Python's own: after the import of new code a class of
+        # ours would be another one in the old code, which catches it (`preflight`).
+        if preflight.is_interrupted(server):
+            raise InterruptedError
 
     def _murder_workers(self, server: "Arbiter") -> None:
         """Kill workers that are stuck, unless the arbiter itself was: then their silence tells nothing."""
@@ -294,30 +298,25 @@ class Hooks:
 
     def _manage_workers(self, server: "Arbiter") -> None:
         # A reload calls this once it has forked the new workers; gunicorn then tells the old ones to stop.
-        if self._predecessors and not self._has_successor(server):
-            log.error("reload_refused", reason="no new worker came online; what they logged says why")
-            self._keep_predecessors(server)
-        self._predecessors = []
+        try:
+            if self._predecessors and not self._has_successor(server):
+                log.error("reload_refused", reason="no new worker came online; what they logged says why")
+                self._keep_predecessors(server)
+        finally:
+            self._predecessors = []
         type(server).manage_workers(server)
 
     def _has_successor(self, server: "Arbiter") -> bool:
         """Wait until one new worker serves with an engine, or none can any more."""
         until_s = time.monotonic() + _BOOT_S
-        missed: list[int] = []
-        try:
-            while (rows := [worker.membership.row for worker in self._successors(server).values()]) and (
-                time.monotonic() < until_s
-            ):
-                if any(row[Cell.STATE] == State.ONLINE and row[Cell.ENGINE_PID] for row in rows):
-                    return True
-                missed += self._wait_for_signals(server, _LOOK_AGAIN_S)
-                if not _STOP_SIGNALS.isdisjoint(missed):  # nothing is left to decide
-                    return True
-                server.reap_workers()
-            return False
-        finally:
-            for number in missed:
-                server.SIG_QUEUE.put_nowait(number)
+        while (rows := [worker.membership.row for worker in self._successors(server).values()]) and (
+            time.monotonic() < until_s
+        ):
+            if any(row[Cell.STATE] == State.ONLINE and row[Cell.ENGINE_PID] for row in rows):
+                return True
+            time.sleep(_LOOK_AGAIN_S)
+            server.reap_workers()
+        return False
 
     def _keep_predecessors(self, server: "Arbiter") -> None:
         for pid in self._successors(server):  # none of them has come online in time
@@ -378,7 +377,7 @@ def sleep_or_exit(delay_s: float) -> None:
     _block_stops()
     arbiter, until_s = os.getppid(), time.monotonic() + delay_s
     while (left_s := until_s - time.monotonic()) > 0:
-        if signal.sigtimedwait(_STOP_SIGNALS, min(left_s, 1.0)) is not None or os.getppid() != arbiter:
+        if signal.sigtimedwait(STOP_SIGNALS, min(left_s, 1.0)) is not None or os.getppid() != arbiter:
             sys.exit(0)
 
 
@@ -409,8 +408,8 @@ def _keep_memory() -> None:
 
 
 def _block_stops() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
 def _unblock_stops() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

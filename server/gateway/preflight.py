@@ -14,9 +14,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
+from queue import Empty
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gunicorn.app.wsgiapp import WSGIApplication
@@ -35,8 +37,14 @@ log = get_logger("server.arbiter")
 DEADLINE_S = 20
 GRACE_S = 5
 
-#: How often the store is looked at while the preflight runs, in seconds.
+#: The faster stop first.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+
+#: How often the store and the signals are looked at while the preflight runs, in seconds.
 _LOOK_EVERY_S = 0.1
+
+#: How long a preflight that is given up may take to end its engine, in seconds.
+_END_S = 1.0
 
 #: What is asked of the app, and what is wrong when it does not answer 200.
 _QUESTIONS = (("GET", "/readyz", "no engine starts"), ("POST", "/flip", "the sample image is not flipped"))
@@ -68,6 +76,7 @@ def guard(server: Arbiter) -> None:
 
 
 def _checked(server: Arbiter, act: Callable[[Arbiter], None], refusal: str) -> None:
+    server.is_interruptible = True
     try:
         reason = why_not(server)
         if reason is None:
@@ -76,8 +85,28 @@ def _checked(server: Arbiter, act: Callable[[Arbiter], None], refusal: str) -> N
     except (Exception, SystemExit) as error:  # gunicorn exits when the configuration does not load
         if os.getpid() != server.pid:  # in the process that it has forked
             raise
+        if isinstance(error, InterruptedError):  # by a stop, which gunicorn's loop handles next
+            return
         reason = str(error) if isinstance(error, OSError) else repr(error.__context__ or error)
+    finally:
+        server.is_interruptible = False
     log.error(refusal, reason=reason)
+
+
+def is_interrupted(server: Arbiter) -> bool:
+    """Say whether a stop waits for the end of a reload or an upgrade: gunicorn would finish that first."""
+    return getattr(server, "is_interruptible", False) and _is_stop_waiting(server)
+
+
+def _is_stop_waiting(server: Arbiter) -> bool:
+    """Look at the signals that wait for gunicorn's loop, and leave them there."""
+    waiting = []
+    with suppress(Empty):
+        while True:
+            waiting.append(server.SIG_QUEUE.get_nowait())
+    for number in waiting:
+        server.SIG_QUEUE.put_nowait(number)
+    return any(number in STOP_SIGNALS for number in waiting)
 
 
 def why_not(server: Arbiter) -> str | None:
@@ -109,7 +138,7 @@ def why_not(server: Arbiter) -> str | None:
 
 
 def _said_by(process: "subprocess.Popen[str]", server: Arbiter) -> str:
-    """Wait for the end of a process; meanwhile a store that dies is replaced, as at other times."""
+    """Wait for the end of a process, or for a stop; a store that dies is replaced, as at other times."""
     deadline_s = time.monotonic() + DEADLINE_S + GRACE_S
     while True:
         try:
@@ -118,6 +147,12 @@ def _said_by(process: "subprocess.Popen[str]", server: Arbiter) -> str:
             if time.monotonic() > deadline_s:
                 process.kill()
                 raise subprocess.TimeoutExpired(late.cmd, DEADLINE_S + GRACE_S) from None
+            if is_interrupted(server):
+                process.send_signal(signal.SIGALRM)  # it gives up, together with its engine
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_END_S)
+                process.kill()
+                raise InterruptedError("the service is about to stop") from None
             if server.store:
                 server.store.watch()
 

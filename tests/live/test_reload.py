@@ -30,6 +30,9 @@ from benchmarks.harness.waiting import until
 
 CHECK = [sys.executable, "-m", "server.check"]
 
+#: One worker, which waits for uploads that do not go on.
+PATIENT = {"WEB_CONCURRENCY": "1", "FLIP_SLOW_AFTER_S": "600", "FLIP_UPLOAD_TIMEOUT_S": "600"}
+
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
@@ -465,6 +468,74 @@ def test_an_interrupt_hastens_a_stop(landscape: Path) -> None:
         os.kill(server.pid, signal.SIGINT)
         for pid in processes:
             server.wait_until_gone(pid)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_an_interrupt_does_not_wait_for_a_reload(landscape: Path, number: signal.Signals) -> None:
+    with (
+        LiveServer("--graceful-timeout", "600", environ=PATIENT) as server,
+        ExitStack() as clients,
+    ):
+        upload = begin_upload(server, landscape.read_bytes(), clients)
+        os.kill(server.pid, signal.SIGHUP)
+        server.wait_for("worker_stopping")
+        processes = server.processes()
+        os.kill(server.pid, number)
+        for pid in processes:
+            server.wait_until_gone(pid)
+        assert upload.recv(100) == b""
+        assert server.wait() == 0
+
+
+def test_a_stop_that_waits_behind_a_second_reload_comes_first(landscape: Path) -> None:
+    body = landscape.read_bytes()
+    with LiveServer(environ=PATIENT) as server, ExitStack() as clients:
+        upload = begin_upload(server, body, clients)
+        os.kill(server.pid, signal.SIGHUP)
+        server.wait_for("worker_stopping")
+        os.kill(server.pid, signal.SIGHUP)
+        os.kill(server.pid, signal.SIGTERM)
+        assert until(lambda: is_refused(server.port), DEADLINE_S)
+        upload.sendall(body)
+        with upload.makefile("rb") as stream:
+            assert read_answer(stream)[0] == 200
+        assert server.wait() == 0
+        events = [event["event"] for event in server.events]
+        assert (events.count("arbiter_reloading"), events.count("worker_booting")) == (1, 2)
+
+
+def test_a_stop_during_the_preflight_ends_it_together_with_its_engine(copy: Path) -> None:
+    pid = copy / "pid"
+    hang = f"import pathlib; pathlib.Path({str(pid)!r}).write_text(str(os.getpid()))\nwhile True: pass"
+    main = "def main() -> None:"
+    with LiveServer(root=copy, environ={"WEB_CONCURRENCY": "1"}) as server:
+        with broken(copy / "server" / "cluster" / "engine.py", main, f"{hang}\n{main}"):
+            os.kill(server.pid, signal.SIGHUP)
+            assert until(lambda: pid.exists() and pid.read_text(), DEADLINE_S)
+            os.kill(server.pid, signal.SIGTERM)
+            assert server.wait_for("reload_refused")["reason"] == "the service is about to stop"
+        server.wait_until_gone(int(pid.read_text()))
+        assert server.wait() == 0
+
+
+def test_a_stop_during_a_reload_is_announced_too(landscape: Path) -> None:
+    environ = {**PATIENT, "FLIP_DRAIN_S": "3600"}
+    with LiveServer("--graceful-timeout", "600", environ=environ) as server, ExitStack() as clients:
+        body = landscape.read_bytes()
+        upload = begin_upload(server, body, clients)
+        os.kill(server.pid, signal.SIGHUP)
+        server.wait_for("worker_stopping")
+        os.kill(server.pid, signal.SIGHUP)
+        os.kill(server.pid, signal.SIGTERM)
+        server.wait_for("arbiter_draining", drain_s=3600)
+        assert server.wait_for("reload_refused")["reason"] == "the service is about to stop"
+        answer = httpx.get(f"{server.url}/readyz")
+        assert (answer.status_code, answer.headers["Connection"]) == (503, "close")
+        assert httpx.post(f"{server.url}/flip", content=body).status_code == 200
+        upload.sendall(body)
+        with upload.makefile("rb") as stream:
+            assert read_answer(stream)[0] == 200
+        assert server.stop() == 0
 
 
 def test_a_stop_does_not_wait_for_a_worker_that_is_still_starting(copy: Path) -> None:

@@ -274,13 +274,47 @@ def test_the_old_workers_stay_when_no_new_one_comes_online(
     assert arbiter.managed == 1
 
 
-def test_a_stop_does_not_wait_for_a_reload(arbiter: Any) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_a_stop_does_not_wait_for_a_reload(arbiter: Any, stop: signal.Signals) -> None:
     reloaded(arbiter)
-    arbiter.signals = [[signal.SIGCHLD, signal.SIGTERM], []]
-    with capture_logs() as events:
+    arbiter.reap_workers = lambda: arbiter.hooks._reap_workers(arbiter)
+    arbiter.is_interruptible = True  # as during a reload
+    for number in (signal.SIGCHLD, stop):
+        arbiter.SIG_QUEUE.put(number)
+    with capture_logs() as events, pytest.raises(InterruptedError):
         arbiter.hooks._manage_workers(arbiter)
     assert events == []
-    assert [arbiter.SIG_QUEUE.get_nowait() for _ in range(2)] == [signal.SIGCHLD, signal.SIGTERM]
+    assert [arbiter.SIG_QUEUE.get_nowait() for _ in range(2)] == [signal.SIGCHLD, stop]
+    arbiter.hooks._manage_workers(arbiter)  # gunicorn's loop does, before it handles the stop
+    assert arbiter.managed == 1
+
+
+def test_other_signals_wait_for_a_reload(arbiter: Any) -> None:
+    _, new = reloaded(arbiter)
+
+    def look() -> None:
+        new.membership.row[Cell.ENGINE_PID] = 1
+        new.membership.row[Cell.STATE] = State.ONLINE
+        arbiter.hooks._reap_workers(arbiter)
+
+    arbiter.reap_workers = look
+    arbiter.is_interruptible = True
+    for number in (signal.SIGHUP, signal.SIGCHLD):
+        arbiter.SIG_QUEUE.put(number)
+    arbiter.hooks._manage_workers(arbiter)
+    assert arbiter.managed == 1
+    assert [arbiter.SIG_QUEUE.get_nowait() for _ in range(2)] == [signal.SIGHUP, signal.SIGCHLD]
+
+
+def test_a_stop_is_handled_before_what_has_not_begun_and_a_fast_one_first(arbiter: Any) -> None:
+    arbiter.fork()
+    arbiter.signals = [
+        [signal.SIGHUP, signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT]
+    ]
+    assert arbiter.hooks._wait_for_signals(arbiter, 1.0) == [
+        *(signal.SIGINT, signal.SIGTERM),
+        *(signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR2, signal.SIGHUP),
+    ]
 
 
 def test_further_workers_that_cannot_boot_do_not_interrupt_the_stop(arbiter: Any) -> None:
