@@ -81,6 +81,12 @@ def _writable(directory: Path | None) -> Path | None:
     return directory
 
 
+def _hung_after(seconds: float) -> float:
+    if 0 < seconds < 2:  # noqa: PLR2004 one look at a process is not enough (`cluster.liveness`)
+        raise PydanticCustomError("too_short", "Input should be 2 or more, or 0 for never")
+    return seconds
+
+
 def _executable(program: Path | None) -> Path | None:
     if program is not None and not os.access(program, os.X_OK):
         raise PydanticCustomError("not_executable", "File cannot be executed")
@@ -239,6 +245,7 @@ class Settings(BaseModel):
     ] = 10_000
     hung_after_s: Annotated[
         float,
+        AfterValidator(_hung_after),
         Field(
             ge=0,
             le=1e9,

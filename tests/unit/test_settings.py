@@ -103,6 +103,9 @@ def test_variables_without_the_prefix_are_ignored(name: str) -> None:
         ("FLIP_JOB_ATTEMPTS", "0"),
         ("FLIP_JOBS_AT_ONCE", "-1"),
         ("FLIP_STORE_GRACE_S", "0"),
+        ("FLIP_HUNG_AFTER_S", "1"),
+        ("FLIP_HUNG_AFTER_S", "1.9"),
+        ("FLIP_HUNG_AFTER_S", "-1"),
     ],
 )
 def test_a_wrong_value_is_refused_with_one_line_that_names_it(name: str, value: str) -> None:
@@ -114,7 +117,13 @@ def test_a_wrong_value_is_refused_with_one_line_that_names_it(name: str, value: 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("FLIP_MAX_BODY_BYTES", "1"), ("FLIP_ENGINE_NICE", "0"), ("FLIP_ENGINE_NICE", "19")],
+    [
+        ("FLIP_MAX_BODY_BYTES", "1"),
+        ("FLIP_ENGINE_NICE", "0"),
+        ("FLIP_ENGINE_NICE", "19"),
+        ("FLIP_HUNG_AFTER_S", "0"),
+        ("FLIP_HUNG_AFTER_S", "2"),
+    ],
 )
 def test_a_value_at_its_bound_is_accepted(name: str, value: str) -> None:
     settings = Settings.from_environ({name: value})
