@@ -44,12 +44,13 @@ worker_class = "server.gateway.worker.Worker"
 
 # One per usable core. Each brings an engine, so more would only make images wait for each other;
 # WEB_CONCURRENCY=1 is the single process that the benchmark compares with.
-try:
-    workers = int(os.environ.get("WEB_CONCURRENCY") or usable_cores())
-except ValueError:
-    sys.exit("flipcluster: WEB_CONCURRENCY: Input should be a whole number, 1 or more")
+workers = int(os.environ.get("WEB_CONCURRENCY") or usable_cores())
 
-# `bind` is left alone: 127.0.0.1:8000 by default, or -b, or $PORT as gunicorn users expect.
+# `bind` is left alone: 127.0.0.1:8000 by default, or -b, or $PORT as gunicorn users expect. A port that
+# does not exist would end in a traceback.
+_port = os.environ.get("PORT") or "0"
+if not (_port.isascii() and _port.isdecimal() and int(_port) < 2**16):
+    sys.exit(f"flipcluster: PORT: Input should be a port from 0 to 65535 (got {_port!r})")
 
 # --- how it behaves ------------------------------------------------------------------------------------
 

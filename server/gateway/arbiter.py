@@ -336,7 +336,10 @@ class Hooks:
 
 def why_not(cfg: "Config", worker_class: type, num_workers: int) -> str | None:
     """Say why the cluster cannot run with gunicorn's settings as they are; None when it can."""
+    ports = (address[1] for address in cfg.address if isinstance(address, tuple))
+    no_port = next((port for port in ports if not 0 <= port < 2**16), None)
     faults = (
+        (no_port is not None, f"there is no port {no_port}; set -b to one from 0 to 65535"),
         (
             not issubclass(worker_class, Worker),
             "the cluster needs its own worker class; leave out -k (--worker-class)",

@@ -148,6 +148,11 @@ def test_the_check_passes_what_starts_and_disturbs_no_service(server: LiveServer
         ([], {"GUNICORN_CMD_ARGS": "-w 0"}, "WEB_CONCURRENCY"),
         (["-k", "asgi"], {}, "-k"),
         (["-c", "nowhere.py"], {}, "nowhere.py"),
+        (["-b", "127.0.0.1:99999"], {}, "flipcluster: there is no port 99999; set -b to one from 0 to 65535"),
+        ([], {"PORT": "99999"}, "flipcluster: PORT: Input should be a port from 0 to 65535 (got '99999')"),
+        ([], {"PORT": "abc"}, "flipcluster: PORT: "),
+        ([], {"WEB_CONCURRENCY": "x"}, "flipcluster: WEB_CONCURRENCY: Input should be a whole number"),
+        ([], {"WEB_CONCURRENCY": ""}, "flipcluster: WEB_CONCURRENCY: "),
     ],
 )
 def test_the_check_needs_no_traceback_for_a_wrong_setting(

@@ -17,7 +17,7 @@ from gunicorn.config import Config
 from gunicorn.errors import HaltServer
 from gunicorn.workers.gthread import ThreadWorker
 from structlog.testing import capture_logs
-from support.live_server import ROOT
+from support.live_server import ROOT, clean_environ
 
 from benchmarks.harness.waiting import until
 from server.cluster.backoff import FIRST_DELAY_S
@@ -117,6 +117,8 @@ def config(**settings: object) -> Config:
         ({"http_parser": "fast"}, Worker, 2, "--http-parser"),
         ({"http2_cleartext": "upgrade"}, Worker, 2, "--http2-cleartext"),
         ({"http2_cleartext": "prior-knowledge"}, Worker, 2, "--http2-cleartext"),
+        ({"bind": "127.0.0.1:65536"}, Worker, 2, "no port 65536; set -b"),
+        ({"bind": ["unix:/run/flip.sock", "[::1]:-5"]}, Worker, 2, "no port -5"),
     ],
 )
 def test_what_the_cluster_cannot_run_with_is_refused_with_a_way_out(
@@ -127,6 +129,7 @@ def test_what_the_cluster_cannot_run_with_is_refused_with_a_way_out(
 
 def test_gunicorn_as_it_is_configured_is_fine() -> None:
     assert why_not(config(), Worker, 2) is None
+    assert why_not(config(bind=["127.0.0.1:65535", "unix:/run/flip.sock", "fd://3"]), Worker, 2) is None
     assert why_no_jobs(config()) is None
 
 
@@ -135,16 +138,28 @@ def test_workers_of_another_user_could_not_read_the_files_of_jobs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "environ", "says"),
     [
-        (("--protocol", "uwsgi"), "flipcluster: its workers speak HTTP, not 'uwsgi'; leave out --protocol"),
-        (("--http2-cleartext", "both"), "leave out --http-protocols and --http2-cleartext"),
+        (
+            ("-b", "127.0.0.1:0", "--protocol", "uwsgi"),
+            {},
+            "flipcluster: its workers speak HTTP, not 'uwsgi'; leave out --protocol",
+        ),
+        (
+            ("-b", "127.0.0.1:0", "--http2-cleartext", "both"),
+            {},
+            "leave out --http-protocols and --http2-cleartext",
+        ),
+        (("-b", "127.0.0.1:99999"), {}, "flipcluster: there is no port 99999; set -b to one from 0 to 65535"),
+        ((), {"PORT": "99999"}, "flipcluster: PORT: Input should be a port from 0 to 65535 (got '99999')"),
+        ((), {"PORT": "abc"}, "flipcluster: PORT: Input should be a port from 0 to 65535 (got 'abc')"),
     ],
 )
-def test_gunicorn_stops_with_one_line(arguments: tuple[str, ...], says: str) -> None:
+def test_gunicorn_stops_with_one_line(arguments: tuple[str, ...], environ: dict[str, str], says: str) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0", *arguments],
+        [sys.executable, "-m", "gunicorn", *arguments],
         cwd=ROOT,
+        env=clean_environ() | environ,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
