@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from server.cluster.dispatch import Dispatcher
 from server.cluster.supervisor import OnDemandEngines
 from server.jobs import owners
-from server.jobs.blobs import Blobs, Directory, UnsuitableBlobs
+from server.jobs.blobs import NO_OBSTORE, Blobs, Directory, UnsuitableBlobs
 from server.jobs.consumer import Consumer
 from server.jobs.hub import Hub
 from server.jobs.janitor import Janitor
@@ -104,7 +104,5 @@ def _s3(url: str) -> "S3":
     try:
         from server.jobs.s3 import S3  # noqa: PLC0415 it needs an extra
     except ImportError:
-        raise UnsuitableBlobs(
-            "FLIP_BLOB_URL: s3:// needs the package obstore; docs/runbook.md says how to install it"
-        ) from None
+        raise UnsuitableBlobs(NO_OBSTORE) from None
     return S3(url)

@@ -153,8 +153,12 @@ def _store_url(url: SecretStr | None) -> SecretStr | None:
 
 
 def _blob_url(url: str | None) -> str | None:
-    if url is not None and not re.fullmatch("s3://[a-z0-9][a-z0-9.-]+(/[^/?#]+)*", url):
-        raise PydanticCustomError("blob_url", "Input should be s3://bucket or s3://bucket/prefix")
+    if url is not None and not re.fullmatch("s3://[a-z0-9][a-z0-9.-]{2,62}(/[^/?#]+)*", url):
+        raise PydanticCustomError(
+            "blob_url",
+            "Input should be s3://bucket or s3://bucket/prefix; the name of a bucket has 3 to 63 lower-case "
+            "letters, digits, dots and hyphens",
+        )
     return url
 
 

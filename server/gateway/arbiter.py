@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import ctypes
 import gc
-import importlib
+import importlib.util
 import os
 import signal
 import sys
@@ -30,7 +30,7 @@ from server.gateway import preflight
 from server.gateway.preflight import STOP_SIGNALS
 from server.gateway.worker import Worker
 from server.imaging.jpeg import kernel
-from server.jobs.blobs import Directory, UnsuitableBlobs
+from server.jobs.blobs import NO_OBSTORE, Directory, UnsuitableBlobs
 from server.jobs.embedded import EmbeddedStore, StoreNotStarted
 from server.logs import get_logger
 from server.settings import Settings
@@ -89,8 +89,11 @@ class Hooks:
         """Refuse what gunicorn would start and the cluster could not keep running."""
         reason = why_not(server.cfg, server.worker_class, server.num_workers)
         reason = reason or place.why_not_here(self._settings, server.num_workers)
-        if reason is None and self._settings.jobs != "off" and self._settings.blob_url is None:
-            reason = why_no_jobs(server.cfg)
+        if reason is None and self._settings.jobs != "off":
+            if self._settings.blob_url is None:
+                reason = why_no_jobs(server.cfg)
+            elif importlib.util.find_spec("obstore") is None:
+                reason = NO_OBSTORE
         if reason:
             sys.exit(f"flipcluster: {reason}")
         self._take_over(server)

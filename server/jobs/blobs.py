@@ -32,6 +32,9 @@ _SYNC_FILE_RANGE_WRITE = 2
 #: How much one sendfile(2) may copy, in bytes.
 _COPY_BYTES = 1 << 30
 
+#: What is wrong where the extra `s3` is needed and not installed.
+NO_OBSTORE = "FLIP_BLOB_URL: s3:// needs the package obstore; docs/runbook.md says how to install it"
+
 
 class BlobGone(Exception):
     """There is no file with this name, or its group was removed."""

@@ -91,6 +91,8 @@ def test_variables_without_the_prefix_are_ignored(name: str) -> None:
         ("FLIP_BLOB_URL", ""),
         ("FLIP_BLOB_URL", "s3://"),
         ("FLIP_BLOB_URL", "s3://bucket/"),
+        ("FLIP_BLOB_URL", "s3://xy"),
+        ("FLIP_BLOB_URL", "s3://" + "x" * 64),
         ("FLIP_BLOB_URL", "https://bucket"),
         ("FLIP_VALKEY", ""),
         ("FLIP_RESULT_TTL_S", "0"),
@@ -236,6 +238,15 @@ def test_a_store_of_ones_own_is_used_where_jobs_are_remote(url: str) -> None:
 def test_an_address_of_no_store_is_refused(url: str) -> None:
     text = refusal({"FLIP_JOBS": "remote", "FLIP_QUEUE_URL": url})
     assert text.startswith("FLIP_QUEUE_URL: Input should be a redis://, rediss:// or unix:// URL")
+
+
+@pytest.mark.parametrize("url", ["s3://abc", f"s3://{'x' * 63}/jobs/of-ours"])
+def test_files_of_jobs_may_be_in_a_bucket(url: str) -> None:
+    assert Settings.from_environ({"FLIP_BLOB_URL": url}).blob_url == url
+
+
+def test_the_refusal_of_a_bucket_says_what_a_name_may_be() -> None:
+    assert "3 to 63 " in refusal({"FLIP_BLOB_URL": "s3://x"})
 
 
 def test_there_is_no_store_without_jobs() -> None:
