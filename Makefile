@@ -124,5 +124,5 @@ lock: ## pin the requirements again, with hashes (needs uv)
 
 clean: ## remove everything that was installed or generated
 	rm -rf .venv .venv-peers benchmarks/peers/node_modules build server/imaging/jpeg/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache images/benchmark-*.jpg
-	rm -f flipped.jpg mirrored.jpg turned.webp
+	rm -f flipped.jpg flipped.zip mirrored.jpg turned.webp
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -53,6 +53,13 @@ def test_the_first_screen_has_the_two_commands_and_the_curl_line() -> None:
     ]
 
 
+def test_make_clean_removes_what_the_commands_make() -> None:
+    made = {name for block in blocks(ROOT / "README.md") for name in re.findall(r"-o (\S+\.\w+)", block)}
+    assert made >= {"flipped.jpg", "flipped.zip"}
+    recipe = (ROOT / "Makefile").read_text().partition("\nclean:")[2]
+    assert made <= set(recipe.split())
+
+
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("curl")])
 def test_a_curl_line_gives_an_image(server: LiveServer, tmp_path: Path, command: str) -> None:
     (tmp_path / "images").symlink_to(ROOT / "images")
