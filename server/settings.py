@@ -219,8 +219,8 @@ class Settings(BaseModel):
         Field(
             ge=0,
             le=19,
-            description="Niceness of the engines (nice(2)): a higher value lets workers run first when "
-            "both need a core. At 0, health checks wait for images to be processed.",
+            description="Niceness of the engines (nice(2)), from 0 to 19: a higher value lets workers run "
+            "first when both need a core. At 0, health checks wait for images to be processed.",
         ),
     ] = 10
     engine_timeout_s: Annotated[
@@ -234,8 +234,8 @@ class Settings(BaseModel):
         _Whole,
         Field(
             ge=256 * 2**20,
-            description="Limit on the address space of one engine, in bytes. An image that needs more is "
-            "answered 422.",
+            description="Limit on the address space of one engine, in bytes, at least 268435456. An image "
+            "that needs more is answered 422.",
         ),
     ] = 2 * 2**30
     engine_max_tasks: Annotated[
@@ -292,16 +292,20 @@ class Settings(BaseModel):
             ge=0,
             le=1e9,
             description="Longest time that a client may take to read a result, in seconds; 0 for no limit. "
-            "After that the connection is reset. Results of jobs are not limited.",
+            "After that the connection is reset; all transfers are looked at once a second. Results of jobs "
+            "are not limited.",
         ),
     ] = 120.0
     client_connections_percent: Annotated[
         _Percent,
         Field(
             description="Share of a worker's connections that one client may hold when there is no place for "
-            "another client's: then one of those above it is closed that is idle or slow. In percent of "
+            "another client's: then one of those above it is closed, an idle one (without a request, or with "
+            "only a part of its head), or else the one with the slowest upload or download. In percent of "
             "gunicorn's `worker_connections`; 0 for off. Here and below, a client is an IPv4 address or an "
-            "IPv6 network of 64 bits, behind trusted proxies the one that they name.",
+            "IPv6 network of 64 bits, behind trusted proxies the one that they name. By default 127.0.0.1 "
+            "and ::1 are such proxies (`forwarded_allow_ips`): connections from there count for no client, "
+            "and requests that name none all count for that address.",
         ),
     ] = 30.0
     client_bytes_percent: Annotated[
@@ -352,9 +356,9 @@ class Settings(BaseModel):
         Field(
             ge=0,
             le=3600,
-            description="Time for which a stop is announced, in seconds: `/readyz` says 503 and every answer "
-            "`Connection: close`, while new connections are still accepted. A load balancer needs it to see "
-            "that it should send no more.",
+            description="Time for which a stop is announced, in seconds, at most 3600: `/readyz` says 503 "
+            "and every answer `Connection: close`, while new connections are still accepted. A load "
+            "balancer needs it to see that it should send no more.",
         ),
     ] = 0.0
     quarantine_s: Annotated[

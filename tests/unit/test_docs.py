@@ -167,6 +167,15 @@ def test_a_setting_is_described_as_in_the_code(field: str) -> None:
 
 
 @pytest.mark.parametrize("field", Settings.model_fields)
+def test_the_documentation_of_a_setting_names_its_bounds(field: str) -> None:
+    info = Settings.model_fields[field]
+    bounds = [getattr(rule, name) for rule in info.metadata for name in ("ge", "le") if hasattr(rule, name)]
+    said = {int(number) for number in re.findall(r"\d+", info.description or "")}
+    # A percentage has its bounds, and none needs to know how far a clock and the kernel can count.
+    assert {bound for bound in bounds if 0 < bound < 1e9 and bound != 100} <= said
+
+
+@pytest.mark.parametrize("field", Settings.model_fields)
 def test_giving_a_setting_its_documented_default_changes_nothing(field: str) -> None:
     name = f"FLIP_{field.upper()}"
     (cell,) = [row[1] for row in rows("variable") if row[0] == f"`{name}`"]
