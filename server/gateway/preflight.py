@@ -1,7 +1,8 @@
 """The preflight: tries whether the service would start, without listening.
 
-It does what a start does: configuration, settings, app, engine, one image. The arbiter runs it before it
-reloads, because gunicorn's own reload stops the service when the new configuration or code does not load.
+It does what a start does: configuration, settings, app, engine; and it flips the sample image. The arbiter
+runs it before it reloads, because gunicorn's own reload stops the service when the new configuration or code
+does not load.
 `python -m server.check` with gunicorn's arguments runs it by hand.
 """
 

@@ -21,6 +21,7 @@ from server.web.problems import STATUS_OF, Problem
 ROOT = Path(__file__).parents[2]
 PROBLEMS = (ROOT / "docs" / "problems.md").read_text()
 SETTINGS = (ROOT / "docs" / "settings.md").read_text()
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
 
 
@@ -227,3 +228,25 @@ def test_every_bad_place_of_the_runbook_is_tried_and_none_else() -> None:
     documented = [place for place, *_ in rows("place", RUNBOOK)]
     assert len(documented) == len(set(documented))
     assert set(documented) == set(tried)
+
+
+# --- architecture.md --------------------------------------------------------------------------------------
+
+
+def test_every_module_is_where_the_architecture_says() -> None:
+    (tree,) = re.findall(r"## Where the code is\n.*?```\n(.*?)```", ARCHITECTURE, flags=re.DOTALL)
+    named, directory = [], ROOT
+    for line in tree.splitlines():
+        first, indented = line.split()[0], line.startswith(" ")
+        if not indented:
+            directory = ROOT / first if first.endswith("/") else ROOT
+        # Descriptions follow after several spaces.
+        names = re.split(r" {2,}", line.strip())[0]
+        named += [directory / name for name in names.split() if re.fullmatch(r"[\w/.]+\.(py|lua)", name)]
+    assert len(named) > 50
+    assert [str(path.relative_to(ROOT)) for path in named if not path.is_file()] == []
+
+
+def test_no_item_of_a_list_is_empty() -> None:
+    for file in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        assert re.findall(r"^ *(?:-|\d+\.) *$", file.read_text(), flags=re.MULTILINE) == [], file
