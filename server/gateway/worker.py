@@ -174,11 +174,18 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         gc.freeze()  # at its exit the interpreter would look through all objects for garbage, for 0.3 s
 
     def _cleanup(self) -> None:
-        """Close the event loop; a signal that came meanwhile would write to a descriptor that is gone.
+        """End the tasks and close the event loop, with signals detached from it just before.
 
-        Python prints that, and says nothing useful with it.
+        asyncio closes the wakeup descriptor before it restores the handlers; a signal in between makes Python
+        print an error.
         """
-        signal.set_wakeup_fd(-1)
+        close = self.loop.close
+
+        def detach_and_close() -> None:
+            signal.set_wakeup_fd(-1)
+            close()
+
+        self.loop.close = detach_and_close
         super()._cleanup()
 
     async def _serve(self) -> None:

@@ -289,6 +289,30 @@ def test_a_signal_writes_nothing_to_a_loop_that_is_being_closed(monkeypatch: pyt
     assert (woken, loop.is_closed()) == ([-1], True)
 
 
+def test_a_signal_is_handled_while_a_worker_waits_for_its_tasks_to_end() -> None:
+    loop = asyncio.new_event_loop()
+
+    async def hang() -> None:
+        stopped = asyncio.Event()
+        loop.add_signal_handler(signal.SIGUSR2, stopped.set)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            signal.raise_signal(signal.SIGUSR2)
+            async with asyncio.timeout(DEADLINE_S):
+                await stopped.wait()
+            ends.append("by a signal")
+
+    ends: list[str] = []
+    task = loop.create_task(hang())
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    worker = Worker.__new__(Worker)
+    worker.loop, worker.sockets, worker._quick_shutdown = loop, [], False
+    worker._cleanup()
+    assert (ends, task.cancelled(), loop.is_closed()) == (["by a signal"], True, True)
+
+
 def test_a_client_that_comes_as_another_leaves_has_its_place() -> None:
     async def test() -> None:
         loop, request = asyncio.get_running_loop(), b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
