@@ -31,6 +31,9 @@ _TYPICAL_US = 30_000
 #: The least engine time that is predicted for a request, in microseconds.
 _LEAST_US = 500
 
+#: What a request takes of each limit, at least.
+_LEAST = {Field.UPLOAD_BYTES: 1, Field.HELD_BYTES: 1, Field.WAITING: 1, Field.PREDICTED_US: _LEAST_US}
+
 #: Predictions are raised by half: what was measured under a low load is too short for a high one, since
 #: uploads take the cores as well.
 _HEADROOM = 1.5
@@ -385,8 +388,7 @@ class Admission:
         if excess_bytes := self.excess_upload_bytes(1):
             raise self.no_room(client, excess_bytes)
         account = self.account(client)
-        least = {Field.UPLOAD_BYTES: 1, Field.HELD_BYTES: 1, Field.WAITING: 1, Field.PREDICTED_US: _LEAST_US}
-        for field, more in least.items():
+        for field, more in _LEAST.items():
             if self.exceeds_share(account, field, more):
                 raise self.above_share(field)
         ticket = Ticket(self, self._row, body_bytes, estimate, client)

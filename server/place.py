@@ -16,13 +16,16 @@ from server.settings import Settings
 _OWN_DESCRIPTORS = 64
 
 #: Of a request in flight: its connection, its upload, the sample image in place of an empty one, its result,
-#: and the socket for the engine's answer; and one for a connection that waits for its turn.
-_DESCRIPTORS_OF_A_CONNECTION = 6
+#: and the socket for the engine's answer.
+_DESCRIPTORS_OF_A_REQUEST = 5
+
+#: As many connections may be queued as served (`server.gateway.throttle`).
+_DESCRIPTORS_OF_A_CONNECTION = _DESCRIPTORS_OF_A_REQUEST + 1
 
 _FEWEST_CONNECTIONS = 16
 
-#: A worker, its threads (`server.jobs.threads`), its engine, and its background engine: that one is for jobs,
-#: and for clients that use more than others.
+#: A worker, its threads (`server.cluster.threads`), its engine, and its background engine: that one is for
+#: jobs, and for clients that use more than others.
 _PROCESSES_OF_A_WORKER = 9
 
 #: The embedded store: its server with five threads, and the child that rewrites its data.
@@ -57,7 +60,7 @@ def why_no_job_worker_here(settings: Settings, cores: int) -> str | None:
         settings: as in `why_not_here`.
         cores: how many engines there are to be.
     """
-    descriptors = _OWN_DESCRIPTORS + _DESCRIPTORS_OF_A_CONNECTION * settings.jobs_at_once * cores
+    descriptors = _OWN_DESCRIPTORS + _DESCRIPTORS_OF_A_REQUEST * settings.jobs_at_once * cores
     processes = _PROCESSES_OF_A_JOB_WORKER + cores
     return _why_not(settings, descriptors, processes, "give it fewer cores (taskset)")
 

@@ -19,10 +19,10 @@ from server.cluster.membership import Membership
 from server.cluster.memory_files import MemoryFilePool
 from server.cluster.quarantine import Quarantine
 from server.cluster.supervisor import OnDemandEngines, Supervisor
+from server.cluster.threads import start_threads
 from server.engines import engine_config
 from server.jobs.blobs import UnsuitableBlobs
 from server.jobs.service import Jobs
-from server.jobs.threads import start_threads
 from server.logs import get_logger
 from server.settings import InvalidSettings, Settings
 

@@ -21,6 +21,7 @@ from server.cluster.quarantine import CRASH_THRESHOLD, QuarantineEntry
 from server.cluster.roles import INTERACTIVE, READERS, Role
 from server.cluster.scoreboard import Cell
 from server.cluster.supervisor import OnDemandEngines, describe_exit
+from server.cluster.threads import run_in_thread
 from server.cluster.work_socket import Lane, receive, send
 from server.errors import OperationRefused, PoisonImage, ServiceError, ServiceUnavailable, TooMuchWork
 from server.logs import get_logger
@@ -238,7 +239,7 @@ class Dispatcher:
     ) -> None:
         if not self._quarantine.may_hold(body_bytes):
             return
-        entry = await asyncio.to_thread(QuarantineEntry.of, upload, operation, parameters)
+        entry = await run_in_thread(QuarantineEntry.of, upload, operation, parameters)
         for known in (entry, entry.with_any_recipe):
             if self._quarantine.crashes(known) >= CRASH_THRESHOLD:
                 log.info("quarantined_image_refused", **asdict(known))
@@ -325,7 +326,7 @@ class Dispatcher:
         self, call: _Call, lost: Lost, crashes: int, *, of_any_recipe: bool = False
     ) -> None:
         """Remember an image that crashed engines, and log all that is known of it."""
-        entry = await asyncio.to_thread(QuarantineEntry.of, call.upload, call.operation, call.parameters)
+        entry = await run_in_thread(QuarantineEntry.of, call.upload, call.operation, call.parameters)
         if of_any_recipe:
             entry = entry.with_any_recipe
         total = self._quarantine.add(entry, crashes)
@@ -334,12 +335,7 @@ class Dispatcher:
             event = "image_timed_out" if lost.took_too_long else "image_crashed_engine"
             log.warning(event, **asdict(entry), pid=lost.pid)
             return
-        storing = asyncio.ensure_future(asyncio.to_thread(self._store, call.upload, entry, lost, total))
-        try:
-            await asyncio.shield(storing)
-        except asyncio.CancelledError:
-            await storing  # the thread reads the upload, which the caller closes
-            raise
+        await run_in_thread(self._store, call.upload, entry, lost, total)
 
     def _store(self, upload: FileIO, entry: QuarantineEntry, lost: Lost, engines: int) -> None:
         """Store a poison image, if it can be, and log all that is known of it."""
@@ -405,7 +401,7 @@ class Dispatcher:
             call.losses.append(replace(answer, while_others_went_well=self._tasks_done() > done_before))
             if not answer.took_too_long:
                 log.warning("engine_lost_task", pid=answer.pid)
-        elif isinstance(answer, Done) or answer.error is not None:  # this engine has survived it
+        elif isinstance(answer, Done) or not answer.is_late:  # this engine has survived it
             call.losses.clear()
         # What no other process wants is free.
         if call.account is not None and role is INTERACTIVE:

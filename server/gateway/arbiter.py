@@ -305,6 +305,9 @@ class Hooks:
             if self._predecessors and not self._has_successor(server):
                 log.error("reload_refused", reason="no new worker came online; what they logged says why")
                 self._keep_predecessors(server)
+        except InterruptedError:  # by a stop, which may have to be announced first
+            self._keep_predecessors(server)
+            raise
         finally:
             self._predecessors = []
         type(server).manage_workers(server)

@@ -209,7 +209,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         if self._conn_lost_handled or (self._calls and is_at_work):
             return None
         if self._is_waiting:
-            return (2, inf)
+            return (3, 0)
         # To ask the kernel about thousands of them again takes long.
         stage = Stage.DOWNLOAD if self._was_download else self._progress()[0]
         if stage in {Stage.UPLOAD, Stage.DOWNLOAD}:

@@ -24,17 +24,11 @@ _REQUEST_COST = 1 << 11
 
 
 class Turns:
-    """The turns of the connections of a worker.
+    """The turns of the connections of a worker."""
 
-    Args:
-        period_s: how often the budget is renewed, in seconds; None for what suits requests.
-    """
+    __slots__ = ("_budget", "_is_due", "_waiting")
 
-    __slots__ = ("_budget", "_is_due", "_period_s", "_waiting", "waiting")
-
-    def __init__(self, period_s: float | None = None) -> None:
-        self.waiting = 0  # turns, of all clients
-        self._period_s = _PERIOD_S if period_s is None else period_s
+    def __init__(self) -> None:
         self._budget = _BUDGET
         self._is_due = False
         # What waits, and its cost, of each client that has anything; the client whose turn is next first.
@@ -67,26 +61,9 @@ class Turns:
         """
         self._take(client, turn, _REQUEST_COST)
 
-    def begin_connection(self, client: Hashable, turn: Callable[[], None]) -> None:
-        """Call a function that takes a connection over: one in each period.
-
-        Args:
-            client: whose turn it is.
-            turn: takes it over.
-        """
-        self._take(client, turn, _BUDGET)
-
-    def hurry(self) -> None:
-        """Call all that wait."""
-        waiting, self._waiting, self.waiting = self._waiting, {}, 0
-        for queue in waiting.values():
-            for turn, _ in queue:
-                turn()
-
     def _take(self, client: Hashable, turn: Callable[[], None], cost: int) -> None:
         if self.is_over:
             self._waiting.setdefault(client, deque()).append((turn, cost))
-            self.waiting += 1
         else:
             self._spend(cost)
             turn()
@@ -95,7 +72,7 @@ class Turns:
         self._budget -= cost
         if not self._is_due:
             self._is_due = True
-            asyncio.get_running_loop().call_later(self._period_s, self._renew)
+            asyncio.get_running_loop().call_later(_PERIOD_S, self._renew)
 
     def _renew(self) -> None:
         self._is_due = False
@@ -104,7 +81,6 @@ class Turns:
             client = next(iter(self._waiting))
             queue = self._waiting.pop(client)
             turn, cost = queue.popleft()
-            self.waiting -= 1
             if queue:
                 self._waiting[client] = queue  # behind all others
             self._take(client, turn, cost)

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import sys
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.workers import base, gasgi
@@ -17,10 +16,10 @@ from server.cluster.membership import Membership
 from server.cluster.scoreboard import Cell, State
 from server.cluster.watched import keep_running
 from server.gateway.addresses import Proxies
-from server.gateway.arrivals import Arrivals
 from server.gateway.drain import TICK_S, Drain, Step
 from server.gateway.heartbeat import Heartbeat
 from server.gateway.protocol import Protocol, host_of
+from server.gateway.throttle import ConnectionThrottle
 from server.gateway.turns import Turns
 from server.logs import get_logger
 from server.settings import Settings
@@ -42,11 +41,11 @@ _FULL_COLLECTION_AFTER = 50
 #: So many connections are accepted before the event loop serves others: each takes a third of a millisecond.
 _ACCEPTED_AT_ONCE = 8
 
-#: How often the transfer rates of all connections are looked at, in seconds.
+#: How often the shares, and the transfer rates of all connections, are looked at, in seconds.
 _SWEEP_S = 1.0
 
 #: After so many connections the event loop serves others first, and if one was closed, engines and others
-#: have the core for a while: to close one that is too slow takes up to a millisecond, and a thousand that
+#: get CPU time: to close one that is too slow takes up to a millisecond, and a thousand that
 #: were opened together are too slow together. The pause is in seconds.
 _LOOKS_AT_ONCE = 4
 _PAUSE_S = 0.004
@@ -78,8 +77,9 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def __init__(self, *args: object) -> None:
         super().__init__(*args)
-        self._arrivals: Arrivals | None = None  # until there is an event loop
-        self._turned_away: Counter[str | None] = Counter()  # connections of each client since the last sweep
+        self._throttle: ConnectionThrottle | None = None  # until there is an event loop
+        self._dropped = 0  # connections by the throttle, since the last sweep
+        self._dropped_client: str | None = None  # that of the last one
         self._drain = Drain(timeout_s=self.cfg.graceful_timeout, max_responses=self.max_requests)
         self._jobs: Jobs | None = None
         self._jobs_run: asyncio.Task[None] | None = None
@@ -130,7 +130,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         super()._setup_event_loop()
         create_server, start_serving = self.loop.create_server, self.loop._start_serving  # noqa: SLF001
         take_over = self.loop._accept_connection2  # noqa: SLF001
-        arrivals = self._arrivals = Arrivals(self.shares, self.worker_connections)
+        throttle = self._throttle = ConnectionThrottle(self.shares, self.worker_connections)
 
         async def with_our_protocol(_theirs: object, *, sock: socket.socket, **more: Any) -> asyncio.Server:  # noqa: ANN401
             if more.get("ssl"):
@@ -150,23 +150,23 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         ) -> None:
             start_serving(protocol_factory, sock, tls, server, _ACCEPTED_AT_ONCE, *timeouts)
 
-        async def in_turn(
+        async def throttled(
             protocol_factory: object, sock: socket.socket, extra: dict[str, Any], *more: object
         ) -> None:
-            host = host_of(extra["peername"])
+            host, is_served = host_of(extra["peername"]), False
             try:
-                if not await arrivals.turn(self.account_of(host)):
-                    self._turned_away[host] += 1
+                is_served = await throttle.wait(self.account_of(host))
+            finally:  # at the end of the worker too
+                if not is_served:
                     sock.close()
-                    return
-            except BaseException:  # at the end of the worker
-                sock.close()
-                raise
-            await take_over(protocol_factory, sock, extra, *more)
+            if is_served:
+                await take_over(protocol_factory, sock, extra, *more)
+            else:
+                self._dropped, self._dropped_client = self._dropped + 1, host
 
         self.loop.create_server = with_our_protocol
         self.loop._start_serving = accepting_few  # noqa: SLF001
-        self.loop._accept_connection2 = in_turn  # noqa: SLF001
+        self.loop._accept_connection2 = throttled  # noqa: SLF001
 
     def run(self) -> None:
         """Serve until told to stop."""
@@ -193,11 +193,13 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         gc.set_threshold(*gc.get_threshold()[:2], _FULL_COLLECTION_AFTER)
         self._beating = asyncio.current_task()
         sweep = asyncio.create_task(keep_running("sweep", self._sweep))
+        decay = asyncio.create_task(keep_running("decay", self._decay_shares))
         self._jobs_run = asyncio.create_task(self._jobs.run()) if self._jobs else None
         try:
             await super()._serve()
         finally:
             sweep.cancel()
+            decay.cancel()
             await self._stop_jobs()
             if self._background:
                 await self._background.stop()
@@ -209,18 +211,23 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
             await asyncio.wait({self._jobs_run})
             await self._jobs.close()
 
-    async def _sweep(self) -> None:
-        """Look at the shares of all clients and the transfer rates of all connections, once a second."""
+    async def _decay_shares(self) -> None:
+        """Look at the shares of all clients, once a second."""
         while True:
             await asyncio.sleep(_SWEEP_S)
             self.shares.decay()
-            for client, connections in self._turned_away.items():
-                log.info("connections_turned_away", client=client, connections=connections)
-            self._turned_away.clear()
-            now_s, closed = asyncio.get_running_loop().time(), 0
+
+    async def _sweep(self) -> None:
+        """Look at the transfer rates of all connections, once a second."""
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            if self._dropped:
+                log.info("connections_dropped", client=self._dropped_client, connections=self._dropped)
+                self._dropped = 0
+            closed = 0
             for number, connection in enumerate(tuple(self.connections), 1):
                 try:
-                    closed += connection.check_rate(now_s)
+                    closed += connection.check_rate(self.loop.time())
                 except Exception:
                     log.exception("sweep_failed")  # the others still have to be looked at
                 if number % _LOOKS_AT_ONCE == 0:
@@ -254,8 +261,8 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
             self._drain.begin(self.loop.time())
             self.membership.row[Cell.STATE] = State.STOPPING
             log.info("worker_stopping", pid=os.getpid(), connections=self.nr_conns)
-            if self._arrivals:
-                self._arrivals.hurry()
+            if self._throttle:
+                self._throttle.release_all()
             for connection in self.connections:
                 connection.wait_no_longer()
             if self._jobs and self._jobs_run:

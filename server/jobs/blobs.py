@@ -16,7 +16,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
-from server.jobs.threads import run_in_thread
+from server.cluster.threads import run_in_thread
 
 #: What is made of a path is checked again here, however it was parsed.
 _GROUP = re.compile(r"[0-9a-f]{32}([0-9a-f]{8})?")

@@ -21,8 +21,8 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from multipart import MultipartError, PushMultipartParser, parse_options_header
 
+from server.cluster.threads import run_in_thread
 from server.errors import BadArchive, MalformedMultipart, TooManyItems, UploadTooLarge
-from server.jobs.threads import run_in_thread
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

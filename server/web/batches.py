@@ -14,6 +14,7 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from falcon.asgi import Request, Response
 
+from server.cluster.threads import run_in_thread
 from server.cluster.watched import keep_running
 from server.errors import (
     BadParameter,
@@ -28,7 +29,6 @@ from server.jobs.blobs import BlobGone, Blobs
 from server.jobs.intake import Item, Limits, beginning_with, items, shown
 from server.jobs.model import Batch, Facts, Idempotency, Job, JobId, JobState, NewJob, new_id
 from server.jobs.store import Dropped, Store
-from server.jobs.threads import run_in_thread
 from server.operations.registry import Operation
 from server.web import stored
 from server.web.downloads import pieces

@@ -7,7 +7,7 @@ from typing import Any
 
 from server.cluster.scoreboard import Cell, Row, State
 from server.cluster.supervisor import Supervisor
-from server.jobs.threads import start_threads
+from server.cluster.threads import start_threads
 from server.logs import get_logger
 
 log = get_logger(__name__)

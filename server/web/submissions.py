@@ -17,10 +17,10 @@ from falcon.uri import parse_query_string
 from server.admission import Admission
 from server.cluster.memory_files import NO_ROOM
 from server.cluster.scoreboard import Scoreboard
+from server.cluster.threads import run_in_thread
 from server.errors import BadParameter, KeyReused, QueueFull, ServiceUnavailable, StoreAway
 from server.jobs.blobs import Blobs
 from server.jobs.model import FIRST, LAST, Callback, Facts, Idempotency, JobId, NewJob, Schedule, new_id
-from server.jobs.threads import run_in_thread
 from server.logs import get_logger
 from server.operations.registry import Operation
 from server.web.exchange import Exchange

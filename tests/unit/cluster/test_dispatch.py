@@ -825,7 +825,15 @@ def test_an_image_whose_sender_leaves_while_it_is_tried_again_is_to_blame_for_th
     until_done(test)
 
 
-@pytest.mark.parametrize("answer", [DONE, Refused(ENGINE_PID, error=DamagedImage("Send another one."))])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        DONE,
+        Refused(ENGINE_PID, error=DamagedImage("Send another one.")),
+        Refused(ENGINE_PID, is_out_of_room=True),
+        Refused(ENGINE_PID, traceback="KeyError: 'a bug'"),
+    ],
+)
 def test_an_image_that_the_second_engine_survives_is_not_to_blame_when_its_sender_leaves(
     cluster: Cluster, answer: Done | Refused
 ) -> None:

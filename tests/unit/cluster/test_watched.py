@@ -32,7 +32,7 @@ OTHERS = {
 
 #: Its threads and callbacks: the event loop logs an exception of a callback and goes on.
 CALLBACKS = {
-    "jobs/threads.py: ThreadPoolExecutor(_THREADS)": "an exception of a call reaches the caller",
+    "cluster/threads.py: ThreadPoolExecutor(_THREADS)": "an exception of a call reaches the caller",
     "jobs/callbacks.py: ThreadPoolExecutor(1)": "the same; one that cannot start fails a try of a callback",
     "cluster/child.py: loop.add_reader(descriptor, has_ended.set)": "cannot fail",
     "cluster/supervisor.py: loop.add_reader(control, is_readable.set)": "cannot fail",
@@ -52,6 +52,7 @@ CALLBACKS = {
     "gateway/turns.py: asyncio.get_running_loop().call_later(_PERIOD_S, self._renew)": (
         "goes on after a turn that fails"
     ),
+    "gateway/throttle.py: asyncio.get_running_loop().call_later(interval_s, self._release)": "cannot fail",
     "gateway/arbiter.py: os.register_at_fork(before=_block_stops, after_in_parent=_unblock_stops)": (
         "cannot fail"
     ),

@@ -7,7 +7,7 @@ import pytest
 from support.asgi import DEADLINE_S, run
 from support.threads import no_thread
 
-from server.jobs.threads import run_in_thread, start_threads
+from server.cluster.threads import run_in_thread, start_threads
 
 
 def test_a_call_runs_in_another_thread_and_returns_its_result() -> None:
