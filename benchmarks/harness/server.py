@@ -1,7 +1,9 @@
 """Servers as an operator starts them: a free port, a session of their own, a deadline on everything."""
 
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -355,11 +357,19 @@ def clean_environ() -> dict[str, str]:
     return clean | {"FLIP_JOBS": "off"}
 
 
+#: Below those that Linux gives to clients by default (ip_local_port_range of ip(7)).
+_PORTS = range(10_000, 32_768)
+
+
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that no server listens on."""
-    with socket.create_server((_HOST, 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+    """Return a port of 127.0.0.1 that no server listens on, and that no client is given by the kernel.
+
+    Between this and the start of a server a client could take any port that the kernel gives out.
+    """
+    while True:
+        port = random.choice(_PORTS)  # noqa: S311 no secret
+        with contextlib.suppress(OSError), socket.create_server((_HOST, port)):
+            return port
 
 
 def _commands(pids: Collection[int]) -> Iterator[tuple[int, str]]:
