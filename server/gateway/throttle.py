@@ -66,9 +66,9 @@ class ConnectionThrottle:
         return self._shares.exceeds(Field.CONNECTIONS, held, 1, self._limit * _UNTHROTTLED_PART)
 
     def _drop_from_longest(self, bucket: int) -> bool:
-        """Have the last of the longest queue closed; returns False if that is the client's own."""
+        """Have the last of the longest queue closed, unless the client's own is about as long."""
         longest = max(self._queues.values(), key=len)
-        if len(longest) <= len(self._queues.get(bucket, ())):
+        if len(longest) <= len(self._queues.get(bucket, ())) + 1:
             return False
         self._end(longest.pop(), is_served=False)
         return True

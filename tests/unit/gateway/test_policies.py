@@ -1,5 +1,6 @@
 """The gateway's policies: bytes and seconds in, decisions out."""
 
+import asyncio
 import json
 from ipaddress import ip_network
 
@@ -13,10 +14,14 @@ from server.gateway.drain import Drain, Step
 from server.gateway.heads import is_host, split_absolute
 from server.gateway.linger import LINGER_S, LingeringClose
 from server.gateway.refusals import refusal, refuse
+from server.gateway.throttle import ConnectionThrottle
 from server.gateway.transfer_rate import Reading, Stage, TransferRate
 from server.settings import Settings
 from server.shares import Shares
 from server.web.exchange import Exchange
+
+#: How long any wait may take, in seconds.
+DEADLINE_S = 20.0
 
 SETTINGS = Settings(headers_timeout_s=10, min_bytes_per_s=1000, slow_after_s=5)
 
@@ -446,3 +451,23 @@ def test_without_a_share_nobody_loses_a_connection() -> None:
     crowd = Crowd()
     crowd.shares = Shares(Ledger(rows=1).open(0), {Field.CONNECTIONS: 0})
     assert crowd.choose(crowd.b, *(Place(crowd.a) for _ in range(10))) is None
+
+
+# --- Connection throttle ------------------------------------------------------------------------------------
+
+
+def test_where_few_connections_may_be_queued_each_client_keeps_the_one_that_it_has() -> None:
+    async def test() -> None:
+        crowd = Crowd()
+        throttle = ConnectionThrottle(crowd.shares, 2)
+        queued = []
+        for account in (crowd.a, crowd.b):
+            account.add(Field.CONNECTIONS, 1)
+            queued.append(asyncio.ensure_future(throttle.wait(account)))
+        await asyncio.sleep(0)  # they have begun
+        crowd.c.add(Field.CONNECTIONS, 1)
+        async with asyncio.timeout(DEADLINE_S):
+            assert not await throttle.wait(crowd.c)
+            assert await asyncio.gather(*queued) == [True, True]
+
+    asyncio.run(test())
