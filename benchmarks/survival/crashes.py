@@ -200,7 +200,7 @@ def _back(kind: str, back_s: Sequence[float]) -> list[Finding]:
 
 
 #: The parts of a worker that run for as long as it does, without jobs.
-_PARTS = ("supervisor", "sweep")
+_PARTS = ("supervisor", "sweep", "decay")
 
 
 def part_failures(failures: int = 10, at_once: int = 10, body: str = "big") -> list[Finding]:

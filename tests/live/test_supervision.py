@@ -52,7 +52,7 @@ def ask_again(port: int, cut: list[OSError]) -> Iterator[None]:
 ONLY_WITHOUT_STORE = {"store_probe", "batch_drop"}
 
 PARTS = (
-    *("supervisor", "sweep", "hub", "consumer", "janitor"),
+    *("supervisor", "sweep", "decay", "hub", "consumer", "janitor"),
     *("owner_beat", "engines_on_demand", "log_reader"),
 )
 
