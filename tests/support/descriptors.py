@@ -20,8 +20,8 @@ def descriptors_on_their_way(end: socket.socket) -> Iterator[int]:
     user = os.geteuid()
     highest = max(map(int, os.listdir("/proc/self/fd")))  # noqa: PTH208 names are numbers
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 32, hard))
-    if user == 0:  # which has no such limit
-        os.seteuid(65534)
+    if user == 0:  # which has no such limit; a user of this process alone, because tests run side by side
+        os.seteuid(1_000_000 + os.getpid())
     try:
         with memory_file("filling") as file:
             sent = 0
