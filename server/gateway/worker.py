@@ -41,12 +41,12 @@ _FULL_COLLECTION_AFTER = 50
 #: So many connections are accepted before the event loop serves others: each takes a third of a millisecond.
 _ACCEPTED_AT_ONCE = 8
 
-#: How often the shares, and the transfer rates of all connections, are looked at, in seconds.
+#: How often the shares and the transfer rates of all connections are looked at, in seconds.
 _SWEEP_S = 1.0
 
-#: After so many connections the event loop serves others first, and if one was closed, engines and others
-#: get CPU time: to close one that is too slow takes up to a millisecond, and a thousand that
-#: were opened together are too slow together. The pause is in seconds.
+#: After so many connections the event loop serves others first, and if one was closed, engines and others get
+#: CPU time: to close one that is too slow takes up to a millisecond, and those that were opened together are
+#: too slow together. The pause is in seconds.
 _LOOKS_AT_ONCE = 4
 _PAUSE_S = 0.004
 
