@@ -27,13 +27,16 @@ class ConnectionThrottle:
     Args:
         shares: say what many are.
         limit: how many connections the worker may have, and how many may be queued in addition.
+
+    Attributes:
+        queued: how many connections are queued.
     """
 
     def __init__(self, shares: Shares, limit: int) -> None:
         self._shares = shares
         self._limit = limit
         self._queues: dict[int, deque[asyncio.Future[bool]]] = {}  # the client whose turn is next first
-        self._queued = 0
+        self.queued = 0
         self._timer: asyncio.Handle | None = None
         self._is_draining = False
 
@@ -45,11 +48,11 @@ class ConnectionThrottle:
         """
         if account is None or self._is_draining or not self._has_many(account):
             return True
-        if self._queued >= self._limit and not self._drop_from_longest(account.bucket):
+        if self.queued >= self._limit and not self._drop_from_longest(account.bucket):
             return False
         released: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._queues.setdefault(account.bucket, deque()).append(released)
-        self._queued += 1
+        self.queued += 1
         if self._timer is None:
             self._schedule()
         return await released
@@ -90,6 +93,6 @@ class ConnectionThrottle:
         self._timer = asyncio.get_running_loop().call_later(interval_s, self._release)
 
     def _end(self, released: "asyncio.Future[bool]", *, is_served: bool) -> None:
-        self._queued -= 1
+        self.queued -= 1
         if not released.done():  # it was cancelled, at the end of the worker
             released.set_result(is_served)

@@ -151,7 +151,12 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
             start_serving(protocol_factory, sock, tls, server, _ACCEPTED_AT_ONCE, *timeouts)
 
         async def throttled(
-            protocol_factory: object, sock: socket.socket, extra: dict[str, Any], *more: object
+            protocol_factory: object,
+            sock: socket.socket,
+            extra: dict[str, Any],
+            tls: object,
+            _server: object,
+            *timeouts: object,
         ) -> None:
             host, is_served = host_of(extra["peername"]), False
             try:
@@ -160,7 +165,8 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
                 if not is_served:
                     sock.close()
             if is_served:
-                await take_over(protocol_factory, sock, extra, *more)
+                # Not with its server: asyncio drops what belongs to one that has been closed meanwhile.
+                await take_over(protocol_factory, sock, extra, tls, None, *timeouts)
             else:
                 self._dropped, self._dropped_client = self._dropped + 1, host
 
@@ -282,7 +288,8 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         step = Step.WAIT
         while step not in {Step.END, Step.TIME_OUT}:
             await asyncio.sleep(TICK_S)  # gunicorn counts its connections and tells nothing when one ends
-            step = self._drain.step(self.loop.time(), self.nr_conns)
+            queued = self._throttle.queued if self._throttle else 0
+            step = self._drain.step(self.loop.time(), self.nr_conns + queued)
             if step is Step.CLOSE_LISTENERS:
                 for server in self.servers:
                     server.close()
