@@ -12,14 +12,14 @@ from server.cluster.memory_files import memory_file
 from server.settings import Settings
 
 #: The descriptors of a worker that is idle, with some to spare: three for each task that is being sent, of
-#: which each lane has one at a time, and one for each connection that is refused or lingers.
+#: which each lane has one at a time.
 _OWN_DESCRIPTORS = 64
 
 #: Of a request in flight: its connection, its upload, the sample image in place of an empty one, its result,
 #: and the socket for the engine's answer.
 _DESCRIPTORS_OF_A_REQUEST = 5
 
-#: As many connections may be queued as served (`server.gateway.throttle`).
+#: As many connections may be queued or refused as served (`server.gateway.throttle`).
 _DESCRIPTORS_OF_A_CONNECTION = _DESCRIPTORS_OF_A_REQUEST + 1
 
 _FEWEST_CONNECTIONS = 16

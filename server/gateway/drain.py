@@ -5,6 +5,9 @@ from enum import Enum, auto
 #: How often a draining worker takes a step, in seconds.
 TICK_S = 0.1
 
+#: How long connections are accepted that the kernel goes on to have, in seconds.
+_LISTEN_S = 2.0
+
 
 class Step(Enum):
     """What a draining worker does next."""
@@ -18,8 +21,7 @@ class Step(Enum):
 class Drain:
     """The drain of one worker.
 
-    Connections that the kernel has accepted already get a tick to be taken over before the listening socket
-    is closed, and another one to be counted.
+    The listening socket is closed after a tick, when the kernel has no more connections: it would reset them.
 
     Args:
         timeout_s: the longest it may take, in seconds (gunicorn's `graceful_timeout`).
@@ -33,6 +35,7 @@ class Drain:
         self._timeout_s = timeout_s
         self._max_responses = max_responses
         self._deadline_s = 0.0
+        self._listen_until_s = 0.0
         self._is_listening = True
         self.is_begun = False
 
@@ -44,10 +47,19 @@ class Drain:
         """Begin, at a time in seconds of any monotonic clock."""
         self.is_begun = True
         self._deadline_s = now_s + self._timeout_s
+        self._listen_until_s = now_s + min(_LISTEN_S, self._timeout_s)
 
-    def step(self, now_s: float, connections: int) -> Step:
-        """Decide what to do after another tick, with so many connections open."""
+    def step(self, now_s: float, connections: int, *, has_backlog: bool) -> Step:
+        """Decide what to do after another tick.
+
+        Args:
+            now_s: the time, on the clock of `begin`.
+            connections: how many are open.
+            has_backlog: whether there are some that the kernel has and nobody has accepted.
+        """
         if self._is_listening:
+            if has_backlog and now_s < self._listen_until_s:
+                return Step.WAIT
             self._is_listening = False
             return Step.CLOSE_LISTENERS
         if connections == 0:

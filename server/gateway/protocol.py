@@ -117,6 +117,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         self._bytes_per_s = inf  # of the transfer that is under way; until it is measured it is no slow one
         self._was_download = False  # when that was measured
         self._peer: Any = None
+        self._accepting: asyncio.Task[None] | None = None  # until the connection is made
         self._calls = 0  # of the app that have not ended
         self.account: Account | None = None
         # Per request; replaced by _begin_request before the parser's own state is looked at.
@@ -141,21 +142,32 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
 
     # --- the connection ----------------------------------------------------------------------------------
 
+    def arrive(self, peer: object) -> None:
+        """Take a place for a connection that was accepted: over TLS the handshake is still to come.
+
+        Args:
+            peer: the address at the other end, as the kernel says it.
+        """
+        worker = self.worker
+        self._peer, self._accepting = peer, asyncio.current_task()
+        self.account = worker.account_of(host_of(peer))
+        if self._has_place():
+            worker.connections[self] = None
+            if self.account is not None:
+                self.account.add(Field.CONNECTIONS, 1)
+        else:
+            worker.refuse(self)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Accept the connection, or refuse it when there are too many."""
+        """Serve the connection, or refuse it when there is no place for it."""
         super().connection_made(transport)
+        self._accepting = None
         self._rate = TransferRate(self.worker.settings, self.worker.loop.time())
         sock = self._socket = transport.get_extra_info("socket")
         self._wire = _below_tls(transport)
-        self._peer = transport.get_extra_info("peername")
         if sock.family in {socket.AF_INET, socket.AF_INET6}:
             sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _NOT_SENT_BYTES)
-        self.account = self.worker.account_of(self._peer_host())
-        if self._has_place():
-            self.worker.connections[self] = None
-            if self.account is not None:
-                self.account.add(Field.CONNECTIONS, 1)
-        else:  # it takes no place while it lingers
+        if self in self.worker.refused:
             self._send_error_response(
                 HTTPStatus.SERVICE_UNAVAILABLE, "too many connections", (("retry-after", "1"),)
             )
@@ -165,8 +177,16 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         """Forget the connection; its place stays taken until the app has ended as well."""
         self._hold_unread(self._written_bytes)
         super().connection_lost(exc)
+        self.worker.refused.pop(self, None)
         self._task.add_done_callback(self._untangle)
         self._leave_lost_place()
+
+    def forget_unless_made(self) -> None:
+        """Forget the connection if it was lost before it was made, as in a TLS handshake."""
+        if self.transport is None:
+            self._accepting = None
+            self.worker.refused.pop(self, None)
+            self._leave_place()
 
     def _untangle(self, _task: object) -> None:
         """Break cycles, so that no garbage is left: to collect it stops the worker (ADR 4)."""
@@ -225,6 +245,11 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         self._abort(stage)
         return stage
 
+    def refuse_no_longer(self) -> None:
+        """Close the connection, which has no place, though its client may not have read that."""
+        del self.worker.refused[self]
+        self._abort(Stage.NOTHING)
+
     def eof_received(self) -> None:
         """Take a client that ends its side of the connection for one that has left, and cancel its request.
 
@@ -246,6 +271,8 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
 
     def check_rate(self, now_s: float) -> bool:
         """Disconnect the client if it is too slow, and say whether it was; called about once a second."""
+        if self.transport is None:  # a TLS handshake has a time limit of its own
+            return False
         stage, moved_bytes = self._progress()
         held_bytes = self._hold_unread(moved_bytes if stage is Stage.DOWNLOAD else self._written_bytes)
         reading = self._rate.read(stage, moved_bytes, now_s, held_bytes)
@@ -323,6 +350,9 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
             super()._close_transport()
 
     def _abort(self, stage: Stage) -> None:
+        if self._accepting is not None:
+            self._accepting.cancel()
+            return
         if stage is Stage.DOWNLOAD:  # reset it: what the client has not read would wait in the kernel
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()

@@ -7,6 +7,7 @@ once, and engines would get no CPU time meanwhile.
 
 import asyncio
 from collections import deque
+from collections.abc import Sized
 
 from server.cluster.ledger import Account, Field
 from server.shares import Shares
@@ -26,15 +27,17 @@ class ConnectionThrottle:
 
     Args:
         shares: say what many are.
-        limit: how many connections the worker may have, and how many may be queued in addition.
+        limit: how many connections the worker may have, and how many may be queued or refused in addition.
+        refused: those that are being refused.
 
     Attributes:
         queued: how many connections are queued.
     """
 
-    def __init__(self, shares: Shares, limit: int) -> None:
+    def __init__(self, shares: Shares, limit: int, refused: Sized = ()) -> None:
         self._shares = shares
         self._limit = limit
+        self._refused = refused
         self._queues: dict[int, deque[asyncio.Future[bool]]] = {}  # the client whose turn is next first
         self.queued = 0
         self._timer: asyncio.Handle | None = None
@@ -48,7 +51,7 @@ class ConnectionThrottle:
         """
         if account is None or self._is_draining or not self._has_many(account):
             return True
-        if self.queued >= self._limit and not self._drop_from_longest(account.bucket):
+        if self.queued + len(self._refused) >= self._limit and not self._drop_from_longest(account.bucket):
             return False
         released: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._queues.setdefault(account.bucket, deque()).append(released)
@@ -70,7 +73,7 @@ class ConnectionThrottle:
 
     def _drop_from_longest(self, bucket: int) -> bool:
         """Have the last of the longest queue closed, unless the client's own is about as long."""
-        longest = max(self._queues.values(), key=len)
+        longest = max(self._queues.values(), key=len, default=deque())
         if len(longest) <= len(self._queues.get(bucket, ())) + 1:
             return False
         self._end(longest.pop(), is_served=False)

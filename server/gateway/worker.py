@@ -1,11 +1,15 @@
 """The worker: gunicorn's ASGI worker as a member of a cluster."""
 
 import asyncio
+import asyncio.sslproto
 import gc
 import os
+import select
 import signal
 import socket
 import sys
+from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.workers import base, gasgi
@@ -33,6 +37,10 @@ log = get_logger(__name__)
 
 base.WorkerTmp = Heartbeat  # gunicorn's constructor of a worker makes one, and there is no setting for it
 
+# Over TLS each connection has a buffer of this size from its acceptance on, in bytes: asyncio's quarter of a
+# megabyte would be half a gigabyte for 2,000 that have sent nothing.
+asyncio.sslproto.SSLProtocol.max_size = 1 << 16
+
 #: After so many collections of younger garbage the whole heap is looked at; Python's default is 10. That
 #: stops a worker with 1,000 to 2,000 connections for 15 to 40 ms, as hardly any garbage is left
 #: (`Protocol._untangle`).
@@ -57,6 +65,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
     Attributes:
         membership: its part in the cluster.
         connections: those that count for `worker_connections`, the oldest first.
+        refused: those without a place, which are told so, the oldest first.
         proxies: those that are believed when they name their clients.
         shares: how much of each limit one client may hold.
         turns: those of its connections at its event loop.
@@ -68,18 +77,19 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
     membership: Membership
     settings: Settings
     connections: dict[Protocol, None]
+    refused: dict[Protocol, None]
     shares: Shares
     forked_s: float
     tasks_before: int
     boot_delay_s: float
     max_requests: int
+    worker_connections: int
     _quick_shutdown: bool
 
     def __init__(self, *args: object) -> None:
         super().__init__(*args)
-        self._throttle: ConnectionThrottle | None = None  # until there is an event loop
-        self._dropped = 0  # connections by the throttle, since the last sweep
-        self._dropped_client: str | None = None  # that of the last one
+        self._accepted = 0  # connections that are not made yet, as in a TLS handshake
+        self._dropped: Counter[str | None] = Counter()  # connections of each client, since the last sweep
         self._drain = Drain(timeout_s=self.cfg.graceful_timeout, max_responses=self.max_requests)
         self._jobs: Jobs | None = None
         self._jobs_run: asyncio.Task[None] | None = None
@@ -96,8 +106,9 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         """Give the worker what it will need; called in the arbiter before it forks."""
         self.membership = membership
         self.settings = settings
-        self.connections = {}
+        self.connections, self.refused = {}, {}
         self.shares = Shares.of(membership.page, settings)
+        self._throttle = ConnectionThrottle(self.shares, self.worker_connections, self.refused)
 
     @property
     def is_draining(self) -> bool:
@@ -125,12 +136,11 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         """Serve our protocol, with the backlog that is configured and a limit on TLS handshakes.
 
         For asyncio the backlog is how many connections it accepts at once, too; the workers share it, so none
-        may listen with less. Its handshakes may take a minute, in which a connection is counted nowhere.
+        may listen with less.
         """
         super()._setup_event_loop()
         create_server, start_serving = self.loop.create_server, self.loop._start_serving  # noqa: SLF001
-        take_over = self.loop._accept_connection2  # noqa: SLF001
-        throttle = self._throttle = ConnectionThrottle(self.shares, self.worker_connections)
+        self._take_over = self.loop._accept_connection2  # noqa: SLF001
 
         async def with_our_protocol(_theirs: object, *, sock: socket.socket, **more: Any) -> asyncio.Server:  # noqa: ANN401
             if more.get("ssl"):
@@ -150,29 +160,46 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         ) -> None:
             start_serving(protocol_factory, sock, tls, server, _ACCEPTED_AT_ONCE, *timeouts)
 
-        async def throttled(
-            protocol_factory: object,
-            sock: socket.socket,
-            extra: dict[str, Any],
-            tls: object,
-            _server: object,
-            *timeouts: object,
-        ) -> None:
-            host, is_served = host_of(extra["peername"]), False
-            try:
-                is_served = await throttle.wait(self.account_of(host))
-            finally:  # at the end of the worker too
-                if not is_served:
-                    sock.close()
-            if is_served:
-                # Not with its server: asyncio drops what belongs to one that has been closed meanwhile.
-                await take_over(protocol_factory, sock, extra, tls, None, *timeouts)
-            else:
-                self._dropped, self._dropped_client = self._dropped + 1, host
-
         self.loop.create_server = with_our_protocol
         self.loop._start_serving = accepting_few  # noqa: SLF001
-        self.loop._accept_connection2 = throttled  # noqa: SLF001
+        self.loop._accept_connection2 = self._accept  # noqa: SLF001
+
+    async def _accept(
+        self,
+        protocol_factory: Callable[[], Protocol],
+        sock: socket.socket,
+        extra: dict[str, Any],
+        tls: object,
+        _server: object,
+        *timeouts: object,
+    ) -> None:
+        """Serve a connection that asyncio has accepted, when it leaves the queue and there is a place for it.
+
+        Without its server: asyncio drops what belongs to one that has been closed meanwhile.
+        """
+        host = host_of(extra["peername"])
+        self._accepted += 1
+        try:
+            await asyncio.sleep(0)  # clients that have left leave their places first
+            if await self._throttle.wait(self.account_of(host)):
+                protocol = protocol_factory()
+                protocol.arrive(extra["peername"])
+                await self._take_over(lambda: protocol, sock, extra, tls, None, *timeouts)
+                protocol.forget_unless_made()
+            else:
+                self._dropped[host] += 1
+                sock.close()
+        except BaseException:
+            sock.close()  # at the end of the worker
+            raise
+        finally:
+            self._accepted -= 1
+
+    def refuse(self, connection: Protocol) -> None:
+        """Keep a connection without a place until its client was told so, or too many others have come."""
+        if self.refused and self._throttle.queued + len(self.refused) >= self.worker_connections:
+            next(iter(self.refused)).refuse_no_longer()
+        self.refused[connection] = None
 
     def run(self) -> None:
         """Serve until told to stop."""
@@ -228,8 +255,14 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         while True:
             await asyncio.sleep(_SWEEP_S)
             if self._dropped:
-                log.info("connections_dropped", client=self._dropped_client, connections=self._dropped)
-                self._dropped = 0
+                ((client, connections),) = self._dropped.most_common(1)
+                log.info(
+                    "connections_dropped",
+                    client=client,
+                    connections=connections,
+                    clients=len(self._dropped),
+                )
+                self._dropped.clear()
             closed = 0
             for number, connection in enumerate(tuple(self.connections), 1):
                 try:
@@ -267,8 +300,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
             self._drain.begin(self.loop.time())
             self.membership.row[Cell.STATE] = State.STOPPING
             log.info("worker_stopping", pid=os.getpid(), connections=self.nr_conns)
-            if self._throttle:
-                self._throttle.release_all()
+            self._throttle.release_all()
             for connection in self.connections:
                 connection.wait_no_longer()
             if self._jobs and self._jobs_run:
@@ -288,14 +320,23 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         step = Step.WAIT
         while step not in {Step.END, Step.TIME_OUT}:
             await asyncio.sleep(TICK_S)  # gunicorn counts its connections and tells nothing when one ends
-            queued = self._throttle.queued if self._throttle else 0
-            step = self._drain.step(self.loop.time(), self.nr_conns + queued)
+            step = self._drain.step(
+                self.loop.time(), self.nr_conns + self._accepted, has_backlog=self._has_backlog()
+            )
             if step is Step.CLOSE_LISTENERS:
                 for server in self.servers:
                     server.close()
         if step is Step.TIME_OUT:
             log.warning("worker_drain_timed_out", pid=os.getpid(), connections=self.nr_conns)
             self._quick_shutdown = True
+
+    def _has_backlog(self) -> bool:
+        """Say whether the kernel has connections that no worker has accepted yet."""
+        look = select.poll()
+        for server in self.servers:
+            for sock in server.sockets:
+                look.register(sock, select.POLLIN)
+        return bool(look.poll(0))
 
     async def _shutdown(self) -> None:
         """End; a worker that has lost its arbiter drains only now."""

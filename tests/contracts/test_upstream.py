@@ -94,6 +94,7 @@ TABLE: dict[str, dict[str, str]] = {
         "asyncio.selector_events:BaseSelectorEventLoop._start_serving": "57d5cd4beabc5410",
         "asyncio.selector_events:BaseSelectorEventLoop._accept_connection": "50d9a635f76d6b06",
         "asyncio.selector_events:BaseSelectorEventLoop._accept_connection2": "0c76d59ee8fc8c6c",
+        "asyncio.sslproto:SSLProtocol._start_shutdown": "a77318c7b3bbdb69",
         "asyncio.selector_events:_SelectorSocketTransport._read_ready__on_eof": "03418ffe7e7b6c57",
         "asyncio.selector_events:_SelectorTransport.close": "ac7a66acc45c66c6",
     },

@@ -2,11 +2,11 @@
 
 import socket
 import ssl
-import subprocess
 import time
 from collections.abc import Iterator
 
 import pytest
+from support.certificates import certificate
 from support.live_server import DEADLINE_S, LiveServer
 
 IMAGE = b"P6 1000 350 255\n" + bytes(1_050_000)
@@ -15,24 +15,14 @@ REQUEST = b"POST /flip HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    pair = tmp_path_factory.mktemp("tls")
-    key, certificate = str(pair / "key.pem"), str(pair / "certificate.pem")
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"),
-            *("-days", "1", "-keyout", key, "-out", certificate),
-        ],
-        check=True,
-        capture_output=True,
-        timeout=DEADLINE_S,
-    )
+    cert, key = certificate(tmp_path_factory.mktemp("tls"))
     environ = {
         "WEB_CONCURRENCY": "1",
         "FLIP_HEADERS_TIMEOUT_S": "1",
         "FLIP_SLOW_AFTER_S": "1",
         "FLIP_MIN_BYTES_PER_S": "100000",
     }
-    with LiveServer("--certfile", certificate, "--keyfile", key, environ=environ) as server:
+    with LiveServer("--certfile", cert, "--keyfile", key, environ=environ) as server:
         yield server
 
 

@@ -180,6 +180,7 @@ class Gateway:
 
         def protocol() -> Protocol:
             self.protocols.append(WatchedProtocol(self.worker))
+            self.protocols[-1].arrive(theirs.getpeername())
             self.advance(handshake_s)
             return self.protocols[-1]
 

@@ -16,6 +16,7 @@ import redis
 from benchmarks.harness.server import free_port
 from benchmarks.harness.waiting import DEADLINE_S, until
 from server.jobs.store import Store
+from support.certificates import certificate
 
 T = TypeVar("T")
 
@@ -149,23 +150,11 @@ def store_server(binary: str, directory: Path) -> Iterator[StoreServer]:
 @contextmanager
 def store_with_tls(binary: str, directory: Path) -> Iterator[StoreServer]:
     """Run a server whose certificate is signed by itself, until the block ends."""
-    key, certificate, port = str(directory / "key.pem"), str(directory / "certificate.pem"), free_port()
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-nodes", "-subj", "/CN=localhost"),
-            # Cheaper than RSA, to make and in each handshake.
-            *("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"),
-            *("-addext", "subjectAltName=IP:127.0.0.1", "-days", "1", "-keyout", key, "-out", certificate),
-        ],
-        check=True,
-        capture_output=True,
-        timeout=DEADLINE_S,
-    )
-    options = ("--tls-port", str(port), "--tls-cert-file", certificate, "--tls-key-file", key)
-    server = Server(
-        binary, directory, *options, "--tls-ca-cert-file", certificate, "--tls-auth-clients", "no"
-    )
-    url = f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}"
+    port = free_port()
+    cert, key = certificate(directory)
+    options = ("--tls-port", str(port), "--tls-cert-file", cert, "--tls-key-file", key)
+    server = Server(binary, directory, *options, "--tls-ca-cert-file", cert, "--tls-auth-clients", "no")
+    url = f"rediss://127.0.0.1:{port}?ssl_ca_certs={cert}"
     with _closed(StoreServer([server], url, server.client())) as store:
         yield store
 

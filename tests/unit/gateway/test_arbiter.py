@@ -55,6 +55,7 @@ class Arbiter:
         worker.tmp = SimpleNamespace(close=lambda: None)
         self.worker_age += 1
         worker.age = self.worker_age
+        worker.worker_connections = 100
         self.hooks.pre_fork(self, worker)
         self.made.append(worker)
         self.WORKERS[len(self.WORKERS) + 1] = worker

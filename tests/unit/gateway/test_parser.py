@@ -46,6 +46,7 @@ def test_the_proxy_protocol_is_believed_where_it_is_on_and_the_proxy_trusted(
                 client = Client(socket.create_connection(listener.getsockname()))
                 accepted, _ = listener.accept()
             protocol = WatchedProtocol(served.worker)
+            protocol.arrive(accepted.getpeername())
             await served.worker.loop.connect_accepted_socket(lambda: protocol, accepted)
             await client.send(b"PROXY TCP4 198.51.100.7 192.0.2.2 1234 80\r\n")
             await client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")

@@ -288,18 +288,32 @@ def test_a_drain_closes_the_listeners_first_and_ends_with_the_last_connection() 
     drain.begin(100)
     assert drain.is_begun
     steps = [
-        drain.step(now_s, connections) for now_s, connections in ((101, 0), (102, 2), (103, 1), (104, 0))
+        drain.step(now_s, connections, has_backlog=False)
+        for now_s, connections in ((101, 0), (102, 2), (103, 1), (104, 0))
     ]
     assert steps == [Step.CLOSE_LISTENERS, Step.WAIT, Step.WAIT, Step.END]
+
+
+def test_a_drain_listens_while_the_kernel_has_connections_but_not_for_ever() -> None:
+    drain = Drain(timeout_s=30, max_responses=10)
+    drain.begin(100)
+    assert drain.step(101, 0, has_backlog=True) is Step.WAIT
+    assert drain.step(101.5, 1, has_backlog=False) is Step.CLOSE_LISTENERS
+    drain = Drain(timeout_s=30, max_responses=10)
+    drain.begin(100)
+    assert drain.step(102, 1, has_backlog=True) is Step.CLOSE_LISTENERS
+    drain = Drain(timeout_s=1, max_responses=10)
+    drain.begin(100)
+    assert drain.step(101, 1, has_backlog=True) is Step.CLOSE_LISTENERS
 
 
 def test_a_drain_has_a_deadline() -> None:
     drain = Drain(timeout_s=30, max_responses=10)
     drain.begin(100)
-    drain.step(100, 1)
-    assert drain.step(129.9, 1) is Step.WAIT
-    assert drain.step(130, 1) is Step.TIME_OUT
-    assert drain.step(130, 0) is Step.END
+    drain.step(100, 1, has_backlog=False)
+    assert drain.step(129.9, 1, has_backlog=False) is Step.WAIT
+    assert drain.step(130, 1, has_backlog=False) is Step.TIME_OUT
+    assert drain.step(130, 0, has_backlog=False) is Step.END
 
 
 def test_a_worker_is_due_with_the_last_response_that_it_may_begin() -> None:
@@ -454,6 +468,19 @@ def test_without_a_share_nobody_loses_a_connection() -> None:
 
 
 # --- Connection throttle ------------------------------------------------------------------------------------
+
+
+def test_no_connection_is_queued_while_as_many_are_being_refused() -> None:
+    async def test() -> None:
+        crowd = Crowd()
+        throttle = ConnectionThrottle(crowd.shares, 2, refused := {1, 2})
+        crowd.a.add(Field.CONNECTIONS, 1)
+        assert not await throttle.wait(crowd.a)
+        refused.pop()
+        async with asyncio.timeout(DEADLINE_S):
+            assert await throttle.wait(crowd.a)
+
+    asyncio.run(test())
 
 
 def test_where_few_connections_may_be_queued_each_client_keeps_the_one_that_it_has() -> None:

@@ -4,14 +4,17 @@ import asyncio
 import os
 import signal
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.certificates import certificate
 from support.gateway import DEADLINE_S, Event, Gateway, gateway, run
 
 from server.cluster.ledger import Field
@@ -210,11 +213,10 @@ def test_connections_of_a_client_that_has_many_are_queued_and_those_of_others_ar
             account = served.membership.page.account(GREEDY)
             polite = opened(listener, POLITE)
             assert (await answer_to(polite)).startswith(b"HTTP/1.1 200 ")
-            # A third of its 18 is not queued, and eight were accepted in one iteration of the loop.
-            assert account.used(Field.CONNECTIONS) == 8
+            assert account.used(Field.CONNECTIONS) == 6  # a third of its 18
             served.advance(1000)
-            assert (await answer_to(connections[8])).startswith(b"HTTP/1.1 200 ")
-            assert account.used(Field.CONNECTIONS) == 9
+            assert (await answer_to(connections[6])).startswith(b"HTTP/1.1 200 ")
+            assert account.used(Field.CONNECTIONS) == 7
             polite.close()
 
     run(test())
@@ -228,9 +230,28 @@ def test_queued_connections_are_answered_when_the_worker_drains(monkeypatch: pyt
             polite = opened(listener, POLITE)
             assert (await answer_to(polite)).startswith(b"HTTP/1.1 200 ")
             served.worker.drain()
-            for waiting in connections[8:]:
+            for waiting in connections[6:]:
                 assert b"Connection: close" in await answer_to(waiting)
             polite.close()
+
+    run(test())
+
+
+def test_connections_that_the_kernel_has_are_answered_when_the_worker_drains(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_module, "TICK_S", 0)
+
+    async def test() -> None:
+        async with serving(worker_connections=200) as (served, listener, _, _):
+            waiting = [opened(listener, POLITE) for _ in range(50)]
+            served.worker.drain()
+            for sock in waiting:
+                assert b"Connection: close" in await answer_to(sock)
+                sock.close()
+            async with asyncio.timeout(DEADLINE_S):
+                await served.worker._drained
+            assert not any(server.is_serving() for server in served.worker.servers)
 
     run(test())
 
@@ -241,9 +262,9 @@ def test_queued_connections_are_closed_when_the_worker_ends(monkeypatch: pytest.
             polite = opened(listener, POLITE)
             assert (await answer_to(polite)).startswith(b"HTTP/1.1 200 ")
             for task in asyncio.all_tasks():
-                if task.get_coro().__name__ == "throttled":  # type: ignore[union-attr]
+                if task.get_coro().__name__ == "_accept":  # type: ignore[union-attr]
                     task.cancel()
-            assert await received(connections[8]) == b""
+            assert await received(connections[6]) == b""
             assert await received(connections[-1]) == b""
             polite.close()
 
@@ -255,22 +276,42 @@ def test_when_too_many_connections_are_queued_the_client_with_the_most_loses_the
 ) -> None:
     async def test() -> None:
         async with crowded(monkeypatch) as (served, listener, connections, events):
-            connections += [opened(listener, GREEDY) for _ in range(40)]  # 8 are served, and 60 queued
-            office = [opened(listener, SECOND) for _ in range(20)]  # 10 are served, and 10 queued
+            connections += [opened(listener, GREEDY) for _ in range(40)]  # 6 are served, and 60 queued
+            office = [opened(listener, SECOND) for _ in range(20)]  # 6 are served, and 14 queued
             polite = opened(listener, POLITE)
             assert (await answer_to(polite)).startswith(b"HTTP/1.1 200 ")
-            for dropped in connections[58:]:
+            for dropped in connections[52:]:
                 assert await received(dropped) == b""
             with pytest.raises(BlockingIOError):
-                connections[57].recv(1)
+                connections[51].recv(1)
             served.advance(1000)
-            assert (await answer_to(connections[8])).startswith(b"HTTP/1.1 200 ")
+            assert (await answer_to(connections[6])).startswith(b"HTTP/1.1 200 ")
             served.advance(1000)
-            assert (await answer_to(office[10])).startswith(b"HTTP/1.1 200 ")
+            assert (await answer_to(office[6])).startswith(b"HTTP/1.1 200 ")
             told = [each for each in events if each["event"] == "connections_dropped"]
-            assert [(each["client"], each["connections"]) for each in told] == [(GREEDY, 12)]
+            assert [(each["client"], each["connections"]) for each in told] == [(GREEDY, 18)]
             for sock in (*office, polite):
                 sock.close()
+
+    run(test())
+
+
+def test_clients_without_a_place_are_told_so_and_at_most_as_many_stay_as_have_one() -> None:
+    async def test() -> None:
+        async with serving(worker_connections=2) as (served, listener, _, events):
+            held = [opened(listener, address) for address in (POLITE, GREEDY)]
+            for sock in held:
+                assert (await answer_to(sock)).startswith(b"HTTP/1.1 200 ")
+            for _ in range(2):
+                held.append(opened(listener, SECOND))
+                assert (await received(held[-1])).startswith(b"HTTP/1.1 503 ")
+            refused = list(served.worker.refused)
+            held.append(opened(listener, SECOND))
+            assert (await received(held[-1])).startswith(b"HTTP/1.1 503 ")
+            assert (len(refused), list(served.worker.refused)[:-1]) == (2, refused[1:])
+            for sock in held:
+                sock.close()
+            assert [event["status"] for event in events if event["event"] == "request"].count(503) == 3
 
     run(test())
 
@@ -502,7 +543,7 @@ def test_a_fault_of_the_sweep_itself_does_not_end_it() -> None:
 def test_a_fault_of_the_drain_does_not_keep_the_worker() -> None:
     async def test() -> None:
         async with gateway(hello) as (served, _):
-            served.worker.servers = [SimpleNamespace(close=lambda: 1 / 0)]
+            served.worker.servers = [SimpleNamespace(sockets=(), close=lambda: 1 / 0)]
             served.worker.drain()
             async with asyncio.timeout(DEADLINE_S):
                 with pytest.raises(ZeroDivisionError):
@@ -540,5 +581,88 @@ def test_the_event_loop_serves_others_while_many_connections_are_looked_at() -> 
             steps = [after - before for before, after in pairwise(seen)]
             assert max(steps) <= 4
             served.worker.connections = set()
+
+    run(test())
+
+
+# --- TLS ----------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def serving_tls(directory: Path, connections: int) -> AsyncIterator[tuple[Gateway, Listener]]:
+    """Run a worker whose clients speak TLS, and which has so many connections."""
+    cert, key = certificate(directory)
+    config = {"certfile": cert, "keyfile": key, "worker_connections": connections}
+    async with serving(**config) as (served, listener, _, _):
+        yield served, listener
+        served.worker.drain()
+
+
+async def answer_over_tls(sock: socket.socket) -> bytes:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    async with asyncio.timeout(DEADLINE_S):
+        reader, writer = await asyncio.open_connection(sock=sock, ssl=context, server_hostname="localhost")
+        writer.write(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+        return answer
+
+
+async def connections_are(served: Gateway, count: int) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while len(served.worker.connections) != count:  # noqa: ASYNC110 nothing tells
+            await asyncio.sleep(0)
+
+
+def test_connections_count_before_their_handshakes_end(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with serving_tls(tmp_path, 2) as (served, listener):
+            account = served.membership.page.account(GREEDY)
+            silent = [opened(listener, GREEDY) for _ in range(2)]
+            await connections_are(served, 2)
+            assert account.used(Field.CONNECTIONS) == 2
+            assert (await answer_over_tls(opened(listener, POLITE))).startswith(b"HTTP/1.1 200 ")
+            assert await received(silent[0]) == b""  # evicted
+            with pytest.raises(BlockingIOError):
+                silent[1].recv(1)
+            for sock in silent:
+                sock.close()
+            await connections_are(served, 0)
+            assert account.used(Field.CONNECTIONS) == 0
+
+    run(test())
+
+
+def test_connections_to_be_refused_count_before_their_handshakes_end(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with serving_tls(tmp_path, 1) as (served, listener):
+            silent = [opened(listener, address) for address in (POLITE, SECOND)]  # served, and to be refused
+            await connections_are(served, 1)
+            assert (await answer_over_tls(opened(listener, GREEDY))).startswith(b"HTTP/1.1 503 ")
+            assert await received(silent[1]) == b""
+            for sock in silent:
+                sock.close()
+            await connections_are(served, 0)
+            assert not served.worker.refused
+
+    run(test())
+
+
+def test_handshakes_under_way_are_waited_for_by_a_drain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "TICK_S", 0)
+
+    async def test() -> None:
+        async with serving_tls(tmp_path, 10) as (served, listener):
+            late = opened(listener, POLITE)
+            await connections_are(served, 1)
+            served.worker.drain()
+            for _ in range(20):  # many ticks
+                await asyncio.sleep(0)
+            assert not any(server.is_serving() for server in served.worker.servers)
+            assert b"Connection: close" in await answer_over_tls(late)
 
     run(test())
