@@ -170,7 +170,7 @@ class Hooks:
         was_planned = row[Cell.STATE] == State.STOPPING  # --max-requests, or a stop
         did_work = row.all_tasks > worker.tasks_before
         worker.membership.release()
-        if len(server.WORKERS) < server.num_workers and not was_planned:
+        if len(_staying(server)) < server.num_workers and not was_planned:
             self._delays_s.append(
                 self._backoff.delay_s(time.monotonic() - worker.forked_s, did_work=did_work)
             )
@@ -228,8 +228,7 @@ class Hooks:
         log.info("arbiter_draining", drain_s=self._settings.drain_s)
 
     def _wait_for_signals(self, server: "Arbiter", timeout: float) -> list[int]:
-        if self._settings.hung_after_s:
-            self._kill_stopped(server, time.monotonic())
+        self._kill_stopped(server, time.monotonic())
         look_again_s = server.store.watch() if server.store else timeout
         if self._halt_at_s is not None:
             left_s = self._halt_at_s - time.monotonic()
@@ -242,7 +241,7 @@ class Hooks:
 
     def _kill_stopped(self, server: "Arbiter", now_s: float) -> None:
         """Kill workers that are stopped: with gunicorn alone their clients would wait for `timeout`."""
-        if now_s < self._look_at_s:
+        if not self._settings.hung_after_s or now_s < self._look_at_s:
             return
         self._look_at_s = now_s + LOOK_EVERY_S
         states = {pid: read_state(pid) for pid in server.WORKERS}
@@ -269,6 +268,13 @@ class Hooks:
         # ours would be another one in the old code, which catches it (`preflight`).
         if preflight.is_interrupted(server):
             raise InterruptedError
+        now_s = time.monotonic()
+        if preflight.is_interruptible(server) and now_s - self._awake_s > LOOK_EVERY_S:
+            # What gunicorn's loop does once a second: the end of old workers may take `graceful_timeout`.
+            self._kill_stopped(server, now_s)
+            server.murder_workers()
+            if not self._predecessors:
+                server.manage_workers()
 
     def _murder_workers(self, server: "Arbiter") -> None:
         """Kill workers that are stuck, unless the arbiter itself was: then their silence tells nothing."""
@@ -300,9 +306,16 @@ class Hooks:
             self._being_forked.clear()
 
     def _manage_workers(self, server: "Arbiter") -> None:
-        # A reload calls this once it has forked the new workers; gunicorn then tells the old ones to stop.
+        """Tell workers that are too many to stop, once, and fork those that are missing.
+
+        gunicorn counts workers that drain, so it would fork a missing one only when they have ended.
+        """
+        replaced: list[Worker] = []
+        # A reload calls this once it has forked the new workers.
         try:
-            if self._predecessors and not self._has_successor(server):
+            if self._predecessors and self._has_successor(server):
+                replaced = self._predecessors
+            elif self._predecessors:
                 log.error("reload_refused", reason="no new worker came online; what they logged says why")
                 self._keep_predecessors(server)
         except InterruptedError:  # by a stop, which may have to be announced first
@@ -310,7 +323,19 @@ class Hooks:
             raise
         finally:
             self._predecessors = []
-        type(server).manage_workers(server)
+        staying = _staying(server)
+        oldest = sorted(staying, key=lambda pid: staying[pid].age)
+        surplus = oldest[: max(0, len(staying) - server.num_workers)]
+        for pid, worker in staying.items():
+            if pid in surplus or worker in replaced:
+                worker.alive = False
+                server.kill_worker(pid, signal.SIGTERM)
+        draining = len(server.WORKERS) - len(_staying(server))
+        server._num_workers += draining  # noqa: SLF001 the public one calls a hook
+        try:
+            type(server).manage_workers(server)
+        finally:
+            server._num_workers -= draining  # noqa: SLF001
 
     def _has_successor(self, server: "Arbiter") -> bool:
         """Wait until one new worker serves with an engine, or none can any more."""
@@ -338,6 +363,11 @@ class Hooks:
     def _has_served(self) -> bool:
         """Whether a worker has been online, of this configuration or of one before a reload."""
         return self._is_reloaded or self._scoreboard.total(Cell.WORKER_STARTS) > 0
+
+
+def _staying(server: "Arbiter") -> dict[int, Worker]:
+    """Return the workers that the arbiter has not told to stop; `alive` is of no use to gunicorn here."""
+    return {pid: worker for pid, worker in server.WORKERS.items() if worker.alive}
 
 
 def why_not(cfg: "Config", worker_class: type, num_workers: int) -> str | None:

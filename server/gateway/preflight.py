@@ -96,7 +96,12 @@ def _checked(server: Arbiter, act: Callable[[Arbiter], None], refusal: str) -> N
 
 def is_interrupted(server: Arbiter) -> bool:
     """Say whether a stop waits for the end of a reload or an upgrade: gunicorn would finish that first."""
-    return getattr(server, "is_interruptible", False) and _is_stop_waiting(server)
+    return is_interruptible(server) and _is_stop_waiting(server)
+
+
+def is_interruptible(server: Arbiter) -> bool:
+    """Say whether a reload or an upgrade is going on."""
+    return getattr(server, "is_interruptible", False)
 
 
 def _is_stop_waiting(server: Arbiter) -> bool:

@@ -359,6 +359,40 @@ def test_a_reload_waits_no_longer_than_it_may(landscape: Path) -> None:
         server.wait_until_gone(old)
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_new_worker_is_replaced_while_a_reload_waits_for_an_old_one(
+    landscape: Path, number: signal.Signals
+) -> None:
+    body = landscape.read_bytes()
+    with LiveServer("--graceful-timeout", "600", environ=PATIENT) as server, ExitStack() as clients:
+        upload = begin_upload(server, body, clients)
+        os.kill(server.pid, signal.SIGHUP)
+        server.wait_for("worker_stopping")
+        new = server.wait_for("worker_online", count=2)["pid"]
+        os.kill(new, number)
+        server.wait_for("worker_online", count=3)
+        assert httpx.post(f"{server.url}/flip", timeout=DEADLINE_S).status_code == 200
+        upload.sendall(body)
+        with upload.makefile("rb") as stream:
+            assert read_answer(stream)[0] == 200
+
+
+def test_a_worker_is_replaced_while_another_drains_because_there_was_one_too_many(landscape: Path) -> None:
+    with LiveServer("--graceful-timeout", "600", environ=PATIENT) as server, ExitStack() as clients:
+        (oldest,) = pids(server)
+        begin_upload(server, landscape.read_bytes(), clients)
+        os.kill(server.pid, signal.SIGTTIN)
+        other = server.wait_for("worker_online", count=2)["pid"]
+        os.kill(server.pid, signal.SIGTTOU)
+        server.wait_for("worker_stopping", pid=oldest)
+        os.kill(other, signal.SIGKILL)
+        server.wait_for("worker_online", count=3)
+        assert httpx.post(f"{server.url}/flip", timeout=DEADLINE_S).status_code == 200
+        os.kill(server.pid, signal.SIGTTIN)
+        server.wait_for("worker_online", count=4)
+        assert oldest in server.processes()
+
+
 # --- stop (TERM, INT, QUIT) -------------------------------------------------------------------------------
 
 

@@ -37,22 +37,29 @@ class Arbiter:
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.WORKERS: dict[int, Any] = {}
-        self.num_workers = 2
+        self._num_workers = 2
         self.spawns = 0
         self.failure: BaseException | None = None
         self.hooks = Hooks(settings or Settings())
         self.made: list[Any] = []
         self.managed = 0
+        self.murdered = 0
+        self.missing: list[int] = []
         self.worker_age = 0
         self.store = None
         self.signals: list[list[int]] = []
         self.killed: list[tuple[int, int]] = []
         self.SIG_QUEUE: SimpleQueue[int] = SimpleQueue()
 
+    @property
+    def num_workers(self) -> int:
+        return self._num_workers
+
     def fork(self) -> Any:
         """Make a worker as the arbiter does, up to the fork."""
         worker = Worker.__new__(Worker)
-        worker.tmp = SimpleNamespace(close=lambda: None)
+        worker.tmp = SimpleNamespace(close=lambda: None, notify=lambda: None)
+        worker.alive = True
         self.worker_age += 1
         worker.age = self.worker_age
         worker.worker_connections = 100
@@ -63,6 +70,10 @@ class Arbiter:
 
     def manage_workers(self) -> None:
         self.managed += 1
+        self.missing.append(self.num_workers - len(self.WORKERS))
+
+    def murder_workers(self) -> None:
+        self.murdered += 1
 
     def reap_workers(self) -> None:
         if isinstance(self.failure, HaltServer):
@@ -334,6 +345,60 @@ def test_a_stop_is_handled_before_what_has_not_begun_and_a_fast_one_first(arbite
         *(signal.SIGINT, signal.SIGTERM),
         *(signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR2, signal.SIGHUP),
     ]
+
+
+@pytest.mark.parametrize("new_workers", [1, 2])
+def test_a_reload_replaces_all_old_workers_also_when_not_all_new_ones_boot(
+    arbiter: Any, new_workers: int
+) -> None:
+    arbiter.hooks._predecessors = [arbiter.fork(), arbiter.fork()]
+    for _ in range(new_workers):
+        row = arbiter.fork().membership.row
+    row[Cell.STATE], row[Cell.ENGINE_PID] = State.ONLINE, 1
+    arbiter.hooks._manage_workers(arbiter)
+    assert arbiter.killed == [(1, signal.SIGTERM), (2, signal.SIGTERM)]
+    assert arbiter.missing == [2 - new_workers]
+
+
+def test_the_oldest_worker_too_many_is_told_to_stop_once_and_another_that_ends_is_replaced(
+    arbiter: Any,
+) -> None:
+    first, _second, third = (arbiter.fork() for _ in range(3))
+    for _ in range(2):
+        arbiter.hooks._manage_workers(arbiter)
+    assert arbiter.killed == [(1, signal.SIGTERM)]
+    for _ in range(2):  # while the first one drains
+        arbiter.end(third)
+        arbiter.hooks._manage_workers(arbiter)
+        third = arbiter.fork()
+    assert arbiter.missing == [0, 0, 1, 1]
+    assert third.boot_delay_s == FIRST_DELAY_S
+    arbiter.end(first)
+    arbiter.hooks._manage_workers(arbiter)
+    assert arbiter.missing[-1] == 0
+    assert arbiter.killed == [(1, signal.SIGTERM)]
+    assert arbiter.num_workers == 2
+
+
+def test_workers_are_managed_once_a_second_while_a_reload_waits_for_old_ones(arbiter: Any) -> None:
+    old, new = reloaded(arbiter)
+    new.membership.row[Cell.STATE], new.membership.row[Cell.ENGINE_PID] = State.ONLINE, 1
+    arbiter.manage_workers = lambda: arbiter.hooks._manage_workers(arbiter)
+    arbiter.murder_workers = lambda: arbiter.hooks._murder_workers(arbiter)
+    arbiter.hooks._awake_s = 0.0
+    arbiter.hooks._reap_workers(arbiter)
+    assert (arbiter.murdered, arbiter.managed) == (0, 0)  # gunicorn's loop does it
+    arbiter.is_interruptible = True
+    arbiter.hooks._reap_workers(arbiter)
+    assert (arbiter.murdered, arbiter.managed) == (1, 0)  # the new ones may not serve yet
+    arbiter.hooks._manage_workers(arbiter)
+    arbiter.end(new)
+    arbiter.hooks._awake_s = 0.0
+    for _ in range(2):
+        arbiter.hooks._reap_workers(arbiter)
+    assert (arbiter.murdered, arbiter.managed) == (2, 2)
+    assert not old.alive
+    assert arbiter.missing == [1, 2]
 
 
 def test_further_workers_that_cannot_boot_do_not_interrupt_the_stop(arbiter: Any) -> None:
