@@ -51,6 +51,9 @@ _LOOK_AGAIN_S = 0.05
 #: a paused container, or busy with a reload.
 _AWAKE_S = 2.0
 
+#: Those that ask for what they have asked for already.
+_ONCE_IS_ENOUGH = (signal.SIGHUP, signal.SIGUSR2)
+
 # gunicorn limits its stop by the time of day: a clock that is set forward meanwhile would cut off requests.
 gunicorn.arbiter.time = SimpleNamespace(time=time.monotonic, monotonic=time.monotonic, sleep=time.sleep)
 
@@ -237,7 +240,13 @@ class Hooks:
             look_again_s = min(look_again_s, left_s)
         signals: list[int] = type(server).wait_for_signals(server, timeout=min(timeout, look_again_s))
         # Stops come first: no reload begins before one, and no INT is lost behind a TERM that ends the loop.
-        return sorted(signals, key=lambda number: (*STOP_SIGNALS, number).index(number))
+        ordered = sorted(signals, key=lambda number: (*STOP_SIGNALS, number).index(number))
+        # One reload does for all that were asked for before it; a stop that comes now waits for no others.
+        return [
+            number
+            for place, number in enumerate(ordered, 1)
+            if number not in _ONCE_IS_ENOUGH or number not in ordered[place:]
+        ]
 
     def _kill_stopped(self, server: "Arbiter", now_s: float) -> None:
         """Kill workers that are stopped: with gunicorn alone their clients would wait for `timeout`."""

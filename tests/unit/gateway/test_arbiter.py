@@ -343,8 +343,24 @@ def test_a_stop_is_handled_before_what_has_not_begun_and_a_fast_one_first(arbite
     ]
     assert arbiter.hooks._wait_for_signals(arbiter, 1.0) == [
         *(signal.SIGINT, signal.SIGTERM),
-        *(signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR2, signal.SIGHUP),
+        *(signal.SIGCHLD, signal.SIGUSR2, signal.SIGHUP),
     ]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "handled"),
+    [
+        (["HUP", "TTOU", "HUP", "TTOU", "USR2", "HUP", "USR2"], ["TTOU", "TTOU", "HUP", "USR2"]),
+        (["TTIN", "TTIN", "TTOU", "TTOU"], ["TTIN", "TTIN", "TTOU", "TTOU"]),
+        (["TERM", "HUP", "TERM"], ["TERM", "TERM", "HUP"]),  # the second one means more
+    ],
+)
+def test_reloads_that_wait_together_are_one_and_workers_are_counted(
+    arbiter: Any, numbers: list[str], handled: list[str]
+) -> None:
+    arbiter.fork()
+    arbiter.signals = [[signal.Signals[f"SIG{name}"] for name in numbers]]
+    assert arbiter.hooks._wait_for_signals(arbiter, 1.0) == [signal.Signals[f"SIG{name}"] for name in handled]
 
 
 @pytest.mark.parametrize("new_workers", [1, 2])
