@@ -7,6 +7,7 @@ import gc
 import importlib.util
 import os
 import signal
+import socket
 import sys
 import time
 from functools import partial
@@ -91,6 +92,7 @@ class Hooks:
     def on_starting(self, server: "Arbiter") -> None:
         """Refuse what gunicorn would start and the cluster could not keep running."""
         reason = why_not(server.cfg, server.worker_class, server.num_workers)
+        reason = reason or why_no_descriptor(server.cfg)
         reason = reason or place.why_not_here(self._settings, server.num_workers)
         if reason is None and self._settings.jobs != "off":
             if self._settings.blob_url is None:
@@ -383,7 +385,12 @@ def why_not(cfg: "Config", worker_class: type, num_workers: int) -> str | None:
     """Say why the cluster cannot run with gunicorn's settings as they are; None when it can."""
     ports = (address[1] for address in cfg.address if isinstance(address, tuple))
     no_port = next((port for port in ports if not 0 <= port < 2**16), None)
+    paths = (address for address in cfg.address if isinstance(address, str))
+    # `os.path.exists` raises nothing: gunicorn says so itself when it may not look there.
+    file = next((path for path in paths if os.path.exists(path) and not Path(path).is_socket()), None)  # noqa: PTH110
     faults = (
+        ("" in cfg.bind, "-b is empty, which means 0.0.0.0:8000; set it to an address"),
+        (file is not None, f"{file} is no socket; set -b to another path, or remove that file"),
         (no_port is not None, f"there is no port {no_port}; set -b to one from 0 to 65535"),
         (
             not issubclass(worker_class, Worker),
@@ -403,6 +410,20 @@ def why_not(cfg: "Config", worker_class: type, num_workers: int) -> str | None:
         ),
     )
     return next((reason for is_so, reason in faults if is_so), None)
+
+
+def why_no_descriptor(cfg: "Config") -> str | None:
+    """Say why the service cannot listen on the descriptors that it should inherit; None when it can."""
+    for number in cfg.address:
+        if isinstance(number, int):
+            try:
+                with socket.socket(fileno=os.dup(number)) as inherited:
+                    is_listening = inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            except OSError:
+                is_listening = 0
+            if not is_listening:
+                return f"descriptor {number} is no listening socket; start gunicorn with one, or change -b"
+    return None
 
 
 def why_no_jobs(cfg: "Config") -> str | None:

@@ -73,7 +73,14 @@ def guard(server: Arbiter) -> None:
     # gunicorn would start its successor as a file in its own directory, whose `http` would hide Python's.
     server.START_CTX["args"] = [sys.executable, *sys.orig_argv[1:]]
     server.reload = partial(_checked, server, Arbiter.reload, "reload_refused")
-    server.reexec = partial(_checked, server, Arbiter.reexec, "upgrade_refused")
+    server.reexec = partial(_checked, server, _upgrade, "upgrade_refused")
+
+
+def _upgrade(server: Arbiter) -> None:
+    # gunicorn closes a descriptor of `fd://` when it has its own for that socket; its successor needs both.
+    if any(isinstance(address, int) for address in server.cfg.address):
+        raise OSError("the new arbiter would not inherit the socket of -b fd://; stop and start the service")
+    Arbiter.reexec(server)
 
 
 def _checked(server: Arbiter, act: Callable[[Arbiter], None], refusal: str) -> None:
@@ -170,6 +177,8 @@ def _load() -> Any:  # noqa: ANN401 gunicorn has no types
     # Faults are for the caller, not for the log of the service.
     for name, value in (("errorlog", "-"), ("loglevel", "warning"), ("capture_output", False)):
         cfg.set(name, value)
+    # The arbiter cannot pass these on: they are closed.
+    cfg.set("bind", [address for address in cfg.bind if not address.startswith("fd://")])
     server = Arbiter(application)
     cfg.on_starting(server)
     worker = server.worker_class(1, os.getpid(), [], application, cfg.timeout, cfg, server.log)

@@ -34,6 +34,23 @@ CHECK = [sys.executable, "-m", "server.check"]
 PATIENT = {"WEB_CONCURRENCY": "1", "FLIP_SLOW_AFTER_S": "600", "FLIP_UPLOAD_TIMEOUT_S": "600"}
 
 
+#: Runs a command with a listening socket as descriptor 63.
+WITH_A_SOCKET = (
+    "import os, socket, sys\n"
+    "inherited = socket.create_server(('127.0.0.1', 0))\n"
+    "os.dup2(inherited.fileno(), 63)\n"
+    "os.execv(sys.argv[1], sys.argv[1:])\n"
+)
+
+
+class InheritingServer(LiveServer):
+    """A service whose listening socket was made by another process."""
+
+    def __init__(self) -> None:
+        super().__init__("-b", "fd://63", environ={"WEB_CONCURRENCY": "1"})
+        self._command = [sys.executable, "-c", WITH_A_SOCKET, *self._command]
+
+
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """A copy of what is needed to run, to be broken."""
@@ -149,6 +166,12 @@ def test_the_check_passes_what_starts_and_disturbs_no_service(server: LiveServer
         (["-k", "asgi"], {}, "-k"),
         (["-c", "nowhere.py"], {}, "nowhere.py"),
         (["-b", "127.0.0.1:99999"], {}, "flipcluster: there is no port 99999; set -b to one from 0 to 65535"),
+        (
+            ["-b", "unix:docs"],
+            {},
+            "flipcluster: docs is no socket; set -b to another path, or remove that file",
+        ),
+        (["-b", ""], {}, "flipcluster: -b is empty, which means 0.0.0.0:8000; set it to an address"),
         ([], {"PORT": "99999"}, "flipcluster: PORT: Input should be a port from 0 to 65535 (got '99999')"),
         ([], {"PORT": "abc"}, "flipcluster: PORT: "),
         ([], {"WEB_CONCURRENCY": "x"}, "flipcluster: WEB_CONCURRENCY: Input should be a whole number"),
@@ -657,6 +680,18 @@ def test_an_upgrade_to_what_would_not_start_is_refused(copy: Path) -> None:
         with broken(copy / file, was, becomes):
             os.kill(server.pid, signal.SIGUSR2)
             assert says in server.wait_for("upgrade_refused")["reason"]
+        assert server.processes() == processes
+        assert httpx.post(f"{server.url}/flip").status_code == 200
+
+
+def test_a_service_with_an_inherited_socket_is_reloaded_but_not_upgraded() -> None:
+    with InheritingServer() as server:
+        (old,) = pids(server)
+        reload(server, workers=1)
+        server.wait_until_gone(old)
+        processes = server.processes()
+        os.kill(server.pid, signal.SIGUSR2)
+        assert "fd://" in server.wait_for("upgrade_refused")["reason"]
         assert server.processes() == processes
         assert httpx.post(f"{server.url}/flip").status_code == 200
 

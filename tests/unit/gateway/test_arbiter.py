@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from server.cluster.backoff import FIRST_DELAY_S
 from server.cluster.liveness import read_state
 from server.cluster.scoreboard import Cell, State
 from server.gateway import arbiter as arbiter_module
-from server.gateway.arbiter import Hooks, invitation, why_no_jobs, why_not
+from server.gateway.arbiter import Hooks, invitation, why_no_descriptor, why_no_jobs, why_not
 from server.gateway.worker import Worker
 from server.settings import Settings
 
@@ -131,6 +132,8 @@ def config(**settings: object) -> Config:
         ({"http2_cleartext": "prior-knowledge"}, Worker, 2, "--http2-cleartext"),
         ({"bind": "127.0.0.1:65536"}, Worker, 2, "no port 65536; set -b"),
         ({"bind": ["unix:/run/flip.sock", "[::1]:-5"]}, Worker, 2, "no port -5"),
+        ({"bind": ["unix:/run/flip.sock", f"unix:{__file__}"]}, Worker, 2, f"{__file__} is no socket"),
+        ({"bind": ["127.0.0.1:8000", ""]}, Worker, 2, "-b is empty"),
     ],
 )
 def test_what_the_cluster_cannot_run_with_is_refused_with_a_way_out(
@@ -143,6 +146,29 @@ def test_gunicorn_as_it_is_configured_is_fine() -> None:
     assert why_not(config(), Worker, 2) is None
     assert why_not(config(bind=["127.0.0.1:65535", "unix:/run/flip.sock", "fd://3"]), Worker, 2) is None
     assert why_no_jobs(config()) is None
+
+
+@pytest.mark.parametrize("path", ["", "\0abstract", "missing/flip.sock"])
+def test_other_paths_are_left_to_gunicorn(path: str) -> None:
+    assert why_not(config(bind=f"unix:{path}"), Worker, 2) is None
+
+
+def test_a_socket_may_be_in_its_place_already(tmp_path: Path) -> None:
+    path = tmp_path / "flip.sock"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+        assert why_not(config(bind=f"unix:{path}"), Worker, 2) is None
+
+
+def test_an_inherited_descriptor_has_to_be_a_listening_socket() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as other:
+        assert why_no_descriptor(config(bind=[f"fd://{listening.fileno()}", "127.0.0.1:8000"])) is None
+        assert listening.getsockname()  # it is left open
+        number = other.fileno()
+        assert f"descriptor {number} " in (why_no_descriptor(config(bind=f"fd://{number}")) or "")
+    with Path(__file__).open() as file:
+        assert why_no_descriptor(config(bind=[f"fd://{file.fileno()}"]))
+    assert why_no_descriptor(config(bind=["fd://1048577"]))
 
 
 def test_workers_of_another_user_could_not_read_the_files_of_jobs() -> None:
@@ -162,6 +188,9 @@ def test_workers_of_another_user_could_not_read_the_files_of_jobs() -> None:
             {},
             "leave out --http-protocols and --http2-cleartext",
         ),
+        (("-b", "unix:docs"), {}, "flipcluster: docs is no socket; set -b to another path"),
+        (("-b", ""), {}, "flipcluster: -b is empty, which means 0.0.0.0:8000; set it to an address"),
+        (("-b", "fd://99"), {}, "flipcluster: descriptor 99 is no listening socket; start gunicorn with one"),
         (("-b", "127.0.0.1:99999"), {}, "flipcluster: there is no port 99999; set -b to one from 0 to 65535"),
         ((), {"PORT": "99999"}, "flipcluster: PORT: Input should be a port from 0 to 65535 (got '99999')"),
         ((), {"PORT": "abc"}, "flipcluster: PORT: Input should be a port from 0 to 65535 (got 'abc')"),
