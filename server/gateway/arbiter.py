@@ -377,8 +377,12 @@ class Hooks:
 
 
 def _staying(server: "Arbiter") -> dict[int, Worker]:
-    """Return the workers that the arbiter has not told to stop; `alive` is of no use to gunicorn here."""
-    return {pid: worker for pid, worker in server.WORKERS.items() if worker.alive}
+    """Return the workers that neither drain nor have been told to; `alive` is of no use to gunicorn here."""
+    return {
+        pid: worker
+        for pid, worker in server.WORKERS.items()
+        if worker.alive and worker.membership.row[Cell.STATE] != State.STOPPING
+    }
 
 
 def why_not(cfg: "Config", worker_class: type, num_workers: int) -> str | None:

@@ -400,6 +400,21 @@ def test_a_new_worker_is_replaced_while_a_reload_waits_for_an_old_one(
             assert read_answer(stream)[0] == 200
 
 
+def test_a_worker_that_retires_is_replaced_before_its_last_client_has_left(landscape: Path) -> None:
+    body = landscape.read_bytes()
+    retire = ("--max-requests", "2", "--graceful-timeout", "600")
+    with LiveServer(*retire, environ=PATIENT) as server, ExitStack() as clients:
+        upload = begin_upload(server, body, clients)
+        for _ in range(2):
+            httpx.get(f"{server.url}/healthz")
+        server.wait_for("worker_stopping")
+        server.wait_for("worker_online", count=2)
+        assert httpx.get(f"{server.url}/healthz").status_code == 200
+        upload.sendall(body)
+        with upload.makefile("rb") as stream:
+            assert read_answer(stream)[0] == 200
+
+
 def test_a_worker_is_replaced_while_another_drains_because_there_was_one_too_many(landscape: Path) -> None:
     with LiveServer("--graceful-timeout", "600", environ=PATIENT) as server, ExitStack() as clients:
         (oldest,) = pids(server)

@@ -425,6 +425,16 @@ def test_the_oldest_worker_too_many_is_told_to_stop_once_and_another_that_ends_i
     assert arbiter.num_workers == 2
 
 
+def test_a_worker_that_drains_by_itself_is_replaced_at_once(arbiter: Any) -> None:
+    retiring, _other = arbiter.fork(), arbiter.fork()
+    retiring.membership.row[Cell.STATE] = State.STOPPING
+    for missing in (1, 0):
+        arbiter.hooks._manage_workers(arbiter)
+        assert arbiter.missing[-1] == missing
+        arbiter.fork()
+    assert arbiter.killed == []
+
+
 def test_workers_are_managed_once_a_second_while_a_reload_waits_for_old_ones(arbiter: Any) -> None:
     old, new = reloaded(arbiter)
     new.membership.row[Cell.STATE], new.membership.row[Cell.ENGINE_PID] = State.ONLINE, 1
