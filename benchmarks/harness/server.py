@@ -201,6 +201,7 @@ class LiveServer(Server):
 
     Args:
         arguments: gunicorn's, after the address.
+        address: where it listens; None when its configuration says that.
         environ: added to a clean environment.
         ignore: events that are not kept; a long run has very many requests.
         root: the directory that it starts in; a copy of the repository, for tests that break it.
@@ -210,13 +211,15 @@ class LiveServer(Server):
     def __init__(
         self,
         *arguments: str,
+        # Port 0: gunicorn says in its log which port the kernel has given it.
+        address: str | None = f"{_HOST}:0",
         environ: Mapping[str, str] | None = None,
         ignore: Collection[str] = (),
         root: Path = ROOT,
         start_s: float = DEADLINE_S,
     ) -> None:
-        # Port 0: gunicorn says in its log which port the kernel has given it.
-        command = [sys.executable, "-m", "gunicorn", "-b", f"{_HOST}:0", *arguments]
+        bind = () if address is None else ("-b", address)
+        command = [sys.executable, "-m", "gunicorn", *bind, *arguments]
         super().__init__(command, environ=environ, root=root, start_s=start_s)
         self.events: list[Event] = []
         self._ignored = tuple(f'"event": "{event}"' for event in ignore)

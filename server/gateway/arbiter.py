@@ -113,6 +113,7 @@ class Hooks:
 
     def on_reload(self, server: "Arbiter") -> None:
         """Release the work socket and the scoreboard that only the old configuration knew."""
+        preflight.drop_copies(server)
         self._take_over(server)  # with the new code
         self._fit_connections(server)
         self._is_reloaded = True

@@ -72,8 +72,39 @@ def guard(server: Arbiter) -> None:
     """Let a reload (HUP) or an upgrade (USR2) of this arbiter begin only after the preflight has passed."""
     # gunicorn would start its successor as a file in its own directory, whose `http` would hide Python's.
     server.START_CTX["args"] = [sys.executable, *sys.orig_argv[1:]]
-    server.reload = partial(_checked, server, Arbiter.reload, "reload_refused")
+    server.reload = partial(_checked, server, _reload, "reload_refused")
     server.reexec = partial(_checked, server, _upgrade, "upgrade_refused")
+
+
+def drop_copies(server: Arbiter) -> None:
+    """Close the copies of the listening sockets, before they are inherited by new workers."""
+    for _listener, copy in getattr(server, "copies", ()):
+        copy.close()
+    server.copies = []
+
+
+def _reload(server: Arbiter) -> None:
+    """Reload; when gunicorn cannot listen at another address, the service goes on where it is.
+
+    Raises:
+        OSError: when it cannot: by then gunicorn has closed its listening sockets.
+    """
+    bind = server.cfg.bind
+    server.copies = [(listener, listener.sock.dup()) for listener in server.LISTENERS]
+    try:
+        Arbiter.reload(server)
+    except SystemExit as error:
+        if not any(listener.sock is None for listener, _copy in server.copies):
+            raise
+        wanted = ", ".join(server.cfg.bind)
+        for listener, copy in server.copies:
+            copy.set_inheritable(True)  # by an upgrade
+            listener.sock = copy
+        server.copies = []
+        server.cfg.set("bind", bind)
+        raise OSError(f"it cannot listen on {wanted}; the log says why") from error
+    finally:
+        drop_copies(server)
 
 
 def _upgrade(server: Arbiter) -> None:

@@ -26,6 +26,7 @@ from support.load import (
     read_head,
 )
 
+from benchmarks.harness.server import free_port
 from benchmarks.harness.waiting import until
 
 CHECK = [sys.executable, "-m", "server.check"]
@@ -220,6 +221,36 @@ def test_a_reload_of_what_would_not_start_is_refused(copy: Path) -> None:
             ]
         reload(server, workers=1)
         assert not pids(server) & old
+
+
+def test_a_reload_that_cannot_listen_elsewhere_leaves_the_service_where_it_is(copy: Path) -> None:
+    conf = copy / "gunicorn.conf.py"
+    written = conf.read_text()
+
+    def listen_at(port: int) -> None:
+        conf.write_text(f'{written}\nbind = "127.0.0.1:{port}"\n')
+
+    listen_at(0)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        LiveServer(root=copy, address=None, environ={"WEB_CONCURRENCY": "1"}) as server,
+    ):
+        taken = other.getsockname()[1]
+        listen_at(taken)
+        os.kill(server.pid, signal.SIGHUP)
+        assert f"cannot listen on 127.0.0.1:{taken};" in server.wait_for("reload_refused")["reason"]
+        os.kill(pids(server).pop(), signal.SIGKILL)
+        server.wait_for("worker_online", count=2)
+        assert httpx.post(f"{server.url}/flip").status_code == 200
+        listen_at(0)
+        reload(server, workers=1)
+        assert httpx.post(f"{server.url}/flip").status_code == 200
+        listen_at(port := free_port())
+        old = server.port
+        os.kill(server.pid, signal.SIGHUP)
+        server.wait_for("worker_stopping", count=2)
+        assert httpx.post(f"http://127.0.0.1:{port}/flip").status_code == 200
+        assert until(lambda: is_refused(old))
 
 
 def test_a_reload_whose_workers_cannot_boot_leaves_the_old_ones_at_work(copy: Path) -> None:
