@@ -19,7 +19,7 @@ _OWN_DESCRIPTORS = 64
 #: and the socket for the engine's answer.
 _DESCRIPTORS_OF_A_REQUEST = 5
 
-#: As many connections may be queued or refused as served (`server.gateway.throttle`).
+#: As many connections may be queued or refused as served (`server.gateway.throttle`, `Worker.refuse`).
 _DESCRIPTORS_OF_A_CONNECTION = _DESCRIPTORS_OF_A_REQUEST + 1
 
 _FEWEST_CONNECTIONS = 16

@@ -304,11 +304,12 @@ class Settings(BaseModel):
             "request, or with only a part of its head), or else the one with the slowest upload or "
             "download. New connections of a client that has more than a third of it at a worker are queued "
             "there, and one leaves the queues every 4 ms, of each client in turn; when as many as "
-            "`worker_connections` are queued, the client with the most has further ones closed unanswered. "
-            "In percent of gunicorn's `worker_connections`; 0 for off. Here and below, a client is an IPv4 "
-            "address or an IPv6 network of 64 bits, behind trusted proxies the one that they name. By "
-            "default 127.0.0.1 and ::1 are such proxies (`forwarded_allow_ips`): connections from there "
-            "count for no client, and requests that name none all count for that address.",
+            "`worker_connections` are queued or being refused, the client with the most queued ones has "
+            "further ones closed unanswered. In percent of gunicorn's `worker_connections`; 0 for off. "
+            "Here and below, a client is an IPv4 address or an IPv6 network of 64 bits, behind trusted "
+            "proxies the one that they name. By default 127.0.0.1 and ::1 are such proxies "
+            "(`forwarded_allow_ips`): connections from there count for no client, and requests that name "
+            "none all count for that address.",
         ),
     ] = 30.0
     client_bytes_percent: Annotated[

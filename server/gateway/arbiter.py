@@ -49,10 +49,10 @@ _BOOT_S = float(preflight.DEADLINE_S)
 _LOOK_AGAIN_S = 0.05
 
 #: After so many seconds without a turn of its loop, which has one each second, the arbiter was stopped, as in
-#: a paused container, or busy with a reload.
+#: a paused container, or busy with a preflight.
 _AWAKE_S = 2.0
 
-#: Those that ask for what they have asked for already.
+#: Signals that mean no more when several wait together.
 _ONCE_IS_ENOUGH = (signal.SIGHUP, signal.SIGUSR2)
 
 # gunicorn limits its stop by the time of day: a clock that is set forward meanwhile would cut off requests.
@@ -244,11 +244,11 @@ class Hooks:
         signals: list[int] = type(server).wait_for_signals(server, timeout=min(timeout, look_again_s))
         # Stops come first: no reload begins before one, and no INT is lost behind a TERM that ends the loop.
         ordered = sorted(signals, key=lambda number: (*STOP_SIGNALS, number).index(number))
-        # One reload does for all that were asked for before it; a stop that comes now waits for no others.
+        # Several HUP or USR2 are handled once: each would run a preflight, and a stop would wait for them.
         return [
             number
-            for place, number in enumerate(ordered, 1)
-            if number not in _ONCE_IS_ENOUGH or number not in ordered[place:]
+            for position, number in enumerate(ordered, 1)
+            if number not in _ONCE_IS_ENOUGH or number not in ordered[position:]
         ]
 
     def _kill_stopped(self, server: "Arbiter", now_s: float) -> None:
@@ -364,7 +364,7 @@ class Hooks:
     def _keep_predecessors(self, server: "Arbiter") -> None:
         for pid in self._successors(server):  # none of them has come online in time
             server.kill_worker(pid, signal.SIGKILL)
-        for worker in self._predecessors:  # to gunicorn they are the new ones
+        for worker in self._predecessors:  # `_manage_workers` ends the oldest
             server.worker_age += 1
             worker.age = server.worker_age
 
@@ -378,7 +378,10 @@ class Hooks:
 
 
 def _staying(server: "Arbiter") -> dict[int, Worker]:
-    """Return the workers that neither drain nor have been told to; `alive` is of no use to gunicorn here."""
+    """Return the workers that neither drain nor were told to.
+
+    In the arbiter `alive` says that a worker has not been told to; gunicorn does not read it there.
+    """
     return {
         pid: worker
         for pid, worker in server.WORKERS.items()
@@ -391,11 +394,11 @@ def why_not(cfg: "Config", worker_class: type, num_workers: int) -> str | None:
     ports = (address[1] for address in cfg.address if isinstance(address, tuple))
     no_port = next((port for port in ports if not 0 <= port < 2**16), None)
     paths = (address for address in cfg.address if isinstance(address, str))
-    # `os.path.exists` raises nothing: gunicorn says so itself when it may not look there.
+    # Not `Path.exists`, which raises where it may not look: gunicorn says that itself.
     file = next((path for path in paths if os.path.exists(path) and not Path(path).is_socket()), None)  # noqa: PTH110
     faults = (
         ("" in cfg.bind, "-b is empty, which means 0.0.0.0:8000; set it to an address"),
-        (file is not None, f"{file} is no socket; set -b to another path, or remove that file"),
+        (file is not None, f"{file} is no socket; set -b to another path, or remove what is there"),
         (no_port is not None, f"there is no port {no_port}; set -b to one from 0 to 65535"),
         (
             not issubclass(worker_class, Worker),
@@ -422,9 +425,9 @@ def why_no_descriptor(cfg: "Config") -> str | None:
     for number in cfg.address:
         if isinstance(number, int):
             try:
-                with socket.socket(fileno=os.dup(number)) as inherited:
+                with socket.fromfd(number, socket.AF_UNIX, socket.SOCK_STREAM) as inherited:
                     is_listening = inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-            except OSError:
+            except (OSError, OverflowError):
                 is_listening = 0
             if not is_listening:
                 return f"descriptor {number} is no listening socket; start gunicorn with one, or change -b"

@@ -5,7 +5,7 @@ from enum import Enum, auto
 #: How often a draining worker takes a step, in seconds.
 TICK_S = 0.1
 
-#: How long connections are accepted that the kernel goes on to have, in seconds.
+#: How long a draining worker goes on accepting from a backlog that does not empty, in seconds.
 _LISTEN_S = 2.0
 
 
@@ -21,7 +21,8 @@ class Step(Enum):
 class Drain:
     """The drain of one worker.
 
-    The listening socket is closed after a tick, when the kernel has no more connections: it would reset them.
+    The listening socket is closed once its backlog is empty, since closing resets the connections that wait
+    there, but after two seconds at the latest.
 
     Args:
         timeout_s: the longest it may take, in seconds (gunicorn's `graceful_timeout`).
@@ -55,7 +56,7 @@ class Drain:
         Args:
             now_s: the time, on the clock of `begin`.
             connections: how many are open.
-            has_backlog: whether there are some that the kernel has and nobody has accepted.
+            has_backlog: whether others wait in the backlog.
         """
         if self._is_listening:
             if has_backlog and now_s < self._listen_until_s:

@@ -73,7 +73,7 @@ def guard(server: Arbiter) -> None:
     # gunicorn would start its successor as a file in its own directory, whose `http` would hide Python's.
     server.START_CTX["args"] = [sys.executable, *sys.orig_argv[1:]]
     server.reload = partial(_checked, server, _reload, "reload_refused")
-    server.reexec = partial(_checked, server, _upgrade, "upgrade_refused")
+    server.reexec = partial(_upgrade, server)
 
 
 def drop_copies(server: Arbiter) -> None:
@@ -89,20 +89,24 @@ def _reload(server: Arbiter) -> None:
     Raises:
         OSError: when it cannot: by then gunicorn has closed its listening sockets.
     """
-    bind = server.cfg.bind
+    cfg, workers, wanted = server.cfg, server.num_workers, ""
+    # Here and not in a variable: a reload imports this module again, and `on_reload` drops them.
     server.copies = [(listener, listener.sock.dup()) for listener in server.LISTENERS]
     try:
         Arbiter.reload(server)
-    except SystemExit as error:
-        if not any(listener.sock is None for listener, _copy in server.copies):
-            raise
-        wanted = ", ".join(server.cfg.bind)
-        for listener, copy in server.copies:
-            copy.set_inheritable(True)  # by an upgrade
-            listener.sock = copy
-        server.copies = []
-        server.cfg.set("bind", bind)
-        raise OSError(f"it cannot listen on {wanted}; the log says why") from error
+    except (Exception, SystemExit) as error:
+        if any(listener.sock is None for listener, _copy in server.copies):
+            wanted = ", ".join(server.cfg.bind)
+            for listener, copy in server.copies:
+                copy.set_inheritable(True)  # by an upgrade
+                listener.sock = copy
+            server.copies = []
+            server.app.cfg = cfg
+            server.setup(server.app)
+            server.num_workers = workers
+        if wanted and isinstance(error, SystemExit):
+            raise OSError(f"it cannot listen on {wanted}; the log says why") from error
+        raise
     finally:
         drop_copies(server)
 
@@ -110,8 +114,10 @@ def _reload(server: Arbiter) -> None:
 def _upgrade(server: Arbiter) -> None:
     # gunicorn closes a descriptor of `fd://` when it has its own for that socket; its successor needs both.
     if any(isinstance(address, int) for address in server.cfg.address):
-        raise OSError("the new arbiter would not inherit the socket of -b fd://; stop and start the service")
-    Arbiter.reexec(server)
+        reason = "the new arbiter would not inherit the socket of -b fd://; stop and start the service"
+        log.error("upgrade_refused", reason=reason)
+    else:
+        _checked(server, Arbiter.reexec, "upgrade_refused")
 
 
 def _checked(server: Arbiter, act: Callable[[Arbiter], None], refusal: str) -> None:
@@ -208,7 +214,7 @@ def _load() -> Any:  # noqa: ANN401 gunicorn has no types
     # Faults are for the caller, not for the log of the service.
     for name, value in (("errorlog", "-"), ("loglevel", "warning"), ("capture_output", False)):
         cfg.set(name, value)
-    # The arbiter cannot pass these on: they are closed.
+    # gunicorn closes inherited descriptors, so the arbiter has none to pass on.
     cfg.set("bind", [address for address in cfg.bind if not address.startswith("fd://")])
     server = Arbiter(application)
     cfg.on_starting(server)

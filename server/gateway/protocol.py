@@ -19,7 +19,7 @@ from server.cluster.ledger import Account, Field
 from server.errors import UploadTooSlow
 from server.gateway import eviction
 from server.gateway.heads import METHODS, is_host, split_absolute
-from server.gateway.linger import LingeringClose
+from server.gateway.linger import LINGER_S, LingeringClose
 from server.gateway.parser import Parser
 from server.gateway.refusals import refusal, refuse
 from server.gateway.transfer_rate import Stage, TransferRate
@@ -102,7 +102,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
     _closed: bool
     _callback_parser: Any  # these two are None once the connection is gone
     _body_receiver: Any
-    _rate: TransferRate  # from connection_made on: over TLS, asyncio makes the protocol before the handshake
+    _rate: TransferRate  # from connection_made on: over TLS that is after the handshake
 
     def __init__(self, worker: "Worker") -> None:
         super().__init__(worker)
@@ -172,6 +172,8 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
                 HTTPStatus.SERVICE_UNAVAILABLE, "too many connections", (("retry-after", "1"),)
             )
             self._begin_lingering()
+            # Over TLS asyncio would wait longer for the client.
+            self.worker.loop.call_later(LINGER_S, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection; its place stays taken until the app has ended as well."""

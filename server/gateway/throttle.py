@@ -34,7 +34,7 @@ class ConnectionThrottle:
         queued: how many connections are queued.
     """
 
-    def __init__(self, shares: Shares, limit: int, refused: Sized = ()) -> None:
+    def __init__(self, shares: Shares, limit: int, refused: Sized) -> None:
         self._shares = shares
         self._limit = limit
         self._refused = refused

@@ -83,7 +83,9 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
     tasks_before: int
     boot_delay_s: float
     max_requests: int
+    nr_conns: int
     worker_connections: int
+    _throttle: ConnectionThrottle
     _quick_shutdown: bool
 
     def __init__(self, *args: object) -> None:
@@ -173,9 +175,9 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         _server: object,
         *timeouts: object,
     ) -> None:
-        """Serve a connection that asyncio has accepted, when it leaves the queue and there is a place for it.
+        """Serve a connection that asyncio has accepted, when it leaves the queue.
 
-        Without its server: asyncio drops what belongs to one that has been closed meanwhile.
+        asyncio is given no server: it would drop the connection if that had been closed meanwhile.
         """
         host = host_of(extra["peername"])
         self._accepted += 1
@@ -189,8 +191,8 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
             else:
                 self._dropped[host] += 1
                 sock.close()
-        except BaseException:
-            sock.close()  # at the end of the worker
+        except BaseException:  # cancelled at the end of the worker, or a bug
+            sock.close()
             raise
         finally:
             self._accepted -= 1
@@ -255,13 +257,9 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         while True:
             await asyncio.sleep(_SWEEP_S)
             if self._dropped:
-                ((client, connections),) = self._dropped.most_common(1)
-                log.info(
-                    "connections_dropped",
-                    client=client,
-                    connections=connections,
-                    clients=len(self._dropped),
-                )
+                ((client, _),) = self._dropped.most_common(1)
+                connections, addresses = self._dropped.total(), len(self._dropped)
+                log.info("connections_dropped", client=client, connections=connections, addresses=addresses)
                 self._dropped.clear()
             closed = 0
             for number, connection in enumerate(tuple(self.connections), 1):
@@ -299,7 +297,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         if not self._drain.is_begun:
             self._drain.begin(self.loop.time())
             self.membership.row[Cell.STATE] = State.STOPPING
-            log.info("worker_stopping", pid=os.getpid(), connections=self.nr_conns)
+            log.info("worker_stopping", pid=os.getpid(), connections=self._open_connections)
             self._throttle.release_all()
             for connection in self.connections:
                 connection.wait_no_longer()
@@ -320,15 +318,18 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         step = Step.WAIT
         while step not in {Step.END, Step.TIME_OUT}:
             await asyncio.sleep(TICK_S)  # gunicorn counts its connections and tells nothing when one ends
-            step = self._drain.step(
-                self.loop.time(), self.nr_conns + self._accepted, has_backlog=self._has_backlog()
-            )
+            step = self._drain.step(self.loop.time(), self._open_connections, has_backlog=self._has_backlog())
             if step is Step.CLOSE_LISTENERS:
                 for server in self.servers:
                     server.close()
         if step is Step.TIME_OUT:
-            log.warning("worker_drain_timed_out", pid=os.getpid(), connections=self.nr_conns)
+            log.warning("worker_drain_timed_out", pid=os.getpid(), connections=self._open_connections)
             self._quick_shutdown = True
+
+    @property
+    def _open_connections(self) -> int:
+        """How many there are, with those that are queued and those in a TLS handshake."""
+        return self.nr_conns + self._accepted
 
     def _has_backlog(self) -> bool:
         """Say whether the kernel has connections that no worker has accepted yet."""

@@ -1,4 +1,4 @@
-"""A certificate that is signed by itself."""
+"""A self-signed certificate."""
 
 import subprocess
 from pathlib import Path
@@ -8,7 +8,7 @@ _DEADLINE_S = 60.0
 
 
 def certificate(directory: Path) -> tuple[str, str]:
-    """Make a certificate for localhost and 127.0.0.1; returns the paths of it and of its key."""
+    """Make a self-signed certificate for localhost and 127.0.0.1; returns its path and that of its key."""
     certificate, key = str(directory / "certificate.pem"), str(directory / "key.pem")
     subprocess.run(
         [

@@ -45,6 +45,9 @@ CALLBACKS = {
     "gateway/protocol.py: loop.call_at(self._linger.begin(loop.time()), self.transport.close)": (
         "closing twice is allowed"
     ),
+    "gateway/protocol.py: self.worker.loop.call_later(LINGER_S, self.transport.abort)": (
+        "aborting what is closed is allowed"
+    ),
     "gateway/protocol.py: self._task.add_done_callback(self._untangle)": "only drops references",
     "web/batches.py: task.add_done_callback(chunk.close)": "only closes files",
     "web/batches.py: later.add_done_callback(self._dropping.discard)": "cannot fail",

@@ -168,7 +168,8 @@ def test_an_inherited_descriptor_has_to_be_a_listening_socket() -> None:
         assert f"descriptor {number} " in (why_no_descriptor(config(bind=f"fd://{number}")) or "")
     with Path(__file__).open() as file:
         assert why_no_descriptor(config(bind=[f"fd://{file.fileno()}"]))
-    assert why_no_descriptor(config(bind=["fd://1048577"]))
+    for number in (1048577, 99999999999):
+        assert why_no_descriptor(config(bind=[f"fd://{number}"]))
 
 
 def test_workers_of_another_user_could_not_read_the_files_of_jobs() -> None:
@@ -341,7 +342,7 @@ def test_a_stop_does_not_wait_for_a_reload(arbiter: Any, stop: signal.Signals) -
         arbiter.hooks._manage_workers(arbiter)
     assert events == []
     assert [arbiter.SIG_QUEUE.get_nowait() for _ in range(2)] == [signal.SIGCHLD, stop]
-    # gunicorn's loop ends the oldest before it handles the stop, which may have to be announced first.
+    # `_manage_workers` ends the oldest before the stop is handled, which may have to be announced first.
     assert old.age > new.age
     assert arbiter.killed == [(2, signal.SIGKILL)]
     arbiter.hooks._manage_workers(arbiter)

@@ -470,7 +470,7 @@ def test_without_a_share_nobody_loses_a_connection() -> None:
 # --- Connection throttle ------------------------------------------------------------------------------------
 
 
-def test_no_connection_is_queued_while_as_many_are_being_refused() -> None:
+def test_no_connection_is_queued_while_refused_ones_use_up_the_limit() -> None:
     async def test() -> None:
         crowd = Crowd()
         throttle = ConnectionThrottle(crowd.shares, 2, refused := {1, 2})
@@ -486,7 +486,7 @@ def test_no_connection_is_queued_while_as_many_are_being_refused() -> None:
 def test_where_few_connections_may_be_queued_each_client_keeps_the_one_that_it_has() -> None:
     async def test() -> None:
         crowd = Crowd()
-        throttle = ConnectionThrottle(crowd.shares, 2)
+        throttle = ConnectionThrottle(crowd.shares, 2, ())
         queued = []
         for account in (crowd.a, crowd.b):
             account.add(Field.CONNECTIONS, 1)

@@ -19,7 +19,7 @@ from support.gateway import DEADLINE_S, Event, Gateway, gateway, run
 
 from server.cluster.ledger import Field
 from server.cluster.scoreboard import Cell, State
-from server.gateway import throttle
+from server.gateway import linger, protocol, throttle
 from server.gateway import worker as worker_module
 from server.gateway.protocol import Protocol
 from server.gateway.worker import Worker
@@ -296,7 +296,12 @@ def test_when_too_many_connections_are_queued_the_client_with_the_most_loses_the
     run(test())
 
 
-def test_clients_without_a_place_are_told_so_and_at_most_as_many_stay_as_have_one() -> None:
+def test_clients_without_a_place_are_answered_503_and_the_oldest_of_too_many_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(protocol, "LINGER_S", 3600.0)
+    monkeypatch.setattr(linger, "LINGER_S", 3600.0)
+
     async def test() -> None:
         async with serving(worker_connections=2) as (served, listener, _, events):
             held = [opened(listener, address) for address in (POLITE, GREEDY)]
@@ -645,7 +650,9 @@ def test_connections_to_be_refused_count_before_their_handshakes_end(tmp_path: P
             for sock in silent:
                 sock.close()
             await connections_are(served, 0)
-            assert not served.worker.refused
+            async with asyncio.timeout(DEADLINE_S):
+                while served.worker.refused:  # noqa: ASYNC110 nothing tells
+                    await asyncio.sleep(0)
 
     run(test())
 
@@ -663,6 +670,9 @@ def test_handshakes_under_way_are_waited_for_by_a_drain(
             for _ in range(20):  # many ticks
                 await asyncio.sleep(0)
             assert not any(server.is_serving() for server in served.worker.servers)
+            assert not served.worker._drained.done()
             assert b"Connection: close" in await answer_over_tls(late)
+            async with asyncio.timeout(DEADLINE_S):
+                await served.worker._drained
 
     run(test())
