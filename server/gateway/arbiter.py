@@ -342,12 +342,13 @@ class Hooks:
             if pid in surplus or worker in replaced:
                 worker.alive = False
                 server.kill_worker(pid, signal.SIGTERM)
-        draining = len(server.WORKERS) - len(_staying(server))
-        server._num_workers += draining  # noqa: SLF001 the public one calls a hook
+        workers, number = server.num_workers, len(server.WORKERS)
+        draining = min(number - len(_staying(server)), workers)  # or slow clients could make them many
+        server._num_workers = max(workers + draining, number)  # noqa: SLF001 the public one calls a hook
         try:
             type(server).manage_workers(server)
         finally:
-            server._num_workers -= draining  # noqa: SLF001
+            server._num_workers = workers  # noqa: SLF001
 
     def _has_successor(self, server: "Arbiter") -> bool:
         """Wait until one new worker serves with an engine, or none can any more."""
@@ -397,7 +398,7 @@ def why_not(cfg: "Config", worker_class: type, num_workers: int) -> str | None:
     # Not `Path.exists`, which raises where it may not look: gunicorn says that itself.
     file = next((path for path in paths if os.path.exists(path) and not Path(path).is_socket()), None)  # noqa: PTH110
     faults = (
-        ("" in cfg.bind, "-b is empty, which means 0.0.0.0:8000; set it to an address"),
+        (not cfg.bind or "" in cfg.bind, "-b is empty; set it to an address"),
         (file is not None, f"{file} is no socket; set -b to another path, or remove what is there"),
         (no_port is not None, f"there is no port {no_port}; set -b to one from 0 to 65535"),
         (

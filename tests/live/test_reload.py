@@ -172,7 +172,7 @@ def test_the_check_passes_what_starts_and_disturbs_no_service(server: LiveServer
             {},
             "flipcluster: docs is no socket; set -b to another path, or remove what is there",
         ),
-        (["-b", ""], {}, "flipcluster: -b is empty, which means 0.0.0.0:8000; set it to an address"),
+        (["-b", ""], {}, "flipcluster: -b is empty; set it to an address"),
         ([], {"PORT": "99999"}, "flipcluster: PORT: Input should be a port from 0 to 65535 (got '99999')"),
         ([], {"PORT": "abc"}, "flipcluster: PORT: "),
         ([], {"WEB_CONCURRENCY": "x"}, "flipcluster: WEB_CONCURRENCY: Input should be a whole number"),

@@ -134,6 +134,7 @@ def config(**settings: object) -> Config:
         ({"bind": ["unix:/run/flip.sock", "[::1]:-5"]}, Worker, 2, "no port -5"),
         ({"bind": ["unix:/run/flip.sock", f"unix:{__file__}"]}, Worker, 2, f"{__file__} is no socket"),
         ({"bind": ["127.0.0.1:8000", ""]}, Worker, 2, "-b is empty"),
+        ({"bind": ""}, Worker, 2, "-b is empty"),
     ],
 )
 def test_what_the_cluster_cannot_run_with_is_refused_with_a_way_out(
@@ -190,7 +191,7 @@ def test_workers_of_another_user_could_not_read_the_files_of_jobs() -> None:
             "leave out --http-protocols and --http2-cleartext",
         ),
         (("-b", "unix:docs"), {}, "flipcluster: docs is no socket; set -b to another path"),
-        (("-b", ""), {}, "flipcluster: -b is empty, which means 0.0.0.0:8000; set it to an address"),
+        (("-b", ""), {}, "flipcluster: -b is empty; set it to an address"),
         (("-b", "fd://99"), {}, "flipcluster: descriptor 99 is no listening socket; start gunicorn with one"),
         (("-b", "127.0.0.1:99999"), {}, "flipcluster: there is no port 99999; set -b to one from 0 to 65535"),
         ((), {"PORT": "99999"}, "flipcluster: PORT: Input should be a port from 0 to 65535 (got '99999')"),
@@ -433,6 +434,16 @@ def test_a_worker_that_drains_by_itself_is_replaced_at_once(arbiter: Any) -> Non
         arbiter.hooks._manage_workers(arbiter)
         assert arbiter.missing[-1] == missing
         arbiter.fork()
+    assert arbiter.killed == []
+
+
+def test_there_are_at_most_twice_as_many_workers_while_some_drain(arbiter: Any) -> None:
+    for drain in range(1, 5):
+        while len(arbiter.WORKERS) < drain + 1:
+            arbiter.fork()
+        arbiter.made[drain - 1].membership.row[Cell.STATE] = State.STOPPING
+        arbiter.hooks._manage_workers(arbiter)
+    assert arbiter.missing == [1, 1, 0, 0]
     assert arbiter.killed == []
 
 
