@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import gunicorn.arbiter
 from gunicorn.errors import HaltServer
+from gunicorn.sock import ssl_context
 
 from server import place
 from server.cluster.backoff import Backoff
@@ -51,6 +52,9 @@ _LOOK_AGAIN_S = 0.05
 #: After so many seconds without a turn of its loop, which has one each second, the arbiter was stopped, as in
 #: a paused container, or busy with a preflight.
 _AWAKE_S = 2.0
+
+#: How much longer than `graceful_timeout` a stop may take, in seconds: workers end by themselves by then.
+_END_S = 2
 
 #: Signals that mean no more when several wait together.
 _ONCE_IS_ENOUGH = (signal.SIGHUP, signal.SIGUSR2)
@@ -92,7 +96,7 @@ class Hooks:
     def on_starting(self, server: "Arbiter") -> None:
         """Refuse what gunicorn would start and the cluster could not keep running."""
         reason = why_not(server.cfg, server.worker_class, server.num_workers)
-        reason = reason or why_no_descriptor(server.cfg)
+        reason = reason or why_no_tls(server.cfg) or why_no_descriptor(server.cfg)
         reason = reason or place.why_not_here(self._settings, server.num_workers)
         if reason is None and self._settings.jobs != "off":
             if self._settings.blob_url is None:
@@ -266,6 +270,8 @@ class Hooks:
 
     def _stop(self, server: "Arbiter", graceful: bool = True) -> None:  # noqa: FBT001, FBT002 as gunicorn has it
         self._is_stopping = True
+        # gunicorn would kill them at the very moment at which they end by themselves, and log what they cut.
+        server.cfg.set("graceful_timeout", server.cfg.graceful_timeout + _END_S)
         type(server).stop(server, graceful)
 
     def _reap_workers(self, server: "Arbiter") -> None:
@@ -405,6 +411,10 @@ def why_not(cfg: "Config", worker_class: type, num_workers: int) -> str | None:
             not issubclass(worker_class, Worker),
             "the cluster needs its own worker class; leave out -k (--worker-class)",
         ),
+        (
+            cfg.worker_connections < 1,
+            "no connections, nothing served; set --worker-connections to 1 or more",
+        ),
         (num_workers < 1, "no workers, nothing served; set -w or WEB_CONCURRENCY to 1 or more"),
         (num_workers > ROWS, f"at most {ROWS} workers; set -w or WEB_CONCURRENCY to fewer"),
         (cfg.reload, "--reload would restart workers with old code; send HUP after an edit"),
@@ -419,6 +429,17 @@ def why_not(cfg: "Config", worker_class: type, num_workers: int) -> str | None:
         ),
     )
     return next((reason for is_so, reason in faults if is_so), None)
+
+
+def why_no_tls(cfg: "Config") -> str | None:
+    """Say why the service cannot speak TLS as it is to; None when it can, or is not to."""
+    try:
+        if cfg.is_ssl:
+            ssl_context(cfg)
+    except (OSError, ValueError) as error:
+        files = ", ".join(filter(None, (cfg.certfile, cfg.keyfile, cfg.ca_certs)))
+        return f"no TLS with {files}: {error}; set --certfile, --keyfile and --ca-certs to files that fit"
+    return None
 
 
 def why_no_descriptor(cfg: "Config") -> str | None:

@@ -214,8 +214,8 @@ def _load() -> Any:  # noqa: ANN401 gunicorn has no types
     # Faults are for the caller, not for the log of the service.
     for name, value in (("errorlog", "-"), ("loglevel", "warning"), ("capture_output", False)):
         cfg.set(name, value)
-    # gunicorn closes inherited descriptors, so the arbiter has none to pass on.
-    cfg.set("bind", [address for address in cfg.bind if not address.startswith("fd://")])
+    # gunicorn closes inherited descriptors, so the arbiter has none to pass on; and nothing listens here.
+    cfg.set("bind", ["127.0.0.1:0" if address.startswith("fd://") else address for address in cfg.bind])
     server = Arbiter(application)
     cfg.on_starting(server)
     worker = server.worker_class(1, os.getpid(), [], application, cfg.timeout, cfg, server.log)

@@ -403,15 +403,19 @@ def test_what_is_sent_after_the_last_answer_does_not_destroy_it() -> None:
         assert stream.read() == b""
 
 
-def test_a_reload_waits_no_longer_than_it_may(landscape: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_drain_takes_no_longer_than_it_may_and_logs_what_it_cuts(
+    landscape: Path, number: signal.Signals
+) -> None:
     with (
         LiveServer("--graceful-timeout", "1", environ={"WEB_CONCURRENCY": "1"}) as server,
         ExitStack() as clients,
     ):
         (old,) = pids(server)
         begin_upload(server, landscape.read_bytes(), clients)
-        os.kill(server.pid, signal.SIGHUP)
+        os.kill(server.pid, number)
         server.wait_for("worker_drain_timed_out", pid=old, connections=1)
+        server.wait_for("request", path="/flip")
         server.wait_until_gone(old)
 
 

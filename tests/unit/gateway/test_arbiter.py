@@ -18,6 +18,7 @@ from gunicorn.config import Config
 from gunicorn.errors import HaltServer
 from gunicorn.workers.gthread import ThreadWorker
 from structlog.testing import capture_logs
+from support.certificates import certificate
 from support.live_server import ROOT, clean_environ
 
 from benchmarks.harness.waiting import until
@@ -25,7 +26,7 @@ from server.cluster.backoff import FIRST_DELAY_S
 from server.cluster.liveness import read_state
 from server.cluster.scoreboard import Cell, State
 from server.gateway import arbiter as arbiter_module
-from server.gateway.arbiter import Hooks, invitation, why_no_descriptor, why_no_jobs, why_not
+from server.gateway.arbiter import Hooks, invitation, why_no_descriptor, why_no_jobs, why_no_tls, why_not
 from server.gateway.worker import Worker
 from server.settings import Settings
 
@@ -135,6 +136,7 @@ def config(**settings: object) -> Config:
         ({"bind": ["unix:/run/flip.sock", f"unix:{__file__}"]}, Worker, 2, f"{__file__} is no socket"),
         ({"bind": ["127.0.0.1:8000", ""]}, Worker, 2, "-b is empty"),
         ({"bind": ""}, Worker, 2, "-b is empty"),
+        ({"worker_connections": 0}, Worker, 2, "--worker-connections to 1"),
     ],
 )
 def test_what_the_cluster_cannot_run_with_is_refused_with_a_way_out(
@@ -159,6 +161,23 @@ def test_a_socket_may_be_in_its_place_already(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
         assert why_not(config(bind=f"unix:{path}"), Worker, 2) is None
+
+
+def test_certificates_have_to_be_there_and_fit(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    (tmp_path / "other").mkdir()
+    others = certificate(tmp_path / "other")[1]
+    assert why_no_tls(config()) is None
+    assert why_no_tls(config(certfile=cert, keyfile=key)) is None
+    for more in (
+        {"certfile": "missing.pem", "keyfile": key},
+        {"certfile": cert, "keyfile": "missing.pem"},
+        {"certfile": cert, "keyfile": others},
+        {"certfile": __file__, "keyfile": key},
+        {"certfile": cert, "keyfile": key, "ca_certs": "missing.pem"},
+        {"certfile": cert, "keyfile": key, "ciphers": "none"},
+    ):
+        assert "set --certfile, --keyfile and --ca-certs" in (why_no_tls(config(**more)) or ""), more
 
 
 def test_an_inherited_descriptor_has_to_be_a_listening_socket() -> None:
@@ -473,6 +492,7 @@ def test_further_workers_that_cannot_boot_do_not_interrupt_the_stop(arbiter: Any
     arbiter.failure = HaltServer("Worker failed to boot.", Arbiter.WORKER_BOOT_ERROR)
     with pytest.raises(HaltServer):
         arbiter.hooks._reap_workers(arbiter)
+    arbiter.cfg = config()
     arbiter.hooks._stop(arbiter)
 
 
