@@ -185,8 +185,8 @@ class Ticket:
         if excess_bytes := admission.excess_upload_bytes(more_bytes, self._upload_bytes):
             return partial(admission.no_room, self._client, excess_bytes)
         for field, own in ((Field.UPLOAD_BYTES, self._upload_bytes), (Field.HELD_BYTES, self.held_bytes)):
-            if admission.exceeds_share(self.account, field, more_bytes, own=own):
-                return partial(admission.above_share, field)
+            if refusal := admission.share_refusal(self._client, field, more_bytes, own=own):
+                return refusal
         if refusal := self._wait_refusal():
             return refusal
         self._book(expected_bytes, self._result_bytes)
@@ -220,8 +220,10 @@ class Ticket:
         self.deadline_us = max(self.deadline_us, now_us() + self._max_wait_us // 2)
         self._book(body_bytes, self._result_bytes)
         if self._is_working and not self._is_waiting:
-            if self._admission.exceeds_share(self.account, Field.WAITING, 1):
-                raise self._admission.above_share(Field.WAITING)
+            if refusal := self._admission.share_refusal(
+                self._client, Field.WAITING, 1, need_us=self._full_us
+            ):
+                raise refusal()
             self._is_waiting = True
             self._count(Field.WAITING, 1)
 
@@ -258,9 +260,9 @@ class Ticket:
         if (excess_us := self._excess_us()) > 0:
             return partial(admission.too_busy, self._client, excess_us, self._full_us)
         more_us = max(0, self._full_us - self._need_us)
-        if admission.exceeds_share(self.account, Field.PREDICTED_US, more_us, own=self._need_us):
-            return partial(admission.above_share, Field.PREDICTED_US)
-        return None
+        return admission.share_refusal(
+            self._client, Field.PREDICTED_US, more_us, own=self._need_us, need_us=self._full_us
+        )
 
     # --- the result
 
@@ -279,16 +281,12 @@ class Ticket:
         until_s = loop.time() + (self.deadline_us - now_us()) / 1e6
         with admission.waiting(result_bytes) as is_next:
             while True:
-                is_above = admission.exceeds_share_of_results(self.account, result_bytes, self.held_bytes)
+                above_share = admission.result_refusal(self._client, result_bytes, self.held_bytes)
                 excess_bytes = admission.excess_result_bytes(result_bytes)
-                if is_next(is_above) and not excess_bytes:
+                if is_next(above_share is not None) and not excess_bytes:
                     break
                 if loop.time() >= until_s:
-                    raise (
-                        admission.above_share(Field.HELD_BYTES)
-                        if is_above
-                        else admission.no_room(self._client, excess_bytes)
-                    )
+                    raise above_share() if above_share else admission.no_room(self._client, excess_bytes)
                 await asyncio.sleep(_POLL_S)
             self._book(self._upload_bytes, result_bytes)
 
@@ -315,8 +313,10 @@ class Ticket:
         if more_bytes > 0:
             if excess_bytes := self._admission.excess_result_bytes(more_bytes, self._result_bytes):
                 raise self._admission.no_room(self._client, excess_bytes)
-            if self._admission.exceeds_share(self.account, Field.HELD_BYTES, more_bytes, own=self.held_bytes):
-                raise self._admission.above_share(Field.HELD_BYTES)
+            if refusal := self._admission.share_refusal(
+                self._client, Field.HELD_BYTES, more_bytes, own=self.held_bytes
+            ):
+                raise refusal()
         self._book(0, result_bytes)
 
     # --- the end
@@ -387,10 +387,9 @@ class Admission:
             raise self.too_busy(client, excess_us)
         if excess_bytes := self.excess_upload_bytes(1):
             raise self.no_room(client, excess_bytes)
-        account = self.account(client)
         for field, more in _LEAST.items():
-            if self.exceeds_share(account, field, more):
-                raise self.above_share(field)
+            if refusal := self.share_refusal(client, field, more):
+                raise refusal()
         ticket = Ticket(self, self._row, body_bytes, estimate, client)
         try:
             yield ticket
@@ -407,17 +406,21 @@ class Admission:
         """Choose where the next task of a client waits."""
         return self._shares.lane(account, self._engines()) if self._shares else Lane.INTERACTIVE
 
-    def exceeds_share(self, account: Account | None, field: Field, more: int, *, own: int = 0) -> bool:
-        """Say whether a client would hold more than its share, and others may need it.
+    def share_refusal(
+        self, client: str, field: Field, more: int, *, own: int = 0, need_us: int = 0
+    ) -> _Refusal | None:
+        """Return how to refuse a client that would hold more than its share; None if it may have it.
 
         Args:
-            account: of the client; None when it is not told apart from others.
+            client: its address.
             field: what it asks for.
             more: how much.
             own: how much the same request holds already.
+            need_us: predicted engine time of the request; 0 for unknown.
         """
+        account = self.account(client)
         if self._shares is None or account is None:
-            return False
+            return None
         total: float
         limit: float
         if field is Field.HELD_BYTES:
@@ -428,17 +431,14 @@ class Admission:
             total, limit = self._scoreboard.total(Cell.PREDICTED_US), self.max_wait_s * 1e6 * self._engines()
         else:
             total, limit = self._shares.total(field), QUEUE
-        return self._shares.refuses(account, field, more, total=total, limit=limit, own=own)
+        excess = self._shares.excess(account, field, more, total=total, limit=limit, own=own)
+        return partial(self._above_share, client, field, excess / max(1, total), need_us) if excess else None
 
-    def above_share(self, field: Field) -> ServiceUnavailable:
-        """Shed a request of a client that would hold more than its share.
-
-        Args:
-            field: of what.
-        """
+    def _above_share(self, client: str, field: Field, part: float, need_us: int) -> ServiceUnavailable:
         return ServiceUnavailable(
             "Your address has more than its share already, and others need the rest. Send fewer requests "
             "at a time, or try again later.",
+            self._retry_after_s(client, self._until_free_us(part), need_us),
             share=NAMES[field],
         )
 
@@ -516,19 +516,17 @@ class Admission:
         has_others = self._results_bytes() > own_bytes
         return max(0, self._excess_bytes(2 * more_bytes)) if has_others and more_bytes else 0
 
-    def exceeds_share_of_results(self, account: Account | None, result_bytes: int, own_bytes: int) -> bool:
-        """Say whether a client would hold more than its share with a result; one is always served.
+    def result_refusal(self, client: str, result_bytes: int, own_bytes: int) -> _Refusal | None:
+        """Return how to refuse a client whose result would exceed its share; one result is always served.
 
         Args:
-            account: of the client; None when it is not told apart from others.
+            client: its address.
             result_bytes: that are to be booked.
             own_bytes: that the same request holds already.
         """
-        return (
-            result_bytes > 0
-            and self._results_bytes() > 0
-            and self.exceeds_share(account, Field.HELD_BYTES, result_bytes, own=own_bytes)
-        )
+        if not result_bytes or not self._results_bytes():
+            return None
+        return self.share_refusal(client, Field.HELD_BYTES, result_bytes, own=own_bytes)
 
     def _results_bytes(self) -> int:
         return self._scoreboard.total(Cell.HELD_BYTES) - self._scoreboard.total(Cell.UPLOAD_BYTES)
@@ -582,11 +580,14 @@ class Admission:
             excess_bytes: that must become free.
         """
         held_bytes = max(1, self._scoreboard.total(Cell.HELD_BYTES))
-        excess_us = self._scoreboard.total(Cell.PREDICTED_US) * min(1, excess_bytes / held_bytes)
         return ServiceUnavailable(
             "There is no room for your image at the moment. Try again later.",
-            self._retry_after_s(client, excess_us, 0),
+            self._retry_after_s(client, self._until_free_us(excess_bytes / held_bytes), 0),
         )
+
+    def _until_free_us(self, part: float) -> float:
+        """Return how much engine time there is until so large a part of what is held has become free."""
+        return self._scoreboard.total(Cell.PREDICTED_US) * min(1, part)
 
     def _retry_after_s(self, client: str, excess_us: float, need_us: float) -> int:
         """Choose the `Retry-After`: when there is room, after all that this client was told before.

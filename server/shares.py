@@ -73,7 +73,7 @@ class Shares:
         self._page.forget()
         self._count_active()
 
-    def refuses(  # noqa: PLR0913 a limit, what is held of it, and by whom
+    def excess(  # noqa: PLR0913 a limit, what is held of it, and by whom
         self,
         account: Account | None,
         field: Field,
@@ -82,8 +82,10 @@ class Shares:
         total: float,
         limit: float,
         own: float = 0,
-    ) -> bool:
-        """Say whether more of a limit is kept from a client, because others may need it.
+    ) -> float:
+        """Return how much must become free before a client may have more of a limit, as others may need it.
+
+        0 when it may have it. That it holds less itself is enough, and so is that all hold less.
 
         Args:
             account: of the client; None when it has no address: it is refused nothing here.
@@ -93,11 +95,13 @@ class Shares:
             limit: what all of them may hold.
             own: what the request that asks holds already.
         """
-        return (
-            account is not None
-            and total + more > _FREE_PART * limit
-            and self.exceeds(field, account.used(field) - own, own + more, limit)
-        )
+        above_free = total + more - _FREE_PART * limit
+        if account is None or above_free <= 0:
+            return 0
+        others = account.used(field) - own  # of its other requests
+        if not self.exceeds(field, others, own + more, limit):
+            return 0
+        return min(above_free, others + own + more - self._percents[field] * limit / 100)
 
     def exceeds(self, field: Field, used: float, more: float, limit: float) -> bool:
         """Say whether a client would hold more than its share; the first thing that it holds never does.

@@ -758,6 +758,26 @@ def test_a_greedy_client_is_refused_for_the_share_that_it_has_had_and_a_newcomer
     assert fill(cluster, held, NEWCOMER) == tenth
 
 
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"max_wait_s": 10.0},
+        {"max_wait_s": 1e6, "max_held_bytes": 200 * IMAGE_BYTES},
+        {"max_wait_s": 1e6, "max_held_bytes": 10**12},
+    ],
+)
+def test_a_client_that_has_had_its_share_gets_one_retry_after_after_the_other(
+    held: ExitStack, limits: dict[str, Any]
+) -> None:
+    cluster = Cluster(**limits)
+    fill(cluster, held, GREEDY)
+    for gate in cluster.gates:
+        waits = [retry_after_s(gate.admit(IMAGE_BYTES, estimate, GREEDY).__enter__) for _ in range(30)]
+        assert waits == sorted(waits)
+        assert all(waits.count(second) <= 10 for second in set(waits))  # half of what is served in a second
+        assert (waits[0], waits[-1]) == (1, 5)  # half as late again
+
+
 def test_a_client_whose_results_fill_the_limit_is_refused_and_a_newcomer_gets_its_share(
     held: ExitStack,
 ) -> None:

@@ -59,7 +59,7 @@ class Cluster:
         """Say what the second worker answers."""
         account = self.account(client, 1)
         total = self.ledger.total(field)
-        return self.shares[1].refuses(account, field, more, total=total, limit=LIMITS[field])
+        return self.shares[1].excess(account, field, more, total=total, limit=LIMITS[field]) > 0
 
     def lane(self, client: str) -> Lane:
         """Say where the second worker puts the next task of a client."""
@@ -120,7 +120,7 @@ def test_a_share_of_0_is_off(field: Field) -> None:
 def test_a_client_without_an_address_is_refused_nothing(field: Field) -> None:
     shares = Cluster().shares[0]
     assert shares.account(None) is None
-    assert not shares.refuses(None, field, 1, total=LIMITS[field], limit=LIMITS[field])
+    assert not shares.excess(None, field, 1, total=LIMITS[field], limit=LIMITS[field])
 
 
 class Connection:
