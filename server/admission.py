@@ -185,7 +185,7 @@ class Ticket:
         if excess_bytes := admission.excess_upload_bytes(more_bytes, self._upload_bytes):
             return partial(admission.no_room, self._client, excess_bytes)
         for field, own in ((Field.UPLOAD_BYTES, self._upload_bytes), (Field.HELD_BYTES, self.held_bytes)):
-            if refusal := admission.share_refusal(self._client, field, more_bytes, own=own):
+            if refusal := admission.share_refusal(self._client, self.account, field, more_bytes, own=own):
                 return refusal
         if refusal := self._wait_refusal():
             return refusal
@@ -221,7 +221,7 @@ class Ticket:
         self._book(body_bytes, self._result_bytes)
         if self._is_working and not self._is_waiting:
             if refusal := self._admission.share_refusal(
-                self._client, Field.WAITING, 1, need_us=self._full_us
+                self._client, self.account, Field.WAITING, 1, need_us=self._full_us
             ):
                 raise refusal()
             self._is_waiting = True
@@ -261,7 +261,7 @@ class Ticket:
             return partial(admission.too_busy, self._client, excess_us, self._full_us)
         more_us = max(0, self._full_us - self._need_us)
         return admission.share_refusal(
-            self._client, Field.PREDICTED_US, more_us, own=self._need_us, need_us=self._full_us
+            self._client, self.account, Field.PREDICTED_US, more_us, own=self._need_us, need_us=self._full_us
         )
 
     # --- the result
@@ -281,7 +281,9 @@ class Ticket:
         until_s = loop.time() + (self.deadline_us - now_us()) / 1e6
         with admission.waiting(result_bytes) as is_next:
             while True:
-                above_share = admission.result_refusal(self._client, result_bytes, self.held_bytes)
+                above_share = admission.result_refusal(
+                    self._client, self.account, result_bytes, self.held_bytes
+                )
                 excess_bytes = admission.excess_result_bytes(result_bytes)
                 if is_next(above_share is not None) and not excess_bytes:
                     break
@@ -314,7 +316,7 @@ class Ticket:
             if excess_bytes := self._admission.excess_result_bytes(more_bytes, self._result_bytes):
                 raise self._admission.no_room(self._client, excess_bytes)
             if refusal := self._admission.share_refusal(
-                self._client, Field.HELD_BYTES, more_bytes, own=self.held_bytes
+                self._client, self.account, Field.HELD_BYTES, more_bytes, own=self.held_bytes
             ):
                 raise refusal()
         self._book(0, result_bytes)
@@ -387,8 +389,9 @@ class Admission:
             raise self.too_busy(client, excess_us)
         if excess_bytes := self.excess_upload_bytes(1):
             raise self.no_room(client, excess_bytes)
+        account = self.account(client)
         for field, more in _LEAST.items():
-            if refusal := self.share_refusal(client, field, more):
+            if refusal := self.share_refusal(client, account, field, more):
                 raise refusal()
         ticket = Ticket(self, self._row, body_bytes, estimate, client)
         try:
@@ -406,19 +409,26 @@ class Admission:
         """Choose where the next task of a client waits."""
         return self._shares.lane(account, self._engines()) if self._shares else Lane.INTERACTIVE
 
-    def share_refusal(
-        self, client: str, field: Field, more: int, *, own: int = 0, need_us: int = 0
+    def share_refusal(  # noqa: PLR0913 who asks for what, and what for
+        self,
+        client: str,
+        account: Account | None,
+        field: Field,
+        more: int,
+        *,
+        own: int = 0,
+        need_us: int = 0,
     ) -> _Refusal | None:
         """Return how to refuse a client that would hold more than its share; None if it may have it.
 
         Args:
             client: its address.
+            account: of it; None when it is not told apart from others.
             field: what it asks for.
             more: how much.
             own: how much the same request holds already.
             need_us: predicted engine time of the request; 0 for unknown.
         """
-        account = self.account(client)
         if self._shares is None or account is None:
             return None
         total: float
@@ -516,17 +526,20 @@ class Admission:
         has_others = self._results_bytes() > own_bytes
         return max(0, self._excess_bytes(2 * more_bytes)) if has_others and more_bytes else 0
 
-    def result_refusal(self, client: str, result_bytes: int, own_bytes: int) -> _Refusal | None:
+    def result_refusal(
+        self, client: str, account: Account | None, result_bytes: int, own_bytes: int
+    ) -> _Refusal | None:
         """Return how to refuse a client whose result would exceed its share; one result is always served.
 
         Args:
             client: its address.
+            account: of it; None when it is not told apart from others.
             result_bytes: that are to be booked.
             own_bytes: that the same request holds already.
         """
         if not result_bytes or not self._results_bytes():
             return None
-        return self.share_refusal(client, Field.HELD_BYTES, result_bytes, own=own_bytes)
+        return self.share_refusal(client, account, Field.HELD_BYTES, result_bytes, own=own_bytes)
 
     def _results_bytes(self) -> int:
         return self._scoreboard.total(Cell.HELD_BYTES) - self._scoreboard.total(Cell.UPLOAD_BYTES)
