@@ -34,6 +34,10 @@ _LEAST_US = 500
 #: What a request takes of each limit, at least.
 _LEAST = {Field.UPLOAD_BYTES: 1, Field.HELD_BYTES: 1, Field.WAITING: 1, Field.PREDICTED_US: _LEAST_US}
 
+#: Which part of all engine time is expected for a request before its image says more, at most: a few images
+#: that take long must not close the door on others.
+_EXPECTED_PART = 0.025
+
 #: Predictions are raised by half: what was measured under a low load is too short for a high one, since
 #: uploads take the cores as well.
 _HEADROOM = 1.5
@@ -390,7 +394,8 @@ class Admission:
         if excess_bytes := self.excess_upload_bytes(1):
             raise self.no_room(client, excess_bytes)
         account = self.account(client)
-        for field, more in _LEAST.items():
+        least = _LEAST if estimate is None else _LEAST | {Field.PREDICTED_US: self._expected_us()}
+        for field, more in least.items():
             if refusal := self.share_refusal(client, account, field, more):
                 raise refusal()
         ticket = Ticket(self, self._row, body_bytes, estimate, client)
@@ -438,7 +443,7 @@ class Admission:
         elif field is Field.UPLOAD_BYTES:
             total, limit = self._scoreboard.total(Cell.UPLOAD_BYTES), self._limit_bytes // 2
         elif field is Field.PREDICTED_US:
-            total, limit = self._scoreboard.total(Cell.PREDICTED_US), self.max_wait_s * 1e6 * self._engines()
+            total, limit = self._scoreboard.total(Cell.PREDICTED_US), self._limit_us
         else:
             total, limit = self._shares.total(field), QUEUE
         excess = self._shares.excess(account, field, more, total=total, limit=limit, own=own)
@@ -486,7 +491,23 @@ class Admission:
     def excess_us(self, own_us: int = 0) -> float:
         """Return by how much the predicted engine time of all others exceeds the limit on waiting."""
         others_us = self._scoreboard.total(Cell.PREDICTED_US) - own_us
-        return others_us - self.max_wait_s * 1e6 * self._engines()
+        return others_us - self._limit_us
+
+    @property
+    def _limit_us(self) -> float:
+        return self.max_wait_s * 1e6 * self._engines()
+
+    def _typical_us(self) -> float:
+        """Return how long the last images took an engine, with the headroom of all predictions."""
+        return _HEADROOM * self._scoreboard.greatest(Cell.SERVICE_US) or _TYPICAL_US
+
+    def _expected_us(self) -> int:
+        """Return what is expected of a request of which the head is there.
+
+        Then most of those that a client sends beyond its share are refused before their bodies are read: to
+        read even the first piece of each takes a worker longer than the rest of a refusal.
+        """
+        return int(min(self._typical_us(), self._limit_us * _EXPECTED_PART))
 
     def _engines(self) -> int:
         return max(1, self._scoreboard.count(Cell.ENGINE_COUNTS_UNTIL_US, above=now_us()))
@@ -611,7 +632,7 @@ class Admission:
         now = now_us()
         engines = self._engines()
         workers = max(1, self._scoreboard.count(Cell.STATE))  # each remembers what it promised itself
-        typical_us = _HEADROOM * self._scoreboard.greatest(Cell.SERVICE_US) or _TYPICAL_US
+        typical_us = self._typical_us()
         own_us = min(need_us or typical_us, typical_us) * workers / engines
         free_us = max(now + excess_us / engines, self._promised_us.pop(client, 0))
         last_us = now + _LONGEST_S * 1e6 / (1 + _MARGIN)

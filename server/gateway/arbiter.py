@@ -498,8 +498,8 @@ def invitation(address: tuple[str, int] | str, data_dir: Path | None) -> str:
 
 
 def _keep_memory() -> None:
-    # Pieces of bodies are a quarter of a megabyte; glibc would return each to the kernel and fetch it again
-    # (mallopt(3)). Engines get the same through their environment, which it is too late for here.
+    # glibc would return the memory of large pieces to the kernel and fetch it again each time (mallopt(3)).
+    # Engines get the same through their environment, which it is too late for here.
     with contextlib.suppress(AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-1, 64 << 20)  # M_TRIM_THRESHOLD

@@ -10,6 +10,9 @@ Source: RFC 9112, section 9.6.
 #: How long a connection that the server closes is still read from, in seconds.
 LINGER_S = 2.0
 
+#: How long of that nothing is read yet, in seconds: most clients have read the response by then, and closed.
+LINGER_UNREAD_S = 0.1
+
 
 class LingeringClose:
     """The lingering close of one connection.

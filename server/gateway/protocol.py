@@ -19,7 +19,7 @@ from server.cluster.ledger import Account, Field
 from server.errors import UploadTooSlow
 from server.gateway import eviction
 from server.gateway.heads import METHODS, is_host, split_absolute
-from server.gateway.linger import LINGER_S, LingeringClose
+from server.gateway.linger import LINGER_S, LINGER_UNREAD_S, LingeringClose
 from server.gateway.parser import Parser
 from server.gateway.refusals import refusal, refuse
 from server.gateway.transfer_rate import Stage, TransferRate
@@ -38,12 +38,13 @@ _NOT_SENT_BYTES = 1 << 19
 _TCP_NOTSENT_LOWAT = 25
 
 #: Bytes read from a connection land here and are consumed before the next read. One for all connections of a
-#: process: it stays in the processor's cache.
-_ARRIVED = memoryview(bytearray(1 << 18))
+#: process: it stays in the processor's cache. With a larger one, new requests wait longer behind uploads, and
+#: images are not answered sooner.
+_ARRIVED = memoryview(bytearray(1 << 16))
 
 #: How much is read at once before the app has seen the request: with a thousand simultaneous clients, one
 #: read of this size is buffered for each.
-_UNSEEN_BYTES = 1 << 16
+_UNSEEN_BYTES = 1 << 15
 
 #: How long after its keep-alive time a connection that waits for its turn is looked at again, in seconds.
 _LOOK_AGAIN_S = 1.0
@@ -400,8 +401,10 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         self._closed = True
         with suppress(OSError):  # the client has just reset the connection, and connection_lost follows
             self.transport.write_eof()
-        self._resume_reading()
+        # What is still on its way is discarded later: a worker that refuses hundreds has others to answer.
+        self.transport.pause_reading()
         loop = self.worker.loop
+        loop.call_later(LINGER_UNREAD_S, self.transport.resume_reading)
         loop.call_at(self._linger.begin(loop.time()), self.transport.close)
 
     # --- the request -------------------------------------------------------------------------------------

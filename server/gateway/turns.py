@@ -1,6 +1,6 @@
 """Turns: how the connections of a worker share what it does for clients that send many small things.
 
-A read takes in up to 256 KiB, which can be an image, or 40,000 chunks of one byte, or 6,000 requests. So
+A read takes in up to 64 KiB, which can be an image, or 10,000 chunks of one byte, or 1,500 requests. So
 chunks, long heads and pipelined requests are parsed within a budget. It is renewed so seldom that the worker
 and the engines have most of the time for others, and so often that a client has to send thousands of them to
 notice. Clients take turns, however many connections each has.

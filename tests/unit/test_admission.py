@@ -778,6 +778,34 @@ def test_a_client_that_has_had_its_share_gets_one_retry_after_after_the_other(
         assert (waits[0], waits[-1]) == (1, 5)  # half as late again
 
 
+def estimate_half(_read: Read, body_bytes: int) -> Cost:
+    return Cost(body_bytes, LAST_US // 2)
+
+
+def test_a_client_whose_share_has_no_room_for_another_image_is_refused_before_its_body_is_read(
+    held: ExitStack,
+) -> None:
+    cluster = Cluster(max_wait_s=10.0)
+    half = held.enter_context(cluster.gates[0].admit(IMAGE_BYTES, estimate_half, GREEDY))
+    half.look(nothing, IMAGE_BYTES // 2)
+    half.complete(IMAGE_BYTES)
+    for _ in range(149):  # as many as fit: half an image is left of what one client may have
+        received(cluster.gates[0], held, client=GREEDY)
+    with pytest.raises(ServiceUnavailable) as refusal:
+        cluster.gates[1].admit(IMAGE_BYTES, estimate, GREEDY).__enter__()
+    assert refusal.value.share == "engine"
+    held.enter_context(cluster.gates[1].admit(IMAGE_BYTES, None, GREEDY))  # it needs no engine
+
+
+def test_a_few_images_that_take_long_close_the_door_on_nobody(held: ExitStack) -> None:
+    cluster = Cluster(max_wait_s=10.0)
+    for _ in range(130):
+        received(cluster.gates[0], held, client=GREEDY)
+    for row in cluster.rows:
+        row[Cell.SERVICE_US] = 60_000_000
+    assert fill(cluster, held, NEWCOMER) in {15, 16}  # 1.5 of its 2 s: half a second is expected for each
+
+
 def test_a_client_whose_results_fill_the_limit_is_refused_and_a_newcomer_gets_its_share(
     held: ExitStack,
 ) -> None:

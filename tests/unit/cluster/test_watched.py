@@ -45,6 +45,9 @@ CALLBACKS = {
     "gateway/protocol.py: loop.call_at(self._linger.begin(loop.time()), self.transport.close)": (
         "closing twice is allowed"
     ),
+    "gateway/protocol.py: loop.call_later(LINGER_UNREAD_S, self.transport.resume_reading)": (
+        "resuming what is closed is allowed"
+    ),
     "gateway/protocol.py: self.worker.loop.call_later(LINGER_S, self.transport.abort)": (
         "aborting what is closed is allowed"
     ),

@@ -17,7 +17,7 @@ from server.cluster.ledger import Field
 from server.cluster.roles import INTERACTIVE
 from server.cluster.scoreboard import Cell
 from server.errors import ServiceUnavailable
-from server.gateway.linger import LINGER_S
+from server.gateway.linger import LINGER_S, LINGER_UNREAD_S
 from server.gateway.turns import Turns
 from server.settings import Settings
 from server.web.envelope import App, Receive, Scope, Send
@@ -1095,6 +1095,25 @@ def test_an_answer_that_comes_before_the_body_it_refuses_is_the_last_and_can_be_
             await client.send(b"x" * 200_000)  # a reset would overtake the answer
             served.advance(LINGER_S + 0.1)
             assert await client.read_to_end() == b""
+
+    run(test())
+
+
+def test_what_a_refused_client_still_sends_is_discarded_a_little_later() -> None:
+    async def refuse_at_once(scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, b"no", 413)
+
+    async def test() -> None:
+        async with gateway(refuse_at_once) as (served, _):
+            client = await served.connect()
+            await client.send(post(b"x" * 1_000_000)[:-1_000_000])
+            assert (await client.read()).status == 413
+            (protocol,) = served.protocols
+            assert not protocol.transport.is_reading()
+            served.advance(LINGER_UNREAD_S)
+            async with asyncio.timeout(20):
+                await client.send(b"x" * 10_000_000)  # more than the kernel takes
+            assert protocol.transport.is_reading()
 
     run(test())
 
