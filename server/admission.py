@@ -59,7 +59,8 @@ _MOST_SURPRISE = 4
 #: as fast or as slow as ours. Beyond that it is an attack on the predictions.
 _MOST_CORRECTION = 10
 
-#: `Retry-After` is padded by 50 %: an early retry is wasted, a late one costs little.
+#: `Retry-After` is padded by 50 %: an early retry is wasted, a late one costs little. A long one is padded by
+#: half of what is left to the longest: all clients that were told the longest would return at once.
 _MARGIN = 0.5
 
 #: The longest `Retry-After`, in seconds.
@@ -635,8 +636,8 @@ class Admission:
         typical_us = self._typical_us()
         own_us = min(need_us or typical_us, typical_us) * workers / engines
         free_us = max(now + excess_us / engines, self._promised_us.pop(client, 0))
-        last_us = now + _LONGEST_S * 1e6 / (1 + _MARGIN)
-        promised_us = self._promised_us[client] = int(min(free_us + own_us, last_us))
+        promised_us = self._promised_us[client] = int(min(free_us + own_us, now + _LONGEST_S * 1e6))
         if len(self._promised_us) > _MOST_CLIENTS:
             self._promised_us.pop(next(iter(self._promised_us)))  # which was refused longest ago
-        return max(1, ceil((promised_us - now) / 1e6 * (1 + _MARGIN)))
+        wait_s = (promised_us - now) / 1e6
+        return max(1, ceil(min(wait_s * (1 + _MARGIN), (wait_s + _LONGEST_S) / 2)))

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from server.web.exchange import Headers
@@ -15,6 +16,9 @@ _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z:\[\]-]+"  # with what proxies should quote an
 _PARAMETER = re.compile(rf'[ \t]*(?P<name>{_WORD})=(?P<value>{_WORD}|"[^"\\]*")[ \t]*(?P<end>[;,]|$)')
 
 _WITH_PORT = re.compile(r"\[(?P<ipv6>[^\]]+)\](:[0-9]+)?|(?P<ipv4>[0-9.]+):[0-9]+")
+
+#: A request asks for its addresses several times, and many requests have the same.
+_parsed = lru_cache(1024)(ip_address)
 
 
 class Proxies:
@@ -58,7 +62,7 @@ class Proxies:
         if address is None or self._is_any:
             return True
         try:
-            ip = ip_address(address)
+            ip = _parsed(address)
         except ValueError:
             return False
         return any(ip in network for network in self._networks)
@@ -104,7 +108,7 @@ def _address(text: str) -> str | None:
     if "%" in text:  # a zone may have any character, and says nothing to another machine
         return None
     try:
-        ip = ip_address(text)
+        ip = _parsed(text)
     except ValueError:
         return None
     return str(getattr(ip, "ipv4_mapped", None) or ip)

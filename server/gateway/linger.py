@@ -11,7 +11,7 @@ Source: RFC 9112, section 9.6.
 LINGER_S = 2.0
 
 #: How long of that nothing is read yet, in seconds: most clients have read the response by then, and closed.
-LINGER_UNREAD_S = 0.1
+LINGER_UNREAD_S = 0.3
 
 
 class LingeringClose:

@@ -233,6 +233,16 @@ def test_shed_requests_get_one_retry_after_after_the_other(held: ExitStack) -> N
     assert waits[-1] == 5  # half as late again
 
 
+def test_hundreds_of_shed_requests_of_a_client_do_not_return_together_after_a_minute(held: ExitStack) -> None:
+    cluster = Cluster(1, max_wait_s=10.0)
+    fill(cluster, held, GREEDY)
+    gate = cluster.gates[0]
+    waits = [retry_after_s(gate.admit(IMAGE_BYTES, estimate, GREEDY).__enter__) for _ in range(560)]
+    assert waits == sorted(waits)
+    assert 50 < waits[-1] <= 60
+    assert all(waits.count(second) <= 20 for second in set(waits))  # twice what is served in a second
+
+
 def test_a_refused_client_pushes_up_no_other_s_retry_after(held: ExitStack) -> None:
     cluster = Cluster()
     fill(cluster, held)
