@@ -46,6 +46,9 @@ _ARRIVED = memoryview(bytearray(1 << 16))
 #: read of this size is buffered for each.
 _UNSEEN_BYTES = 1 << 15
 
+#: So much of a refused body is discarded at once, in bytes; what is left of a longer one a little later.
+_LONG_REST_BYTES = 1 << 20
+
 #: How long after its keep-alive time a connection that waits for its turn is looked at again, in seconds.
 _LOOK_AGAIN_S = 1.0
 
@@ -401,10 +404,13 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         self._closed = True
         with suppress(OSError):  # the client has just reset the connection, and connection_lost follows
             self.transport.write_eof()
-        # What is still on its way is discarded later: a worker that refuses hundreds has others to answer.
-        self.transport.pause_reading()
-        loop = self.worker.loop
-        loop.call_later(LINGER_UNREAD_S, self.transport.resume_reading)
+        loop, parser = self.worker.loop, self._callback_parser
+        if parser._state == "body" and parser._body_remaining > _LONG_REST_BYTES:  # noqa: SLF001
+            # It is discarded later: a worker that refuses hundreds of uploads has others to answer.
+            self.transport.pause_reading()
+            loop.call_later(LINGER_UNREAD_S, self.transport.resume_reading)
+        else:
+            self._resume_reading()
         loop.call_at(self._linger.begin(loop.time()), self.transport.close)
 
     # --- the request -------------------------------------------------------------------------------------

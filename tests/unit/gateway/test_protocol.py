@@ -1106,7 +1106,7 @@ def test_what_a_refused_client_still_sends_is_discarded_a_little_later() -> None
     async def test() -> None:
         async with gateway(refuse_at_once) as (served, _):
             client = await served.connect()
-            await client.send(post(b"x" * 1_000_000)[:-1_000_000])
+            await client.send(post(b"x" * 10_000_000)[:-10_000_000])
             assert (await client.read()).status == 413
             (protocol,) = served.protocols
             assert not protocol.transport.is_reading()
@@ -1114,6 +1114,24 @@ def test_what_a_refused_client_still_sends_is_discarded_a_little_later() -> None
             async with asyncio.timeout(20):
                 await client.send(b"x" * 10_000_000)  # more than the kernel takes
             assert protocol.transport.is_reading()
+
+    run(test())
+
+
+def test_a_refused_client_that_sends_little_more_and_leaves_is_noticed_at_once() -> None:
+    async def refuse_at_once(scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, b"no", 413)
+
+    async def test() -> None:
+        async with gateway(refuse_at_once) as (served, _):
+            client = await served.connect()
+            await client.send(post(b"x" * 1_000_000)[:-1_000_000])
+            assert (await client.read()).status == 413
+            (protocol,) = served.protocols
+            assert protocol.transport.is_reading()
+            client.close()
+            async with asyncio.timeout(20):
+                await protocol.lost.wait()
 
     run(test())
 
