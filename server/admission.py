@@ -31,8 +31,8 @@ _TYPICAL_US = 30_000
 #: The least engine time that is predicted for a request, in microseconds.
 _LEAST_US = 500
 
-#: What a request takes of each limit, at least.
-_LEAST = {Field.UPLOAD_BYTES: 1, Field.HELD_BYTES: 1, Field.WAITING: 1, Field.PREDICTED_US: _LEAST_US}
+#: What a request takes of each limit, at least. Most are refused for engine time, so that is looked at first.
+_LEAST = {Field.PREDICTED_US: _LEAST_US, Field.UPLOAD_BYTES: 1, Field.HELD_BYTES: 1, Field.WAITING: 1}
 
 #: Which part of all engine time is expected for a request before its image says more, at most: a few images
 #: that take long must not close the door on others.
