@@ -505,8 +505,8 @@ class Admission:
     def _expected_us(self) -> int:
         """Return what is expected of a request of which the head is there.
 
-        Then most of those that a client sends beyond its share are refused before their bodies are read: to
-        read even the first piece of each takes a worker longer than the rest of a refusal.
+        With it, most of those that a client sends beyond its share are refused before their bodies are read:
+        the first piece of a body makes a refusal a third dearer.
         """
         return int(min(self._typical_us(), self._limit_us * _EXPECTED_PART))
 

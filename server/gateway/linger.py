@@ -10,7 +10,7 @@ Source: RFC 9112, section 9.6.
 #: How long a connection that the server closes is still read from, in seconds.
 LINGER_S = 2.0
 
-#: How long of that nothing is read yet, in seconds: most clients have read the response by then, and closed.
+#: How long the rest of a long body is left unread before it is discarded, in seconds.
 LINGER_UNREAD_S = 0.3
 
 
