@@ -1082,10 +1082,11 @@ def test_a_client_that_ends_its_side_keeps_its_place_until_it_has_read_what_was_
     run(test())
 
 
-def test_an_answer_that_comes_before_the_body_it_refuses_is_the_last_and_can_be_read() -> None:
-    async def refuse_at_once(scope: Scope, receive: Receive, send: Send) -> None:
-        await respond(send, b"no", 413)
+async def refuse_at_once(scope: Scope, receive: Receive, send: Send) -> None:
+    await respond(send, b"no", 413)
 
+
+def test_an_answer_that_comes_before_the_body_it_refuses_is_the_last_and_can_be_read() -> None:
     async def test() -> None:
         async with gateway(refuse_at_once) as (served, _):
             client = await served.connect()
@@ -1100,9 +1101,6 @@ def test_an_answer_that_comes_before_the_body_it_refuses_is_the_last_and_can_be_
 
 
 def test_what_a_refused_client_still_sends_is_discarded_a_little_later() -> None:
-    async def refuse_at_once(scope: Scope, receive: Receive, send: Send) -> None:
-        await respond(send, b"no", 413)
-
     async def test() -> None:
         async with gateway(refuse_at_once) as (served, _):
             client = await served.connect()
@@ -1119,9 +1117,6 @@ def test_what_a_refused_client_still_sends_is_discarded_a_little_later() -> None
 
 
 def test_a_refused_client_that_sends_little_more_and_leaves_is_noticed_at_once() -> None:
-    async def refuse_at_once(scope: Scope, receive: Receive, send: Send) -> None:
-        await respond(send, b"no", 413)
-
     async def test() -> None:
         async with gateway(refuse_at_once) as (served, _):
             client = await served.connect()
