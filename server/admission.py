@@ -112,7 +112,8 @@ class Ticket:
         self._is_waiting = False  # its upload is there, and it is counted among those that wait for an engine
         self._is_over = False
         self.account = admission.account(client)
-        self._upload_bytes = self._result_bytes = self._full_us = self._need_us = 0
+        self._upload_bytes = self._result_bytes = self._full_us = self._need_us = self._coming_us = 0
+        self._likely_us = 0 if estimate is None else admission.likely_us()
         self.deadline_us = now_us() + self._max_wait_us
         self._book(0, 0)
 
@@ -131,17 +132,21 @@ class Ticket:
             self._write(upload_bytes, result_bytes)
 
     def _write(self, upload_bytes: int, result_bytes: int) -> None:
-        need_us = 0
+        need_us = coming_us = 0
         if self._is_working:
             share = 1 if self._is_whole else min(1, upload_bytes / (self._body_bytes or _TYPICAL_BYTES))
             need_us = max(_LEAST_US, int(self._full_us * share))
+            if not self._is_whole and self._bytes_per_s is None:
+                coming_us = max(0, (self._full_us or self._likely_us) - need_us)
         self._row[Cell.PREDICTED_US] += need_us - self._need_us
         self._row[Cell.HELD_BYTES] += upload_bytes + result_bytes - self.held_bytes
         self._row[Cell.UPLOAD_BYTES] += upload_bytes - self._upload_bytes
         self._count(Field.PREDICTED_US, need_us - self._need_us)
+        self._count(Field.COMING_US, coming_us - self._coming_us)
         self._count(Field.HELD_BYTES, upload_bytes + result_bytes - self.held_bytes)
         self._count(Field.UPLOAD_BYTES, upload_bytes - self._upload_bytes)
-        self._need_us, self._upload_bytes, self._result_bytes = need_us, upload_bytes, result_bytes
+        self._need_us, self._coming_us = need_us, coming_us
+        self._upload_bytes, self._result_bytes = upload_bytes, result_bytes
 
     def _count(self, field: Field, more: int) -> None:
         if self.account is not None:
@@ -395,7 +400,10 @@ class Admission:
         if excess_bytes := self.excess_upload_bytes(1):
             raise self.no_room(client, excess_bytes)
         account = self.account(client)
-        least = _LEAST if estimate is None else _LEAST | {Field.PREDICTED_US: self._expected_us()}
+        least = _LEAST
+        if estimate is not None:
+            coming_us = account.used(Field.COMING_US) if account else 0
+            least = _LEAST | {Field.PREDICTED_US: self.likely_us() + coming_us}
         for field, more in least.items():
             if refusal := self.share_refusal(client, account, field, more):
                 raise refusal()
@@ -448,13 +456,16 @@ class Admission:
         else:
             total, limit = self._shares.total(field), QUEUE
         excess = self._shares.excess(account, field, more, total=total, limit=limit, own=own)
-        return partial(self._above_share, client, field, excess / max(1, total), need_us) if excess else None
+        if not excess:
+            return None
+        free_us = excess if field is Field.PREDICTED_US else self._until_free_us(excess / max(1, total))
+        return partial(self._above_share, client, field, free_us, need_us)
 
-    def _above_share(self, client: str, field: Field, part: float, need_us: int) -> ServiceUnavailable:
+    def _above_share(self, client: str, field: Field, free_us: float, need_us: int) -> ServiceUnavailable:
         return ServiceUnavailable(
             "Your address has more than its share already, and others need the rest. Send fewer requests "
             "at a time, or try again later.",
-            self._retry_after_s(client, self._until_free_us(part), need_us),
+            self._retry_after_s(client, free_us, need_us),
             share=NAMES[field],
         )
 
@@ -502,11 +513,11 @@ class Admission:
         """Return how long the last images took an engine, with the headroom of all predictions."""
         return _HEADROOM * self._scoreboard.greatest(Cell.SERVICE_US) or _TYPICAL_US
 
-    def _expected_us(self) -> int:
-        """Return what is expected of a request of which the head is there.
+    def likely_us(self) -> int:
+        """Return the engine time that a request is likely to need, of which only the head is there.
 
-        With it, most of those that a client sends beyond its share are refused before their bodies are read:
-        the first piece of a body makes a refusal a third dearer.
+        With it, those that a client sends beyond its share are refused before their bodies are read: the
+        first piece of a body makes a refusal a third dearer.
         """
         return int(min(self._typical_us(), self._limit_us * _EXPECTED_PART))
 

@@ -47,9 +47,7 @@ asyncio.sslproto.SSLProtocol.max_size = 1 << 16
 _FULL_COLLECTION_AFTER = 50
 
 #: So many connections are accepted before the event loop serves others: each takes a third of a millisecond.
-#: Of hundreds that come together, the first ones have then sent enough to be counted before the last ones are
-#: looked at, which can be refused by their heads alone.
-_ACCEPTED_AT_ONCE = 4
+_ACCEPTED_AT_ONCE = 8
 
 #: How often the shares and the transfer rates of all connections are looked at, in seconds.
 _SWEEP_S = 1.0

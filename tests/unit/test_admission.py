@@ -807,6 +807,35 @@ def test_a_client_whose_share_has_no_room_for_another_image_is_refused_before_it
     held.enter_context(cluster.gates[1].admit(IMAGE_BYTES, None, GREEDY))  # it needs no engine
 
 
+def test_what_a_client_sends_already_is_counted_in_full_when_it_asks_for_more(held: ExitStack) -> None:
+    cluster = Cluster(max_wait_s=10.0)
+    engine_us = cluster.totals()[0]
+    begun = [  # 15 of 20 s, a tenth of a second each
+        held.enter_context(cluster.gates[number % 2].admit(IMAGE_BYTES, estimate, GREEDY))
+        for number in range(150)
+    ]
+    with pytest.raises(ServiceUnavailable) as refusal:
+        cluster.gates[0].admit(IMAGE_BYTES, estimate, GREEDY).__enter__()
+    assert refusal.value.share == "engine"
+    assert cluster.totals()[0] - engine_us < 1_000_000  # for others nothing has arrived
+    with ExitStack() as others:
+        assert fill(cluster, others, NEWCOMER) == 149
+    for ticket in begun:
+        ticket.look(nothing, IMAGE_BYTES // 2)
+        ticket.arrive(IMAGE_BYTES // 2)
+        ticket.complete(IMAGE_BYTES)  # none is refused
+
+
+def test_uploads_that_stall_do_not_keep_their_client_from_asking_for_more(held: ExitStack) -> None:
+    cluster = Cluster(max_wait_s=10.0)
+    begun = [held.enter_context(cluster.gates[0].admit(IMAGE_BYTES, estimate, GREEDY)) for _ in range(150)]
+    for ticket in begun:
+        ticket.arrive(1000)
+        ticket.look(nothing, 1000)
+        ticket.expect(1000, 1.0)
+    assert fill(cluster, held, GREEDY) > 100
+
+
 def test_a_few_images_that_take_long_close_the_door_on_nobody(held: ExitStack) -> None:
     cluster = Cluster(max_wait_s=10.0)
     for _ in range(130):
@@ -841,6 +870,7 @@ def test_the_upload_sink_takes_no_more_than_the_share_of_a_client(
     for ticket in (greedy, polite):
         ticket.arrive(1000)
         ticket.look(nothing, 1000)
+        ticket.expect(1000, 1.0)
     fill(cluster, held, GREEDY)
     assert not greedy.takes(IMAGE_BYTES // 2)
     assert polite.takes(IMAGE_BYTES // 2)
