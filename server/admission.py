@@ -34,9 +34,9 @@ _LEAST_US = 500
 #: What a request takes of each limit, at least. Most are refused for engine time, so that is looked at first.
 _LEAST = {Field.PREDICTED_US: _LEAST_US, Field.UPLOAD_BYTES: 1, Field.HELD_BYTES: 1, Field.WAITING: 1}
 
-#: Which part of all engine time is expected for a request before its image says more, at most: a few images
-#: that take long must not close the door on others.
-_EXPECTED_PART = 0.025
+#: Which part of all engine time is likely for a request before its image says more, at most: a few slow
+#: images must not get other clients refused.
+_LIKELY_PART = 0.005
 
 #: Predictions are raised by half: what was measured under a low load is too short for a high one, since
 #: uploads take the cores as well.
@@ -163,7 +163,8 @@ class Ticket:
     def arrive(self, arrived_bytes: int) -> None:
         """Count an upload of which so much is there, with what will soon arrive.
 
-        What was announced counts for nothing: headers cost their sender nothing, whatever length they name.
+        For other clients, what was announced counts for nothing: headers cost their sender nothing, whatever
+        length they name.
 
         Raises:
             ServiceUnavailable: there is no room for it, or it would wait for too long.
@@ -514,12 +515,12 @@ class Admission:
         return _HEADROOM * self._scoreboard.greatest(Cell.SERVICE_US) or _TYPICAL_US
 
     def likely_us(self) -> int:
-        """Return the engine time that a request is likely to need, of which only the head is there.
+        """Return the engine time that a request is likely to need when only its head is there.
 
-        With it, those that a client sends beyond its share are refused before their bodies are read: the
-        first piece of a body makes a refusal a third dearer.
+        With it, those that a client sends beyond its share are refused before their bodies are read: reading
+        the first piece of a body makes a refusal cost a third more.
         """
-        return int(min(self._typical_us(), self._limit_us * _EXPECTED_PART))
+        return int(min(self._typical_us(), self._limit_us * _LIKELY_PART))
 
     def _engines(self) -> int:
         return max(1, self._scoreboard.count(Cell.ENGINE_COUNTS_UNTIL_US, above=now_us()))
