@@ -46,7 +46,7 @@ _ARRIVED = memoryview(bytearray(1 << 16))
 #: read of this size is buffered for each.
 _UNSEEN_BYTES = 1 << 15
 
-#: So much of a refused body is discarded at once, in bytes; what is left of a longer one a little later.
+#: The rest of a refused body up to this size is discarded at once, a longer one later (`LINGER_UNREAD_S`).
 _LONG_REST_BYTES = 1 << 20
 
 #: How long after its keep-alive time a connection that waits for its turn is looked at again, in seconds.
