@@ -85,19 +85,22 @@ class Ticket:
         body_bytes: the length of its body; None when it is unknown.
         estimate: tells what it will cost; None when it needs no engine.
         client: the client's address, the key of its `Retry-After`.
+        likely_us: the engine time that it is likely to need, until its image says more.
 
     Attributes:
         deadline_us: no engine starts its task later, microseconds of the monotonic clock.
         account: of its client; None when that is not told apart from others.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 what is known of a request
         self,
         admission: "Admission",
         row: Row,
         body_bytes: int | None,
         estimate: Estimate | None = None,
         client: str = "",
+        *,
+        likely_us: int = 0,
     ) -> None:
         self._admission = admission
         self._row = row
@@ -113,7 +116,7 @@ class Ticket:
         self._is_over = False
         self.account = admission.account(client)
         self._upload_bytes = self._result_bytes = self._full_us = self._need_us = self._coming_us = 0
-        self._likely_us = 0 if estimate is None else admission.likely_us()
+        self._likely_us = likely_us
         self.deadline_us = now_us() + self._max_wait_us
         self._book(0, 0)
 
@@ -401,14 +404,13 @@ class Admission:
         if excess_bytes := self.excess_upload_bytes(1):
             raise self.no_room(client, excess_bytes)
         account = self.account(client)
-        least = _LEAST
-        if estimate is not None:
-            coming_us = account.used(Field.COMING_US) if account else 0
-            least = _LEAST | {Field.PREDICTED_US: self.likely_us() + coming_us}
-        for field, more in least.items():
+        likely_us = 0 if estimate is None else self._likely_us()
+        coming_us = account.used(Field.COMING_US) if account and likely_us else 0
+        for field, least in _LEAST.items():
+            more = max(least, likely_us + coming_us) if field is Field.PREDICTED_US else least
             if refusal := self.share_refusal(client, account, field, more):
                 raise refusal()
-        ticket = Ticket(self, self._row, body_bytes, estimate, client)
+        ticket = Ticket(self, self._row, body_bytes, estimate, client, likely_us=likely_us)
         try:
             yield ticket
         finally:
@@ -514,7 +516,7 @@ class Admission:
         """Return how long the last images took an engine, with the headroom of all predictions."""
         return _HEADROOM * self._scoreboard.greatest(Cell.SERVICE_US) or _TYPICAL_US
 
-    def likely_us(self) -> int:
+    def _likely_us(self) -> int:
         """Return the engine time that a request is likely to need when only its head is there.
 
         With it, those that a client sends beyond its share are refused before their bodies are read: reading

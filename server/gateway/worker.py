@@ -47,7 +47,7 @@ asyncio.sslproto.SSLProtocol.max_size = 1 << 16
 _FULL_COLLECTION_AFTER = 50
 
 #: So many connections are accepted before the event loop serves others: each takes a third of a millisecond.
-#: With eight, a health check waits a third longer while one client opens two thousand connections a second.
+#: With eight, the p99 of health checks is a third higher while one client opens 2,000 connections a second.
 _ACCEPTED_AT_ONCE = 4
 
 #: How often the shares and the transfer rates of all connections are looked at, in seconds.
