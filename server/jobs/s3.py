@@ -109,7 +109,7 @@ class S3:
             # The input is deleted before the last look at a group that is removed: either that look finds
             # this result, or the input is found missing here.
             if must_exist and not await self._has(place_of(group, f"{name.partition('.')[0]}.in")):
-                await obstore.delete_async(self._bucket, key)
+                await self._delete([key])
                 raise BlobGone(f"{group} was removed")
 
     async def keep_all(self, files: Mapping[str, FileIO], group: str) -> None:
@@ -148,7 +148,7 @@ class S3:
     async def remove(self, group: str, name: str) -> None:
         """Delete a file if it is there."""
         with _translated():
-            await obstore.delete_async(self._bucket, place_of(group, name))
+            await self._delete([place_of(group, name)])
 
     async def remove_group(self, group: str) -> None:
         """Delete all files of a group, those included that arrive meanwhile."""

@@ -4,6 +4,10 @@ import asyncio
 import json
 import os
 import resource
+import select
+import socket
+import socketserver
+import struct
 import subprocess
 import sys
 import time
@@ -11,11 +15,12 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, suppress
 from io import FileIO
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 from support.asgi import run
-from support.live_server import ROOT
+from support.live_server import DEADLINE_S, ROOT
 from support.s3 import BUCKET, URL, s3_server
 
 from server.errors import StoreAway
@@ -325,6 +330,54 @@ def test_what_others_keep_in_the_bucket_is_no_group() -> None:
         assert await groups(S3(f"{URL}/{prefix}")) == {}
 
     run(test())
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_connection_that_the_server_resets_fails_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client uses a connection again; the server resets it at the same time (RFC 9112, 9.3.1)."""
+    port = int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])
+    closed = []
+
+    class Relay(socketserver.BaseRequestHandler):
+        """Relays a request and its answer, and closes the connection once there is another request."""
+
+        def handle(self) -> None:
+            with socket.create_connection(("127.0.0.1", port)) as upstream:
+                is_answered = False
+                while ready := select.select([self.request, upstream], [], [], DEADLINE_S)[0]:
+                    is_answer = upstream in ready
+                    data = (upstream if is_answer else self.request).recv(1 << 16)
+                    if data and is_answered and not is_answer:
+                        closed.append(data)
+                        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                        self.request.close()  # with a reset: the client's write or read fails
+                        return
+                    if not data:
+                        return
+                    (self.request if is_answer else upstream).sendall(data)
+                    is_answered |= is_answer
+
+    async def test() -> None:
+        blobs, group = S3(f"{URL}/{new_id()}"), new_id()
+        await blobs.check()
+        await put(blobs, b"input", group, "0.in")
+        await put(blobs, b"result", group, "0.1.out", must_exist=True)
+        assert await get(blobs, group, "0.1.out") == b"result"
+        await blobs.remove(group, "0.1.out")
+        assert (await groups(blobs)).keys() == {group}
+        await blobs.remove_group(group)
+        with pytest.raises(BlobGone):
+            await put(blobs, b"late", group, "0.2.out", must_exist=True)
+        assert await groups(blobs) == {}
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Relay) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
+        Thread(target=server.serve_forever).start()
+        try:
+            run(test())
+        finally:
+            server.shutdown()
+    assert closed
 
 
 def test_a_server_that_does_not_answer_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
