@@ -60,7 +60,8 @@ _MOST_SURPRISE = 4
 _MOST_CORRECTION = 10
 
 #: `Retry-After` is padded by 50 %: an early retry is wasted, a late one costs little. A long one is padded by
-#: half of what is left to the longest: all clients that were told the longest would return at once.
+#: half of what is left to the longest: otherwise all that reach the longest would return at once. Those that
+#: have to wait for longer than that still do.
 _MARGIN = 0.5
 
 #: The longest `Retry-After`, in seconds.
@@ -115,7 +116,7 @@ class Ticket:
         self._is_waiting = False  # its upload is there, and it is counted among those that wait for an engine
         self._is_over = False
         self.account = admission.account(client)
-        self._upload_bytes = self._result_bytes = self._full_us = self._need_us = self._coming_us = 0
+        self._upload_bytes = self._result_bytes = self._full_us = self._need_us = self._likely_more_us = 0
         self._likely_us = likely_us
         self.deadline_us = now_us() + self._max_wait_us
         self._book(0, 0)
@@ -135,20 +136,20 @@ class Ticket:
             self._write(upload_bytes, result_bytes)
 
     def _write(self, upload_bytes: int, result_bytes: int) -> None:
-        need_us = coming_us = 0
+        need_us = likely_more_us = 0
         if self._is_working:
             share = 1 if self._is_whole else min(1, upload_bytes / (self._body_bytes or _TYPICAL_BYTES))
             need_us = max(_LEAST_US, int(self._full_us * share))
             if not self._is_whole and self._bytes_per_s is None:
-                coming_us = max(0, (self._full_us or self._likely_us) - need_us)
+                likely_more_us = max(0, (self._full_us or self._likely_us) - need_us)
         self._row[Cell.PREDICTED_US] += need_us - self._need_us
         self._row[Cell.HELD_BYTES] += upload_bytes + result_bytes - self.held_bytes
         self._row[Cell.UPLOAD_BYTES] += upload_bytes - self._upload_bytes
         self._count(Field.PREDICTED_US, need_us - self._need_us)
-        self._count(Field.COMING_US, coming_us - self._coming_us)
+        self._count(Field.LIKELY_MORE_US, likely_more_us - self._likely_more_us)
         self._count(Field.HELD_BYTES, upload_bytes + result_bytes - self.held_bytes)
         self._count(Field.UPLOAD_BYTES, upload_bytes - self._upload_bytes)
-        self._need_us, self._coming_us = need_us, coming_us
+        self._need_us, self._likely_more_us = need_us, likely_more_us
         self._upload_bytes, self._result_bytes = upload_bytes, result_bytes
 
     def _count(self, field: Field, more: int) -> None:
@@ -405,9 +406,9 @@ class Admission:
             raise self.no_room(client, excess_bytes)
         account = self.account(client)
         likely_us = 0 if estimate is None else self._likely_us()
-        coming_us = account.used(Field.COMING_US) if account and likely_us else 0
+        likely_more_us = account.used(Field.LIKELY_MORE_US) if account and likely_us else 0
         for field, least in _LEAST.items():
-            more = max(least, likely_us + coming_us) if field is Field.PREDICTED_US else least
+            more = max(least, likely_us + likely_more_us) if field is Field.PREDICTED_US else least
             if refusal := self.share_refusal(client, account, field, more):
                 raise refusal()
         ticket = Ticket(self, self._row, body_bytes, estimate, client, likely_us=likely_us)

@@ -31,7 +31,7 @@ class Field(IntEnum):
     HELD_BYTES = auto()  # of images being received, worked on or sent, and booked for results to come
     UPLOAD_BYTES = auto()  # of these, those of uploads
     PREDICTED_US = auto()  # predicted engine time that its admitted requests still need
-    COMING_US = auto()  # what its uploads are likely to need beyond that, until their rate is known
+    LIKELY_MORE_US = auto()  # what its uploads are likely to need beyond that, until their rate is known
     SPENT_US = auto()  # engine time that it has used in the last seconds
     WAITING = auto()  # requests whose upload is there, and that an engine has not finished yet
 

@@ -25,7 +25,7 @@ IMAGE_BYTES = 1_000_000
 GREEDY, NEWCOMER = "192.0.2.1", "192.0.2.2"
 
 #: What admission counts for a client.
-COUNTED = (Field.HELD_BYTES, Field.PREDICTED_US, Field.WAITING)
+COUNTED = (Field.HELD_BYTES, Field.PREDICTED_US, Field.LIKELY_MORE_US, Field.WAITING)
 
 #: What an engine took for the last image, and was expected to: a tenth of a second is predicted for one.
 LAST_US = 66_667
@@ -948,14 +948,31 @@ def test_a_client_gives_back_all_that_was_counted_for_it(held: ExitStack) -> Non
     cluster = Cluster()
     fill(cluster, held, GREEDY)
     with ExitStack() as one:
-        ticket = received(cluster.gates[0], one, client=NEWCOMER)
+        ticket = one.enter_context(cluster.gates[0].admit(IMAGE_BYTES, estimate, NEWCOMER))
         account = ticket.account
         assert account is not None
-        assert [account.used(field) for field in COUNTED] == [IMAGE_BYTES, 100_000, 1]
+        # A two-hundredth of the engine time of two engines in a second, as the image itself is not known.
+        assert [account.used(field) for field in COUNTED] == [0, 500, 9_500, 0]
+        ticket.arrive(IMAGE_BYTES // 32)
+        ticket.look(nothing, IMAGE_BYTES // 32)
+        assert [account.used(field) for field in COUNTED] == [IMAGE_BYTES // 2, 50_000, 50_000, 0]
+        ticket.complete(IMAGE_BYTES)
+        assert [account.used(field) for field in COUNTED] == [IMAGE_BYTES, 100_000, 0, 1]
         ticket.deliver(5, LAST_US, INTERACTIVE)
-        assert [account.used(field) for field in COUNTED] == [5, 0, 0]
+        assert [account.used(field) for field in COUNTED] == [5, 0, 0, 0]
     held.close()
     assert [cluster.ledger.total(field) for field in Field] == [0] * len(Field)
+
+
+def test_an_upload_whose_rate_is_known_counts_for_what_arrives_at_that_rate(held: ExitStack) -> None:
+    ticket = held.enter_context(Cluster(max_wait_s=1.0).gates[0].admit(IMAGE_BYTES, estimate, GREEDY))
+    account = ticket.account
+    assert account is not None
+    ticket.arrive(IMAGE_BYTES // 32)
+    ticket.look(nothing, IMAGE_BYTES // 32)
+    assert [account.used(field) for field in COUNTED] == [IMAGE_BYTES // 2, 50_000, 50_000, 0]
+    ticket.expect(IMAGE_BYTES // 32, IMAGE_BYTES / 32)
+    assert [account.used(field) for field in COUNTED] == [IMAGE_BYTES // 16, 6_250, 0, 0]
 
 
 def test_a_client_among_the_requests_of_another_goes_first_and_its_own_yield_to_nobody(
