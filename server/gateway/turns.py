@@ -19,8 +19,9 @@ _BUDGET = 1 << 13
 #: What a line costs in addition to its length: 120 chunks of a few bytes use up the budget.
 _LINE_COST = 1 << 6
 
-#: What a pipelined request costs.
-_REQUEST_COST = 1 << 11
+#: What a pipelined request costs. It begins only if the budget is enough for it, so there is one in each
+#: period, and something is left for a short body in chunks.
+_REQUEST_COST = 3 << 11
 
 
 class Turns:
@@ -62,11 +63,14 @@ class Turns:
         self._take(client, turn, _REQUEST_COST)
 
     def _take(self, client: Hashable, turn: Callable[[], None], cost: int) -> None:
-        if self.is_over:
-            self._waiting.setdefault(client, deque()).append((turn, cost))
-        else:
+        if self._is_enough_for(cost):
             self._spend(cost)
             turn()
+        else:
+            self._waiting.setdefault(client, deque()).append((turn, cost))
+
+    def _is_enough_for(self, cost: int) -> bool:
+        return not self.is_over and self._budget >= cost
 
     def _spend(self, cost: int) -> None:
         self._budget -= cost
@@ -77,10 +81,14 @@ class Turns:
     def _renew(self) -> None:
         self._is_due = False
         self._budget = _BUDGET
-        while self._waiting and not self.is_over:
-            client = next(iter(self._waiting))
-            queue = self._waiting.pop(client)
-            turn, cost = queue.popleft()
+        while self._waiting:
+            client, queue = next(iter(self._waiting.items()))
+            turn, cost = queue[0]
+            if not self._is_enough_for(cost):
+                break
+            queue.popleft()
+            del self._waiting[client]
             if queue:
                 self._waiting[client] = queue  # behind all others
-            self._take(client, turn, cost)
+            self._spend(cost)
+            turn()
