@@ -467,10 +467,12 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         account = self.worker.shares.account(self.client)
         return account.bucket if account else None
 
-    def _take_turn(self) -> None:
+    def _take_turn(self) -> bool:
         self._is_waiting = False
         if not self._closed:
             self._parse()
+            return True
+        return False
 
     def _feed_callback_parser(self, data: bytes) -> bool:
         """Let a pipelined request wait for its turn: gunicorn calls this with all that came behind one."""

@@ -1,6 +1,6 @@
 """The connection throttle: new connections of a client that has many are queued (ADR 25).
 
-To hand a connection to its protocol costs a worker a quarter of a millisecond, and the kernel returns them in
+To hand a connection to its protocol costs a worker a third of a millisecond, and the kernel returns them in
 the order in which they came: those of other clients would wait behind a thousand that one client opens at
 once, and engines would get no CPU time meanwhile.
 """

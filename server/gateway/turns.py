@@ -2,8 +2,9 @@
 
 A read takes in up to 64 KiB, which can be an image, or 10,000 chunks of one byte, or 1,500 requests. So
 chunks, long heads and pipelined requests are parsed within a budget. It is renewed so seldom that the worker
-and the engines have most of the time for others, and so often that a client has to send thousands of them to
-notice. Clients take turns, however many connections each has.
+and the engines have most of the time for others, and so often that a client has to send thousands of lines to
+notice; pipelined requests begin one by one, at most 500 a second. Clients take turns, however many
+connections each has.
 """
 
 import asyncio
@@ -19,8 +20,8 @@ _BUDGET = 1 << 13
 #: What a line costs in addition to its length: 120 chunks of a few bytes use up the budget.
 _LINE_COST = 1 << 6
 
-#: What a pipelined request costs. It begins only if the budget is enough for it, so there is one in each
-#: period, and something is left for a short body in chunks.
+#: What a pipelined request costs. It begins only when that much budget is left, so one begins in each period,
+#: and usually something is left for a short body in chunks.
 _REQUEST_COST = 3 << 11
 
 
@@ -33,7 +34,7 @@ class Turns:
         self._budget = _BUDGET
         self._is_due = False
         # What waits, and its cost, of each client that has anything; the client whose turn is next first.
-        self._waiting: dict[Hashable, deque[tuple[Callable[[], None], int]]] = {}
+        self._waiting: dict[Hashable, deque[tuple[Callable[[], bool | None], int]]] = {}
 
     @property
     def is_over(self) -> bool:
@@ -44,7 +45,7 @@ class Turns:
         """Take a line of so many bytes off the budget."""
         self._spend(_LINE_COST + line_bytes)
 
-    def go_on(self, client: Hashable, turn: Callable[[], None]) -> None:
+    def go_on(self, client: Hashable, turn: Callable[[], bool | None]) -> None:
         """Call a function when there is a budget again and the clients before it had their turns.
 
         Args:
@@ -53,16 +54,16 @@ class Turns:
         """
         self._take(client, turn, 0)
 
-    def begin_request(self, client: Hashable, turn: Callable[[], None]) -> None:
+    def begin_request(self, client: Hashable, turn: Callable[[], bool | None]) -> None:
         """Call a function that begins a pipelined request: at once, if there is a budget for it.
 
         Args:
             client: whose turn it is.
-            turn: begins the request.
+            turn: begins the request; returns False, and costs nothing, if its client has left.
         """
         self._take(client, turn, _REQUEST_COST)
 
-    def _take(self, client: Hashable, turn: Callable[[], None], cost: int) -> None:
+    def _take(self, client: Hashable, turn: Callable[[], bool | None], cost: int) -> None:
         if self._is_enough_for(cost):
             self._spend(cost)
             turn()
@@ -81,14 +82,20 @@ class Turns:
     def _renew(self) -> None:
         self._is_due = False
         self._budget = _BUDGET
-        while self._waiting:
-            client, queue = next(iter(self._waiting.items()))
-            turn, cost = queue[0]
-            if not self._is_enough_for(cost):
-                break
-            queue.popleft()
-            del self._waiting[client]
-            if queue:
-                self._waiting[client] = queue  # behind all others
-            self._spend(cost)
-            turn()
+        taken = 1
+        while taken and not self.is_over:
+            taken = sum(self._take_first(client) for client in list(self._waiting))
+
+    def _take_first(self, client: Hashable) -> bool:
+        """Let a client have its next turn if the budget is enough for it; otherwise it keeps its place."""
+        turn, cost = self._waiting[client][0]
+        if not self._is_enough_for(cost):
+            return False
+        queue = self._waiting.pop(client)
+        queue.popleft()
+        if queue:
+            self._waiting[client] = queue  # behind all others
+        self._spend(cost)
+        if turn() is False:
+            self._budget += cost
+        return True

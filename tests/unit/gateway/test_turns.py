@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 import pytest
@@ -257,7 +258,7 @@ def test_pipelined_requests_begin_one_by_one_and_others_are_served_between_them(
                 assert await answers == [[b"/%d 0" % at for at in range(20)]] * 100
             # What is not pipelined begins at once.
             assert max(app.starts.values()) >= 100
-            assert max(app.pipelined.values()) <= 2
+            assert max(app.pipelined.values()) == 1
 
     async def answers_of(client: Client) -> list[bytes]:
         return [(await client.read()).body for _ in range(20)]
@@ -464,6 +465,35 @@ def test_a_pipelined_request_leaves_something_for_a_short_body_in_chunks() -> No
         assert not ended.is_set()
         async with asyncio.timeout(DEADLINE_S):
             await ended.wait()
+
+    run_counting(test())
+
+
+def test_lines_do_not_wait_for_the_pipelined_requests_of_other_clients() -> None:
+    async def test() -> None:
+        turns, taken, ended = Turns(), [], asyncio.Event()
+        use_up(turns)
+        for name in ("r1", "r2", "r3"):
+            turns.begin_request(name, partial(taken.append, name))
+        turns.go_on("b", partial(taken.append, "b"))
+        turns.begin_request("r4", ended.set)
+        async with asyncio.timeout(DEADLINE_S):
+            await ended.wait()
+        assert taken == ["r1", "b", "r2", "r3"]
+
+    run_counting(test())
+
+
+def test_a_request_whose_client_has_left_takes_no_turn_from_others() -> None:
+    async def test() -> None:
+        turns, taken, ended = Turns(), [], asyncio.Event()
+        use_up(turns)
+        turns.begin_request("gone", lambda: False)
+        turns.begin_request("b", partial(taken.append, "b"))
+        turns.go_on("c", ended.set)
+        async with asyncio.timeout(DEADLINE_S):
+            await ended.wait()
+        assert taken == ["b"]
 
     run_counting(test())
 
