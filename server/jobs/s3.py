@@ -10,7 +10,7 @@ import mmap
 import re
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from io import FileIO
 
@@ -164,11 +164,16 @@ class S3:
 
     async def _delete(self, keys: Sequence[str]) -> None:
         """Delete objects; obstore repeats no request that is a POST, although this one can be repeated."""
-        for _ in range(_RETRIES):
-            with suppress(BaseError):
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + _RETRY.total_seconds()
+        for retries_left in reversed(range(_RETRIES + 1)):
+            try:
                 await obstore.delete_async(self._bucket, keys)
+            except BaseError:
+                if not retries_left or loop.time() >= end_s:
+                    raise
+            else:
                 return
-        await obstore.delete_async(self._bucket, keys)
 
     async def groups(self) -> AsyncIterator[tuple[str, float]]:
         """Iterate over all groups, each with its last change. See `Blobs`."""

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, suppress
+from datetime import timedelta
 from io import FileIO
 from pathlib import Path
 from threading import Thread
@@ -378,6 +379,29 @@ def test_a_connection_that_the_server_resets_fails_no_call(monkeypatch: pytest.M
         finally:
             server.shutdown()
     assert closed
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_deletion_is_repeated_only_for_as_long_as_other_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may take all the time of a request: a caller would wait three times as long."""
+    received = []
+
+    class Silent(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            while data := self.request.recv(1 << 16):
+                received.append(data)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Silent) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
+        monkeypatch.setattr("server.jobs.s3._REQUEST", timedelta(seconds=0.1))
+        monkeypatch.setattr("server.jobs.s3._RETRY", timedelta(0))
+        Thread(target=server.serve_forever).start()
+        try:
+            with pytest.raises(StoreAway):
+                run(S3(URL).remove(new_id(), "0.in"))
+        finally:
+            server.shutdown()
+    assert sum(data.startswith(b"POST") for data in received) == 1
 
 
 def test_a_server_that_does_not_answer_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
