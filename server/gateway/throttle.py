@@ -6,10 +6,11 @@ once, and engines would get no CPU time meanwhile.
 """
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sized
 
 from server.cluster.ledger import Account, Field
+from server.gateway.turns import next_in_turn
 from server.shares import Shares
 
 #: How often one leaves the queues, in seconds. Clients take turns.
@@ -38,7 +39,7 @@ class ConnectionThrottle:
         self._shares = shares
         self._limit = limit
         self._refused = refused
-        self._queues: dict[int, deque[asyncio.Future[bool]]] = {}  # the client whose turn is next first
+        self._queues: OrderedDict[int, deque[asyncio.Future[bool]]] = OrderedDict()
         self.queued = 0
         self._timer: asyncio.Handle | None = None
         self._is_draining = False
@@ -82,11 +83,7 @@ class ConnectionThrottle:
     def _release(self) -> None:
         for _ in range(_RELEASED_AT_ONCE if self._is_draining else 1):
             if self._queues:
-                bucket = next(iter(self._queues))
-                queue = self._queues.pop(bucket)
-                self._end(queue.popleft(), is_served=True)
-                if queue:
-                    self._queues[bucket] = queue  # behind all others
+                self._end(next_in_turn(self._queues), is_served=True)
         self._timer = None
         if self._queues:
             self._schedule()

@@ -8,8 +8,12 @@ connections each has.
 """
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
+from typing import TypeVar
+
+_T = TypeVar("_T")
+_Client = TypeVar("_Client", bound=Hashable)
 
 #: How often the budget is renewed, in seconds.
 _PERIOD_S = 0.002
@@ -28,13 +32,14 @@ _REQUEST_COST = 3 << 11
 class Turns:
     """The turns of the connections of a worker."""
 
-    __slots__ = ("_budget", "_is_due", "_waiting")
+    __slots__ = ("_begins_first", "_budget", "_is_due", "_lines", "_requests")
 
     def __init__(self) -> None:
         self._budget = _BUDGET
         self._is_due = False
-        # What waits, and its cost, of each client that has anything; the client whose turn is next first.
-        self._waiting: dict[Hashable, deque[tuple[Callable[[], bool | None], int]]] = {}
+        self._begins_first = True
+        self._lines: OrderedDict[Hashable, deque[Callable[[], object]]] = OrderedDict()
+        self._requests: OrderedDict[Hashable, deque[Callable[[], bool | None]]] = OrderedDict()
 
     @property
     def is_over(self) -> bool:
@@ -45,14 +50,17 @@ class Turns:
         """Take a line of so many bytes off the budget."""
         self._spend(_LINE_COST + line_bytes)
 
-    def go_on(self, client: Hashable, turn: Callable[[], bool | None]) -> None:
+    def go_on(self, client: Hashable, turn: Callable[[], object]) -> None:
         """Call a function when there is a budget again and the clients before it had their turns.
 
         Args:
             client: whose turn it is.
             turn: goes on with what has arrived.
         """
-        self._take(client, turn, 0)
+        if self.is_over:
+            self._lines.setdefault(client, deque()).append(turn)
+        else:
+            turn()
 
     def begin_request(self, client: Hashable, turn: Callable[[], bool | None]) -> None:
         """Call a function that begins a pipelined request: at once, if there is a budget for it.
@@ -61,17 +69,15 @@ class Turns:
             client: whose turn it is.
             turn: begins the request; returns False, and costs nothing, if its client has left.
         """
-        self._take(client, turn, _REQUEST_COST)
-
-    def _take(self, client: Hashable, turn: Callable[[], bool | None], cost: int) -> None:
-        if self._is_enough_for(cost):
-            self._spend(cost)
-            turn()
+        if self._budget >= _REQUEST_COST:
+            self._begin(turn)
         else:
-            self._waiting.setdefault(client, deque()).append((turn, cost))
+            self._requests.setdefault(client, deque()).append(turn)
 
-    def _is_enough_for(self, cost: int) -> bool:
-        return not self.is_over and self._budget >= cost
+    def _begin(self, turn: Callable[[], bool | None]) -> None:
+        self._spend(_REQUEST_COST)
+        if turn() is False:
+            self._budget += _REQUEST_COST
 
     def _spend(self, cost: int) -> None:
         self._budget -= cost
@@ -82,20 +88,31 @@ class Turns:
     def _renew(self) -> None:
         self._is_due = False
         self._budget = _BUDGET
-        taken = 1
-        while taken and not self.is_over:
-            taken = sum(self._take_first(client) for client in list(self._waiting))
+        if self._lines or self._requests:
+            self._spend(0)  # a turn may fail, and leave the others waiting
+        # Lines can use up the budget every time, and a request most of it.
+        self._begins_first = not self._begins_first
+        if self._begins_first:
+            self._begin_next()
+        while self._lines and not self.is_over:
+            next_in_turn(self._lines)()
+        self._begin_next()
 
-    def _take_first(self, client: Hashable) -> bool:
-        """Let a client have its next turn if the budget is enough for it; otherwise it keeps its place."""
-        turn, cost = self._waiting[client][0]
-        if not self._is_enough_for(cost):
-            return False
-        queue = self._waiting.pop(client)
-        queue.popleft()
-        if queue:
-            self._waiting[client] = queue  # behind all others
-        self._spend(cost)
-        if turn() is False:
-            self._budget += cost
-        return True
+    def _begin_next(self) -> None:
+        while self._requests and self._budget >= _REQUEST_COST:
+            self._begin(next_in_turn(self._requests))
+
+
+def next_in_turn(queues: OrderedDict[_Client, deque[_T]]) -> _T:
+    """Take the first of the first client's queue, and put that client behind all others.
+
+    Args:
+        queues: one for each client, none of them empty.
+    """
+    client, queue = next(iter(queues.items()))
+    first = queue.popleft()
+    if queue:
+        queues.move_to_end(client)
+    else:
+        del queues[client]
+    return first

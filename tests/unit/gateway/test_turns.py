@@ -479,7 +479,7 @@ def test_lines_do_not_wait_for_the_pipelined_requests_of_other_clients() -> None
         turns.begin_request("r4", ended.set)
         async with asyncio.timeout(DEADLINE_S):
             await ended.wait()
-        assert taken == ["r1", "b", "r2", "r3"]
+        assert taken == ["b", "r1", "r2", "r3"]
 
     run_counting(test())
 
@@ -494,6 +494,51 @@ def test_a_request_whose_client_has_left_takes_no_turn_from_others() -> None:
         async with asyncio.timeout(DEADLINE_S):
             await ended.wait()
         assert taken == ["b"]
+
+    run_counting(test())
+
+
+def test_a_connection_that_is_lost_while_its_request_waits_takes_no_turn_from_others(
+    few_turns: float,
+) -> None:
+    async def test() -> None:
+        async with gateway(Recorder()) as (served, _):
+            use_up(served.worker.turns)
+            lost, waiting = await served.connect("127.0.0.2"), await served.connect("127.0.0.3")
+            for client in (lost, waiting):
+                await client.send(GET * 2)
+                assert (await client.read()).body == b"/health 0"
+            served.protocols[0].transport.abort()
+            await served.protocols[0].lost.wait()
+            served.advance(few_turns)
+            assert (await waiting.read()).body == b"/health 0"
+
+    run_counting(test())
+
+
+def test_what_waits_for_later_costs_nothing_now(few_turns: float) -> None:
+    looked_up: list[object] = []
+
+    class Address:
+        def __hash__(self) -> int:
+            looked_up.append(self)
+            return id(self)
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        turns, taken, begun = Turns(), asyncio.Event(), asyncio.Event()
+        clock = loop.time
+        use_up(turns)
+        turns.go_on(Address(), taken.set)
+        turns.begin_request(Address(), begun.set)
+        for _ in range(1000):
+            turns.begin_request(Address(), lambda: None)
+        looked_up.clear()
+        loop.time = lambda: clock() + few_turns  # type: ignore[method-assign]
+        async with asyncio.timeout(DEADLINE_S):
+            await taken.wait()
+            await begun.wait()
+        assert len(looked_up) < 20
 
     run_counting(test())
 
