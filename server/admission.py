@@ -60,8 +60,8 @@ _MOST_SURPRISE = 4
 _MOST_CORRECTION = 10
 
 #: `Retry-After` is padded by 50 %: an early retry is wasted, a late one costs little. A long one is padded by
-#: half of what is left to the longest: otherwise all that reach the longest would return at once, as those do
-#: that would have to wait for longer.
+#: half of what is left to the longest, so waits below the longest stay different; longer ones all become the
+#: longest.
 _MARGIN = 0.5
 
 #: The longest `Retry-After`, in seconds.

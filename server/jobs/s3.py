@@ -163,7 +163,7 @@ class S3:
                 await self._delete(keys[start : start + _PAGE])
 
     async def _delete(self, keys: Sequence[str]) -> None:
-        """Delete objects; obstore repeats no request that is a POST, although this one can be repeated."""
+        """Delete objects. That is a POST, which obstore does not repeat when its connection fails."""
         loop = asyncio.get_running_loop()
         end_s = loop.time() + _RETRY.total_seconds()
         for retries_left in reversed(range(_RETRIES + 1)):

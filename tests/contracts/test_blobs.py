@@ -393,7 +393,7 @@ def test_a_deletion_is_repeated_only_for_as_long_as_other_requests(monkeypatch: 
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Silent) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
-        monkeypatch.setattr("server.jobs.s3._REQUEST", timedelta(seconds=0.1))
+        monkeypatch.setattr("server.jobs.s3._REQUEST", timedelta(seconds=1))
         monkeypatch.setattr("server.jobs.s3._RETRY", timedelta(0))
         Thread(target=server.serve_forever).start()
         try:
