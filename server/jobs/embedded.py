@@ -212,7 +212,9 @@ class EmbeddedStore:
         )
 
     def _why_it_ended(self) -> str:
-        told = self._last_line() or "it said nothing"
+        told = (
+            self._last_line() or f"it said nothing; is {find_program(self._program)} (FLIP_VALKEY) a server?"
+        )
         reason = f"the store in {self._directory} has ended at once: {told}"
         if re.search("append only file|AOF", told):
             data = self._directory / "appendonlydir"

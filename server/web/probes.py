@@ -58,7 +58,9 @@ class Readyz:
 
     async def on_get(self, _req: Request, resp: Response) -> None:
         """Answer 200 while this worker has an engine and is not draining."""
-        if self._scoreboard.is_stop_announced or self._row[Cell.STATE] == State.STOPPING:
+        if self._scoreboard.is_stop_announced:
+            raise ServiceUnavailable("This service is about to stop. Send requests to another one.")
+        if self._row[Cell.STATE] == State.STOPPING:
             raise ServiceUnavailable("This worker is about to end. Ask again on a new connection.")
         if not self._supervisor.is_ready:
             raise ServiceUnavailable("This worker has no engine at the moment. Ask again in a second.")

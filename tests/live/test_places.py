@@ -515,7 +515,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-@pytest.mark.place("a stop comes while it starts")
+@pytest.mark.place("a stop comes while it starts, after `arbiter_starting`")
 @pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["arbiter", "group"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("role", [WORKER, ENGINE])

@@ -505,6 +505,7 @@ def test_a_stop_can_be_announced_to_a_load_balancer(landscape: Path) -> None:
         server.wait_for("arbiter_draining", drain_s=3600)
         for answer in (client.get("/readyz"), httpx.get(f"{server.url}/readyz")):
             assert (answer.status_code, answer.headers["Connection"]) == (503, "close")
+            assert "Send requests to another" in answer.json()["detail"]  # all workers say the same
         answer = httpx.post(f"{server.url}/flip", content=landscape.read_bytes())
         assert (answer.status_code, answer.headers["Connection"]) == (200, "close")
         os.kill(server.pid, signal.SIGTERM)  # now

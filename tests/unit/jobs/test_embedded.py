@@ -299,6 +299,11 @@ def test_a_server_that_ends_at_once_is_told_of_in_its_last_words(path: Path, tmp
     assert why_it_does_not_start(store).endswith("has ended at once: no way")
 
 
+def test_a_program_that_is_no_server_is_told_of(path: Path, tmp_path: Path) -> None:
+    program = script(tmp_path, "true")
+    assert f"{program} (FLIP_VALKEY)" in why_it_does_not_start(EmbeddedStore(path, program))
+
+
 def test_a_server_that_does_not_answer_is_stopped(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
