@@ -32,6 +32,7 @@ _STANDARD = range(3)
 _MOST_DESCRIPTORS = 32
 
 #: Of prctl(2), seccomp(2) and landlock_create_ruleset(2).
+_PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _SECCOMP_SET_MODE_FILTER = 1
 _LANDLOCK_CREATE_RULESET_VERSION = 1
@@ -40,6 +41,9 @@ _LANDLOCK_CREATE_RULESET_VERSION = 1
 #: share a core (Spectre variant 4). Later kernels do that only on request.
 _SECCOMP_FILTER_FLAG_SPEC_ALLOW = 1 << 2
 _SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3
+
+#: What importing ctypes raises where no memory may be made executable.
+_NO_CTYPES = (ImportError, MemoryError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +60,16 @@ class Jail:
 
 
 def enter(*, nice: int, memory_bytes: int) -> None:
-    """Confine this process irrevocably.
+    """Confine this process irrevocably, and have the kernel kill it when its worker ends.
+
+    An engine at work would not notice that before its task ends, and one that was taken over never.
 
     Args:
         nice: how far it stands behind workers, or a health check waits for an image (nice(2)).
         memory_bytes: most address space (RLIMIT_AS of setrlimit(2)).
     """
+    with suppress(*_NO_CTYPES):
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     os.nice(nice)
@@ -153,7 +161,7 @@ def enter_jail(machine: str | None = None) -> Jail:
     """
     try:
         call = _system_call()
-    except (ImportError, MemoryError):  # ctypes cannot be loaded where no memory may be made executable
+    except _NO_CTYPES:
         return Jail(missing=("landlock", "seccomp"))
     # A module that was not loaded in time is then an ImportError that names it, and not a violation.
     sys.meta_path[:] = [BuiltinImporter, FrozenImporter]
@@ -169,6 +177,12 @@ def enter_jail(machine: str | None = None) -> Jail:
     return Jail((*missing, "seccomp_listener" if is_entered else "seccomp"))
 
 
+def _prctl(option: int, argument: int) -> None:
+    import ctypes  # noqa: PLC0415 as below
+
+    ctypes.CDLL(None).prctl(option, *map(ctypes.c_long, (argument, 0, 0, 0)))
+
+
 #: Calls a system call by its number.
 _Call = Callable[..., int]
 
@@ -179,7 +193,7 @@ def _system_call() -> _Call:
 
     library = ctypes.CDLL(None)
     library.syscall.restype = ctypes.c_long
-    library.prctl(_PR_SET_NO_NEW_PRIVS, *map(ctypes.c_long, (1, 0, 0, 0)))
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
     def call(*numbers: int) -> int:
         return int(library.syscall(*map(ctypes.c_long, numbers)))  # a plain integer would have 32 bits

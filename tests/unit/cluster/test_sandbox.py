@@ -9,7 +9,9 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from support.live_server import DEADLINE_S
 
+from benchmarks.harness import processes
 from server.cluster.sandbox import prefer_for_oom_kill
 
 ROOT = Path(__file__).parents[3]
@@ -48,6 +50,24 @@ def test_an_engine_is_behind_workers_and_has_a_limit_of_memory() -> None:
     result = confined("print(os.nice(0), resource.getrlimit(resource.RLIMIT_AS))")
     assert result.stdout == f"{os.nice(0) + 3} {(MEMORY_BYTES, MEMORY_BYTES)}\n"
     assert confined("bytes(2 << 30)").stderr.endswith("MemoryError\n")
+
+
+def test_an_engine_that_listens_to_nothing_ends_with_its_worker() -> None:
+    code = f"""
+        import os
+        from server.cluster import sandbox
+        if os.fork():
+            os.wait()
+        sandbox.enter(nice=3, memory_bytes={MEMORY_BYTES})
+        print(os.getpid(), flush=True)
+        while True:
+            pass
+    """
+    with subprocess.Popen([sys.executable, "-c", dedent(code)], cwd=ROOT, stdout=subprocess.PIPE) as worker:
+        assert worker.stdout is not None
+        engine = int(worker.stdout.readline())
+        worker.kill()
+        processes.wait_until_gone(engine, DEADLINE_S)
 
 
 def test_a_background_engine_gets_only_the_cpu_time_that_is_left() -> None:
