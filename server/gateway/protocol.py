@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import select
 import socket
 import struct
 import termios
@@ -104,7 +105,9 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
 
     worker: "Worker"
     _closed: bool
-    _callback_parser: Any  # these two are None once the connection is gone
+    transport: Any  # these four are None once the connection is gone
+    _wire: Any  # which writes to the socket: over TLS another one
+    _callback_parser: Any
     _body_receiver: Any
     _rate: TransferRate  # from connection_made on: over TLS that is after the handshake
 
@@ -117,6 +120,7 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         self._unread: Ticket | None = None  # of earlier requests, until their client was seen to have read it
         self._unread_end = 0  # what was written when the last of them ended
         self._linger = LingeringClose()
+        self._closing_since_s: float | None = None  # when that was seen
         self._is_waiting = False  # for a turn to parse what has arrived
         self._bytes_per_s = inf  # of the transfer that is under way; until it is measured it is no slow one
         self._was_download = False  # when that was measured
@@ -198,6 +202,8 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         """Break cycles, so that no garbage is left: to collect it stops the worker (ADR 4)."""
         if not self._finishing_calls:
             self._callback_parser = self._body_receiver = None
+            # Over TLS, asyncio's protocol refers to this one.
+            self.transport = self._wire = self.writer = self._flow_control = None
         self._leave_lost_place()
 
     def _has_place(self) -> bool:
@@ -277,8 +283,14 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
 
     def check_rate(self, now_s: float) -> bool:
         """Disconnect the client if it is too slow, and say whether it was; called about once a second."""
-        if self.transport is None:  # a TLS handshake has a time limit of its own
+        if self.transport is None or self._conn_lost_handled:  # a TLS handshake has a time limit of its own
             return False
+        if self._has_left():
+            self.eof_received()
+            self.transport.close()
+        if self._is_closed_only_here(now_s):
+            self.transport.abort()
+            return True
         stage, moved_bytes = self._progress()
         held_bytes = self._hold_unread(moved_bytes if stage is Stage.DOWNLOAD else self._written_bytes)
         reading = self._rate.read(stage, moved_bytes, now_s, held_bytes)
@@ -291,6 +303,21 @@ class Protocol(ASGIProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]  #
         if is_to_end:
             self._end_slow(stage)
         return is_to_end
+
+    def _has_left(self) -> bool:
+        """Say whether the client has ended its side of a connection that is not read at the moment."""
+        if not self._reading_paused or self.transport.is_closing():
+            return False
+        poll = select.poll()
+        poll.register(self._socket, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
+    def _is_closed_only_here(self, now_s: float) -> bool:
+        """Say whether the client has taken all and does not close: over TLS asyncio waits 30 s for that."""
+        if not self.transport.is_closing() or self._unsent_bytes():
+            return False
+        self._closing_since_s = self._closing_since_s or now_s
+        return now_s >= self._closing_since_s + LINGER_S
 
     def _hold_unread(self, read_bytes: int) -> int:
         """Let what the client has not taken of its results count as theirs; returns how much they hold.

@@ -48,7 +48,12 @@ def client(server: LiveServer) -> Iterator[httpx.Client]:
 
 
 #: What is logged, at any time, about jobs that were submitted before.
-OF_JOBS = {"engine_online", "engine_retired", "job_failed"}
+OF_JOBS = {
+    "engine_online",
+    "engine_retired",
+    "job_failed",
+    "job_files_gone",  # the rest of its batch was refused meanwhile
+}
 
 
 @pytest.fixture(autouse=True)

@@ -325,6 +325,33 @@ def test_half_a_request_that_waits_for_its_turn_is_closed_after_it(few_turns: fl
     run_counting(test())
 
 
+@pytest.mark.parametrize(
+    "rest",
+    [
+        pytest.param(GET, id="pipelined"),
+        pytest.param(GET[:-2] + b"x: %s\r\n" % (b"y" * 900) * 60, id="half a head"),
+        pytest.param(CHUNKED + CHUNK * 5000, id="chunks"),
+    ],
+)
+def test_a_client_that_leaves_while_it_is_not_read_loses_its_place(few_turns: float, rest: bytes) -> None:
+    async def test() -> None:
+        async with gateway(Recorder()) as (served, _):
+            client = await served.connect()
+            use_up(served.worker.turns)
+            await client.send(GET + rest)
+            assert (await client.read()).body == b"/health 0"
+            await client.read_nothing()
+            client.close()
+            (protocol,) = served.protocols
+            async with asyncio.timeout(DEADLINE_S):
+                while not protocol.lost.is_set():
+                    served.check_rates()
+                    await asyncio.sleep(0)
+            assert not served.worker.connections
+
+    run_counting(test())
+
+
 def test_what_comes_while_a_pipelined_request_waits_is_put_behind_it() -> None:
     async def test() -> None:
         async with gateway(Recorder()) as (served, _):

@@ -1,11 +1,13 @@
 """The worker as gunicorn runs it, in the test's own process: its protocol, its backlog, its drain."""
 
 import asyncio
+import gc
 import os
 import signal
 import socket
 import ssl
 import struct
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
@@ -603,12 +605,16 @@ async def serving_tls(directory: Path, connections: int) -> AsyncIterator[tuple[
         served.worker.drain()
 
 
-async def answer_over_tls(sock: socket.socket) -> bytes:
+def trusting() -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+async def answer_over_tls(sock: socket.socket) -> bytes:
     async with asyncio.timeout(DEADLINE_S):
-        reader, writer = await asyncio.open_connection(sock=sock, ssl=context, server_hostname="localhost")
+        reader, writer = await asyncio.open_connection(sock=sock, ssl=trusting(), server_hostname="localhost")
         writer.write(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         answer = await reader.read()
         writer.close()
@@ -638,6 +644,55 @@ def test_connections_count_before_their_handshakes_end(tmp_path: Path) -> None:
             assert account.used(Field.CONNECTIONS) == 0
 
     run(test())
+
+
+def test_a_client_that_does_not_close_a_connection_that_ended_is_not_waited_for(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with serving_tls(tmp_path, 10) as (served, listener):
+            _, writer = await asyncio.open_connection(
+                sock=opened(listener, POLITE), ssl=trusting(), server_hostname="localhost"
+            )
+            writer.transport.pause_reading()  # from now on it notices nothing
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            async with asyncio.timeout(DEADLINE_S):
+                while served.worker.connections:
+                    for connection in tuple(served.worker.connections):
+                        connection.check_rate(served.worker.loop.time())
+                    served.advance(0.01)
+                    await asyncio.sleep(0)
+            writer.transport.abort()
+
+    run(test())
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"])
+def test_a_connection_that_was_closed_over_tls_leaves_no_garbage(tmp_path: Path, sent: bytes) -> None:
+    async def test() -> None:
+        async with serving_tls(tmp_path, 10) as (served, listener):
+            _, writer = await asyncio.open_connection(
+                sock=opened(listener, POLITE), ssl=trusting(), server_hostname="localhost"
+            )
+            await connections_are(served, 1)
+            async with asyncio.timeout(DEADLINE_S):
+                while (connection := next(iter(served.worker.connections))).transport is None:  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+                writer.write(sent)
+                while connection._received_bytes < len(sent):  # noqa: ASYNC110 nothing tells
+                    await asyncio.sleep(0)
+            gone = weakref.ref(connection)
+            del connection
+            writer.transport.abort()
+            await connections_are(served, 0)
+            async with asyncio.timeout(DEADLINE_S):
+                while gone() is not None:  # noqa: ASYNC110 nothing tells
+                    await asyncio.sleep(0)
+
+    gc.collect()
+    gc.disable()
+    try:
+        run(test())
+    finally:
+        gc.enable()
 
 
 def test_connections_to_be_refused_count_before_their_handshakes_end(tmp_path: Path) -> None:
