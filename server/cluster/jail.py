@@ -186,6 +186,13 @@ class _Check:
 _PROT_EXEC = 0x4
 _NOT_EXECUTABLE = (_Check(2, (0,), mask=_PROT_EXEC),)
 _AT_EMPTY_PATH = 0x1000
+_MADV_NORMAL, _MADV_RANDOM, _MADV_SEQUENTIAL, _MADV_WILLNEED, _MADV_DONTNEED = range(5)
+_MADV_FREE, _MADV_HUGEPAGE, _MADV_NOHUGEPAGE = 8, 14, 15
+#: What allocators use. Others poison pages (for CAP_SYS_ADMIN), or merge them with those of other processes.
+_ADVICE = (
+    *(_MADV_NORMAL, _MADV_RANDOM, _MADV_SEQUENTIAL, _MADV_WILLNEED, _MADV_DONTNEED),
+    *(_MADV_FREE, _MADV_HUGEPAGE, _MADV_NOHUGEPAGE),
+)
 _F_GETFD, _F_GETFL, _F_DUPFD_CLOEXEC = 1, 3, 1030
 _SOL_SOCKET = 1
 _SO_TYPE, _SO_PROTOCOL, _SO_DOMAIN = 3, 38, 39
@@ -209,7 +216,8 @@ def _allowed(pid: int) -> dict[str, tuple[_Check, ...]]:
         **dict.fromkeys(("poll", "ppoll", "epoll_wait", "epoll_pwait"), ()),
         # memory, but no new code
         **dict.fromkeys(("mmap", "mprotect"), _NOT_EXECUTABLE),
-        **dict.fromkeys(("munmap", "mremap", "madvise", "brk"), ()),
+        **dict.fromkeys(("munmap", "mremap", "brk"), ()),
+        "madvise": (_Check(2, _ADVICE),),
         # time, randomness, and what the C library asks about the machine before it sorts or counts cores
         **dict.fromkeys(("clock_gettime", "gettimeofday", "clock_nanosleep", "nanosleep"), ()),
         **dict.fromkeys(("setitimer", "getrandom", "sysinfo"), ()),

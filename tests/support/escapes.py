@@ -65,6 +65,9 @@ ESCAPES: Mapping[str, Callable[[], object]] = {
     "ignore the time limit": lambda: signal.signal(signal.SIGALRM, signal.SIG_IGN),
     "map memory for code": lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC),
     "make memory executable": lambda: LIBC.mprotect(None, 4096, 5),
+    "poison a page": lambda: LIBC.madvise(None, 0, 100),  # MADV_HWPOISON, for CAP_SYS_ADMIN
+    "take a page offline": lambda: LIBC.madvise(None, 0, 101),  # MADV_SOFT_OFFLINE, as above
+    "merge its pages with those of others": lambda: LIBC.madvise(None, 0, 12),  # MADV_MERGEABLE
     # what it may do
     "abort": os.abort,
     "ask for a module": lambda: __import__("wave"),

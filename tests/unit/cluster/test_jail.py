@@ -30,14 +30,14 @@ HEADERS = {
 NEEDED = [
     *("read", "write", "pread64", "pwrite64", "lseek", "ftruncate", "close", "fstat"),
     *("recvmsg", "sendmsg", "sendto", "getsockname", "ppoll", "epoll_pwait"),
-    *("munmap", "mremap", "madvise", "brk", "futex", "getcwd"),
+    *("munmap", "mremap", "brk", "futex", "getcwd"),
     *("clock_gettime", "setitimer", "getrandom", "sysinfo", "getpid", "exit_group", "rt_sigreturn"),
     *("readv", "writev", "nanosleep", "clock_nanosleep", "gettimeofday", "gettid", "sched_yield"),
     *("restart_syscall", "rt_sigprocmask", "exit"),
 ]
 
 #: Allowed with some arguments, zeros among them.
-HARMLESS = ["mmap", "mprotect", "sched_getaffinity"]
+HARMLESS = ["mmap", "mprotect", "madvise", "sched_getaffinity"]
 
 #: Only x86-64 has them.
 OLD = ["poll", "epoll_wait"]
@@ -104,6 +104,8 @@ def test_everything_else_is_denied(machine: str, name: str) -> None:
     [
         ("mmap", (0, 4096, 3), (0, 4096, 4)),
         ("mprotect", (0, 4096, 1), (0, 4096, 7)),
+        *(("madvise", (0, 4096, good), (0, 4096, 100)) for good in (0, 4, 8, 14, 15)),  # MADV_HWPOISON
+        *(("madvise", (0, 4096, 4), (0, 4096, bad)) for bad in (9, 12, 21, 101)),
         ("newfstatat", (5, 1, 2, 0x1000), (5, 1, 2, 0)),
         ("fcntl", (5, 1030, 0), (5, 4, 0)),
         ("fcntl", (5, 3, 0), (5, 1033, 0)),

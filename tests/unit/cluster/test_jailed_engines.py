@@ -101,6 +101,9 @@ VIOLATIONS = {
     "ignore the time limit": {"rt_sigaction"},
     "map memory for code": {"mmap"},
     "make memory executable": {"mprotect"},
+    "poison a page": {"madvise"},
+    "take a page offline": {"madvise"},
+    "merge its pages with those of others": {"madvise"},
 }
 
 
