@@ -666,10 +666,15 @@ def _check_head(request: CallbackRequest) -> None:
 
     Raises:
         _UnknownMethod: gunicorn answers 501 (RFC 9110, section 9.1).
+        UnsupportedTransferCoding: gunicorn answers 501 (RFC 9112, section 6.1).
         ParseError: gunicorn answers 400.
     """
     if request.method not in METHODS:
         raise _UnknownMethod(f"the method {request.method} is unknown")
+    # gunicorn accepts others in front of it, but does not decode them. `identity` is none since RFC 7230.
+    codings = [value for name, value in request.headers_bytes if name == b"transfer-encoding"]
+    if any(coding.lower() != b"chunked" for coding in codings):
+        raise UnsupportedTransferCoding("a transfer coding is unknown")
     hosts = [value for name, value in request.headers_bytes if name == b"host"]
     if request.version >= (1, 1) and not hosts:
         raise ParseError("there is no Host header")

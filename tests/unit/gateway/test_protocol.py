@@ -336,6 +336,25 @@ def test_an_unknown_method_gets_501_and_a_known_one_reaches_the_app() -> None:
     run(test())
 
 
+@pytest.mark.parametrize(
+    "coding", [b"gzip, chunked", b"Deflate, Chunked", b"identity, chunked", b"x-gzip, chunked"]
+)
+def test_a_body_in_another_coding_than_chunked_gets_501_and_does_not_reach_the_app(coding: bytes) -> None:
+    async def test() -> None:
+        async with gateway(say_length) as (served, events):
+            client = await served.connect()
+            await client.send(
+                b"POST / HTTP/1.1\r\nHost: a\r\nX-Request-ID: b\r\nTransfer-Encoding: %s\r\n\r\n" % coding
+            )
+            await client.send(b"5\r\nhello\r\n0\r\n\r\n")
+            answer = await client.read()
+            assert (answer.status, answer.headers["connection"]) == (501, "close")
+            assert "no transfer coding but chunked" in detail(answer)
+            assert lines(events)[-1][2] == 501
+
+    run(test())
+
+
 def test_an_upgrade_is_ignored() -> None:
     async def test() -> None:
         async with gateway(say_length) as (served, _):
