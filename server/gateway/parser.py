@@ -91,6 +91,13 @@ class Parser(PythonProtocol):  # type: ignore[misc]  # gunicorn has no types
         if not (colon and self._is_valid_token(name)) or self._has_invalid_header_chars(value.strip(b" \t")):
             raise InvalidHeader("a line of the trailer is no field")
 
+    def _is_valid_method(self, method: bytes) -> bool:
+        """Take every token (RFC 9110, section 9.1): gunicorn wants 3 to 20 bytes and no small letters.
+
+        Those that no resource has get 501 once the head is complete.
+        """
+        return self._is_valid_token(method)
+
     def _is_valid_token(self, data: bytes) -> bool:
         return _TOKEN.fullmatch(data) is not None
 

@@ -83,6 +83,7 @@ TABLE: dict[str, dict[str, str]] = {
         "gunicorn.asgi.parser:PythonProtocol._parse_request_line": "2295af1487d5d5fa",
         "gunicorn.asgi.parser:PythonProtocol._parse_headers": "890b1e01a1cb80e2",
         "gunicorn.asgi.parser:PythonProtocol._parse_chunked_body": "4deee74ecc58a811",
+        "gunicorn.asgi.parser:PythonProtocol._is_valid_method": "4c6c70c32b8bf89a",
         "gunicorn.asgi.parser:PythonProtocol._is_valid_token": "2c69a85100b2e882",
         "gunicorn.asgi.parser:PythonProtocol._has_invalid_header_chars": "4170d04b3017bbd6",
         "gunicorn.asgi.parser:CallbackRequest.from_parser": "00b1014b04c1de34",

@@ -161,7 +161,13 @@ HEADS: Rows = {
     "a line without end": (b"GET /" + b"a" * 1_000_000, (414,)),
     "a long query": (get(target=b"/flip?" + b"a" * 10_000), (414,)),
     "a long method": (b"G" * 1_000_000, (414,)),
-    "a method in small letters": (b"get /healthz HTTP/1.1\r\nHost: a\r\n\r\n", (400,)),
+    **{
+        f"method {method!r}": (method + b" /healthz HTTP/1.1\r\nHost: a\r\n\r\n", (501,))
+        for method in (b"get", b"F!", b"Purge", b"OP", b"X", b"!#$%&'*+-.^_`|~09AZaz", b"G" * 30)
+    },
+    "a method of almost a line": (b"G" * 4000 + b" /healthz HTTP/1.1\r\nHost: a\r\n\r\n", (501,)),
+    "a method longer than a line": (b"G" * 5000 + b" /healthz HTTP/1.1\r\nHost: a\r\n\r\n", (414,)),
+    "no method": (b" /healthz HTTP/1.1\r\nHost: a\r\n\r\n", (400,)),
     "a method that is none": (b"G@T /healthz HTTP/1.1\r\nHost: a\r\n\r\n", (400,)),
     "a method of tomorrow": (b"BREW /flip HTTP/1.1\r\nHost: a\r\n\r\n", (501,)),
     "HTTP/0.9": (b"GET /healthz\r\n\r\n", (400,)),

@@ -138,12 +138,12 @@ REFUSED: Rows = {
             (b"GET /healthz HTTP/1,1", _BAD), (b"GET /healthz HTTP/11", _BAD), (b"GET /healthz HTTP/-1.1", _BAD), (b"GET /healthz http/1.1", _BAD),
             (b"GET /healthz", _BAD), (b"GET /healthz ", _BAD), (b"GET/healthz HTTP/1.1", _BAD), (b"GET /health z HTTP/1.1", _BAD),
             (b" GET /healthz HTTP/1.1", _BAD), (b"\tGET /healthz HTTP/1.1", _BAD), (b"GET\x0b/healthz HTTP/1.1", _BAD), (b"/healthz HTTP/1.1", _BAD),
-            (b"HTTP/1.1 200 OK", _BAD), (b"GE /healthz HTTP/1.1", _BAD), (b"G\xc3\x89T /healthz HTTP/1.1", _BAD), (b"GE#T /healthz HTTP/1.1", _BAD),
+            (b"HTTP/1.1 200 OK", _BAD), (b"GE /healthz HTTP/1.1", _UNKNOWN), (b"G\xc3\x89T /healthz HTTP/1.1", _BAD), (b"GE#T /healthz HTTP/1.1", _UNKNOWN),
             (b"GET: /healthz HTTP/1.1", _BAD), (b'"GET" /healthz HTTP/1.1', _BAD), (b"GET\x00 /healthz HTTP/1.1", _BAD),
             (b"ANNOUNCE /healthz HTTP/1.0", _UNKNOWN), (b"MKCOLA /healthz HTTP/1.1", _UNKNOWN), (b"M-SEARCH * HTTP/1.1", _BAD),
             (b"M-SEARCH /healthz HTTP/1.1", _UNKNOWN), (b"PROPFIND /healthz HTTP/1.1", _UNKNOWN), (b"PURGE /healthz HTTP/1.1", _UNKNOWN),
             (b"GETT /healthz HTTP/1.1", _UNKNOWN), (b"WEBSOCKET /healthz HTTP/1.1", _UNKNOWN), (b"CONNECT a:80 HTTP/1.1", _UNKNOWN),
-            (b"CONNECT [::1]:80 HTTP/1.1", _UNKNOWN), (b"G" * 20 + b" /healthz HTTP/1.1", _UNKNOWN), (b"G" * 21 + b" /healthz HTTP/1.1", _BAD),
+            (b"CONNECT [::1]:80 HTTP/1.1", _UNKNOWN), (b"G" * 20 + b" /healthz HTTP/1.1", _UNKNOWN), (b"G" * 21 + b" /healthz HTTP/1.1", _UNKNOWN),
         )
     },
     **{

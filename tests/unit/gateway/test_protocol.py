@@ -337,6 +337,27 @@ def test_an_unknown_method_gets_501_and_a_known_one_reaches_the_app() -> None:
 
 
 @pytest.mark.parametrize(
+    ("method", "status"),
+    [
+        *((method, 501) for method in (b"get", b"Purge", b"OP", b"F!", b"G" * 30)),
+        *((method, 400) for method in (b"G@T", b"", b"G\xe4T")),
+        (b"G" * 5000, 414),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_every_token_is_a_method_that_may_be_unknown(method: bytes, status: int) -> None:
+    async def test() -> None:
+        async with gateway(say_length) as (served, events):
+            client = await served.connect()
+            await client.send(b"%s / HTTP/1.1\r\nHost: a\r\nX-Request-ID: b\r\n\r\n" % method)
+            answer = await client.read()
+            assert (answer.status, answer.headers["connection"]) == (status, "close")
+            assert lines(events)[-1][2] == status
+
+    run(test())
+
+
+@pytest.mark.parametrize(
     "coding", [b"gzip, chunked", b"Deflate, Chunked", b"identity, chunked", b"x-gzip, chunked"]
 )
 def test_a_body_in_another_coding_than_chunked_gets_501_and_does_not_reach_the_app(coding: bytes) -> None:
