@@ -74,8 +74,12 @@ class Transform:
                     account=ticket.account,
                     lane=ticket.queue(),
                 )
-        except TooLate as error:
-            raise ticket.refusal() from error
+        except BaseException as error:
+            # Before a byte of the answer is written: another worker may get the client's next request first.
+            ticket.give_back()
+            if isinstance(error, TooLate):
+                raise ticket.refusal() from error
+            raise
         exchange.resources.callback(self._memory_files.give_back, result)
         size = os.fstat(result.fileno()).st_size
         ticket.deliver(size, done.spent.service_us, role)

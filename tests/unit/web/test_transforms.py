@@ -249,6 +249,34 @@ def test_nothing_stays_counted_afterwards(error: BaseException | None) -> None:
     assert (service.row[Cell.HELD_BYTES], service.row[Cell.PREDICTED_US]) == (0, 0)
 
 
+@pytest.mark.parametrize(
+    "error", [TooLate(), DamagedImage("no"), PoisonImage("no"), ServiceUnavailable("full"), EngineBug("ours")]
+)
+def test_nothing_is_counted_for_a_refused_request_when_its_answer_begins(error: BaseException) -> None:
+    service = Service(error)
+    account = service.membership.page.account("10.0.0.1")
+    counted: list[list[int]] = []
+    envelope: Any = service.app
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async def look_and_send(message: Any) -> None:
+            counted.append(
+                [
+                    *(account.used(each) for each in Field if each is not Field.SPENT_US),
+                    *(service.row[cell] for cell in (Cell.PREDICTED_US, Cell.HELD_BYTES, Cell.UPLOAD_BYTES)),
+                ]
+            )
+            await send(message)
+
+        await envelope(scope, receive, look_and_send)
+
+    service.app = app  # type: ignore[assignment]
+    with closing(service):
+        run(service.post())
+    assert counted
+    assert not any(counted[0])
+
+
 def test_the_result_is_booked_while_the_engine_works() -> None:
     service = Service()
     image = b"qoif" + struct.pack(">II", 300, 400) + b"\3\0" + bytes(20)
