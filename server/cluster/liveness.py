@@ -1,5 +1,6 @@
 """Liveness: whether a process is stopped or stuck, judged by what can be seen of it (proc(5))."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,9 @@ class Sign:
 
 
 class Watch:
-    """Decides when an engine is hung: stopped, frozen, or stuck.
+    """Decides when an engine is hung: stopped, frozen, stuck, or at one task for too long.
+
+    The last is the kernel's to end. An engine that was taken over can disarm the timer, and work on.
 
     It counts looks instead of reading a clock: when the worker itself was stopped or the machine suspended,
     no time has passed for the engine either. One that waits for a core, or is being debugged, is not hung.
@@ -41,21 +44,37 @@ class Watch:
         hung_after_s: for how long an engine may show no sign of life while it is stopped or idle, in seconds.
         timeout_s: for how much longer while it boots, waits for a disk or has a task, in seconds: a machine
             that swaps is slow, and the kernel ends a task that takes too long.
+        is_background: whether the CPU time of a task is limited, instead of its time.
     """
 
-    def __init__(self, hung_after_s: float, timeout_s: float) -> None:
+    def __init__(self, hung_after_s: float, timeout_s: float, *, is_background: bool = False) -> None:
         self._most = most_looks(hung_after_s)
         self._most_when_busy = most_looks(hung_after_s + timeout_s)
+        self._most_cpu = (hung_after_s + timeout_s) * os.sysconf("SC_CLK_TCK")
+        self._is_background = is_background
         self._silent = 0
         self._last: Sign | None = None
+        self._task_looks = 0  # at the current task, after the first
+        self._task_cpu = 0  # what the engine had used at the first
 
     def is_hung(self, sign: Sign) -> bool:
         """Take another look into account, and decide; to be called every `LOOK_EVERY_S` seconds."""
+        if self._is_at_it_for_too_long(sign):
+            return True
         is_alive = sign != self._last or sign.state in {RUNNING, TRACED}
         self._last = sign
         self._silent = 0 if is_alive and sign.state != STOPPED else self._silent + 1
         is_busy = sign.task != 0 or sign.beats == 0 or sign.state == UNINTERRUPTIBLE
         return self._silent >= (self._most_when_busy if is_busy and sign.state != STOPPED else self._most)
+
+    def _is_at_it_for_too_long(self, sign: Sign) -> bool:
+        if sign.task == 0 or self._last is None or sign.task != self._last.task:
+            self._task_looks, self._task_cpu = 0, sign.cpu
+        elif sign.state != TRACED:
+            self._task_looks += 1
+        if self._is_background:
+            return sign.cpu - self._task_cpu > self._most_cpu
+        return self._task_looks > self._most_when_busy
 
 
 def most_looks(seconds: float) -> int:

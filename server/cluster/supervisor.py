@@ -276,9 +276,10 @@ class Supervisor:
         self, process: Child, recorder: FlightRecorder, wait: Callable[[], Awaitable[T]]
     ) -> T:
         """Wait for something that its end ends too, and kill an engine that hangs meanwhile."""
-        if not self._config.hung_after_s:
+        config = self._config
+        if not config.hung_after_s:
             return await wait()
-        watch = Watch(self._config.hung_after_s, self._config.timeout_s)
+        watch = Watch(config.hung_after_s, config.timeout_s, is_background=config.is_background)
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY_S):

@@ -14,8 +14,8 @@ from server.cluster.liveness import Sign, Watch, read_state
 HUNG_AFTER_S, TIMEOUT_S = 3.0, 5.0
 
 
-def looks_until_hung(signs: Iterable[Sign]) -> int | None:
-    watch = Watch(HUNG_AFTER_S, TIMEOUT_S)
+def looks_until_hung(signs: Iterable[Sign], *, is_background: bool = False) -> int | None:
+    watch = Watch(HUNG_AFTER_S, TIMEOUT_S, is_background=is_background)
     return next((look for look, sign in enumerate(signs, 1) if watch.is_hung(sign)), None)
 
 
@@ -30,7 +30,6 @@ def looks_until_hung(signs: Iterable[Sign]) -> int | None:
         (Sign("T", 7, 0, 0), 3),
         (Sign("S", 7, 1, 9), 9),
         (Sign("D", 7, 1, 9), 9),
-        (Sign("R", 7, 1, 9), None),
         (Sign("R", 7, 0, 9), None),
         (Sign("t", 7, 1, 9), None),
     ],
@@ -43,13 +42,38 @@ def test_an_engine_that_stays_as_it_is(sign: Sign, looks: int | None) -> None:
     "signs",
     [
         [Sign("S", 7, 0, beats) for beats in range(100)],  # idle
-        [Sign("S", cpu, 1, 9) for cpu in range(100)],  # at work
+        [Sign("S", cpu, 1 + cpu // 8, 9) for cpu in range(100)],  # at work
         [Sign("S", 7, task, 9) for task in range(1, 100)],  # at work, on images that cost little
         [Sign("S", 7, 0, beats // 3) for beats in range(100)],  # starved now and then
     ],
 )
 def test_an_engine_that_shows_a_sign_of_life_is_not_hung(signs: list[Sign]) -> None:
     assert looks_until_hung(signs) is None
+
+
+#: Of the kernel's clock, in each second.
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def test_an_engine_that_is_at_one_task_for_longer_than_its_timer_allows_is_hung() -> None:
+    # At the tenth look, nine seconds after the first, which leaves the timer one more than eight.
+    spinning = [Sign("R", TICKS * look, 1, 9) for look in range(100)]
+    assert looks_until_hung(spinning) == 10
+    assert looks_until_hung([Sign("R", 7, 1, 9)] * 100) == 10  # it waits for a core
+    idle = [Sign("S", 0, 0, beats) for beats in range(100)]
+    assert looks_until_hung([*idle, *spinning]) == 110
+
+
+def test_a_background_engine_is_limited_by_cpu_time() -> None:
+    def looks(ticks_each: int) -> int | None:
+        signs = [Sign("R", ticks_each * look, 1, 9) for look in range(100)]
+        return looks_until_hung(signs, is_background=True)
+
+    assert looks(TICKS) == 10
+    assert looks(TICKS // 2) == 18
+    assert looks(0) is None  # it waits for a core
+    many = [Sign("R", TICKS * look, 1 + look // 8, 9) for look in range(100)]
+    assert looks_until_hung(many, is_background=True) is None
 
 
 def test_an_engine_is_not_hung_after_one_silent_look() -> None:

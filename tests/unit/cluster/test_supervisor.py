@@ -9,7 +9,7 @@ import signal
 import threading
 import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import replace
 from io import FileIO
 from pathlib import Path
@@ -561,6 +561,31 @@ def test_an_idle_engine_is_let_live() -> None:
                 os.kill(background, signal.SIGSTOP)  # shows that engines have been looked at often enough
                 await cluster.until(lambda: cluster.logged("engine_hung"))
             assert [event["pid"] for event in cluster.logged("engine_hung")] == [background]
+
+    until_done(test)
+
+
+@pytest.mark.parametrize("role", ["interactive", "background"])
+def test_an_engine_that_disarms_its_timer_and_works_on_is_killed(role: str, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with (
+            supervised(hung_after_s=1.0, timeout_s=1.0) as cluster,
+            cluster.on_demand() as engine,
+        ):
+            mark = bytes(tmp_path / "spins")
+            with engine.wanted() if role == "background" else nullcontext():
+                first = cluster.engine if role == "interactive" else await cluster.background_pid()
+                ask = cluster.run if role == "interactive" else cluster.run_in_background
+                run = asyncio.ensure_future(ask("spin_untimed_once", mark))
+                try:
+                    await cluster.until(lambda: cluster.logged("engine_hung"))
+                finally:
+                    with suppress(ProcessLookupError):
+                        os.kill(first, signal.SIGKILL)  # or the run would last for ever
+                    assert await run == mark
+            (hung,) = cluster.logged("engine_hung")
+            assert (hung["role"], hung["pid"], hung["task"] > 0) == (role, first, True)
+            assert not exists(first)
 
     until_done(test)
 
