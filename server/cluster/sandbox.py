@@ -27,8 +27,8 @@ _OOM_SCORE = 500
 #: Standard input, output and error.
 _STANDARD = range(3)
 
-#: New descriptors have numbers below this one in the jail. A dozen are in use during a task; an engine that
-#: was taken over can keep no more of those that come with later tasks.
+#: New descriptors have numbers below this one in the jail. A dozen are in use during a task; the others are
+#: all that an engine which was taken over can keep of those that come with later tasks.
 _MOST_DESCRIPTORS = 32
 
 #: Of prctl(2), seccomp(2) and landlock_create_ruleset(2).
