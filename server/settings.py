@@ -188,8 +188,8 @@ class Settings(BaseModel):
             gt=0,
             description="Most pixels in one frame, read from the header before decoding; more are "
             "answered 422. An engine needs 8 bytes of memory per pixel; in all, about 21 to write WebP and "
-            "33 to write GIF, 45 to write either with transparency, and 46 to write AVIF (65 for an AVIF "
-            "with 4:4:4).",
+            "33 to write GIF, 45 to write either with transparency, 30 to 65 to write lossless WebP, and 46 "
+            "to write AVIF (65 for an AVIF with 4:4:4).",
         ),
     ] = 100_000_000
     max_frames: Annotated[
