@@ -219,6 +219,7 @@ def test_under_load_a_stopped_process_costs_no_more_than_the_connections_of_a_wo
             for _ in range(2):
                 before = len(server.events)
                 engine = server.workers()[0]["engine_pid"]
+                assert engine, [event for event in server.events if event["event"] != "request"]
                 os.kill(engine, signal.SIGSTOP)
                 server.wait_for("engine_hung", after=before, pid=engine, state="T")
                 assert until(lambda: is_whole(server), DEADLINE_S)
