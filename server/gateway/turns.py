@@ -3,8 +3,8 @@
 A read takes in up to 64 KiB, which can be an image, or 10,000 chunks of one byte, or 1,500 requests. So
 chunks, long heads and pipelined requests are parsed within a budget. It is renewed so seldom that the worker
 and the engines have most of the time for others, and so often that a client has to send thousands of lines to
-notice; pipelined requests begin one by one, at most 500 a second. Clients take turns, however many
-connections each has.
+notice. Pipelined requests begin one by one, at most 250 a second, which is about what an engine does. Clients
+take turns, however many connections each has.
 """
 
 import asyncio
@@ -24,20 +24,24 @@ _BUDGET = 1 << 13
 #: What a line costs in addition to its length: 120 chunks of a few bytes use up the budget.
 _LINE_COST = 1 << 6
 
-#: What a pipelined request costs. It begins only when that much budget is left, so one begins in each period,
-#: and usually something is left for a short body in chunks.
+#: What a pipelined request costs. It begins only when that much budget is left, and usually something is left
+#: for a short body in chunks.
 _REQUEST_COST = 3 << 11
+
+#: In so many periods one pipelined request begins: it takes a worker half a millisecond.
+_REQUEST_PERIODS = 2
 
 
 class Turns:
     """The turns of the connections of a worker."""
 
-    __slots__ = ("_begins_first", "_budget", "_is_due", "_lines", "_requests")
+    __slots__ = ("_begins_first", "_budget", "_is_due", "_lines", "_next_request_s", "_requests")
 
     def __init__(self) -> None:
         self._budget = _BUDGET
         self._is_due = False
         self._begins_first = True
+        self._next_request_s = 0.0  # of the loop's clock
         self._lines: OrderedDict[Hashable, deque[Callable[[], object]]] = OrderedDict()
         self._requests: OrderedDict[Hashable, deque[Callable[[], bool | None]]] = OrderedDict()
 
@@ -69,15 +73,22 @@ class Turns:
             client: whose turn it is.
             turn: begins the request; returns False, and costs nothing, if its client has left.
         """
-        if self._budget >= _REQUEST_COST:
+        if self._may_begin():
             self._begin(turn)
         else:
             self._requests.setdefault(client, deque()).append(turn)
+            self._spend(0)
+
+    def _may_begin(self) -> bool:
+        return self._budget >= _REQUEST_COST and asyncio.get_running_loop().time() >= self._next_request_s
 
     def _begin(self, turn: Callable[[], bool | None]) -> None:
+        before_s = self._next_request_s
+        self._next_request_s = asyncio.get_running_loop().time() + _REQUEST_PERIODS * _PERIOD_S
         self._spend(_REQUEST_COST)
         if turn() is False:
             self._budget += _REQUEST_COST
+            self._next_request_s = before_s
 
     def _spend(self, cost: int) -> None:
         self._budget -= cost
@@ -99,7 +110,7 @@ class Turns:
         self._begin_next()
 
     def _begin_next(self) -> None:
-        while self._requests and self._budget >= _REQUEST_COST:
+        while self._requests and self._may_begin():
             self._begin(next_in_turn(self._requests))
 
 

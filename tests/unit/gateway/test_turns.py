@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Coroutine
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -492,6 +493,21 @@ def test_a_pipelined_request_leaves_something_for_a_short_body_in_chunks() -> No
         assert not ended.is_set()
         async with asyncio.timeout(DEADLINE_S):
             await ended.wait()
+
+    run_counting(test())
+
+
+def test_a_pipelined_request_begins_in_every_second_period() -> None:
+    async def test() -> None:
+        turns, begun_s, ended = Turns(), [], asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for _ in range(5):
+            turns.begin_request("a", lambda: begun_s.append(loop.time()))
+        turns.begin_request("a", ended.set)
+        async with asyncio.timeout(DEADLINE_S):
+            await ended.wait()
+        least_s = 2 * server.gateway.turns._PERIOD_S
+        assert min(after - before for before, after in pairwise(begun_s)) >= least_s * 0.99
 
     run_counting(test())
 
