@@ -83,12 +83,19 @@ def crash_always(*_: object) -> Mapping[str, Any]:
     raise AssertionError
 
 
-def crash_once(source: FileIO, *more: Any) -> Mapping[str, Any]:  # noqa: ANN401 as copy has it
-    """Crash the first engine that comes, told by a file that the source names."""
+def _is_first(source: FileIO) -> bool:
+    """Say whether no engine came before, told by a file that the source names."""
     mark = os.pread(source.fileno(), 4096, 0).decode()
     try:
         os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
+        return False
+    return True
+
+
+def crash_once(source: FileIO, *more: Any) -> Mapping[str, Any]:  # noqa: ANN401 as copy has it
+    """Crash the first engine that comes."""
+    if not _is_first(source):
         return copy(source, *more)
     return crash_always()
 
@@ -104,11 +111,8 @@ def spin(*_: object) -> Mapping[str, Any]:
 
 
 def spin_untimed_once(source: FileIO, *more: Any) -> Mapping[str, Any]:  # noqa: ANN401 as copy has it
-    """Disarm the timers of the first engine that comes, and spin; told as in `crash_once`."""
-    mark = os.pread(source.fileno(), 4096, 0).decode()
-    try:
-        os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
+    """Disarm the timers of the first engine that comes, and spin."""
+    if not _is_first(source):
         return copy(source, *more)
     for timer in (signal.ITIMER_REAL, signal.ITIMER_PROF):
         signal.setitimer(timer, 0)
