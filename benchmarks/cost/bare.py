@@ -43,7 +43,7 @@ def engine_flip(image: bytes, path: ImagePath | None = None) -> bytes:
     """Turn a JPEG upside down as an engine does, without the service."""
     limits = Limits(max_pixels=10**8, max_frames=1, max_total_pixels=10**8)
     with BytesIO() as file:
-        process(BytesIO(image), file, Recipe(Turn.FLIP, path=path), limits)
+        process(image, file, Recipe(Turn.FLIP, path=path), limits)
         return file.getvalue()
 
 

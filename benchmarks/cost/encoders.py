@@ -89,7 +89,7 @@ def contenders(case: Case) -> dict[str, Callable[[], bytes]]:
     def ours(effort: Effort) -> bytes:
         recipe = Recipe(Turn.ORIENT, format=case.form, quality=case.quality, effort=effort)
         file = BytesIO()
-        process(BytesIO(stored.getvalue()), file, recipe, _LIMITS)
+        process(stored.getvalue(), file, recipe, _LIMITS)
         return file.getvalue()
 
     return {

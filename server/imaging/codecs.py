@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from io import BytesIO
-from typing import BinaryIO, Protocol
+from io import SEEK_CUR, SEEK_END, SEEK_SET
+from typing import BinaryIO
 
 # Imported one by one: these plugins are the allow-list. Nothing here ever calls Image.init(), which would
 # load every decoder Pillow has.
@@ -64,17 +64,57 @@ _NO_MEMORY = re.compile(
 Data = bytes | mmap.mmap
 
 
-class Source(Protocol):
-    """A readable, seekable binary file: an `mmap.mmap` in production, a `BytesIO` in tests."""
+class DataFile:
+    """The file that decoders read: our data, with a position.
 
-    def read(self, size: int = ..., /) -> bytes:
-        """Read up to `size` bytes from the current position."""
+    An `mmap` is a file too, but its `seek` refuses positions behind the end, where a file's own takes any and
+    reads nothing there; Pillow's readers count on that. Data of either type is read through this, so that the
+    same file is opened or refused wherever it is held.
 
-    def seek(self, position: int, whence: int = ..., /) -> object:
-        """Move the current position."""
+    Args:
+        data: the whole file.
+    """
+
+    def __init__(self, data: Data) -> None:
+        self._data = data
+        self._position = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read up to `size` bytes from the current position; all that is left for None or less than 0."""
+        start = self._position
+        end = len(self._data) if size is None or size < 0 else start + _whole(size)
+        piece = bytes(self._data[start:end])
+        self._position += len(piece)
+        return piece
+
+    def seek(self, position: int, whence: int = SEEK_SET, /) -> int:
+        """Move the current position, and return it.
+
+        Raises:
+            ValueError: it would be negative.
+        """
+        position = (
+            _whole(position) + {SEEK_SET: 0, SEEK_CUR: self._position, SEEK_END: len(self._data)}[whence]
+        )
+        if position < 0:
+            raise ValueError(f"negative seek position {position}")
+        self._position = position
+        return position
 
     def tell(self) -> int:
         """Return the current position."""
+        return self._position
+
+
+def _whole(number: object) -> int:
+    """Return a whole number.
+
+    Raises:
+        ValueError: it is something else, which a damaged file gives to a decoder, and that to us.
+    """
+    if isinstance(number, int):
+        return number
+    raise ValueError(f"{number!r} is not a whole number")
 
 
 #: An empty, writable, seekable binary file.
@@ -190,16 +230,6 @@ _ACCEPTED = "JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, PPM or QOI"
 _UNSUPPORTED_PHRASES = ("cannot handle", "unsupported", "not yet supported", "unknown pixel mode")
 
 
-def as_data(source: Source) -> Data:
-    """Return the whole file as one buffer, without a copy where that is possible."""
-    if isinstance(source, mmap.mmap):
-        return source
-    if isinstance(source, BytesIO):
-        return source.getvalue()  # shares its memory with the file
-    source.seek(0)
-    return source.read()
-
-
 def write_whole(sink: Sink, piece: bytes | memoryview) -> None:
     """Write all of it, or raise: a raw file takes only a part when space runs out, and returns how much."""
     rest = memoryview(piece)
@@ -227,16 +257,15 @@ def sniff(data: Data) -> Format:
     raise UnsupportedImage(f"{what}. Send a {_ACCEPTED} file.")
 
 
-def open_image(form: Format, source: Source) -> ImageFile.ImageFile:
+def open_image(form: Format, data: Data) -> ImageFile.ImageFile:
     """Read the header with the one plugin of this format; decodes nothing. Call it inside `decoding`.
 
     Raises:
         UnsupportedImage: a sound file of a kind that Pillow cannot decode.
     """
     codec = CODECS[form]
-    source.seek(0)
     try:
-        return codec.plugin(source)  # type: ignore[arg-type]  # an mmap is a file in all that Pillow uses
+        return codec.plugin(DataFile(data))  # type: ignore[arg-type]  # all that Pillow uses of a file
     except (SyntaxError, OSError, ValueError) as error:
         if any(phrase in str(error).lower() for phrase in _UNSUPPORTED_PHRASES):
             raise UnsupportedImage(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from io import SEEK_END
 
 from server.errors import NotLossless
-from server.imaging.codecs import Format, Sink, Source, as_data, sniff
+from server.imaging.codecs import Data, Format, Sink, sniff
 from server.imaging.limits import Limits
 from server.imaging.recipe import Recipe, Result, Run, Stage
 from server.imaging.redraw import redraw
@@ -16,13 +16,13 @@ def _no_lap(_stage: Stage, /) -> None:
 
 
 def process(
-    source: Source,
+    data: Data,
     sink: Sink,
     recipe: Recipe,
     limits: Limits,
     lap: Callable[[Stage], None] = _no_lap,
 ) -> Result:
-    """Turn the image in `source` and write it to `sink`.
+    """Turn the image in `data` and write it to `sink`.
 
     The format stays unless another is asked for, and so do mode, depth, palette, transparency, metadata,
     frames, durations and loop count; a JPEG keeps its quantization tables and sampling. JPEG and BMP hold
@@ -30,7 +30,7 @@ def process(
     page to any other format. Of an MPO only the primary image comes out.
 
     Args:
-        source: readable from position 0: an `mmap.mmap`, a `BytesIO`, or a file, which is read whole.
+        data: the whole file, in memory or mapped.
         sink: at its start; afterwards it holds the result and nothing else, whatever it held before. A raw
             file over a descriptor lets the encoders write to it directly.
         recipe: what to do.
@@ -43,9 +43,8 @@ def process(
         TooManyPixels, TooManyFrames, ResultTooLarge: outside the limits.
         NotLossless: that was the path to take.
     """
-    data = as_data(source)
     form = sniff(data)
-    run = Run(source, data, form, sink, recipe, limits, lap)
+    run = Run(data, form, sink, recipe, limits, lap)
     route = SAME_FORMAT.get(form, redraw) if run.target is form else redraw
     if recipe.path == "lossless" and not (form is run.target is Format.JPEG):
         raise NotLossless("Only a JPEG that stays one can be turned without loss. Leave `path` out.")

@@ -7,7 +7,7 @@ from typing import Literal
 from PIL import Image
 from PIL.Image import Transpose
 
-from server.imaging.codecs import CODECS, Data, Effort, Format, Sink, Source
+from server.imaging.codecs import CODECS, Data, Effort, Format, Sink
 from server.imaging.geometry import Turn
 from server.imaging.limits import Limits
 
@@ -66,7 +66,6 @@ class Result:
 class Run:
     """One call of `process`: what it is given, and what both routes do with it."""
 
-    source: Source
     data: Data
     form: Format
     sink: Sink

@@ -101,7 +101,7 @@ def _tiff_head(run: Run) -> _Head:
 
 def _other_head(run: Run) -> _Head:
     simple.check_head(run.form, run.data)
-    image = open_image(run.form, run.source)
+    image = open_image(run.form, run.data)
     frames = getattr(image, "n_frames", 1)
     run.limits.check_size(*image.size)
     run.limits.check_frames(frames)
@@ -126,7 +126,7 @@ _HEADS: dict[Format, Callable[[Run], _Head]] = {
 def _drawn(run: Run, head: _Head, count: int) -> Iterator[Frame]:
     """Decode frames as Pillow composes them, upright or not."""
     with decoding(run.form, head.size):
-        image = open_image(run.form, run.source)
+        image = open_image(run.form, run.data)
     for index in range(count):
         with decoding(run.form, head.size):
             if run.form is Format.AVIF:
@@ -153,7 +153,7 @@ def shown(run: Run, frames: Iterator[tuple[Image.Image, float]], size: tuple[int
         size: of the canvas as stored, in pixels.
     """
     with decoding(run.form, size):
-        info = open_image(run.form, run.source).info
+        info = open_image(run.form, run.data).info
     while True:
         with decoding(run.form, size):
             following = next(frames, None)

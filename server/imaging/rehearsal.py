@@ -27,5 +27,5 @@ def rehearse() -> None:
 
 def _turned(data: bytes, form: Format | None) -> bytes:
     sink = BytesIO()
-    process(BytesIO(data), sink, Recipe(Turn.FLIP, form, effort=Effort.LOW), _LIMITS)
+    process(data, sink, Recipe(Turn.FLIP, form, effort=Effort.LOW), _LIMITS)
     return sink.getvalue()

@@ -41,7 +41,7 @@ def _jpeg(run: Run) -> Result:
             if run.recipe.path == "lossless":
                 raise NotLossless(f"This is not possible without loss: {reason}. Leave `path` out.") from None
     with decoding(Format.JPEG, markers.size):
-        image = cast("JpegImageFile", open_image(Format.JPEG, run.source))
+        image = cast("JpegImageFile", open_image(Format.JPEG, run.data))
         if not image.quantization and run.recipe.quality is None:
             raise UnsupportedImage(
                 "This JPEG is lossless, which cannot be written again. Ask for format=png, or for a quality.",
@@ -212,7 +212,7 @@ def _tiff(run: Run) -> Result:
     transpose = compose(1, run.recipe.turn)  # Pillow has already turned each page upright
     with decoding(Format.TIFF):
         stored = tiff.check_tiff(run.data, run.limits)
-        image = cast("TiffImageFile", open_image(Format.TIFF, run.source))
+        image = cast("TiffImageFile", open_image(Format.TIFF, run.data))
         described = [()] * len(stored) if run.recipe.strip else tiff.descriptions(run.data, len(stored))
     for index, page in enumerate(stored):
         with decoding(Format.TIFF, page.size):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from io import FileIO
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from server.errors import TooManyPixels, UnsupportedImage
 from server.imaging.codecs import Effort, Format
@@ -19,9 +19,6 @@ from server.imaging.limits import Limits
 from server.imaging.pipeline import process
 from server.imaging.recipe import Recipe
 from server.imaging.rehearsal import rehearse
-
-if TYPE_CHECKING:
-    from server.imaging.codecs import Source
 
 _QUARTERS = {90: Turn.ROTATE_90, 180: Turn.ROTATE_180, 270: Turn.ROTATE_270}
 
@@ -52,7 +49,7 @@ def _turn(  # noqa: PLR0913, PLR0917 a run's five and what to do
     )
     try:
         with _mapped(source) as data:
-            result = process(cast("Source", data), sink, recipe, Limits(**limits), progress)
+            result = process(data, sink, recipe, Limits(**limits), progress)
     except MemoryError as error:
         raise TooManyPixels("The image needs more memory than it may have. Send a smaller one.") from error
     return {

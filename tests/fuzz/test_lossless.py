@@ -10,6 +10,7 @@ from random import Random
 
 import pytest
 from PIL import Image, ImageChops, ImageFile, ImageStat
+from support.mapped import mapped
 from support.specimens import GENEROUS
 
 from server.errors import ImageError
@@ -144,7 +145,7 @@ def pixels(data: bytes) -> tuple[tuple[int, int], bytes]:
 
 def turned(data: bytes, turn: Turn) -> tuple[str, bytes]:
     sink = BytesIO()
-    path = process(BytesIO(data), sink, Recipe(turn), GENEROUS).path
+    path = process(mapped(data), sink, Recipe(turn), GENEROUS).path
     return path, sink.getvalue()
 
 

@@ -16,6 +16,7 @@ from server.imaging.geometry import Turn
 from server.imaging.limits import Limits
 from server.imaging.pipeline import process
 from server.imaging.recipe import Recipe, Result
+from support.mapped import mapped
 from support.oracle import CLEAR, Grid, Patch
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def processed(  # noqa: PLR0913  each is a field of the recipe
     """Send a file through the package, from memory to memory, over what the memory held."""
     sink = io.BytesIO(held)
     recipe = Recipe(turn=Turn(turn), format=output, quality=quality, strip=strip, path=path, effort=effort)
-    result = process(io.BytesIO(data), sink, recipe, limits)
+    result = process(mapped(data), sink, recipe, limits)
     return Outcome(result, sink.getvalue())
 
 

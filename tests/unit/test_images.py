@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageChops, ImageStat, JpegImagePlugin
+from support.mapped import mapped
 
 from images import render
 from server.imaging.geometry import Turn
@@ -113,7 +114,7 @@ def test_a_flip_costs_no_more_than_one_encoding_with_the_same_tables() -> None:
     source = LANDSCAPE.read_bytes()
     limits = Limits(max_pixels=10**7, max_frames=1, max_total_pixels=10**7)
     with BytesIO() as sink:
-        process(BytesIO(source), sink, Recipe(Turn.FLIP, path="pixels"), limits)
+        process(mapped(source), sink, Recipe(Turn.FLIP, path="pixels"), limits)
         result = sink.getvalue()
     with Image.open(LANDSCAPE) as original, Image.open(BytesIO(result)) as flipped:
         expected = original.transpose(Image.Transpose.FLIP_TOP_BOTTOM)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import pytest
 from structlog.testing import capture_logs
 from support.escapes import ESCAPES
+from support.mapped import mapped
 from support.specimens import encoded, natural
 
 from server.cluster.dispatch import Dispatcher, EngineBug
@@ -366,7 +367,7 @@ def test_all_formats_work_in_the_jail_as_they_do_outside() -> None:
             for source in sources.values():
                 for target in (None, *sorted(OUTPUT_FORMATS)):
                     outside = BytesIO()
-                    process(BytesIO(source), outside, Recipe(Turn.FLIP, target), limits)
+                    process(mapped(source), outside, Recipe(Turn.FLIP, target), limits)
                     result = await cluster.run(
                         OPERATIONS["flip"],
                         source,

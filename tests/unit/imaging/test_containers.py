@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageChops, ImageOps
 from PIL.Image import Transpose
 from support import specimens
+from support.mapped import mapped
 
 from server.errors import DamagedImage, ImageError, TooManyFrames, TooManyPixels, UnsupportedImage
 from server.imaging.codecs import Effort, Format
@@ -48,7 +49,7 @@ def encoded(image: Image.Image, container: str, **options: object) -> bytes:
 
 def run(data: bytes, recipe: Recipe, limits: Limits = GENEROUS) -> tuple[Result, bytes]:
     sink = io.BytesIO()
-    result = process(io.BytesIO(data), sink, recipe, limits)
+    result = process(mapped(data), sink, recipe, limits)
     return result, sink.getvalue()
 
 

@@ -11,6 +11,7 @@ import struct
 import pytest
 from PIL import Image
 from support import specimens
+from support.mapped import mapped
 from support.oracle import TURNS, expected, grid_of, psnr, seen_frames
 from support.specimens import GENEROUS, encoded, natural, noise_image, processed
 
@@ -200,8 +201,8 @@ def test_memory_and_files_give_the_same_bytes(given: Format) -> None:
             open(os.memfd_create("sink"), "w+b", buffering=0) as answer,  # noqa: PTH123
         ):
             upload.write(data)
-            with mmap.mmap(upload.fileno(), 0, prot=mmap.PROT_READ) as mapped:
-                result = process(mapped, answer, recipe, GENEROUS)
+            with mmap.mmap(upload.fileno(), 0, prot=mmap.PROT_READ) as memory:
+                result = process(memory, answer, recipe, GENEROUS)
             assert result == in_memory.result, (given, output)
             length = os.fstat(answer.fileno()).st_size
             assert os.pread(answer.fileno(), length, 0) == in_memory.data, (given, output)
@@ -217,7 +218,7 @@ def test_nothing_shows_of_what_the_sink_held_before(given: Format, held: bytes) 
         with os.fdopen(os.memfd_create("sink"), "r+b", buffering=0) as sink:
             sink.write(held)
             sink.seek(0)
-            process(io.BytesIO(data), sink, Recipe(Turn.FLIP, output), GENEROUS)
+            process(mapped(data), sink, Recipe(Turn.FLIP, output), GENEROUS)
             assert os.pread(sink.fileno(), 10**6, 0) == fresh.data
         assert processed(data, "flip", output=output, held=held).data == fresh.data
 
@@ -227,7 +228,7 @@ def test_an_animation_goes_into_a_raw_file_too() -> None:
     for container in ("GIF", "WEBP", "PNG", "TIFF", "AVIF"):
         data = encoded(images[0], container, save_all=True, append_images=images[1:])
         with open(os.memfd_create("sink"), "w+b", buffering=0) as answer:  # noqa: PTH123
-            result = process(io.BytesIO(data), answer, Recipe(turn=Turn.FLIP), GENEROUS)
+            result = process(mapped(data), answer, Recipe(turn=Turn.FLIP), GENEROUS)
             written = os.pread(answer.fileno(), os.fstat(answer.fileno()).st_size, 0)
         assert result.frames == 3, container
         if container == "AVIF":  # says in which second it was made
@@ -242,7 +243,7 @@ def test_each_stage_is_told_when_it_ends(given: Format) -> None:
     for output in (None, Format.PNG):
         laps: list[str] = []
         recipe = Recipe(turn=Turn.FLIP, format=output)
-        process(io.BytesIO(source(SOURCES[given])), io.BytesIO(), recipe, GENEROUS, lap=laps.append)
+        process(mapped(source(SOURCES[given])), io.BytesIO(), recipe, GENEROUS, lap=laps.append)
         assert set(laps) == STAGES, (given, output)
         assert list(dict.fromkeys(laps)) == ["decode", "transform", "encode"], (given, output)
 
@@ -250,9 +251,9 @@ def test_each_stage_is_told_when_it_ends(given: Format) -> None:
 def test_the_source_is_left_as_it_was() -> None:
     for container in SOURCES.values():
         data = source(container)
-        stream = io.BytesIO(data)
-        process(stream, io.BytesIO(), Recipe(turn=Turn.FLIP), GENEROUS)
-        assert stream.getvalue() == data, container
+        memory = mapped(data)
+        process(memory, io.BytesIO(), Recipe(turn=Turn.FLIP), GENEROUS)
+        assert memory[:] == data, container
 
 
 def test_the_content_counts_and_no_name() -> None:

@@ -8,6 +8,7 @@ from io import BytesIO
 
 import pytest
 from PIL import Image
+from support.mapped import mapped
 
 from server.errors import DamagedImage, TooManyPixels, UnsupportedImage
 from server.imaging.codecs import Format
@@ -25,7 +26,7 @@ LIMITS = Limits(max_pixels=10**6, max_frames=1000, max_total_pixels=10**7)
 
 def flip(data: bytes, form: Format | None = None) -> bytes:
     with BytesIO() as sink:
-        process(BytesIO(data), sink, Recipe(Turn.FLIP, format=form), LIMITS)
+        process(mapped(data), sink, Recipe(Turn.FLIP, format=form), LIMITS)
         return sink.getvalue()
 
 
@@ -182,7 +183,7 @@ def rle_bmp(pixels: bytes) -> bytes:
 
 def to_png(data: bytes) -> None:
     with BytesIO() as sink:
-        process(BytesIO(data), sink, Recipe(Turn.FLIP, format=Format.PNG), ROOMY)
+        process(mapped(data), sink, Recipe(Turn.FLIP, format=Format.PNG), ROOMY)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +217,7 @@ def test_many_pixels_in_few_steps_are_decoded() -> None:
 
 def test_a_qoi_that_would_be_encoded_in_python_for_long_is_refused() -> None:
     with BytesIO() as sink, pytest.raises(TooManyPixels, match="format=png"):
-        process(BytesIO(all_black_qoi(SIDE)), sink, Recipe(Turn.FLIP), ROOMY)
+        process(mapped(all_black_qoi(SIDE)), sink, Recipe(Turn.FLIP), ROOMY)
 
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r"])

@@ -12,6 +12,7 @@ from shutil import which
 import pytest
 from PIL import Image, ImageChops, ImageStat
 from PIL.Image import Transpose
+from support.mapped import mapped
 from support.memory import memory_directory
 from support.specimens import GENEROUS
 
@@ -93,7 +94,7 @@ def pnm(image: Image.Image) -> bytes:
 def turned(jpeg: bytes, turn: Turn = Turn.FLIP, wants: str = "lossless", **more: object) -> bytes:
     """Turn an image, and check that it took the path we want."""
     sink = BytesIO()
-    result = process(BytesIO(jpeg), sink, Recipe(turn, **more), GENEROUS)  # type: ignore[arg-type]
+    result = process(mapped(jpeg), sink, Recipe(turn, **more), GENEROUS)  # type: ignore[arg-type]
     assert result.path == wants
     with Image.open(sink) as image:
         assert image.size == (result.width, result.height)
@@ -220,7 +221,7 @@ def test_an_image_that_ends_within_a_block_is_never_trimmed(
 ) -> None:
     jpeg = encoded(smooth(size, mode), subsampling=2 if mode == "RGB" else 0, quality=95)
     sink = BytesIO()
-    process(BytesIO(jpeg), sink, Recipe(turn), GENEROUS)
+    process(mapped(jpeg), sink, Recipe(turn), GENEROUS)
     with Image.open(BytesIO(jpeg)) as original, Image.open(sink) as answer:
         assert answer.size == original.transpose(TURNS[turn][1]).size
     # The least is that of odd sides with halved colours, which go to pixels.
@@ -258,7 +259,7 @@ def test_a_lossless_turn_that_is_impossible_is_refused_with_the_reason(
         turned(jpeg, path="lossless", **recipe)
     if "format" not in recipe:
         sink = BytesIO()
-        assert process(BytesIO(jpeg), sink, Recipe(Turn.FLIP, **recipe), GENEROUS).path != "lossless"  # type: ignore[arg-type]
+        assert process(mapped(jpeg), sink, Recipe(Turn.FLIP, **recipe), GENEROUS).path != "lossless"  # type: ignore[arg-type]
 
 
 def test_the_compiled_module_begins_after_the_first_stage(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +274,7 @@ def test_the_compiled_module_begins_after_the_first_stage(monkeypatch: pytest.Mo
         monkeypatch.setattr(same_format, name, crash)
         with pytest.raises(ZeroDivisionError):
             process(
-                BytesIO(encoded(smooth((64, 64)))), BytesIO(), Recipe(turn=turn), GENEROUS, lap=laps.append
+                mapped(encoded(smooth((64, 64)))), BytesIO(), Recipe(turn=turn), GENEROUS, lap=laps.append
             )
         assert laps == ["decode"]
 
@@ -515,7 +516,7 @@ def test_a_table_needs_no_code_for_an_empty_block(turn: Turn, *, is_whole: bool)
         assert_as_jpegtran(jpeg, turn)
         return
     sink = BytesIO()
-    process(BytesIO(jpeg), sink, Recipe(turn), GENEROUS)
+    process(mapped(jpeg), sink, Recipe(turn), GENEROUS)
     assert fidelity_db(sink.getvalue(), jpeg, TURNS[turn][1]) > 3e3  # 35 dB
 
 
@@ -586,5 +587,5 @@ class _Reluctant(BytesIO):
 @pytest.mark.parametrize("turn", [Turn.FLIP, Turn.ROTATE_90])
 def test_a_file_that_takes_less_than_it_is_given_gets_the_rest(turn: Turn) -> None:
     jpeg, sink = encoded(textured((64, 64), "RGB", 5)), _Reluctant()
-    process(BytesIO(jpeg), sink, Recipe(turn), GENEROUS)
+    process(mapped(jpeg), sink, Recipe(turn), GENEROUS)
     assert sink.getvalue() == turned(jpeg, turn)

@@ -5,6 +5,7 @@ from io import BytesIO
 
 import pytest
 from PIL import Image
+from support.mapped import mapped
 from support.oracle import Grid, Patch
 from support.specimens import GENEROUS, apng, encoded, noise, processed, webp_animation
 
@@ -60,7 +61,7 @@ def test_a_bmp_is_refused_before_it_is_encoded(mode: str, stride: int) -> None:
     limits = replace(GENEROUS, max_result_bytes=stride * SIZE[1] - 1)
     with BytesIO() as sink:
         with pytest.raises(ResultTooLarge):
-            process(BytesIO(source), sink, Recipe(Turn.FLIP, format=Format.BMP), limits)
+            process(mapped(source), sink, Recipe(Turn.FLIP, format=Format.BMP), limits)
         assert sink.getvalue() == b""
 
 
@@ -73,6 +74,6 @@ def test_an_animation_is_refused_with_the_frame_that_is_too_much(source: str, ta
     limits = replace(GENEROUS, max_result_bytes=len(whole) // 4)
     with BytesIO() as sink:
         with pytest.raises(ResultTooLarge):
-            process(BytesIO(data), sink, Recipe(Turn.FLIP, format=target), limits, stages.append)
+            process(mapped(data), sink, Recipe(Turn.FLIP, format=target), limits, stages.append)
         assert sink.getvalue() == b""
     assert 2 <= stages.count("transform") <= 10
