@@ -29,6 +29,7 @@ from PIL import (
 )
 
 from server.errors import DamagedImage, ServiceError, TooManyPixels, UnsupportedImage
+from server.imaging.foreign import name_of
 
 # Nothing that Pillow logs about odd files is of use; without a handler Python would print it into our log.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -253,7 +254,12 @@ def sniff(data: Data) -> Format:
         brands = head[8 : max(16, int.from_bytes(head[:4], "big"))]
         if b"avif" in brands or b"avis" in brands:
             return Format.AVIF
-    what = "The body is empty" if not head else "This is not an image in a format we accept"
+    if not head:
+        what = "The body is empty"
+    elif name := name_of(head):
+        what = f"This is {name}, which is not accepted"
+    else:
+        what = "This is not an image in a format we accept"
     raise UnsupportedImage(f"{what}. Send a {_ACCEPTED} file.")
 
 
