@@ -11,6 +11,7 @@ def engine_config(settings: Settings, *, is_background: bool) -> EngineConfig:
         operations={name: operation.spec for name, operation in OPERATIONS.items()},
         limits={
             "max_pixels": settings.max_pixels,
+            "max_lossless_pixels": settings.max_lossless_pixels,
             "max_frames": settings.max_frames,
             "max_total_pixels": settings.max_total_pixels,
             "max_result_bytes": settings.result_bytes,

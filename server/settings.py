@@ -187,11 +187,21 @@ class Settings(BaseModel):
         Field(
             gt=0,
             description="Most pixels in one frame, read from the header before decoding; more are "
-            "answered 422. An engine needs 8 bytes of memory per pixel; in all, about 21 to write WebP and "
-            "33 to write GIF, 45 to write either with transparency, 30 to 65 to write lossless WebP, and 46 "
-            "to write AVIF (65 for an AVIF with 4:4:4).",
+            "answered 422, except by `FLIP_MAX_LOSSLESS_PIXELS`. An engine needs 8 bytes of memory per "
+            "pixel; in all, about 21 to write WebP and 33 to write GIF, 45 to write either with "
+            "transparency, 30 to 65 to write lossless WebP, and 46 to write AVIF (65 for an AVIF with "
+            "4:4:4).",
         ),
     ] = 100_000_000
+    max_lossless_pixels: Annotated[
+        _Whole,
+        Field(
+            ge=0,
+            description="Most pixels of a JPEG that is turned without being decoded, where that is more than "
+            "`FLIP_MAX_PIXELS`; 0 for the same. An engine needs less than 1 byte of memory per pixel where "
+            "rows stay rows, and up to 8 where they become columns.",
+        ),
+    ] = 250_000_000
     max_frames: Annotated[
         _Whole,
         Field(gt=0, description="Most frames of an animation or pages of a document; more are answered 422."),

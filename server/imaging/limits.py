@@ -10,27 +10,48 @@ class Limits:
     """The largest image we decode, and the largest result.
 
     Args:
-        max_pixels: width times height of one frame or page.
+        max_pixels: width times height of one frame or page that is decoded.
         max_frames: frames of an animation, pages of a TIFF.
         max_total_pixels: canvas pixels times frames; for a TIFF, the sum over its pages.
         max_result_bytes: of the result, as it is sent.
+        max_lossless_pixels: width times height of a JPEG that is turned without being decoded; it counts
+            where it is more than `max_pixels`.
     """
 
     max_pixels: int
     max_frames: int
     max_total_pixels: int
     max_result_bytes: int = 2**63 - 1
+    max_lossless_pixels: int = 0
 
-    def check_size(self, width: int, height: int) -> None:
-        """Refuse a frame that is too large.
+    def check_size(self, width: int, height: int, why_decoded: str = "") -> None:
+        """Refuse a frame that is too large to be decoded.
+
+        Args:
+            width: in pixels.
+            height: in pixels.
+            why_decoded: for a JPEG, why it cannot be turned without that.
 
         Raises:
             TooManyPixels: with the figures.
         """
-        if width * height > self.max_pixels:
+        reason = f" for an image that has to be decoded, as {why_decoded}" if why_decoded else ""
+        self._check(width, height, self.max_pixels, reason)
+
+    def check_lossless_size(self, width: int, height: int) -> None:
+        """Refuse a JPEG that is too large, even if it need not be decoded.
+
+        Raises:
+            TooManyPixels: with the figures.
+        """
+        self._check(width, height, max(self.max_pixels, self.max_lossless_pixels), "")
+
+    @staticmethod
+    def _check(width: int, height: int, most: int, reason: str) -> None:
+        if width * height > most:
             raise TooManyPixels(
                 f"The image is {width} x {height} = {width * height} pixels; "
-                f"the limit is {self.max_pixels}. Send a smaller one.",
+                f"the limit is {most}{reason}. Send a smaller one.",
             )
 
     def check_frames(self, frames: int) -> None:

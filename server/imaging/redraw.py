@@ -11,7 +11,7 @@ from server.imaging.animation import composed
 from server.imaging.codecs import Format, decoding, encoding, open_image, too_deep
 from server.imaging.formats import avif, gif, png, simple, tiff, webp
 from server.imaging.geometry import compose, swaps_axes, turned_size
-from server.imaging.jpeg.markers import Jpeg, read_jpeg
+from server.imaging.jpeg.markers import Jpeg, check_decoded, read_jpeg
 from server.imaging.jpeg.pixels import check_complete
 from server.imaging.metadata import ifd
 from server.imaging.metadata.exif import orientation_of, upright_exif
@@ -52,6 +52,7 @@ class _Head:
 
 def _jpeg_head(run: Run) -> _Head:
     markers = read_jpeg(run.data, run.limits)
+    check_decoded(markers, run.limits)
     return _Head(size=markers.size, orientation=markers.orientation, exif=markers.exif, markers=markers)
 
 

@@ -12,7 +12,7 @@ from server.imaging.codecs import Format, decoding, encoding, open_image, too_de
 from server.imaging.formats import gif, png, tiff, vp8, webp
 from server.imaging.geometry import Rect, compose, swaps_axes, turned_rect, turned_size
 from server.imaging.jpeg.kernel import Impossible
-from server.imaging.jpeg.markers import Jpeg, kept_segments, read_jpeg
+from server.imaging.jpeg.markers import Jpeg, check_decoded, kept_segments, read_jpeg
 from server.imaging.jpeg.mirror import Mirror
 from server.imaging.jpeg.pixels import check_complete, disown_adobe, encoder_settings, write_density
 from server.imaging.jpeg.transpose import Transposition
@@ -40,6 +40,8 @@ def _jpeg(run: Run) -> Result:
         except Impossible as reason:
             if run.recipe.path == "lossless":
                 raise NotLossless(f"This is not possible without loss: {reason}. Leave `path` out.") from None
+            run.limits.check_size(*markers.size, str(reason))
+    check_decoded(markers, run.limits)
     with decoding(Format.JPEG, markers.size):
         image = cast("JpegImageFile", open_image(Format.JPEG, run.data))
         if not image.quantization and run.recipe.quality is None:

@@ -580,8 +580,11 @@ def cost(read: Read, body_bytes: int, /, parameters: Mapping[str, Any], limits: 
     assert found.form is not None  # noqa: S101 it would be refused
     target = parameters["format"] or found.form
     # A size above the limit may be one that the engine does not believe, so it counts as the limit.
-    is_known = found.is_known and found.pixels <= limits["max_pixels"]
-    found.pixels, found.side = (min(number, limits["max_pixels"]) for number in (found.pixels, found.side))
+    most = limits["max_pixels"]
+    if _is_moved(found.form, target, parameters["quality"]) and parameters["path"] != "pixels":
+        most = max(most, limits["max_lossless_pixels"])
+    is_known = found.is_known and found.pixels <= most
+    found.pixels, found.side = (min(number, most) for number in (found.pixels, found.side))
     frames = min(max(1, found.frames), limits["max_frames"]) if target in _MANY_FRAMES else 1
     total = found.pixels * frames
     if target in _MANY_FRAMES:
@@ -596,6 +599,11 @@ def _is_whole(read: Read, body_bytes: int) -> bool:
     with suppress(OSError):
         return not body_bytes or bool(read(body_bytes - 1, 1))
     return False
+
+
+def _is_moved(form: str | None, target: str, quality: int | None) -> bool:
+    """Tell whether it is a JPEG that is written as it was encoded."""
+    return form == target == "jpeg" and quality is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -622,7 +630,7 @@ class _Plan:
     @property
     def is_moved(self) -> bool:
         """Whether it is a JPEG that is written as it was encoded."""
-        return self.stays and self.target == "jpeg" and self.quality is None
+        return _is_moved(self.source.form, self.target, self.quality)
 
     @property
     def may_be_lossless(self) -> bool:

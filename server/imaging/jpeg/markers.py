@@ -212,8 +212,7 @@ def _checked_size(frame: bytes, limits: Limits) -> tuple[int, int]:
     if len(frame) < 6:  # noqa: PLR2004 - precision, height, width, number of components
         raise _damage("its frame header is cut off")
     height, width = struct.unpack_from(">HH", frame, 1)
-    limits.check_size(width, height)
-    limits.check_total(width * height)
+    limits.check_lossless_size(width, height)
     return width, height
 
 
@@ -254,7 +253,7 @@ def read_jpeg(data: Data, limits: Limits) -> Jpeg:
 
     Raises:
         DamagedImage: cut off, scans left out, or restart markers out of order.
-        TooManyPixels: outside the limits, which is reported before a missing end.
+        TooManyPixels: above the limit even without decoding, which is reported before a missing end.
     """
     found: dict[int, bytes] = {}
     texts: list[tuple[int, bytes]] = []
@@ -302,6 +301,17 @@ def read_jpeg(data: Data, limits: Limits) -> Jpeg:
         last_scan=end,
         segments=tuple(segments),
     )
+
+
+def check_decoded(jpeg: Jpeg, limits: Limits) -> None:
+    """Check the limits of a JPEG that has to be decoded.
+
+    Raises:
+        TooManyPixels: outside of them.
+    """
+    width, height = jpeg.size
+    limits.check_size(width, height)
+    limits.check_total(width * height)
 
 
 def written_segment(marker: int, parameters: bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -390,3 +391,21 @@ def test_a_mistake_of_ours_does_not_look_like_a_damaged_image() -> None:
         sniff(None)  # raises in our own code
     with pytest.raises(DamagedImage), decoding(Format.PNG):
         Image.Image.convert(None, "L")  # raises in Pillow's
+
+
+def test_a_jpeg_that_is_not_decoded_may_be_larger() -> None:
+    size = (64, 48)
+    data = specimens.encoded(specimens.natural(size), "JPEG")
+    tight = Limits(max_pixels=3_071, max_frames=1, max_total_pixels=3_071)
+    roomy = replace(tight, max_lossless_pixels=3_072)
+    assert isinstance(refusal(data, limits=tight), TooManyPixels)
+    for turn in ("flip", "rotate-90", "orient"):
+        assert processed(data, turn, limits=roomy).result.path == "lossless"
+    for more in ({"path": "pixels"}, {"quality": 80}, {"output": Format.PNG}, {"output": Format.WEBP}):
+        with pytest.raises(TooManyPixels):
+            processed(data, "flip", limits=roomy, **more)  # type: ignore[arg-type]
+    odd = specimens.encoded(specimens.natural((63, 49)), "JPEG")
+    error = refusal(odd, limits=replace(roomy, max_pixels=3_000, max_lossless_pixels=10**6))
+    assert isinstance(error, TooManyPixels)
+    assert "has to be decoded, as its stored height of 49 is no multiple of 16" in error.detail
+    assert_helpful(error)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 LIMITS = {
     "max_pixels": GENEROUS.max_pixels,
+    "max_lossless_pixels": 0,
     "max_frames": GENEROUS.max_frames,
     "max_total_pixels": GENEROUS.max_total_pixels,
     "max_result_bytes": 1 << 40,

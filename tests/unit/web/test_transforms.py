@@ -119,7 +119,13 @@ class Service:
         uploads = Uploads(max_body_bytes=1000, timeout_s=10, sample=Path(__file__), files=self.files)
         app: Any = falcon.asgi.App()
         dispatcher: Any = self.dispatcher
-        limits = {"max_pixels": 10**6, "max_frames": 10, "max_total_pixels": 10**6, "max_result_bytes": 10**6}
+        limits = {
+            "max_pixels": 10**6,
+            "max_lossless_pixels": 0,
+            "max_frames": 10,
+            "max_total_pixels": 10**6,
+            "max_result_bytes": 10**6,
+        }
         for name, operation in OPERATIONS.items():
             app.add_route(
                 f"/{name}",

@@ -34,7 +34,13 @@ TIMEOUT_S = 10.0
 SAMPLE = b"the sample"
 FORM = (b"content-type", b"multipart/form-data; boundary=cut")
 FILE = b'Content-Disposition: form-data; name="image"; filename="a"'
-LIMITS = {"max_pixels": 10**8, "max_frames": 1000, "max_total_pixels": 10**9, "max_result_bytes": 10**5}
+LIMITS = {
+    "max_pixels": 10**8,
+    "max_lossless_pixels": 0,
+    "max_frames": 1000,
+    "max_total_pixels": 10**9,
+    "max_result_bytes": 10**5,
+}
 
 #: The beginning of an image that says all of its cost.
 HEAD = b"qoif\0\0\0\1\0\0\0\1\3\0".ljust(80, b"\0")
