@@ -6,10 +6,27 @@ from PIL import Image, ImageCms
 
 from server.errors import UnsupportedImage
 from server.imaging.codecs import CODECS, Format, check_memory
+from server.imaging.metadata.icc import is_srgb
 
 _WHITE: dict[str, int | tuple[int, ...]] = {"L": 255, "RGB": (255, 255, 255)}
 _PALETTE_SIZE = 256
 _OPAQUE_ABOVE = 127
+
+#: Modes without colours, and those whose samples a profile can be applied to.
+GRAY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I", "F")
+_IN_COLOUR = {
+    "RGB": "RGB",
+    "RGBA": "RGB",
+    "P": "RGB",
+    "PA": "RGB",
+    "L": "L",
+    "LA": "L",
+    "I;16": "L",
+    "I;16B": "L",
+}
+
+#: Formats without a place for a profile that viewers look at.
+_WITHOUT_PROFILE = frozenset({Format.GIF, Format.BMP})
 _16_BITS = 0xFFFF
 
 #: What the quantizer needs: for each pixel, and for each colour that there is, of 24 bits.
@@ -40,12 +57,14 @@ def fit(image: Image.Image, form: Format) -> Image.Image:
 
     Alpha is flattened on white where the format has none. Sixteen bits become eight by dropping the low byte,
     which Pillow's own conversion does not do: it clips at 255. CMYK goes through its own profile to sRGB when
-    it has one; the result then carries no profile.
+    it has one; the result then carries no profile. So does any other image whose profile would be lost.
 
     Raises:
         UnsupportedImage: it cannot be done correctly (32-bit samples have no known white).
     """
     modes = CODECS[form].modes
+    if _loses_profile(image, form):
+        image = in_srgb(image)
     if (
         image.has_transparency_data
         and image.mode != "RGBA"
@@ -67,6 +86,68 @@ def fit(image: Image.Image, form: Format) -> Image.Image:
         f"Samples of this kind ({image.mode}) do not fit into {CODECS[form].name}. "
         "Convert the image to 8 bits per channel and send that.",
     )
+
+
+def _loses_profile(image: Image.Image, form: Format) -> bool:
+    """Tell whether the profile would not go along, or not fit any more, as one of gray levels in RGB."""
+    icc = image.info.get("icc_profile")
+    if not isinstance(icc, bytes) or image.mode not in _IN_COLOUR:
+        return False
+    if form in _WITHOUT_PROFILE:
+        return True
+    is_gray_alone = not image.has_transparency_data or (form is Format.TIFF and image.mode == "LA")
+    stays_gray = form is Format.PNG or ("L" in CODECS[form].modes and is_gray_alone)
+    return icc[16:20] == b"GRAY" and image.mode in GRAY_MODES and not stays_gray
+
+
+def in_srgb(image: Image.Image) -> Image.Image:
+    """Convert the colours of an image by its profile to sRGB, in 8 bits; the result has no profile.
+
+    A palette is converted in place of its indices. A profile that is broken or for other samples is
+    dropped.
+    """
+    icc = image.info["icc_profile"]
+    if image.mode.startswith("I;16"):
+        image = _converted(image, "L")
+    elif "transparency" in image.info and image.mode in ("L", "RGB"):
+        image = image.convert(f"{image.mode}A")  # a key colour would have to be converted too
+    space = _IN_COLOUR[image.mode]
+    result = image.copy()
+    result.info = {key: value for key, value in image.info.items() if key != "icc_profile"}
+    if icc[16:20] != {"L": b"GRAY", "RGB": b"RGB "}[space] or is_srgb(icc):
+        return result
+    try:
+        if image.mode in ("P", "PA"):
+            colours = image.getpalette("RGB") or []
+            row = Image.frombytes("RGB", (len(colours) // 3, 1), bytes(colours))
+            result.putpalette(_through(row, icc).tobytes())
+            return result
+        plain = _through(image.convert(space), icc)
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return result  # a broken profile is no reason to refuse the image
+    if space == "L":
+        plain = plain.getchannel("R")
+    if len(image.getbands()) > len(space):
+        plain.putalpha(image.getchannel("A"))
+    plain.info = result.info
+    return plain
+
+
+def _through(image: Image.Image, icc: bytes) -> Image.Image:
+    """Convert gray levels, colours or inks to sRGB.
+
+    Raises:
+        PyCMSError, OSError, ValueError: the profile is broken.
+    """
+    result = ImageCms.profileToProfile(
+        image,
+        BytesIO(icc),
+        ImageCms.createProfile("sRGB"),
+        renderingIntent=ImageCms.Intent.PERCEPTUAL,
+        outputMode="RGB",
+    )
+    assert result is not None  # noqa: S101 - it is not done in place
+    return result
 
 
 def _with_alpha(image: Image.Image) -> Image.Image:
@@ -128,17 +209,10 @@ def _from_cmyk(image: Image.Image) -> Image.Image:
     icc = image.info.get("icc_profile")
     if icc:
         try:
-            result = ImageCms.profileToProfile(
-                image,
-                BytesIO(icc),
-                ImageCms.createProfile("sRGB"),
-                renderingIntent=ImageCms.Intent.PERCEPTUAL,
-                outputMode="RGB",
-            )
+            result = _with_info_of(image, _through(image, icc))
         except (ImageCms.PyCMSError, OSError, ValueError):
-            result = None  # a broken profile is no reason to refuse the image
-        if result is not None:
-            result = _with_info_of(image, result)
+            pass  # a broken profile is no reason to refuse the image
+        else:
             result.info.pop("icc_profile", None)
             return result
     result = _with_info_of(image, image.convert("RGB"))

@@ -7,19 +7,25 @@ from itertools import chain, islice
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from server.errors import UnsupportedImage
 from server.imaging.animation import composed
-from server.imaging.codecs import Format, decoding, encoding, open_image, too_deep
+from server.imaging.codecs import CODECS, Format, decoding, encoding, open_image, too_deep
 from server.imaging.formats import avif, gif, png, simple, tiff, webp
 from server.imaging.geometry import compose, swaps_axes, turned_size
 from server.imaging.jpeg.markers import Jpeg, check_decoded, read_jpeg
 from server.imaging.jpeg.pixels import check_complete
 from server.imaging.metadata import ifd
+from server.imaging.metadata.colour import Colours
 from server.imaging.metadata.exif import orientation_of, upright_exif
 from server.imaging.metadata.xmp import upright_xmp, without_companions
+from server.imaging.modes import GRAY_MODES
 from server.imaging.recipe import Result, Run
 from server.imaging.transcode import MANY_FRAMES, Frame, Metadata, Target, check_side, encode
 
 _MAX_DPI = 65535
+
+#: Formats that name colours by their codes.
+_WITH_CODES = frozenset({Format.PNG})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +42,7 @@ class _Head:
         drawn: its frames with their durations, where Pillow would compose them wrongly.
         is_deep: whether decoding would halve the bits per channel.
         markers: of a JPEG.
+        colours: where they are named without a profile.
     """
 
     size: tuple[int, int]
@@ -48,6 +55,7 @@ class _Head:
     drawn: Iterator[tuple[Image.Image, float]] | None = None
     is_deep: bool = False
     markers: Jpeg | None = None
+    colours: Colours | None = None
 
 
 def _jpeg_head(run: Run) -> _Head:
@@ -71,6 +79,7 @@ def _png_head(run: Run) -> _Head:
         exif=exif,
         plays=stored.plays,
         drawn=drawn,
+        colours=png.colours(stored),
     )
 
 
@@ -172,6 +181,7 @@ def redraw(run: Run) -> Result:
         head = _HEADS.get(run.form, _other_head)(run)
     if head.is_deep and run.recipe.format is None:
         raise too_deep(run.form)
+    codes = _carried_codes(run, head.colours)
     transpose = compose(head.orientation, run.recipe.turn)
     count = head.frames if run.target in MANY_FRAMES else 1
     drawn = _drawn(run, head, count) if head.drawn is None else shown(run, head.drawn, head.size)
@@ -181,6 +191,8 @@ def redraw(run: Run) -> Result:
 
     def turned() -> Iterator[Frame]:
         for frame in islice(chain([first], drawn), count):
+            if head.colours is not None and run.target is not run.form:
+                _label(frame.image, head.colours)
             image = run.turn(frame.image, transpose)
             # An image that is still a file would be written with all its frames, or change under us.
             yield replace(frame, image=image.copy() if image is frame.image else image)
@@ -195,6 +207,7 @@ def redraw(run: Run) -> Result:
         limits=run.limits,
         frames=count,
         plays=_plays(first.image, head),
+        codes=codes,
         settings=simple.kept_settings(run.form, run.data) if run.target is run.form else {},
     )
     with encoding(run.target, size):
@@ -203,6 +216,31 @@ def redraw(run: Run) -> Result:
             avif.keep_colours(run.sink, run.data)
     run.lap("encode")
     return run.result(size, count)
+
+
+def _carried_codes(run: Run, colours: Colours | None) -> tuple[int, int] | None:
+    """Return the codes that the result names its colours by; None for none.
+
+    Raises:
+        UnsupportedImage: neither codes nor a profile can name them in the wanted format.
+    """
+    if colours is None or run.target is run.form:
+        return None
+    if run.target in _WITH_CODES and colours.codes is not None:
+        return colours.codes
+    if colours.oddity:
+        raise UnsupportedImage(
+            f"The colours of this image are {colours.oddity}, which {CODECS[run.target].name} cannot hold. "
+            "Leave `format` out, or convert the image to sRGB and send that.",
+        )
+    return None
+
+
+def _label(image: Image.Image, colours: Colours) -> None:
+    """Give an image a profile of its colours, in place of any other."""
+    image.info.pop("icc_profile", None)
+    if not (colours.oddity or colours.is_srgb):
+        image.info["icc_profile"] = colours.profile(is_gray=image.mode in GRAY_MODES)
 
 
 def _plays(image: Image.Image, head: _Head) -> int:

@@ -3,7 +3,7 @@
 import struct
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from typing import Any
 
@@ -20,7 +20,7 @@ from server.imaging.limits import Limits, Tally
 from server.imaging.metadata import ifd
 from server.imaging.metadata.exif import without_orientation
 from server.imaging.metadata.icc import kept_icc
-from server.imaging.modes import fit, indexed
+from server.imaging.modes import GRAY_MODES, fit, indexed
 
 #: The quality of the result when a format is asked for but no quality.
 _QUALITY = {Format.JPEG: 90, Format.WEBP: 90, Format.AVIF: 80}
@@ -36,7 +36,7 @@ _DRAWN_MODES = frozenset({"1", "P"})
 
 _16_BITS = 0xFFFF
 _ICC_SPACES = {
-    b"GRAY": ("1", "L", "LA", "I;16", "I;16B", "I", "F"),
+    b"GRAY": tuple(GRAY_MODES),
     b"CMYK": ("CMYK",),
     b"RGB ": ("RGB", "RGBA", "P", "PA"),
 }
@@ -85,6 +85,7 @@ class Target:
         limits: of the result.
         frames: how many there will be.
         plays: how often an animation runs, 0 for ever.
+        codes: of the colours, for formats that name them so; None for none.
         settings: more for `save`, of a format that comes out as it came in.
     """
 
@@ -96,6 +97,7 @@ class Target:
     limits: Limits
     frames: int = 1
     plays: int = 0
+    codes: tuple[int, int] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -179,7 +181,10 @@ def _to_png(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
         settings["exif"] = metadata.exif
     if metadata.dpi:
         settings["dpi"] = metadata.dpi
-    png.write_png(sink, png.still(image, target.effort, settings))
+    still = png.still(image, target.effort, settings)
+    if target.codes is not None:
+        still = replace(still, before=(png.codes_chunk(*target.codes), *still.before))
+    png.write_png(sink, still)
 
 
 def _to_apng(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
@@ -193,7 +198,9 @@ def _to_apng(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
         stream = png.pack(png.RGBA_PATTERN, (pixels.convert("RGBA"),), target.effort)
         tally.add(len(stream))
         done.append(png.PngFrame(Rect(0, 0, *size), _apng_control(frame.duration_ms), stream))
-    before = [png.Chunk(b"eXIf", target.metadata.exif)] if target.metadata.exif else []
+    before = [png.codes_chunk(*target.codes)] if target.codes else []
+    if target.metadata.exif:
+        before.append(png.Chunk(b"eXIf", target.metadata.exif))
     png.write_png(sink, png.animation(size, tuple(before), tuple(done), target.plays))
 
 

@@ -15,6 +15,7 @@ from server.imaging.animation import Disposal, Layer
 from server.imaging.codecs import MAX_PARTS, Data, Effort, Format, Sink, damaged
 from server.imaging.geometry import Rect, swaps_axes, turned_rect, turned_size
 from server.imaging.limits import Limits
+from server.imaging.metadata.colour import Colours, from_codes, from_gamma
 from server.imaging.metadata.exif import upright_exif
 from server.imaging.metadata.icc import is_srgb
 from server.imaging.metadata.xmp import upright_xmp
@@ -424,6 +425,28 @@ def profile_in(data: bytes) -> bytes:
         return zlib.decompressobj().decompress(compressed[1:], _MAX_PROFILE_BYTES)
     except zlib.error:
         return b""
+
+
+def colours(png: Png) -> Colours | None:
+    """Return the colours that are named without a profile; None where there is one, or nothing (4.4)."""
+    codes = png.find(b"cICP")
+    if len(codes) == 4:  # noqa: PLR2004 - primaries, transfer function, matrix, range
+        return from_codes(codes[0], codes[1], is_full_range=bool(codes[3]))
+    if profile_in(png.find(b"iCCP")) or png.find(b"sRGB"):
+        return None
+    gamma, places = png.find(b"gAMA"), png.find(b"cHRM")
+    if not gamma:
+        return None
+    primaries = None
+    if places:
+        xw, yw, *others = (number / 100_000 for number in struct.unpack(">8I", places))
+        primaries = (*others, xw, yw)
+    return from_gamma(int.from_bytes(gamma, "big"), primaries)
+
+
+def codes_chunk(primaries: int, transfer: int) -> Chunk:
+    """Make the chunk that names colours by their codes, for RGB of full range (11.3.2.6)."""
+    return Chunk(b"cICP", bytes([primaries, transfer, 0, 1]))
 
 
 def _stays(chunk: Chunk, *, strip: bool) -> bool:
