@@ -199,7 +199,7 @@ class Settings(BaseModel):
             ge=0,
             description="Most pixels of a JPEG that is turned without being decoded, where that is more than "
             "`FLIP_MAX_PIXELS`; 0 for the same. An engine needs less than 1 byte of memory per pixel where "
-            "rows stay rows, and up to 8 where they become columns.",
+            "rows stay rows, and up to 9 where they become columns.",
         ),
     ] = 250_000_000
     max_frames: Annotated[
