@@ -84,6 +84,14 @@ def compose(orientation: int, turn: Turn) -> Transpose | None:
     return _TRANSPOSE_OF[(a * e + b * g, a * f + b * h, c * e + d * g, c * f + d * h)]
 
 
+def oriented(first: int, second: int) -> int:
+    """Combine two EXIF orientations into the one that has the effect of both, one after the other."""
+    a, b, c, d = _MATRIX_OF[_UPRIGHT[second]]
+    e, f, g, h = _MATRIX_OF[_UPRIGHT[first]]
+    both = _TRANSPOSE_OF[(a * e + b * g, a * f + b * h, c * e + d * g, c * f + d * h)]
+    return next(orientation for orientation, transpose in _UPRIGHT.items() if transpose is both)
+
+
 def swaps_axes(transpose: Transpose | None) -> bool:
     """Tell whether width and height change places."""
     return _MATRIX_OF[transpose][0] == 0

@@ -27,7 +27,8 @@ class Recipe:
     Args:
         turn: applied to what a person sees.
         format: of the result; None for the source's own.
-        quality: 1 to 100; None keeps a JPEG's own tables, and elsewhere means a good default.
+        quality: 1 to 100; None keeps a JPEG's own tables and a WebP's or AVIF's estimated quality, and
+            elsewhere means a good default.
         strip: drop EXIF, XMP, texts, comments and resolution. The colour profile goes too if it is sRGB;
             any other one stays, because without it the colours would change.
         path: None for lossless where that is possible, and pixels otherwise.

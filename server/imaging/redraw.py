@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 
 from PIL import Image
+from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from server.errors import UnsupportedImage
@@ -20,7 +21,7 @@ from server.imaging.metadata.exif import orientation_of, upright_exif
 from server.imaging.metadata.xmp import upright_xmp, without_companions
 from server.imaging.modes import GRAY_MODES
 from server.imaging.recipe import Result, Run
-from server.imaging.transcode import MANY_FRAMES, Frame, Metadata, Target, check_side, encode
+from server.imaging.transcode import MANY_FRAMES, Frame, Metadata, Target, check_plays, check_side, encode
 
 _MAX_DPI = 65535
 
@@ -43,6 +44,7 @@ class _Head:
         is_deep: whether decoding would halve the bits per channel.
         markers: of a JPEG.
         colours: where they are named without a profile.
+        stored_avif: what the structure of an AVIF says.
     """
 
     size: tuple[int, int]
@@ -56,6 +58,7 @@ class _Head:
     is_deep: bool = False
     markers: Jpeg | None = None
     colours: Colours | None = None
+    stored_avif: avif.Avif | None = None
 
 
 def _jpeg_head(run: Run) -> _Head:
@@ -109,18 +112,39 @@ def _tiff_head(run: Run) -> _Head:
     return _Head(size=page.size, applied=page.orientation)
 
 
-def _other_head(run: Run) -> _Head:
-    simple.check_head(run.form, run.data)
+def _avif_head(run: Run) -> _Head:
+    image, frames = _opened(run)
+    avif.check_end(run.data)
+    stored = avif.read_avif(run.data)
+    return _Head(
+        size=image.size,
+        frames=frames,
+        orientation=stored.orientation,
+        exif=stored.exif,
+        plays=stored.plays,
+        is_deep=stored.is_deep,
+        stored_avif=stored,
+    )
+
+
+def _opened(run: Run) -> tuple[ImageFile, int]:
+    """Open the file with Pillow and check the limits. Returns the image and how many frames it has."""
     image = open_image(run.form, run.data)
     frames = getattr(image, "n_frames", 1)
     run.limits.check_size(*image.size)
     run.limits.check_frames(frames)
     run.limits.check_total(image.width * image.height * frames)
+    return image, frames
+
+
+def _other_head(run: Run) -> _Head:
+    simple.check_head(run.form, run.data)
+    image, frames = _opened(run)
     simple.check_end(run.form, run.data)
     simple.check_steps(run.form, run.target, image, run.data)
     exif = image.info.get("exif", b"")
     simple.check_rows(run.form, image, run.data)
-    is_deep = simple.is_deep(run.form, image, run.data)
+    is_deep = simple.is_deep(run.form, image)
     return _Head(size=image.size, frames=frames, orientation=orientation_of(exif), exif=exif, is_deep=is_deep)
 
 
@@ -130,6 +154,7 @@ _HEADS: dict[Format, Callable[[Run], _Head]] = {
     Format.GIF: _gif_head,
     Format.WEBP: _webp_head,
     Format.TIFF: _tiff_head,
+    Format.AVIF: _avif_head,
 }
 
 
@@ -139,7 +164,7 @@ def _drawn(run: Run, head: _Head, count: int) -> Iterator[Frame]:
         image = open_image(run.form, run.data)
     for index in range(count):
         with decoding(run.form, head.size):
-            if run.form is Format.AVIF:
+            if head.stored_avif is not None:
                 avif.check_memory_to_decode(image.size)
             if index:
                 image.seek(index)
@@ -150,6 +175,8 @@ def _drawn(run: Run, head: _Head, count: int) -> Iterator[Frame]:
                 image.load()
             if head.markers is not None:
                 check_complete(head.markers, image, run.data)
+            if head.stored_avif is not None:
+                pixels = avif.cropped(head.stored_avif, image)
         run.lap("decode")
         yield Frame(pixels, float(image.info.get("duration") or 0))
 
@@ -188,6 +215,9 @@ def redraw(run: Run) -> Result:
     first = next(drawn)
     size = turned_size(transpose, first.image.size)
     check_side(run.target, size)
+    plays = _plays(first.image, head)
+    if count > 1:
+        check_plays(run.target, plays)
 
     def turned() -> Iterator[Frame]:
         for frame in islice(chain([first], drawn), count):
@@ -206,14 +236,13 @@ def redraw(run: Run) -> Result:
         source=run.form,
         limits=run.limits,
         frames=count,
-        plays=_plays(first.image, head),
+        plays=plays,
         codes=codes,
         settings=simple.kept_settings(run.form, run.data) if run.target is run.form else {},
+        stored_avif=head.stored_avif if run.target is run.form else None,
     )
     with encoding(run.target, size):
         encode(run.sink, turned(), target)
-        if run.form is run.target is Format.AVIF:
-            avif.keep_colours(run.sink, run.data)
     run.lap("encode")
     return run.result(size, count)
 

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from PIL.TiffImagePlugin import AppendingTiffWriter
 
 from server.errors import UnsupportedImage
-from server.imaging.codecs import CODECS, Effort, Format, Sink, encoding
+from server.imaging.codecs import CODECS, Effort, Format, Sink, encoding, write_whole
 from server.imaging.formats import avif, bmp, gif, png, tiff, webp
 from server.imaging.geometry import Rect
 from server.imaging.jpeg.markers import segments_for
@@ -30,6 +30,10 @@ _AVIF_SPEED = {Effort.LOW: 9, Effort.NORMAL: 7, Effort.HIGH: 6}
 
 #: Formats that can hold several frames. The others get the first one.
 MANY_FRAMES = frozenset({Format.PNG, Format.WEBP, Format.GIF, Format.TIFF, Format.AVIF})
+
+#: Formats that count the runs of an animation in 16 bits: GIF those after the first, WebP all of them.
+_SHORT_COUNTS = frozenset({Format.GIF, Format.WEBP})
+_MOST_PLAYS = 1 << 16
 
 #: Modes that hold drawings rather than photos: lossless WebP makes small files of these.
 _DRAWN_MODES = frozenset({"1", "P"})
@@ -87,6 +91,7 @@ class Target:
         plays: how often an animation runs, 0 for ever.
         codes: of the colours, for formats that name them so; None for none.
         settings: more for `save`, of a format that comes out as it came in.
+        stored_avif: what the structure of the source says, where both are AVIF.
     """
 
     form: Format
@@ -99,6 +104,7 @@ class Target:
     plays: int = 0
     codes: tuple[int, int] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    stored_avif: avif.Avif | None = None
 
 
 def _profile(image: Image.Image, *, strip: bool) -> bytes:
@@ -121,6 +127,21 @@ def check_side(form: Format, size: tuple[int, int]) -> None:
         raise UnsupportedImage(
             f"The image is {size[0]} x {size[1]} pixels; {codec.name} holds at most {codec.max_side} "
             "to a side. Ask for another format, such as png.",
+        )
+
+
+def check_plays(form: Format, plays: int) -> None:
+    """Refuse an animation that runs more often than the format can say.
+
+    WebP says one time less than GIF, which is for ever in effect and is let pass.
+
+    Raises:
+        UnsupportedImage: it runs too often.
+    """
+    if form in _SHORT_COUNTS and plays > _MOST_PLAYS:
+        raise UnsupportedImage(
+            f"The animation runs {plays} times; {CODECS[form].name} can say at most {_MOST_PLAYS}. "
+            "Ask for format=png or format=avif.",
         )
 
 
@@ -308,7 +329,6 @@ def write_pages(sink: Sink, pages: list[TiffPage], limits: Limits) -> None:
 
 
 def _to_avif(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
-    metadata = target.metadata
     images: list[Image.Image] = []
     durations: list[int] = []
     for frame in frames:
@@ -317,17 +337,37 @@ def _to_avif(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
     if len({image.mode for image in images}) > 1:  # one sequence has alpha throughout or not at all
         mode = "RGBA" if any(image.mode == "RGBA" for image in images) else "RGB"
         images = [image.convert(mode) for image in images]
-    first = images[0]
-    settings: dict[str, Any] = {
-        "quality": target.quality or _QUALITY[Format.AVIF],
-        "speed": _AVIF_SPEED[target.effort],
-        "icc_profile": _profile(first, strip=metadata.strip),
-        "xmp": metadata.xmp,
-        "exif": _exif_for_avif(metadata.exif),
-    }
-    avif.check_memory_to_encode(first.size, target.settings.get("subsampling", "4:2:0"))
+    file = bytearray(_avif(images, durations, target))
+    if images[1:]:
+        avif.with_plays(file, target.plays)
+    if target.stored_avif is not None:
+        avif.with_codes(file, target.stored_avif.codes)
+    write_whole(sink, memoryview(file))
+
+
+def _avif(images: list[Image.Image], durations: list[int], target: Target) -> bytes:
+    """Encode as finely as the source, where that is AVIF too and no quality is asked for."""
+    first, source, metadata = images[0], target.stored_avif, target.metadata
+    subsampling = "4:2:0" if source is None else source.subsampling
+    kept = None if source is None else source.quality
+    icc = _profile(first, strip=metadata.strip)
+    exif = _exif_for_avif(metadata.exif)
+    speed = _AVIF_SPEED[target.effort]
+    avif.check_memory_to_encode(first.size, subsampling)
     several = {"save_all": True, "append_images": images[1:], "duration": durations} if images[1:] else {}
-    first.save(sink, "AVIF", **settings, **several, **target.settings)
+    file = BytesIO()
+    first.save(
+        file,
+        "AVIF",
+        quality=target.quality or kept or _QUALITY[Format.AVIF],
+        subsampling=subsampling,
+        speed=speed,
+        icc_profile=icc,
+        exif=exif,
+        xmp=metadata.xmp,
+        **several,
+    )
+    return file.getvalue()
 
 
 def _exif_for_avif(exif: bytes) -> bytes:

@@ -673,7 +673,9 @@ def _pixel_bytes(plan: _Plan) -> float:
 
 
 def _lossy(kind: str, plan: _Plan) -> float:
-    quality = plan.quality or _DEFAULT_QUALITY[kind.partition(" ")[0]]
+    form = kind.partition(" ")[0]
+    # An AVIF that stays one keeps its quality, up to lossless.
+    quality = plan.quality or (100 if form == "avif" and plan.stays else _DEFAULT_QUALITY[form])
     return _LOSSY_BYTES[kind][(quality > 80) + (quality > 90)]  # noqa: PLR2004 its columns
 
 

@@ -48,9 +48,9 @@ class ImageParameters(Parameters):
     quality: Annotated[
         Annotated[int, Field(ge=1, le=100)] | None,
         Field(
-            description="Quality of a lossy answer; formats without loss ignore it. Without it, a JPEG or "
-            "WebP that stays one keeps the quality it came with; otherwise it is 90 for JPEG and WebP and "
-            "80 for AVIF."
+            description="Quality of a lossy answer; formats without loss ignore it. Without it, a JPEG, "
+            "WebP or AVIF that stays one keeps the quality it came with; otherwise it is 90 for JPEG and "
+            "WebP, and 80 for AVIF."
         ),
     ] = None
     strip: Annotated[

@@ -1,15 +1,38 @@
-"""What Pillow's AVIF reader and writer leave out: a check of the end, depth, subsampling and colours."""
+"""What Pillow's AVIF reader and writer leave out: crop, orientation, depth, colours, quality, loop count."""
 
-import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
 
-from server.imaging.codecs import Data, Format, Sink, check_memory, damaged
+from PIL import Image
 
-_HIGH_BIT_DEPTH, _MONOCHROME, _SUBSAMPLED_X, _SUBSAMPLED_Y = 0x40, 0x10, 0x08, 0x04
+from server.errors import UnsupportedImage
+from server.imaging.codecs import MAX_PARTS, Data, Format, check_memory, damaged
+from server.imaging.formats import av1, bmff
+from server.imaging.formats.bmff import Box, Picture
+from server.imaging.geometry import Rect, oriented
+
 _BYTE = 8
 
-_NCLX = b"colrnclx"
-_SRGB = b"\0\1\0\x0d"
-_AVIF_HEAD_BYTES = 1 << 16
+#: Turns of `irot` in quarters against the clock, and the two mirrors of `imir`, as orientations of EXIF.
+_ROTATIONS = (1, 8, 3, 6)
+_MIRRORS = (4, 2)
+
+#: By every fourth `base_q_idx`, the quality for which Pillow's encoder (libavif 1.4, libaom) chooses it for a
+#: still; measured, and held by a test.
+_QUALITIES = (
+    *(100, 99, 98, 97, 95, 94, 93, 91, 90, 89, 87, 86, 85, 83, 82, 81),
+    *(79, 78, 77, 75, 74, 73, 71, 70, 69, 67, 66, 65, 63, 62, 61, 59),
+    *(58, 57, 55, 54, 53, 51, 49, 48, 46, 44, 43, 41, 39, 38, 36, 34),
+    *(33, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 4, 2),
+)
+_WORST_STEP = 63
+_FINER_STEPS = 3
+
+_CROP_YOURSELF = "Crop it before you send it."
+
+_UNSPECIFIED = 2
 
 #: For each pixel, to decode it: planes at full resolution with alpha, the same as RGBA, and a copy of that.
 _DECODER_BYTES = 12
@@ -27,7 +50,9 @@ def check_end(data: Data) -> None:
         DamagedImage: one does not.
     """
     position = 0
-    while position < len(data):
+    for _ in range(MAX_PARTS):
+        if position == len(data):
+            return
         size = int.from_bytes(data[position : position + 4], "big")
         if size == 1:
             size = int.from_bytes(data[position + 8 : position + 16], "big")
@@ -36,6 +61,7 @@ def check_end(data: Data) -> None:
         position += size
         if size < _BYTE or position > len(data):
             raise damaged(Format.AVIF, "it is cut off")
+    raise damaged(Format.AVIF, "it has too many boxes")
 
 
 def check_memory_to_decode(size: tuple[int, int]) -> None:
@@ -62,37 +88,235 @@ def check_memory_to_encode(size: tuple[int, int], subsampling: str) -> None:
     check_memory(_ENCODER_BASE_BYTES + size[0] * size[1] * pixel_bytes)
 
 
-def _av1_flags(data: Data) -> int:
-    """Return how the first image is coded: tier, depth, monochrome, subsampling (AV1 in ISO BMFF, 2.3.3)."""
-    box = data.find(b"av1C", 0)
-    return data[box + 6] if 0 <= box < len(data) - 6 else _SUBSAMPLED_X | _SUBSAMPLED_Y
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """Colour codes (ISO/IEC 23091-2).
+
+    Args:
+        primaries, transfer, matrix: 2 where they are unspecified.
+        is_full_range: whether samples use all their values.
+    """
+
+    primaries: int
+    transfer: int
+    matrix: int
+    is_full_range: bool
 
 
-def subsampling(data: Data) -> str:
+@dataclass(frozen=True, slots=True)
+class Avif:
+    """What the structure of a file says of the image that Pillow decodes.
+
+    Args:
+        size: width and height as stored.
+        crop: the clean aperture in the stored pixels; None for all of them.
+        orientation: by EXIF's numbers, what makes the cropped pixels upright.
+        is_deep: whether samples have more than 8 bits.
+        subsampling: of chroma, as it is called.
+        codes: of its colours; None where the file gives none.
+        quality: for libavif, as the source was written; None where that cannot be told.
+        exif: without the offset before it; empty for none.
+        plays: how often a sequence runs, 0 for ever.
+    """
+
+    size: tuple[int, int]
+    crop: Rect | None
+    orientation: int
+    is_deep: bool
+    subsampling: str
+    codes: Codes | None
+    quality: int | None
+    exif: bytes
+    plays: int
+
+
+def read_avif(data: Data) -> Avif:
+    """Read the structure of a file that Pillow has opened, and the headers of its first coded image.
+
+    Raises:
+        UnsupportedImage: its crop or its transformations cannot be applied exactly.
+        ValueError, LookupError, struct.error: it is damaged.
+    """
+    picture = _picture(data)
+    sequence, quantizer = _coding(data, picture)
+    found = _codes(data, picture.properties) or _codes(data, picture.coding)
+    if found is None and sequence.codes != (_UNSPECIFIED,) * 3:
+        found = Codes(*sequence.codes, sequence.is_full_range)
+    crop, orientation = _transformations(data, picture)
+    return Avif(
+        size=picture.size,
+        crop=crop,
+        orientation=orientation,
+        is_deep=sequence.depth > _BYTE,
+        subsampling=_subsampling(sequence),
+        codes=found,
+        quality=None if quantizer is None else _quality(quantizer, is_sequence=picture.is_sequence),
+        exif=_bare_exif(picture.exif),
+        plays=picture.plays,
+    )
+
+
+def codes(data: Data) -> tuple[int, int, int, bool] | None:
+    """Return primaries, transfer function, matrix and full range of the colours; None where none are given.
+
+    Raises:
+        ValueError, LookupError, struct.error: the structure is damaged.
+    """
+    found = read_avif(data).codes
+    if found is None:
+        return None
+    return found.primaries, found.transfer, found.matrix, found.is_full_range
+
+
+def _picture(data: Data) -> Picture:
+    """Return what libavif decodes: the brand tells, and where it does not, a track goes before an item."""
+    brand = data[8:12]
+    if brand == b"avis":
+        return bmff.sequence(data)
+    has_track = any(box.kind == b"moov" for box in bmff.boxes(data, 0, len(data)))
+    return bmff.sequence(data) if brand != b"avif" and has_track else bmff.still(data)
+
+
+def _coding(data: Data, picture: Picture) -> tuple[av1.Sequence, int | None]:
+    """Read the headers: the sequence header rules, and `av1C` repeats it, perhaps wrongly."""
+    box = bmff.first(picture.coding, b"av1C")
+    sequence, quantizer = av1.read_headers(data[box.start + 4 : box.end] + picture.payload)
+    # Of several layers the first is the coarsest (AV1 Image File Format, 2.3.2).
+    is_layered = any(prop.kind in {b"a1lx", b"lsel"} for prop in picture.coding)
+    return sequence, None if is_layered else quantizer
+
+
+def _subsampling(sequence: av1.Sequence) -> str:
     """Return the chroma subsampling to write. 4:2:2 becomes 4:4:4: rotated, AVIF could not express it."""
-    flags = _av1_flags(data)
-    if flags & _MONOCHROME:
+    if sequence.is_monochrome:
         return "4:0:0"
-    return "4:2:0" if flags & _SUBSAMPLED_Y else "4:4:4"
+    return "4:2:0" if all(sequence.subsampling) else "4:4:4"
 
 
-def keep_colours(sink: Sink, data: Data) -> None:
-    """Label primaries and transfer function as the source does (ISO/IEC 14496-12, 12.1.5).
+def _codes(data: Data, properties: tuple[Box, ...]) -> Codes | None:
+    """Return colour codes among properties (ISO/IEC 14496-12, 12.1.5)."""
+    for box in _nclx(data, properties):
+        primaries, transfer, matrix, flags = struct.unpack_from(">3HB", data, box.start + 4)
+        return Codes(primaries, transfer, matrix, bool(flags & 0x80))
+    return None
+
+
+def _nclx(data: bmff.Data, properties: tuple[Box, ...]) -> Iterator[Box]:
+    return (box for box in properties if box.kind == b"colr" and data[box.start : box.start + 4] == b"nclx")
+
+
+def _quality(quantizer: int, *, is_sequence: bool) -> int:
+    """Return the quality for which Pillow's encoder chooses this `base_q_idx`.
+
+    The first frame of a sequence is coded finer than the others, how much depends on what follows.
+    """
+    step = min(_WORST_STEP, (quantizer + 2) // 4)
+    if is_sequence:
+        return max(1, 100 - round((step + _FINER_STEPS) * 100 / _WORST_STEP))
+    return _QUALITIES[step]
+
+
+def _transformations(data: Data, picture: Picture) -> tuple[Rect | None, int]:
+    """Return what is to be cropped, and how to turn the rest (ISO/IEC 23008-12, 6.5.9, 6.5.10 and 6.5.12).
+
+    They apply in the order of the properties, and Pillow knows `irot` before `imir` only.
+    """
+    crop: Rect | None = None
+    orientation = 1
+    for box in picture.properties:
+        if box.kind == b"irot":
+            orientation = oriented(orientation, _ROTATIONS[data[box.start] & 3])
+        elif box.kind == b"imir":
+            orientation = oriented(orientation, _MIRRORS[data[box.start] & 1])
+        elif box.kind == b"clap":
+            if crop is not None or orientation != 1:
+                raise UnsupportedImage(f"The image is cropped after it is turned. {_CROP_YOURSELF}")
+            crop = _clean_aperture(data, box, picture.size)
+    return crop, orientation
+
+
+def _clean_aperture(data: Data, box: Box, size: tuple[int, int]) -> Rect:
+    """Return the pixels that are to be shown (ISO/IEC 14496-12, 12.1.4).
+
+    Raises:
+        UnsupportedImage: they are no whole pixels of the image.
+        ZeroDivisionError: the box is damaged.
+    """
+    numbers = struct.unpack_from(">IIIIiIiI", data, box.start)
+    width, height, right, down = (Fraction(*numbers[at : at + 2]) for at in range(0, 8, 2))
+    x, y = right + (size[0] - width) / 2, down + (size[1] - height) / 2
+    is_inside = x >= 0 and y >= 0 and x + width <= size[0] and y + height <= size[1]
+    if not (
+        is_inside and width and height and all(number.denominator == 1 for number in (x, y, width, height))
+    ):
+        raise UnsupportedImage(
+            f"The image is cropped to a part that is no whole pixels of it. {_CROP_YOURSELF}"
+        )
+    return Rect(int(x), int(y), int(width), int(height))
+
+
+def _bare_exif(item: bytes) -> bytes:
+    """Return the TIFF structure in an EXIF item, which an offset leads to (ISO/IEC 23008-12, A.2.1)."""
+    return item[4 + int.from_bytes(item[:4], "big") :]
+
+
+def cropped(stored: Avif, image: Image.Image) -> Image.Image:
+    """Return the pixels that are to be shown, which Pillow does not know.
+
+    Raises:
+        ValueError: the crop is of an image of another size.
+    """
+    if stored.crop is None:
+        return image
+    if stored.size != image.size:
+        raise ValueError("an image has two sizes")
+    x, y, width, height = stored.crop
+    return image.crop((x, y, x + width, y + height))
+
+
+def with_codes(file: bytearray, found: Codes | None) -> None:
+    """Label primaries and transfer function in a file of Pillow's as the source does.
 
     The samples are the source's own, and Pillow's writer labels them all as sRGB.
     """
-    start = data.find(_NCLX, 0)  # an mmap would begin at its current position
-    codes = data[start + len(_NCLX) : start + len(_NCLX) + 4]
-    if start < 0 or codes == _SRGB:
+    if found is None:
         return
-    sink.seek(0)
-    head, _, _ = sink.read(_AVIF_HEAD_BYTES).partition(b"mdat")
-    for found in re.finditer(_NCLX, head):
-        sink.seek(found.end())
-        sink.write(codes)
-    sink.seek(0, 2)
+    properties = list(_written_properties(file))
+    for box in _nclx(file, tuple(properties)):
+        struct.pack_into(">HH", file, box.start + 4, found.primaries, found.transfer)
 
 
-def is_deep(data: Data) -> bool:
-    """Tell whether it has more than 8 bits per channel."""
-    return bool(_av1_flags(data) & _HIGH_BIT_DEPTH)
+def _written_properties(file: bytearray) -> Iterator[Box]:
+    """Yield all properties of items and tracks in a file of Pillow's."""
+    for box in bmff.boxes(file, 0, len(file)):
+        if box.kind == b"meta":
+            ipco = bmff.inside(file, Box(b"meta", box.start + 4, box.end), b"iprp", b"ipco")
+            yield from bmff.boxes(file, ipco.start, ipco.end)
+        if box.kind == b"moov":
+            for trak in bmff.tracks(file):
+                yield from bmff.sample_properties(file, trak)
+
+
+def with_plays(file: bytearray, plays: int) -> None:
+    """Say in a sequence of Pillow's, which would run for ever, how often it runs (ISO/IEC 23008-12, 9.6.1).
+
+    Args:
+        file: to be changed.
+        plays: 0 for ever.
+    """
+    if not plays:
+        return
+    longest = 0
+    for trak in bmff.tracks(file):
+        edit = bmff.inside(file, trak, b"edts", b"elst")
+        struct.pack_into(">I", file, edit.start, file[edit.start] << 24 | (plays > 1))
+        duration = plays * bmff.times(file, edit).read(file)
+        longest = max(longest, duration)
+        _write_duration(file, bmff.inside(file, trak, b"tkhd"), duration)
+    moov = bmff.first(bmff.boxes(file, 0, len(file)), b"moov")
+    _write_duration(file, bmff.inside(file, moov, b"mvhd"), longest)
+
+
+def _write_duration(file: bytearray, box: Box, duration: int) -> None:
+    place = bmff.times(file, box)
+    file[place.at : place.at + place.nbytes] = duration.to_bytes(place.nbytes, "big")

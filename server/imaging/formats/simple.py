@@ -8,7 +8,7 @@ from PIL import ImageFile
 
 from server.errors import TooManyPixels
 from server.imaging.codecs import CODECS, Data, Format, damaged
-from server.imaging.formats import avif, bmp
+from server.imaging.formats import bmp
 
 _QOI_END = b"\0\0\0\0\0\0\0\1"
 _PLAIN = (b"P1", b"P2", b"P3")
@@ -100,7 +100,6 @@ def _check_ppm(data: Data) -> None:
 
 
 _CHECKS: dict[Format, Callable[[Data], None]] = {
-    Format.AVIF: avif.check_end,
     Format.QOI: _check_qoi,
     Format.PPM: _check_ppm,
 }
@@ -120,8 +119,6 @@ def kept_settings(form: Format, data: Data) -> dict[str, Any]:
     """Return settings for `save` that keep what Pillow does not carry over, for a format that stays."""
     if form is Format.QOI:
         return {"colorspace": "sRGB"} if data[13] == 0 else {}  # the only name the writer knows
-    if form is Format.AVIF:
-        return {"subsampling": avif.subsampling(data)}
     return {}
 
 
@@ -135,10 +132,8 @@ def check_rows(form: Format, image: ImageFile.ImageFile, data: Data) -> None:
         bmp.check_rows(image, data)
 
 
-def is_deep(form: Format, image: ImageFile.ImageFile, data: Data) -> bool:
+def is_deep(form: Format, image: ImageFile.ImageFile) -> bool:
     """Tell whether Pillow would silently decode more than 8 bits per channel to 8."""
-    if form is Format.AVIF:
-        return avif.is_deep(data)
     if form is Format.PPM:
         arguments = image.tile[0].args
         return image.mode == "RGB" and isinstance(arguments, tuple) and arguments[-1] > 255  # noqa: PLR2004

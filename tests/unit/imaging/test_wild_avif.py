@@ -1,0 +1,485 @@
+"""AVIFs as strangers write them, judged by avifdec and by what their files are made of."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+from PIL import Image, ImageChops, ImageCms
+from support import programs
+from support.oracle import TURNS, Grid
+from support.programs import pixels, run_on, tags
+from support.specimens import encoded, natural, processed
+
+from server.errors import DamagedImage, UnsupportedImage
+from server.imaging.codecs import Format
+from server.imaging.formats import avif
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SIZE = (64, 40)
+CONTAINERS = frozenset({b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"iprp", b"ipco", b"meta"})
+
+
+# --- Files, made by avifenc or changed by hand ----------------------------------------------------
+
+
+def made(directory: Path, *options: str, images: tuple[Image.Image, ...] = ()) -> bytes:
+    """Encode with avifenc."""
+    names = []
+    for index, image in enumerate(images or (natural(SIZE),)):
+        names.append(str(directory / f"{index}.png"))
+        image.save(names[-1])
+    target = directory / "made.avif"
+    programs.run("avifenc", "--speed", "9", *options, *names, str(target))
+    return target.read_bytes()
+
+
+def decoded(directory: Path, data: bytes) -> Grid:
+    """Decode with avifdec, which leaves out crop, rotation and mirror (libavif 0.11)."""
+    source, target = directory / "decoded.avif", directory / "decoded.png"
+    source.write_bytes(data)
+    programs.run("avifdec", str(source), str(target))
+    return pixels(target.read_bytes(), "png")
+
+
+def told(data: bytes, name: str) -> str:
+    """Return what avifdec says of a file."""
+    lines = run_on("avifdec", data, ".avif", "--info", "{}").decode().splitlines()
+    return next(line.partition(":")[2].strip() for line in lines if line.startswith(f" * {name}"))
+
+
+def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[bytes, int, int]]:
+    """Yield kind, start and end of all boxes, those inside others too."""
+    end = len(data) if end is None else end
+    while start < end:
+        size, kind = struct.unpack_from(">I4s", data, start)
+        yield kind, start, start + size
+        if kind in CONTAINERS:
+            yield from boxes(data, start + (12 if kind == b"meta" else 8), start + size)
+        start += size
+
+
+def span(data: bytes, wanted: bytes, number: int = 0) -> tuple[int, int]:
+    return [(start, end) for kind, start, end in boxes(data) if kind == wanted][number]
+
+
+def associations(data: bytes) -> Iterator[int]:
+    """Yield where the indices of properties stand in `ipma`, each of a byte."""
+    start, _ = span(data, b"ipma")
+    at = start + 16
+    for _ in range(*struct.unpack_from(">I", data, start + 12)):
+        count = data[at + 2]
+        yield from range(at + 3, at + 3 + count)
+        at += 3 + count
+
+
+def reordered(data: bytes, first: bytes) -> bytes:
+    """Put those properties first that contain some bytes, and keep them where they belong."""
+    start, end = span(data, b"ipco")
+    found = [data[begin:stop] for _, begin, stop in boxes(data, start + 8, end)]
+    order = sorted(range(len(found)), key=lambda index: first not in found[index])
+    file = bytearray(data)
+    file[start + 8 : end] = b"".join(found[index] for index in order)
+    for at in associations(data):
+        file[at] = file[at] & 0x80 | order.index((file[at] & 0x7F) - 1) + 1
+    return bytes(file)
+
+
+def with_loose_property(data: bytes, body: bytes) -> bytes:
+    """Insert a property that belongs to no item before all others."""
+    prop = struct.pack(">I", len(body) + 4) + body
+    start, _ = span(data, b"ipco")
+    file = bytearray(data)
+    for at in associations(data):
+        file[at] += 1
+    places, _ = span(data, b"iloc")
+    assert file[places + 8 : places + 14] == b"\0\0\0\0\x44\0"
+    at = places + 16
+    for _ in range(*struct.unpack_from(">H", file, places + 14)):
+        (offset,) = struct.unpack_from(">I", file, at + 6)
+        struct.pack_into(">I", file, at + 6, offset + len(prop))
+        at += 14
+    file[start + 8 : start + 8] = prop
+    for box in (b"ipco", b"iprp", b"meta"):
+        begin, end = span(data, box)
+        struct.pack_into(">I", file, begin, end - begin + len(prop))
+    return bytes(file)
+
+
+def frames(mode: str = "RGB", count: int = 3) -> list[Image.Image]:
+    return [ImageChops.offset(natural(SIZE, mode), 9 * index) for index in range(count)]
+
+
+def sequence(mode: str = "RGB", **options: object) -> bytes:
+    first, *rest = frames(mode)
+    return encoded(first, "AVIF", save_all=True, append_images=rest, duration=100, speed=9, **options)
+
+
+def assert_close(ours: Grid, theirs: Grid, most: int) -> None:
+    assert ours.size == theirs.size
+    apart = (
+        abs(a - b)
+        for left, right in zip(ours.pixels, theirs.pixels, strict=True)
+        for a, b in zip(left, right, strict=True)
+    )
+    assert max(apart) <= most
+
+
+# --- What belongs to the image that is shown ------------------------------------------------------
+
+
+@pytest.mark.parametrize(("subsampling", "named"), [("4:2:0", "YUV420"), ("4:4:4", "YUV444")])
+def test_an_alpha_whose_properties_come_first_does_not_make_an_image_gray(
+    tmp_path: Path, subsampling: str, named: str
+) -> None:
+    image = natural(SIZE, "RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(SIZE))
+    plain = encoded(image, "AVIF", subsampling=subsampling, quality=90)
+    alpha = next(data for data in (plain[slice(*span(plain, b"av1C", n))] for n in (0, 1)) if data[10] & 0x10)
+    data = reordered(plain, alpha)
+    assert data[span(data, b"av1C")[0] + 10] & 0x10
+    out = processed(data, "orient").data
+    assert told(out, "Format") == told(data, "Format") == named
+    assert_close(decoded(tmp_path, out), decoded(tmp_path, data), 24)
+
+
+@pytest.mark.parametrize("subsampling", ["4:2:0", "4:4:4"])
+def test_an_alpha_track_that_comes_first_does_not_make_a_sequence_gray(
+    tmp_path: Path, subsampling: str
+) -> None:
+    plain = sequence("RGBA", subsampling=subsampling)
+    (first, middle), (_, last) = span(plain, b"trak"), span(plain, b"trak", 1)
+    data = plain[:first] + plain[middle:last] + plain[first:middle] + plain[last:]
+    out = processed(data, "orient").data
+    assert told(out, "Format") == told(plain, "Format") != "YUV400"
+    assert_close(decoded(tmp_path, out), decoded(tmp_path, plain), 40)
+
+
+def test_the_first_tile_of_a_grid_tells_how_all_are_coded(tmp_path: Path) -> None:
+    data = made(tmp_path, "--grid", "2x2", "--nclx", "12/13/6", images=(natural((128, 128)),))
+    out = processed(data, "orient").data
+    assert [told(out, name) for name in ("Format", "Color Primaries", "Resolution")] == [
+        "YUV444",
+        "12",
+        "128x128",
+    ]
+    assert_close(decoded(tmp_path, out), decoded(tmp_path, data), 24)
+
+
+@pytest.mark.parametrize(
+    "loose",
+    [
+        b"colrnclx\0\x09\0\x10\0\x09\x80",
+        b"av1C\x81\0\x5c\0",  # ten bits, monochrome
+        b"clap" + struct.pack(">8I", 8, 1, 8, 1, 0, 1, 0, 1),
+        b"irot\1",
+        b"imir\1",
+    ],
+    ids=lambda body: body[:4].decode(),
+)
+def test_a_property_that_belongs_to_no_item_counts_for_nothing(tmp_path: Path, loose: bytes) -> None:
+    plain = encoded(natural(SIZE), "AVIF")
+    data = with_loose_property(plain, loose)
+    assert decoded(tmp_path, data) == decoded(tmp_path, plain)
+    assert decoded(tmp_path, processed(data, "flip").data) == decoded(tmp_path, processed(plain, "flip").data)
+
+
+def test_the_sequence_header_rules_over_its_copies() -> None:
+    data = bytearray(encoded(natural(SIZE), "AVIF"))
+    data[span(bytes(data), b"av1C")[0] + 10] |= 0x10  # monochrome, which it is not
+    assert told(processed(bytes(data), "orient").data, "Format") == "YUV420"
+
+
+@pytest.mark.parametrize("kind", [b"pitm", b"ipma", b"ipco", b"iinf", b"iloc"])
+def test_a_file_without_structure_is_refused(kind: bytes) -> None:
+    data = encoded(natural(SIZE), "AVIF")
+    with pytest.raises(DamagedImage):
+        processed(data.replace(kind, b"free"), "flip")
+
+
+# --- Crop, rotation, mirror -----------------------------------------------------------------------
+
+
+def cropped(grid: Grid, x: int, y: int, width: int, height: int) -> Grid:
+    rows = (grid.pixels[row * grid.width + x :][:width] for row in range(y, y + height))
+    return Grid(width, height, tuple(pixel for row in rows for pixel in row))
+
+
+def turned(grid: Grid, turn: str) -> Grid:
+    swaps, source = TURNS[turn]
+    width, height = (grid.height, grid.width) if swaps else grid.size
+    places = (source(x, y, *grid.size) for y in range(height) for x in range(width))
+    return Grid(width, height, tuple(grid.at(*place) for place in places))
+
+
+#: What `irot` and `imir` do (ISO/IEC 23008-12:2022, 6.5.10 and 6.5.12), in our words.
+ROTATIONS = ("orient", "rotate-270", "rotate-180", "rotate-90")
+MIRRORS = ("flip", "flop")
+
+
+@pytest.mark.parametrize("output", [None, Format.PNG, Format.JPEG])
+@pytest.mark.parametrize("box", [(10, 6, 40, 30), (0, 0, 16, 16), (1, 3, 33, 21), (62, 38, 2, 2)])
+def test_what_is_cropped_away_does_not_show(
+    tmp_path: Path, box: tuple[int, int, int, int], output: Format | None
+) -> None:
+    data = made(tmp_path, "--yuv", "444", "--clap", clap(*box))
+    wanted = turned(cropped(decoded(tmp_path, data), *box), "flip")
+    answer = processed(data, "flip", output=output)
+    assert (answer.result.width, answer.result.height) == wanted.size
+    ours = decoded(tmp_path, answer.data) if output is None else pixels(answer.data, answer.result.format)
+    assert_close(ours, wanted, 0 if output is Format.PNG else 24)
+    if output is None:
+        assert told(answer.data, "Transformations") == "None"
+
+
+def clap(x: int, y: int, width: int, height: int) -> str:
+    """Return a clean aperture by the formula of ISO/IEC 14496-12, 12.1.4.1, in halves."""
+    right, down = 2 * x + width - SIZE[0], 2 * y + height - SIZE[1]
+    return f"{width},1,{height},1,{right % 2**32},2,{down % 2**32},2"
+
+
+def test_a_crop_in_a_sequence_counts_for_all_frames(tmp_path: Path) -> None:
+    data = made(tmp_path, "--clap", clap(4, 4, 20, 10), images=tuple(frames()))
+    assert b"clap" in data[span(data, b"moov")[0] :]
+    for output in (None, Format.PNG, Format.GIF):
+        answer = processed(data, "rotate-90", output=output)
+        assert (answer.result.width, answer.result.height, answer.result.frames) == (10, 20, 3)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    ["81,2,30,1,0,1,0,1", "40,1,30,1,1,4,0,1", "40,1,30,1,20,1,0,1", "80,1,30,1,0,1,0,1", "0,1,30,1,0,1,0,1"],
+    ids=["half a pixel wide", "between pixels", "beyond the side", "too wide", "empty"],
+)
+def test_a_crop_that_is_no_whole_pixels_is_refused(numbers: str, tmp_path: Path) -> None:
+    data = bytearray(made(tmp_path, "--clap", clap(10, 6, 40, 30)))
+    start, _ = span(bytes(data), b"clap")
+    struct.pack_into(">8I", data, start + 8, *map(int, numbers.split(",")))
+    with pytest.raises(UnsupportedImage, match="cropped"):
+        processed(bytes(data), "flip")
+
+
+@pytest.mark.parametrize("mirror", [None, 0, 1])
+@pytest.mark.parametrize("angle", range(4))
+def test_rotation_and_mirror_are_applied_once(tmp_path: Path, angle: int, mirror: int | None) -> None:
+    options = ["--irot", str(angle), "--crop", "10,6,40,30"]
+    options += [] if mirror is None else ["--imir", str(mirror)]
+    data = made(tmp_path, *options)
+    wanted = turned(cropped(decoded(tmp_path, data), 10, 6, 40, 30), ROTATIONS[angle])
+    wanted = wanted if mirror is None else turned(wanted, MIRRORS[mirror])
+    assert pixels(processed(data, "orient", output=Format.PNG).data, "png") == wanted
+    out = processed(data, "orient").data
+    assert told(out, "Transformations") == "None"
+    assert_close(decoded(tmp_path, out), wanted, 24)
+
+
+def test_transformations_apply_in_the_order_of_the_file(tmp_path: Path) -> None:
+    data = made(tmp_path, "--irot", "1", "--imir", "1")
+    at = list(associations(data))
+    rotation, mirror = (span(data, kind)[0] for kind in (b"irot", b"imir"))
+    order = [start for _, start, _ in boxes(data, span(data, b"ipco")[0] + 8, span(data, b"ipco")[1])]
+    first, second = (
+        next(place for place in at if data[place] & 0x7F == order.index(start) + 1)
+        for start in (rotation, mirror)
+    )
+    file = bytearray(data)
+    file[first], file[second] = data[second], data[first]
+    wanted = turned(turned(decoded(tmp_path, data), "flop"), "rotate-270")
+    assert pixels(processed(bytes(file), "orient", output=Format.PNG).data, "png") == wanted
+
+
+# --- Quality --------------------------------------------------------------------------------------
+
+
+def test_the_estimated_quality_is_the_one_of_the_source() -> None:
+    """Encoded with the estimate, an image is what it was: it stands for the same quantizer."""
+    image = natural((16, 16))
+    for quality in range(1, 101):
+        data = encoded(image, "AVIF", quality=quality, speed=9)
+        estimate = avif.read_avif(data).quality
+        again = encoded(image, "AVIF", quality=estimate, speed=9)
+        assert data[slice(*span(data, b"mdat"))] == again[slice(*span(again, b"mdat"))], (quality, estimate)
+
+
+@pytest.mark.parametrize("subsampling", ["4:2:0", "4:4:4"])
+@pytest.mark.parametrize("quality", [20, 50, 80, 95])
+def test_an_avif_stays_about_as_large(quality: int, subsampling: str) -> None:
+    data = encoded(natural((200, 140)), "AVIF", quality=quality, subsampling=subsampling, speed=7)
+    out = processed(data, "flip").data
+    assert 0.8 < len(out) / len(data) < 1.25
+
+
+@pytest.mark.parametrize("codec", ["aom", "rav1e"])
+@pytest.mark.parametrize("quantizer", [4, 20, 40, 60])
+def test_the_quality_of_other_encoders_is_followed_too(tmp_path: Path, codec: str, quantizer: int) -> None:
+    limits = ("--min", str(quantizer), "--max", str(quantizer))
+    data = made(tmp_path, "--codec", codec, *limits, images=(natural((200, 140)),))
+    assert 0.8 < len(processed(data, "flip").data) / len(data) < 1.8
+
+
+def test_a_quality_that_is_asked_for_goes_before_that_of_the_source() -> None:
+    fine, coarse = (encoded(natural((200, 140)), "AVIF", quality=quality) for quality in (95, 20))
+    assert len(processed(fine, "flip", quality=20).data) < len(fine) / 3
+    assert len(processed(coarse, "flip", quality=95).data) > 3 * len(coarse)
+
+
+# --- How often a sequence runs --------------------------------------------------------------------
+
+
+def repeated(data: bytes, times: int) -> bytes:
+    """Make a sequence of Pillow's run so many times (ISO/IEC 23008-12, 9.6.1); 0 for ever."""
+    file = bytearray(data)
+    for number in range(sum(kind == b"trak" for kind, _, _ in boxes(data))):
+        edit, track = (span(data, kind, number)[0] for kind in (b"elst", b"tkhd"))
+        file[edit + 11] = times != 1
+        (once,) = struct.unpack_from(">Q", file, edit + 16)
+        struct.pack_into(">Q", file, track + 36, times * once if times else 2**64 - 1)
+    return bytes(file)
+
+
+def plays(data: bytes) -> set[float]:
+    """Return how often the tracks of a sequence run, from their boxes."""
+    found: set[float] = set()
+    for number in range(sum(kind == b"trak" for kind, _, _ in boxes(data))):
+        edit, track = (span(data, kind, number)[0] for kind in (b"elst", b"tkhd"))
+        assert data[edit + 8] == data[track + 8] == 1  # versions with durations of 64 bits
+        (once,), (whole,) = (
+            struct.unpack_from(">Q", data, edit + 16),
+            struct.unpack_from(">Q", data, track + 36),
+        )
+        assert once == 300
+        found.add(whole / once if data[edit + 11] & 1 and whole < 2**64 - 1 else 1 - (data[edit + 11] & 1))
+    return found
+
+
+@pytest.mark.parametrize("times", [0, 1, 2, 7, 65535, 100_000])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_an_avif_runs_as_often_as_before(times: int, mode: str) -> None:
+    data = repeated(sequence(mode), times)
+    assert plays(data) == {times}
+    out = processed(data, "flip").data
+    assert plays(out) == {times}
+    (movie,) = struct.unpack_from(">Q", out, span(out, b"mvhd")[0] + 32)
+    assert movie == (300 * times or 2**64 - 1)
+
+
+@pytest.mark.parametrize("times", [0, 1, 2, 7, 65535])
+def test_other_formats_run_as_often_as_the_avif(times: int) -> None:
+    data = repeated(sequence(), times)
+    png = processed(data, "flip", output=Format.PNG).data
+    assert struct.unpack_from(">I", png, png.index(b"acTL") + 8) == (times,)
+    webp = processed(data, "flip", output=Format.WEBP).data
+    assert struct.unpack_from("<H", webp, webp.index(b"ANIM") + 12) == (times,)
+    found = tags(processed(data, "flip", output=Format.GIF).data, ".gif", "-AnimationIterations")
+    assert found.get("GIF:AnimationIterations") == {0: "0", 1: None}.get(times, str(times - 1))
+
+
+@pytest.mark.parametrize("output", [Format.GIF, Format.WEBP])
+def test_a_count_that_the_format_cannot_say_is_refused(output: Format) -> None:
+    with pytest.raises(UnsupportedImage, match="runs 100000 times"):
+        processed(repeated(sequence(), 100_000), "flip", output=output)
+
+
+@pytest.mark.parametrize("times", [0, 1, 2, 7])
+@pytest.mark.parametrize("container", ["GIF", "WEBP", "PNG"])
+def test_an_avif_runs_as_often_as_what_it_comes_from(container: str, times: int) -> None:
+    first, *rest = frames()
+    options: dict[str, object] = {"loop": times}
+    if container == "GIF":
+        options = {} if times == 1 else {"loop": max(0, times - 1)}
+    data = encoded(first, container, save_all=True, append_images=rest, duration=100, **options)
+    assert plays(processed(data, "flip", output=Format.AVIF).data) == {times}
+
+
+def test_a_sequence_without_edit_list_runs_for_ever() -> None:
+    data = sequence().replace(b"edts", b"free")
+    assert plays(processed(data, "flip").data) == {0}
+
+
+# --- Colours --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "codes", ["1/13/6", "12/13/6", "9/16/9", "9/18/9", "1/1/1", "2/2/2", "11/17/6", "1/13/0"]
+)
+def test_colours_are_called_what_they_were(tmp_path: Path, codes: str) -> None:
+    primaries, transfer, matrix = map(int, codes.split("/"))
+    for images in ((natural(SIZE),), tuple(frames())):
+        data = made(tmp_path, "--nclx", codes, "--yuv", "444", images=images)
+        assert avif.codes(data) == (primaries, transfer, matrix, True)
+        out = processed(data, "flip").data
+        assert told(out, "Color Primaries") == str(primaries)
+        assert told(out, "Transfer Char.") == str(transfer)
+
+
+def test_codes_and_profile_both_stay(tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    profile = profile[:16] + b"RGB " + profile[20:]
+    (tmp_path / "profile.icc").write_bytes(profile)
+    data = made(tmp_path, "--nclx", "12/13/6", "--icc", str(tmp_path / "profile.icc"))
+    out = processed(data, "flip").data
+    assert told(out, "Color Primaries") == "12"
+    assert told(out, "ICC Profile") == f"Present ({len(profile)} bytes)"
+
+
+def test_colours_come_from_the_stream_where_no_property_names_them() -> None:
+    data = encoded(natural(SIZE), "AVIF").replace(b"colrnclx", b"freenclx")
+    assert avif.codes(data) == (1, 13, 6, True)
+
+
+# --- What else there is ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "mode"),
+    [
+        (("--yuv", "420"), (71, 51), "RGB"),
+        (("--yuv", "422"), (71, 51), "RGB"),
+        (("--yuv", "420"), (1, 1), "RGB"),
+        (("--yuv", "420"), (1, 3), "RGBA"),
+        (("--range", "limited"), SIZE, "RGB"),
+        (("--premultiply",), SIZE, "RGBA"),
+        (("--nclx", "1/13/8"), SIZE, "RGB"),
+        (("--tilerowslog2", "1", "--tilecolslog2", "1"), (200, 140), "RGB"),
+        (("--pasp", "2,1"), SIZE, "RGB"),
+        (("--advanced", "film-grain-test=1"), SIZE, "RGB"),
+    ],
+    ids=str,
+)
+def test_it_is_decoded_as_avifdec_does(
+    tmp_path: Path, options: tuple[str, ...], size: tuple[int, int], mode: str
+) -> None:
+    image = natural(size, mode)
+    if mode == "RGBA":
+        image.putalpha(Image.linear_gradient("L").resize(size))
+    data = made(tmp_path, *options, images=(image,))
+    wanted = turned(decoded(tmp_path, data), "flip")
+    assert_close(pixels(processed(data, "flip", output=Format.PNG).data, "png"), wanted, 1)
+    assert processed(data, "flip").result.width == size[0]
+
+
+def test_gray_of_limited_range_fills_the_whole_range(tmp_path: Path) -> None:
+    """As avifdec does not (libavif 0.11)."""
+    image = natural(SIZE, "L")
+    exact = ("--min", "0", "--max", "0")
+    data = made(tmp_path, "--range", "limited", "--yuv", "400", *exact, images=(image,))
+    wanted = pixels(encoded(image, "PNG"), "png")
+    assert_close(pixels(processed(data, "orient", output=Format.PNG).data, "png"), wanted, 1)
+    assert_close(decoded(tmp_path, processed(data, "orient").data), wanted, 1)
+
+
+@pytest.mark.parametrize("depth", ["10", "12"])
+@pytest.mark.parametrize(
+    "images", [(natural(SIZE),), (natural(SIZE), natural(SIZE))], ids=["still", "sequence"]
+)
+def test_more_than_eight_bits_are_refused_until_eight_are_asked_for(
+    tmp_path: Path, depth: str, images: tuple[Image.Image, ...]
+) -> None:
+    data = made(tmp_path, "--depth", depth, images=images)
+    with pytest.raises(UnsupportedImage, match="8 bits"):
+        processed(data, "flip")
+    assert processed(data, "flip", output=Format.AVIF).result.width == SIZE[0]
