@@ -354,6 +354,8 @@ def _avif(images: list[Image.Image], durations: list[int], target: Target) -> by
     exif = _exif_for_avif(metadata.exif)
     speed = _AVIF_SPEED[target.effort]
     avif.check_memory_to_encode(first.size, subsampling)
+    if source is not None and source.is_lossless and subsampling == "4:4:4" and target.quality is None:
+        return avif.encoded_exactly(images, durations, speed=speed, icc=icc, exif=exif, xmp=metadata.xmp)
     several = {"save_all": True, "append_images": images[1:], "duration": durations} if images[1:] else {}
     file = BytesIO()
     first.save(

@@ -1,11 +1,13 @@
 """What Pillow's AVIF reader and writer leave out: crop, orientation, depth, colours, quality, loop count."""
 
+import ctypes
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
-from PIL import Image
+from PIL import Image, _avif
 
 from server.errors import UnsupportedImage
 from server.imaging.codecs import MAX_PARTS, Data, Format, check_memory, damaged
@@ -32,6 +34,17 @@ _FINER_STEPS = 3
 
 _CROP_YOURSELF = "Crop it before you send it."
 
+#: What `AvifEncoder` of Pillow's _avif.c has behind the head of an object: encoder, image and a flag.
+_ENCODER = struct.Struct("PPi4x")
+
+#: `avifImage` of libavif's avif.h up to its colour codes: sides, depth, format and range; then planes and ICC
+#: profile; primaries, transfer function and matrix.
+_IMAGE = struct.Struct("5I84x3H")
+_MATRIX_AT = _IMAGE.size - 2
+_YUV444, _FULL_RANGE, _BT601 = 1, 1, 6
+_LOSSLESS = 100
+
+_IDENTITY = 0
 _UNSPECIFIED = 2
 
 #: For each pixel, to decode it: planes at full resolution with alpha, the same as RGBA, and a copy of that.
@@ -115,6 +128,7 @@ class Avif:
         subsampling: of chroma, as it is called.
         codes: of its colours; None where the file gives none.
         quality: for libavif, as the source was written; None where that cannot be told.
+        is_lossless: whether its samples are red, green and blue, or gray, without loss.
         exif: without the offset before it; empty for none.
         plays: how often a sequence runs, 0 for ever.
     """
@@ -126,6 +140,7 @@ class Avif:
     subsampling: str
     codes: Codes | None
     quality: int | None
+    is_lossless: bool
     exif: bytes
     plays: int
 
@@ -142,6 +157,10 @@ def read_avif(data: Data) -> Avif:
     found = _codes(data, picture.properties) or _codes(data, picture.coding)
     if found is None and sequence.codes != (_UNSPECIFIED,) * 3:
         found = Codes(*sequence.codes, sequence.is_full_range)
+    is_exact = quantizer == 0 and (
+        sequence.is_monochrome
+        or (found is not None and found.matrix == _IDENTITY and not any(sequence.subsampling))
+    )
     crop, orientation = _transformations(data, picture)
     return Avif(
         size=picture.size,
@@ -151,6 +170,7 @@ def read_avif(data: Data) -> Avif:
         subsampling=_subsampling(sequence),
         codes=found,
         quality=None if quantizer is None else _quality(quantizer, is_sequence=picture.is_sequence),
+        is_lossless=is_exact,
         exif=_bare_exif(picture.exif),
         plays=picture.plays,
     )
@@ -272,6 +292,54 @@ def cropped(stored: Avif, image: Image.Image) -> Image.Image:
         raise ValueError("an image has two sizes")
     x, y, width, height = stored.crop
     return image.crop((x, y, x + width, y + height))
+
+
+def encoded_exactly(  # noqa: PLR0913 each is a part of the file
+    images: Sequence[Image.Image],
+    durations_ms: Sequence[int],
+    *,
+    speed: int,
+    icc: bytes,
+    exif: bytes,
+    xmp: bytes,
+) -> bytes:
+    """Encode RGB or RGBA without loss.
+
+    Raises:
+        UnsupportedImage: this version of Pillow cannot.
+    """
+    first = images[0]
+    encoder = _exact_encoder(first.size, speed, icc, exif, xmp)
+    for image, duration_ms in zip(images, durations_ms, strict=True):
+        encoder.add(image.tobytes(), duration_ms, image.size, image.mode, len(images) == 1)
+    file: bytes = encoder.finish()
+    return file
+
+
+def _exact_encoder(size: tuple[int, int], speed: int, icc: bytes, exif: bytes, xmp: bytes) -> Any:  # noqa: ANN401
+    """Make an encoder of Pillow's that stores red, green and blue as they are (ISO/IEC 23091-2, matrix 0).
+
+    Pillow always has them converted to YCbCr, which rounds, and offers no choice. So the matrix is changed
+    where its object keeps it, before the first image comes; where it does not stand there, nothing is.
+
+    Raises:
+        UnsupportedImage: this version of Pillow keeps it elsewhere.
+    """
+    threads, tiles, is_premultiplied, makes_tiles, orientation = 1, (0, 0), False, True, 1
+    encoder = _avif.AvifEncoder(
+        *(size, "4:4:4", _LOSSLESS, speed, threads, "auto", "full", *tiles),
+        *(is_premultiplied, makes_tiles, icc, exif, orientation, xmp, None),
+    )
+    head_bytes = object.__basicsize__
+    if type(encoder).__basicsize__ == head_bytes + _ENCODER.size:
+        _, image, _ = _ENCODER.unpack(ctypes.string_at(id(encoder) + head_bytes, _ENCODER.size))
+        *fields, _, _, matrix = _IMAGE.unpack(ctypes.string_at(image, _IMAGE.size))
+        if fields == [*size, _BYTE, _YUV444, _FULL_RANGE] and matrix == _BT601:
+            ctypes.c_uint16.from_address(image + _MATRIX_AT).value = _IDENTITY
+            return encoder
+    raise UnsupportedImage(
+        "This AVIF is lossless, and would not be afterwards. Ask for format=png, or for a quality."
+    )
 
 
 def with_codes(file: bytearray, found: Codes | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from typing import TYPE_CHECKING
 
@@ -325,6 +326,35 @@ def test_a_quality_that_is_asked_for_goes_before_that_of_the_source() -> None:
     fine, coarse = (encoded(natural((200, 140)), "AVIF", quality=quality) for quality in (95, 20))
     assert len(processed(fine, "flip", quality=20).data) < len(fine) / 3
     assert len(processed(coarse, "flip", quality=95).data) > 3 * len(coarse)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+@pytest.mark.parametrize("turn", ["flip", "rotate-90"])
+def test_a_lossless_image_stays_lossless(tmp_path: Path, mode: str, turn: str) -> None:
+    image = natural(SIZE, mode)
+    if mode == "RGBA":
+        image.putalpha(Image.linear_gradient("L").resize(SIZE))
+    options = ("--yuv", "400") if mode == "L" else ()
+    data = made(tmp_path, "--lossless", *options, images=(image,))
+    before = decoded(tmp_path, data)
+    assert before == pixels(encoded(image, "PNG"), "png")
+    out = processed(data, turn).data
+    assert decoded(tmp_path, out) == turned(before, turn)
+    assert told(out, "Format") == told(data, "Format")
+    assert len(out) < 1.2 * len(data)
+    assert len(processed(data, turn, quality=50).data) < len(data) / 2
+
+
+def test_a_lossless_sequence_stays_lossless(tmp_path: Path) -> None:
+    data = made(tmp_path, "--lossless", images=tuple(frames()))
+    out = processed(data, "flip").data
+    ours, theirs = (io.BytesIO(file) for file in (out, data))
+    with Image.open(ours) as after, Image.open(theirs) as before:
+        assert after.n_frames == before.n_frames == 3
+        for index in range(3):
+            after.seek(index)
+            before.seek(index)
+            assert after.tobytes() == before.transpose(Image.Transpose.FLIP_TOP_BOTTOM).tobytes()
 
 
 # --- How often a sequence runs --------------------------------------------------------------------

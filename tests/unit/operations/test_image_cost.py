@@ -20,6 +20,7 @@ from support.specimens import GENEROUS, encoded, natural, noise, noise_image, pr
 from server.cluster.memory_files import memory_file, reader
 from server.errors import ServiceError, UnsupportedImage
 from server.imaging.codecs import CODECS, OUTPUT_FORMATS, Effort, Format, sniff
+from server.imaging.formats import avif
 from server.operations import image_cost
 from server.operations.image_cost import MAX_STEPS, Header, cost, header, sniffed
 from server.operations.images import OPERATIONS, ImageParameters
@@ -93,6 +94,9 @@ def corpus() -> dict[str, bytes]:
     )
     files["AVIF RGBA noise"] = encoded(noise_image("RGBA", SIZE), "AVIF", quality=100)
     files["AVIF 4:4:4 noise"] = encoded(noise_image("RGB", SIZE), "AVIF", quality=100, subsampling="4:4:4")
+    files["AVIF lossless noise"] = avif.encoded_exactly(
+        [noise_image("RGBA", SIZE)], [0], speed=9, icc=b"", exif=b"", xmp=b""
+    )
     files["AVIF sequence"] = encoded(
         noise_image("RGB", SIZE, 0), "AVIF", save_all=True, append_images=[noise_image("RGB", SIZE, 1)] * 3
     )
