@@ -10,7 +10,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from server.errors import UnsupportedImage
 from server.imaging.animation import composed
-from server.imaging.codecs import CODECS, Format, decoding, encoding, open_image, too_deep
+from server.imaging.codecs import CODECS, Data, Format, decoding, encoding, open_image, too_deep
 from server.imaging.formats import avif, gif, png, simple, tiff, webp
 from server.imaging.geometry import compose, swaps_axes, turned_size
 from server.imaging.jpeg.markers import Jpeg, check_decoded, read_jpeg
@@ -113,8 +113,8 @@ def _tiff_head(run: Run) -> _Head:
 
 
 def _avif_head(run: Run) -> _Head:
-    image, frames = _opened(run)
     avif.check_end(run.data)
+    image, frames = _opened(run, avif.without_exif(run.data))
     stored = avif.read_avif(run.data)
     return _Head(
         size=image.size,
@@ -127,9 +127,9 @@ def _avif_head(run: Run) -> _Head:
     )
 
 
-def _opened(run: Run) -> tuple[ImageFile, int]:
+def _opened(run: Run, data: Data) -> tuple[ImageFile, int]:
     """Open the file with Pillow and check the limits. Returns the image and how many frames it has."""
-    image = open_image(run.form, run.data)
+    image = open_image(run.form, data)
     frames = getattr(image, "n_frames", 1)
     run.limits.check_size(*image.size)
     run.limits.check_frames(frames)
@@ -139,7 +139,7 @@ def _opened(run: Run) -> tuple[ImageFile, int]:
 
 def _other_head(run: Run) -> _Head:
     simple.check_head(run.form, run.data)
-    image, frames = _opened(run)
+    image, frames = _opened(run, run.data)
     simple.check_end(run.form, run.data)
     simple.check_steps(run.form, run.target, image, run.data)
     exif = image.info.get("exif", b"")
@@ -161,7 +161,8 @@ _HEADS: dict[Format, Callable[[Run], _Head]] = {
 def _drawn(run: Run, head: _Head, count: int) -> Iterator[Frame]:
     """Decode frames as Pillow composes them, upright or not."""
     with decoding(run.form, head.size):
-        image = open_image(run.form, run.data)
+        data = run.data if head.stored_avif is None else avif.without_exif(run.data)
+        image = open_image(run.form, data)
     for index in range(count):
         with decoding(run.form, head.size):
             if head.stored_avif is not None:

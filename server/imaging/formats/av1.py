@@ -7,6 +7,7 @@ _SEQUENCE_HEADER, _FRAME_HEADER, _FRAME = 1, 3, 6  # 6.2.2
 _KEY_FRAME, _INTRA_ONLY_FRAME = 0, 2
 _SELECTED = 2  # in each frame, rather than for all of them
 _ALL_FRAMES = 0xFF
+_PROFESSIONAL = 2  # the profile of 4:2:2 and of 12 bits (6.4.1)
 
 #: What headers may have up to the quantizer, in bytes.
 _HEADER_BYTES = 256
@@ -21,6 +22,7 @@ class Sequence:
     """A sequence header (5.5).
 
     Args:
+        size: width and height of the largest frame, in pixels.
         depth: bits per sample.
         is_monochrome: whether there is luma alone.
         subsampling: whether chroma has half the columns, and half the rows.
@@ -28,6 +30,7 @@ class Sequence:
         is_full_range: whether samples use all their values.
     """
 
+    size: tuple[int, int]
     depth: int
     is_monochrome: bool
     subsampling: tuple[bool, bool]
@@ -158,7 +161,7 @@ def _sequence(bits: _Bits) -> tuple[Sequence, _State]:
         _inter_tools(bits, state)
     state.has_superres = bits.flag()
     bits.take(2)  # filters
-    return _colours(bits, profile), state
+    return _colours(bits, state.size, profile), state
 
 
 def _operating_points(bits: _Bits, state: _State) -> None:
@@ -199,32 +202,25 @@ def _inter_tools(bits: _Bits, state: _State) -> None:
         state.order_hint_bits = bits.take(3) + 1
 
 
-def _colours(bits: _Bits, profile: int) -> Sequence:
+def _colours(bits: _Bits, size: tuple[int, int], profile: int) -> Sequence:
     """Read depth, subsampling and colour codes (5.5.2)."""
     depth = 8
     if bits.flag():
-        depth = 12 if profile == 2 and bits.flag() else 10  # noqa: PLR2004 the professional profile
+        depth = 12 if profile == _PROFESSIONAL and bits.flag() else 10
     is_monochrome = profile != 1 and bits.flag()
     codes = (bits.take(8), bits.take(8), bits.take(8)) if bits.flag() else (2, 2, 2)
+    is_rgb = codes == (1, 13, 0) and not is_monochrome  # sRGB as red, green and blue
+    is_full_range = is_rgb or bits.flag()
     if is_monochrome:
-        return Sequence(
-            depth, is_monochrome=True, subsampling=(True, True), codes=codes, is_full_range=bits.flag()
-        )
-    if codes == (1, 13, 0):  # sRGB as red, green and blue
-        return Sequence(
-            depth, is_monochrome=False, subsampling=(False, False), codes=codes, is_full_range=True
-        )
-    is_full_range = bits.flag()
-    if profile < 2:  # noqa: PLR2004
-        subsampling = (profile == 0,) * 2
+        subsampling = (True, True)
+    elif is_rgb or profile != _PROFESSIONAL:
+        subsampling = (profile == 0 and not is_rgb,) * 2
     elif depth == 12:  # noqa: PLR2004
         columns = bits.flag()
         subsampling = (columns, columns and bits.flag())
     else:
         subsampling = (True, False)
-    return Sequence(
-        depth, is_monochrome=False, subsampling=subsampling, codes=codes, is_full_range=is_full_range
-    )
+    return Sequence(size, depth, is_monochrome, subsampling, codes, is_full_range)
 
 
 def _quantizer(bits: _Bits, state: _State) -> int | None:

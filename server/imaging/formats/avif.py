@@ -32,6 +32,11 @@ _QUALITIES = (
 _WORST_STEP = 63
 _FINER_STEPS = 3
 
+#: Properties of an image that is coded in layers (AV1 Image File Format, 2.3.2).
+_LAYERS = frozenset({b"a1op", b"a1lx", b"lsel"})
+
+_TIFF_HEADERS = (b"II*\0", b"MM\0*")
+
 _CROP_YOURSELF = "Crop it before you send it."
 
 #: What `AvifEncoder` of Pillow's _avif.c has behind the head of an object: encoder, image and a flag.
@@ -154,6 +159,7 @@ def read_avif(data: Data) -> Avif:
     """
     picture = _picture(data)
     sequence, quantizer = _coding(data, picture)
+    _check_scale(data, picture, sequence)
     found = _codes(data, picture.properties) or _codes(data, picture.coding)
     if found is None and sequence.codes != (_UNSPECIFIED,) * 3:
         found = Codes(*sequence.codes, sequence.is_full_range)
@@ -201,9 +207,24 @@ def _coding(data: Data, picture: Picture) -> tuple[av1.Sequence, int | None]:
     """Read the headers: the sequence header rules, and `av1C` repeats it, perhaps wrongly."""
     box = bmff.first(picture.coding, b"av1C")
     sequence, quantizer = av1.read_headers(data[box.start + 4 : box.end] + picture.payload)
-    # Of several layers the first is the coarsest (AV1 Image File Format, 2.3.2).
-    is_layered = any(prop.kind in {b"a1lx", b"lsel"} for prop in picture.coding)
+    # Of several layers the first is the coarsest.
+    is_layered = any(box.kind in _LAYERS for box in picture.coding)
     return sequence, None if is_layered else quantizer
+
+
+def _check_scale(data: Data, picture: Picture, sequence: av1.Sequence) -> None:
+    """Refuse a still whose coded image has another size, to which libavif would stretch it.
+
+    So wrote libheif up to 1.16 what is rotated by a quarter: with width and height in each other's place.
+
+    Raises:
+        DamagedImage: it has.
+    """
+    if picture.is_sequence or any(box.kind in _LAYERS for box in picture.coding):
+        return
+    extent = bmff.first(picture.coding, b"ispe")
+    if struct.unpack_from(">II", data, extent.start + 4) != sequence.size:
+        raise damaged(Format.AVIF, "it is not as large as it says")
 
 
 def _subsampling(sequence: av1.Sequence) -> str:
@@ -276,8 +297,31 @@ def _clean_aperture(data: Data, box: Box, size: tuple[int, int]) -> Rect:
 
 
 def _bare_exif(item: bytes) -> bytes:
-    """Return the TIFF structure in an EXIF item, which an offset leads to (ISO/IEC 23008-12, A.2.1)."""
-    return item[4 + int.from_bytes(item[:4], "big") :]
+    """Return the TIFF structure in an EXIF item, which an offset leads to (ISO/IEC 23008-12, A.2.1).
+
+    Where it does not, or is missing, as some writers have it, the structure is found by its beginning.
+    """
+    start = 4 + int.from_bytes(item[:4], "big")
+    if item[start : start + 4] not in _TIFF_HEADERS:
+        start = min((at for at in map(item.find, _TIFF_HEADERS) if at >= 0), default=len(item))
+    return item[start:]
+
+
+def without_exif(data: Data) -> Data:
+    """Return the file as Pillow should read it, with its EXIF under a type that no reader knows.
+
+    libavif refuses a whole file for odd EXIF, and Pillow for EXIF that it cannot parse. We read it ourselves.
+
+    Raises:
+        ValueError, LookupError, struct.error: the structure is damaged.
+    """
+    places = bmff.exif_kinds(data)
+    if not places:
+        return data
+    file = bytearray(data)
+    for at in places:
+        file[at : at + 4] = b"skip"
+    return bytes(file)
 
 
 def cropped(stored: Avif, image: Image.Image) -> Image.Image:

@@ -149,7 +149,7 @@ class Picture:
         properties: what belongs to it, in the order that its file gives.
         coding: what belongs to the first coded image: the same, unless the picture is derived from others.
         payload: what that image begins with.
-        exif: the item that describes it, with the offset before it; empty for none.
+        exif: the item with its EXIF, with the offset before it; empty for none.
         is_sequence: whether it comes from a track.
         plays: how often a sequence runs, 0 for ever; 1 for a still.
     """
@@ -165,7 +165,7 @@ class Picture:
 
 @dataclass(slots=True)
 class _Items:
-    """What the boxes of a file-level `meta` say of its items."""
+    """What the boxes of a `meta` say of its items; `exif_kinds` is where the types of EXIF items stand."""
 
     primary: int = 0
     kinds: dict[int, bytes] = field(default_factory=dict)
@@ -174,6 +174,7 @@ class _Items:
     associations: dict[int, tuple[int, ...]] = field(default_factory=dict)
     places: Box | None = None
     own_data: Box | None = None
+    exif_kinds: list[int] = field(default_factory=list)
 
     def of(self, item: int) -> tuple[Box, ...]:
         """Return the properties of an item; 0 stands for none (ISO/IEC 23008-12, 9.3)."""
@@ -189,11 +190,6 @@ def still(data: Data) -> Picture:
     items = _items(data, first(boxes(data, 0, len(data)), b"meta"))
     primary = items.primary
     coded = items.references.get((b"dimg", primary), (primary,))[0]
-    about = [
-        item
-        for item, kind in items.kinds.items()
-        if kind == b"Exif" and primary in items.references.get((b"cdsc", item), ())
-    ]
     properties = items.of(primary)
     extent = first(properties, b"ispe")
     return Picture(
@@ -201,8 +197,36 @@ def still(data: Data) -> Picture:
         properties=properties,
         coding=items.of(coded),
         payload=_content(data, items, coded, _PAYLOAD_BYTES),
-        exif=_content(data, items, about[0], len(data)) if about else b"",
+        exif=_exif(data, items, primary),
     )
+
+
+def _exif(data: Data, items: _Items, described: int | None = None) -> bytes:
+    """Return the first EXIF item, or the first that describes another item; empty for none."""
+    for item, kind in items.kinds.items():
+        if kind == b"Exif" and (described is None or described in items.references.get((b"cdsc", item), ())):
+            return _content(data, items, item, len(data))
+    return b""
+
+
+def exif_kinds(data: Data) -> list[int]:
+    """Return where the types of all EXIF items stand.
+
+    Raises:
+        ValueError, LookupError, struct.error: the structure is damaged.
+    """
+    places: list[int] = []
+    for box in boxes(data, 0, len(data)):
+        traks = (part for part in boxes(data, box.start, box.end)) if box.kind == b"moov" else iter(())
+        metas = [box, *(_own_meta(data, trak) for trak in traks if trak.kind == b"trak")]
+        for meta in metas:
+            if meta is not None and meta.kind == b"meta":
+                places += _items(data, meta).exif_kinds
+    return places
+
+
+def _own_meta(data: Data, trak: Box) -> Box | None:
+    return next((box for box in boxes(data, trak.start, trak.end) if box.kind == b"meta"), None)
 
 
 def _items(data: Data, meta: Box) -> _Items:
@@ -231,7 +255,10 @@ def _iinf(items: _Items, data: Data, box: Box) -> None:
         if entry.kind == b"infe" and version >= 2:  # noqa: PLR2004 earlier ones have no type
             item = entry_fields.number(_ITEM_ID_BYTES[version > 2])  # noqa: PLR2004
             start = entry_fields.skip(6) + 2  # after the index of protection
-            items.kinds.setdefault(item, bytes(data[start : start + 4]))
+            kind = bytes(data[start : start + 4])
+            items.kinds.setdefault(item, kind)
+            if kind == b"Exif":
+                items.exif_kinds.append(start)
 
 
 def _iref(items: _Items, data: Data, box: Box) -> None:
@@ -346,12 +373,14 @@ def _references(data: Data, trak: Box) -> Iterator[Box]:
 
 def _track(data: Data, trak: Box, table: Box) -> Picture:
     entry = _sample_entry(data, trak)
+    meta = _own_meta(data, trak)
     properties = sample_properties(data, trak)
     return Picture(
         size=struct.unpack_from(">HH", data, entry.start + _SAMPLE_SIZE_AT),
         properties=properties,
         coding=properties,
         payload=_first_sample(data, table),
+        exif=b"" if meta is None else _exif(data, _items(data, meta)),
         is_sequence=True,
         plays=_plays(data, trak),
     )

@@ -11,7 +11,7 @@ from PIL import Image, ImageChops, ImageCms
 from support import programs
 from support.oracle import TURNS, Grid
 from support.programs import pixels, run_on, tags
-from support.specimens import encoded, natural, processed
+from support.specimens import MAKER_NOTE, encoded, exif_block, natural, processed
 
 from server.errors import DamagedImage, UnsupportedImage
 from server.imaging.codecs import Format
@@ -513,3 +513,72 @@ def test_more_than_eight_bits_are_refused_until_eight_are_asked_for(
     with pytest.raises(UnsupportedImage, match="8 bits"):
         processed(data, "flip")
     assert processed(data, "flip", output=Format.AVIF).result.width == SIZE[0]
+
+
+def test_an_image_of_another_size_than_it_says_is_refused_rather_than_stretched() -> None:
+    data = encoded(natural(SIZE), "AVIF")
+    width, height = SIZE
+    stretched = data.replace(struct.pack(">II", width, height), struct.pack(">II", height, width))
+    assert stretched != data
+    with pytest.raises(DamagedImage, match="as large as it says"):
+        processed(stretched, "flip")
+
+
+# --- EXIF -----------------------------------------------------------------------------------------
+
+#: A TIFF structure whose only field is the maker.
+BLOCK = struct.pack(">2sHIHHHIIIxx", b"MM", 42, 8, 1, 0x010F, 2, 10, 26, 0)[:26] + b"Imaginary\0"
+MAKER = {"IFD0:Make": "Imaginary"}
+
+
+def exif_item(data: bytes) -> int:
+    """Return where the EXIF stands, behind its offset."""
+    return data.index(BLOCK)
+
+
+def maker(data: bytes, suffix: str) -> dict[str, str]:
+    return tags(data, suffix, "-EXIF:Make")
+
+
+@pytest.mark.parametrize("images", [(natural(SIZE),), tuple(frames())], ids=["still", "sequence"])
+@pytest.mark.parametrize("options", [(), ("--irot", "1", "--imir", "0")], ids=["upright", "rotated"])
+def test_exif_comes_back_with_its_maker_note(
+    tmp_path: Path, images: tuple[Image.Image, ...], options: tuple[str, ...]
+) -> None:
+    (tmp_path / "exif").write_bytes(exif_block(1).data)
+    data = made(tmp_path, "--exif", str(tmp_path / "exif"), *options, images=images)
+    out = processed(data, "flip").data
+    assert MAKER_NOTE in out
+    assert maker(out, ".avif") == maker(data, ".avif") == MAKER
+    assert not maker(processed(data, "flip", strip=True).data, ".avif")
+    jpeg = processed(data, "flip", output=Format.JPEG).data
+    assert MAKER_NOTE in jpeg
+    assert maker(jpeg, ".jpg") == MAKER
+
+
+@pytest.mark.parametrize("offset", [1, 6, 1000, 2**32 - 1])
+def test_exif_is_found_where_its_offset_is_wrong(offset: int) -> None:
+    data = bytearray(encoded(natural(SIZE), "AVIF", exif=BLOCK))
+    at = exif_item(data)
+    assert data[at - 4 : at] == bytes(4)
+    struct.pack_into(">I", data, at - 4, offset)
+    assert maker(processed(bytes(data), "flip", output=Format.JPEG).data, ".jpg") == MAKER
+
+
+def test_exif_without_offset_is_found() -> None:
+    """As avif-serialize wrote it."""
+    data = bytearray(encoded(natural(SIZE), "AVIF", exif=BLOCK))
+    at = exif_item(data) - 4
+    place = data.index(struct.pack(">II", at, len(BLOCK) + 4))
+    struct.pack_into(">II", data, place, at + 4, len(BLOCK))
+    assert maker(processed(bytes(data), "flip", output=Format.JPEG).data, ".jpg") == MAKER
+
+
+@pytest.mark.parametrize("junk", [b"\0" * 8, b"Exif\0\0\0\0", b"II*\0\xff\xff\xff\x7f", b"MM\0*\0\0\0\x08"])
+@pytest.mark.parametrize("output", [None, Format.PNG])
+def test_an_image_is_worth_more_than_its_exif(junk: bytes, output: Format | None) -> None:
+    """Libavif refuses the file, or Pillow does."""
+    data = bytearray(encoded(natural(SIZE), "AVIF", exif=BLOCK))
+    at = exif_item(data)
+    data[at : at + len(BLOCK)] = junk.ljust(len(BLOCK), b"\xff")
+    assert processed(bytes(data), "flip", output=output).result.width == SIZE[0]
