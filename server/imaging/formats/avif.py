@@ -199,7 +199,7 @@ def _picture(data: Data) -> Picture:
     brand = data[8:12]
     if brand == b"avis":
         return bmff.sequence(data)
-    has_track = any(box.kind == b"moov" for box in bmff.boxes(data, 0, len(data)))
+    has_track = any(box.kind == b"moov" for box in bmff.top_level(data))
     return bmff.sequence(data) if brand != b"avif" and has_track else bmff.still(data)
 
 
@@ -400,7 +400,7 @@ def with_codes(file: bytearray, found: Codes | None) -> None:
 
 def _written_properties(file: bytearray) -> Iterator[Box]:
     """Yield all properties of items and tracks in a file of Pillow's."""
-    for box in bmff.boxes(file, 0, len(file)):
+    for box in bmff.top_level(file):
         if box.kind == b"meta":
             ipco = bmff.inside(file, Box(b"meta", box.start + 4, box.end), b"iprp", b"ipco")
             yield from bmff.boxes(file, ipco.start, ipco.end)
@@ -425,7 +425,7 @@ def with_plays(file: bytearray, plays: int) -> None:
         duration = plays * bmff.times(file, edit).read(file)
         longest = max(longest, duration)
         _write_duration(file, bmff.inside(file, trak, b"tkhd"), duration)
-    moov = bmff.first(bmff.boxes(file, 0, len(file)), b"moov")
+    moov = bmff.first(bmff.top_level(file), b"moov")
     _write_duration(file, bmff.inside(file, moov, b"mvhd"), longest)
 
 

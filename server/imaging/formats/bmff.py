@@ -6,6 +6,7 @@ What does not fit raises ValueError, LookupError or `struct.error`: the file is 
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from server.imaging.codecs import MAX_PARTS
 from server.imaging.codecs import Data as File
@@ -15,8 +16,10 @@ Data = File | bytearray
 
 _ITEM_ID_BYTES = (2, 4)
 
-#: What lists items may have, in bytes: a walk over it in Python must end.
-_MAX_LIST_BYTES = 1 << 21
+#: What a walk in Python may cost: boxes inside another, tracks, and what all lists of items have, in bytes.
+_MAX_BOXES = 4096
+_MAX_TRACKS = 16
+_MAX_LIST_BYTES = 1 << 19
 
 #: How much of the coded image is read: what comes before its pixels, in bytes.
 _PAYLOAD_BYTES = 1 << 12
@@ -43,13 +46,24 @@ class Box:
     end: int
 
 
-def boxes(data: Data, start: int, end: int) -> Iterator[Box]:
+def top_level(data: Data) -> Iterator[Box]:
+    """Yield the boxes that lie in no other."""
+    return boxes(data, 0, len(data), MAX_PARTS)
+
+
+def boxes(data: Data, start: int, end: int, most: int = _MAX_BOXES) -> Iterator[Box]:
     """Yield the boxes that lie in a row (ISO/IEC 14496-12, 4.2).
+
+    Args:
+        data: the file.
+        start: of the row.
+        end: of the row.
+        most: how many there may be.
 
     Raises:
         ValueError: one does not end where the row does or before, or there are too many.
     """
-    for _ in range(MAX_PARTS):
+    for _ in range(most):
         if start == end:
             return
         size, kind = struct.unpack_from(">I4s", data, start)
@@ -88,6 +102,15 @@ class Fields:
         start = self.skip(nbytes)
         return int.from_bytes(self._data[start : self.at], "big")
 
+    def numbers(self, count: int, nbytes: int) -> tuple[int, ...]:
+        """Read so many unsigned numbers of one, two or four bytes each.
+
+        Raises:
+            ValueError: the box ends before.
+        """
+        start = self.skip(count * nbytes)
+        return struct.unpack(f">{count}{'_BH_I'[nbytes]}", self._data[start : self.at])
+
     def skip(self, nbytes: int) -> int:
         """Pass over so many bytes, and return where they begin.
 
@@ -104,17 +127,6 @@ class Fields:
         """Read what a FullBox begins with (ISO/IEC 14496-12, 4.2)."""
         both = self.number(4)
         return both >> 24, both & 0xFFFFFF
-
-
-def _list(data: Data, box: Box) -> Fields:
-    """Return the fields of a box that lists items.
-
-    Raises:
-        ValueError: it is too long.
-    """
-    if box.end - box.start > _MAX_LIST_BYTES:
-        raise ValueError("a list is too long")
-    return Fields(data, box)
 
 
 def first(found: Iterable[Box], kind: bytes) -> Box:
@@ -165,8 +177,14 @@ class Picture:
 
 @dataclass(slots=True)
 class _Items:
-    """What the boxes of a `meta` say of its items; `exif_kinds` is where the types of EXIF items stand."""
+    """What the boxes of a `meta` say of its items.
 
+    Args:
+        left: how many bytes its lists may still have.
+        exif_kinds: where the types of EXIF items stand.
+    """
+
+    left: int = _MAX_LIST_BYTES
     primary: int = 0
     kinds: dict[int, bytes] = field(default_factory=dict)
     references: dict[tuple[bytes, int], tuple[int, ...]] = field(default_factory=dict)
@@ -175,6 +193,17 @@ class _Items:
     places: Box | None = None
     own_data: Box | None = None
     exif_kinds: list[int] = field(default_factory=list)
+
+    def listed(self, data: Data, box: Box) -> Fields:
+        """Return the fields of a box that lists items, and count its bytes.
+
+        Raises:
+            ValueError: there are too many.
+        """
+        self.left -= box.end - box.start
+        if self.left < 0:
+            raise ValueError("the lists of items are too long")
+        return Fields(data, box)
 
     def of(self, item: int) -> tuple[Box, ...]:
         """Return the properties of an item; 0 stands for none (ISO/IEC 23008-12, 9.3)."""
@@ -187,7 +216,7 @@ def still(data: Data) -> Picture:
     Raises:
         ValueError, LookupError, struct.error: the structure is damaged.
     """
-    items = _items(data, first(boxes(data, 0, len(data)), b"meta"))
+    items = _items(data, first(top_level(data), b"meta"))
     primary = items.primary
     coded = items.references.get((b"dimg", primary), (primary,))[0]
     properties = items.of(primary)
@@ -216,12 +245,15 @@ def exif_kinds(data: Data) -> list[int]:
         ValueError, LookupError, struct.error: the structure is damaged.
     """
     places: list[int] = []
-    for box in boxes(data, 0, len(data)):
-        traks = (part for part in boxes(data, box.start, box.end)) if box.kind == b"moov" else iter(())
-        metas = [box, *(_own_meta(data, trak) for trak in traks if trak.kind == b"trak")]
-        for meta in metas:
-            if meta is not None and meta.kind == b"meta":
-                places += _items(data, meta).exif_kinds
+    left = _MAX_LIST_BYTES
+    kinds = [box.kind for box in top_level(data)]
+    metas = [first(top_level(data), b"meta")] if b"meta" in kinds else []
+    if b"moov" in kinds:
+        metas += filter(None, (_own_meta(data, trak) for trak in tracks(data)))
+    for meta in metas:
+        items = _items(data, meta, left)
+        left = items.left
+        places += items.exif_kinds
     return places
 
 
@@ -229,8 +261,8 @@ def _own_meta(data: Data, trak: Box) -> Box | None:
     return next((box for box in boxes(data, trak.start, trak.end) if box.kind == b"meta"), None)
 
 
-def _items(data: Data, meta: Box) -> _Items:
-    items = _Items()
+def _items(data: Data, meta: Box, left: int = _MAX_LIST_BYTES) -> _Items:
+    items = _Items(left)
     for box in boxes(data, meta.start + 4, meta.end):
         if reader := _READERS.get(box.kind):
             reader(items, data, box)
@@ -246,10 +278,10 @@ def _pitm(items: _Items, data: Data, box: Box) -> None:
 
 def _iinf(items: _Items, data: Data, box: Box) -> None:
     """Read the types of all items (ISO/IEC 14496-12, 8.11.6)."""
-    fields = _list(data, box)
+    fields = items.listed(data, box)
     version, _ = fields.version_and_flags()
     fields.skip(_ITEM_ID_BYTES[version > 0])  # how many there are
-    for entry in boxes(data, fields.at, box.end):
+    for entry in boxes(data, fields.at, box.end, MAX_PARTS):
         entry_fields = Fields(data, entry)
         version, _ = entry_fields.version_and_flags()
         if entry.kind == b"infe" and version >= 2:  # noqa: PLR2004 earlier ones have no type
@@ -263,32 +295,29 @@ def _iinf(items: _Items, data: Data, box: Box) -> None:
 
 def _iref(items: _Items, data: Data, box: Box) -> None:
     """Read which items refer to which (ISO/IEC 14496-12, 8.11.12)."""
-    fields = _list(data, box)
+    fields = items.listed(data, box)
     version, _ = fields.version_and_flags()
     id_bytes = _ITEM_ID_BYTES[version > 0]
-    for reference in boxes(data, fields.at, box.end):
+    for reference in boxes(data, fields.at, box.end, MAX_PARTS):
         entry = Fields(data, reference)
         item, count = entry.number(id_bytes), entry.number(2)
-        numbers = bytes(data[entry.skip(count * id_bytes) : entry.at])
-        found = struct.unpack(f">{count}{'I' if version else 'H'}", numbers)
-        items.references.setdefault((reference.kind, item), found)
+        items.references.setdefault((reference.kind, item), entry.numbers(count, id_bytes))
 
 
 def _iprp(items: _Items, data: Data, box: Box) -> None:
     """Read the properties, and to which items they belong (ISO/IEC 23008-12, 9.3)."""
     for part in boxes(data, box.start, box.end):
-        if part.kind == b"ipco":
+        if part.kind == b"ipco" and not items.properties:
             items.properties = tuple(boxes(data, part.start, part.end))
         elif part.kind == b"ipma":
-            fields = _list(data, part)
+            fields = items.listed(data, part)
             version, flags = fields.version_and_flags()
             index_bytes = 1 + (flags & 1)
             for _ in range(fields.number(4)):
-                item = fields.number(_ITEM_ID_BYTES[version > 0])
-                count = fields.number(1)
-                indices = (fields.number(index_bytes) for _ in range(count))
+                item, count = fields.number(_ITEM_ID_BYTES[version > 0]), fields.number(1)
+                found = fields.numbers(count, index_bytes)
                 mask = (1 << 8 * index_bytes - 1) - 1  # the highest bit says whether it is essential
-                items.associations.setdefault(item, tuple(index & mask for index in indices))
+                items.associations.setdefault(item, tuple(index & mask for index in found))
 
 
 def _iloc(items: _Items, _data: Data, box: Box) -> None:
@@ -313,7 +342,7 @@ def _content(data: Data, items: _Items, wanted: int, most: int) -> bytes:
     """Return up to so many bytes of an item (ISO/IEC 14496-12, 8.11.3); empty where none are stored."""
     if items.places is None:
         return b""
-    fields = _list(data, items.places)
+    fields = items.listed(data, items.places)
     version, _ = fields.version_and_flags()
     sizes = fields.number(2)
     offset_bytes, length_bytes, base_bytes = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
@@ -331,15 +360,16 @@ def _content(data: Data, items: _Items, wanted: int, most: int) -> bytes:
         held = Box(b"", 0, len(data)) if method == 0 else items.own_data
         if method > 1 or held is None:
             return b""
-        found = b""
+        found = []
         for _ in range(count):
             fields.skip(index_bytes)
             start = held.start + base + fields.number(offset_bytes)
             length = fields.number(length_bytes) or held.end - start
             if start + length > held.end:
                 raise ValueError("an item does not end inside what holds it")
-            found += data[start : start + min(length, most - len(found))]
-        return found
+            found.append(bytes(data[start : start + min(length, most)]))
+            most -= len(found[-1])
+        return b"".join(found)
     return b""
 
 
@@ -359,9 +389,10 @@ def sequence(data: Data) -> Picture:
 
 
 def tracks(data: Data) -> Iterator[Box]:
-    """Yield the tracks of the file (ISO/IEC 14496-12, 8.3.1)."""
-    moov = first(boxes(data, 0, len(data)), b"moov")
-    return (box for box in boxes(data, moov.start, moov.end) if box.kind == b"trak")
+    """Return the first tracks of the file (ISO/IEC 14496-12, 8.3.1)."""
+    moov = first(top_level(data), b"moov")
+    found = (box for box in boxes(data, moov.start, moov.end) if box.kind == b"trak")
+    return islice(found, _MAX_TRACKS)
 
 
 def _references(data: Data, trak: Box) -> Iterator[Box]:

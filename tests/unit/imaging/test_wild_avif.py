@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
@@ -200,6 +201,157 @@ def test_a_file_without_structure_is_refused(kind: bytes) -> None:
     data = encoded(natural(SIZE), "AVIF")
     with pytest.raises(DamagedImage):
         processed(data.replace(kind, b"free"), "flip")
+
+
+# --- Other items ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An item of a file that is put together by hand."""
+
+    number: int
+    kind: bytes
+    payload: bytes
+    properties: tuple[bytes, ...] = ()
+    references: tuple[tuple[bytes, tuple[int, ...]], ...] = ()
+    is_hidden: bool = False
+
+
+def box(kind: bytes, *parts: bytes) -> bytes:
+    body = b"".join(parts)
+    return struct.pack(">I4s", len(body) + 8, kind) + body
+
+
+def full(kind: bytes, version: int, *parts: bytes, flags: int = 0) -> bytes:
+    return box(kind, struct.pack(">I", version << 24 | flags), *parts)
+
+
+def coded(number: int, image: Image.Image, *properties: bytes, **others: object) -> Item:
+    """Return an item with an image as Pillow codes it, in 4:4:4 or gray."""
+    options = {} if image.mode == "L" else {"subsampling": "4:4:4"}
+    data = encoded(image, "AVIF", quality=90, **options)
+    start, end = span(data, b"mdat")
+    own = tuple(data[slice(*span(data, kind))] for kind in (b"ispe", b"pixi", b"av1C"))
+    return Item(number, b"av01", data[start + 8 : end], (*own, *properties), **others)
+
+
+def put_together(
+    items: list[Item], primary: int, *, is_wide: bool, holds_own: bool, brand: bytes = b"mif1"
+) -> bytes:
+    """Write a file of items: with numbers of 16 bits or, in the other versions of all boxes, of 32.
+
+    Args:
+        items: in the order of the file.
+        primary: its number.
+        is_wide: whether to use 32 bits, and properties with 15.
+        holds_own: whether their content is in `meta` (construction method 1), rather than behind it.
+        brand: another one.
+    """
+    wide = int(is_wide)
+    number = ">I" if is_wide else ">H"
+    properties = [prop for item in items for prop in item.properties]
+
+    def owned(item: Item) -> bytes:
+        indices = [properties.index(prop) + 1 for prop in item.properties]
+        widths = struct.pack(f">{len(indices)}{'H' if is_wide else 'B'}", *indices)
+        return struct.pack(number, item.number) + bytes([len(indices)]) + widths
+
+    def fields(item: Item, to: tuple[int, ...]) -> list[tuple[str, int]]:
+        return [(number, item.number), (">H", len(to)), *((number, other) for other in to)]
+
+    def meta(start: int) -> bytes:
+        places, at = b"", start
+        for item in items:
+            method = struct.pack(">H", int(holds_own)) if is_wide or holds_own else b""
+            places += struct.pack(number, item.number) + method + bytes(2)
+            places += struct.pack(">HII", 1, at, len(item.payload))
+            at += len(item.payload)
+        version = 2 if is_wide else int(holds_own)
+        entries = [
+            full(
+                b"infe",
+                2 + wide,
+                struct.pack(number, item.number) + bytes(2) + item.kind + b"\0",
+                flags=int(item.is_hidden),
+            )
+            for item in items
+        ]
+        references = [
+            box(kind, *(struct.pack(form, value) for form, value in fields(item, to)))
+            for item in items
+            for kind, to in item.references
+        ]
+        return full(
+            b"meta",
+            0,
+            full(b"hdlr", 0, bytes(4) + b"pict" + bytes(13)),
+            full(b"pitm", wide, struct.pack(number, primary)),
+            full(b"iloc", version, b"\x44\0", struct.pack(number, len(items)), places),
+            full(b"iinf", wide, struct.pack(number, len(items)), *entries),
+            *([full(b"iref", wide, *references)] if references else []),
+            box(
+                b"iprp",
+                box(b"ipco", *properties),
+                full(b"ipma", wide, struct.pack(">I", len(items)), *map(owned, items), flags=wide),
+            ),
+            *([box(b"idat", *(item.payload for item in items))] if holds_own else []),
+        )
+
+    head = box(b"ftyp", b"avif" + bytes(4) + b"avifmif1miaf" + brand)
+    if holds_own:
+        return head + meta(0)
+    return head + meta(len(head) + len(meta(0)) + 8) + box(b"mdat", *(item.payload for item in items))
+
+
+def with_others() -> dict[str, list[Item]]:
+    """Return lists of items, of which the second is primary: in colour, and labelled as BT.2020."""
+    label = box(b"colr", b"nclx" + struct.pack(">3HB", 9, 14, 6, 0x80))
+    depth = full(b"auxC", 0, b"urn:mpeg:mpegB:cicp:systems:auxiliary:depth\0")
+    shown = coded(2, natural(SIZE), label)
+    small = natural((32, 20), "L")
+    gray = natural(SIZE, "L")
+    tone_map = Item(3, b"tmap", bytes(62), (shown.properties[0],), ((b"dimg", (2, 1)),))
+    return {
+        "thumbnail": [coded(1, small, references=((b"thmb", (2,)),)), shown],
+        "depth map": [coded(1, gray, depth, references=((b"auxl", (2,)),)), shown],
+        "hidden image": [coded(1, gray, is_hidden=True), shown],
+        "image of its own": [coded(1, gray), shown],
+        "gain map": [coded(1, small, is_hidden=True), shown, tone_map],
+        "nothing": [shown],
+    }
+
+
+@pytest.mark.parametrize("holds_own", [False, True], ids=["mdat", "idat"])
+@pytest.mark.parametrize("is_wide", [False, True], ids=["16 bits", "32 bits"])
+@pytest.mark.parametrize("name", with_others())
+def test_only_the_primary_image_counts(tmp_path: Path, name: str, *, is_wide: bool, holds_own: bool) -> None:
+    items = with_others()[name]
+    data = put_together(
+        items, 2, is_wide=is_wide, holds_own=holds_own, brand=b"tmap" if name == "gain map" else b"mif1"
+    )
+    wanted = decoded(tmp_path, data)
+    answer = processed(data, "orient")
+    assert answer.result.frames == 1
+    assert [told(answer.data, what) for what in ("Format", "Color Primaries", "Transfer Char.")] == [
+        "YUV444",
+        "9",
+        "14",
+    ]
+    assert_close(decoded(tmp_path, answer.data), wanted, 20)
+    assert pixels(processed(data, "orient", output=Format.PNG).data, "png") == wanted
+    assert avif.codes(data) == (9, 14, 6, True)
+
+
+@pytest.mark.parametrize("kind", [b"infe", b"dimg"])
+def test_lists_without_end_are_refused(kind: bytes) -> None:
+    entry = full(b"infe", 2, b"\0\1\0\0av01\0") if kind == b"infe" else box(kind, b"\0\1\0\0")
+    lists = full(b"iinf", 0, b"\0\0", entry * 50_000) if kind == b"infe" else full(b"iref", 0, entry * 50_000)
+    data = encoded(natural(SIZE), "AVIF")
+    at, _ = span(data, b"meta")
+    head = data[:at] + full(b"meta", 0, lists)
+    with pytest.raises(DamagedImage):
+        processed(head + data[at:], "flip")
 
 
 # --- Crop, rotation, mirror -----------------------------------------------------------------------
