@@ -16,7 +16,7 @@ from server.imaging.geometry import compose, swaps_axes, turned_size
 from server.imaging.jpeg.markers import Jpeg, check_decoded, read_jpeg
 from server.imaging.jpeg.pixels import check_complete
 from server.imaging.metadata import ifd
-from server.imaging.metadata.colour import Colours
+from server.imaging.metadata.colour import Colours, from_codes
 from server.imaging.metadata.exif import orientation_of, upright_exif
 from server.imaging.metadata.xmp import upright_xmp, without_companions
 from server.imaging.modes import GRAY_MODES
@@ -26,7 +26,7 @@ from server.imaging.transcode import MANY_FRAMES, Frame, Metadata, Target, check
 _MAX_DPI = 65535
 
 #: Formats that name colours by their codes.
-_WITH_CODES = frozenset({Format.PNG})
+_WITH_CODES = frozenset({Format.PNG, Format.AVIF})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +123,16 @@ def _avif_head(run: Run) -> _Head:
         exif=stored.exif,
         plays=stored.plays,
         is_deep=stored.is_deep,
+        colours=_avif_colours(stored, image),
         stored_avif=stored,
     )
+
+
+def _avif_colours(stored: avif.Avif, image: Image.Image) -> Colours | None:
+    """Return the colours that codes name; a profile goes before them (ISO/IEC 23000-22, 7.3.6.4)."""
+    if stored.codes is None or image.info.get("icc_profile"):
+        return None
+    return from_codes(stored.codes.primaries, stored.codes.transfer)  # pixels come in full range
 
 
 def _opened(run: Run, data: Data) -> tuple[ImageFile, int]:
@@ -209,7 +217,7 @@ def redraw(run: Run) -> Result:
         head = _HEADS.get(run.form, _other_head)(run)
     if head.is_deep and run.recipe.format is None:
         raise too_deep(run.form)
-    codes = _carried_codes(run, head.colours)
+    codes = _carried_codes(run, head)
     transpose = compose(head.orientation, run.recipe.turn)
     count = head.frames if run.target in MANY_FRAMES else 1
     drawn = _drawn(run, head, count) if head.drawn is None else shown(run, head.drawn, head.size)
@@ -223,7 +231,7 @@ def redraw(run: Run) -> Result:
     def turned() -> Iterator[Frame]:
         for frame in islice(chain([first], drawn), count):
             if head.colours is not None and run.target is not run.form:
-                _label(frame.image, head.colours)
+                _label(frame.image, head.colours, run.target)
             image = run.turn(frame.image, transpose)
             # An image that is still a file would be written with all its frames, or change under us.
             yield replace(frame, image=image.copy() if image is frame.image else image)
@@ -248,13 +256,16 @@ def redraw(run: Run) -> Result:
     return run.result(size, count)
 
 
-def _carried_codes(run: Run, colours: Colours | None) -> tuple[int, int] | None:
+def _carried_codes(run: Run, head: _Head) -> tuple[int, int] | None:
     """Return the codes that the result names its colours by; None for none.
 
     Raises:
         UnsupportedImage: neither codes nor a profile can name them in the wanted format.
     """
-    if colours is None or run.target is run.form:
+    if run.target is run.form:
+        return None if head.stored_avif is None else head.stored_avif.codes_of_colours
+    colours = head.colours
+    if colours is None:
         return None
     if run.target in _WITH_CODES and colours.codes is not None:
         return colours.codes
@@ -266,10 +277,11 @@ def _carried_codes(run: Run, colours: Colours | None) -> tuple[int, int] | None:
     return None
 
 
-def _label(image: Image.Image, colours: Colours) -> None:
-    """Give an image a profile of its colours, in place of any other."""
+def _label(image: Image.Image, colours: Colours, target: Format) -> None:
+    """Give an image a profile of its colours, in place of any other; codes are enough for AVIF."""
     image.info.pop("icc_profile", None)
-    if not (colours.oddity or colours.is_srgb):
+    is_told = colours.codes is not None and target is Format.AVIF
+    if not (is_told or colours.oddity or colours.is_srgb):
         image.info["icc_profile"] = colours.profile(is_gray=image.mode in GRAY_MODES)
 
 

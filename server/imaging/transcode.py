@@ -340,8 +340,8 @@ def _to_avif(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
     file = bytearray(_avif(images, durations, target))
     if images[1:]:
         avif.with_plays(file, target.plays)
-    if target.stored_avif is not None:
-        avif.with_codes(file, target.stored_avif.codes)
+    if target.codes is not None:
+        avif.with_codes(file, target.codes)
     write_whole(sink, memoryview(file))
 
 

