@@ -13,7 +13,8 @@ from server.imaging.animation import composed
 from server.imaging.codecs import CODECS, Data, Format, decoding, encoding, open_image, too_deep
 from server.imaging.formats import avif, gif, png, simple, tiff, webp
 from server.imaging.geometry import compose, swaps_axes, turned_size
-from server.imaging.jpeg.markers import Jpeg, check_decoded, read_jpeg
+from server.imaging.jpeg.ending import whole_jpeg
+from server.imaging.jpeg.markers import Jpeg, check_decoded
 from server.imaging.jpeg.pixels import check_complete
 from server.imaging.metadata import ifd
 from server.imaging.metadata.colour import Colours, from_codes
@@ -45,6 +46,7 @@ class _Head:
         markers: of a JPEG.
         colours: where they are named without a profile.
         stored_avif: what the structure of an AVIF says.
+        data: what is decoded; None for the file as it is.
     """
 
     size: tuple[int, int]
@@ -59,12 +61,19 @@ class _Head:
     markers: Jpeg | None = None
     colours: Colours | None = None
     stored_avif: avif.Avif | None = None
+    data: Data | None = None
 
 
 def _jpeg_head(run: Run) -> _Head:
-    markers = read_jpeg(run.data, run.limits)
+    data, markers = whole_jpeg(run.data, run.limits)
     check_decoded(markers, run.limits)
-    return _Head(size=markers.size, orientation=markers.orientation, exif=markers.exif, markers=markers)
+    return _Head(
+        size=markers.size,
+        orientation=markers.orientation,
+        exif=markers.exif,
+        markers=markers,
+        data=data,
+    )
 
 
 def _png_head(run: Run) -> _Head:
@@ -215,6 +224,8 @@ def redraw(run: Run) -> Result:
     """Convert any format to any other, and simple formats to themselves."""
     with decoding(run.form):
         head = _HEADS.get(run.form, _other_head)(run)
+    if head.data is not None:
+        run = replace(run, data=head.data)
     if head.is_deep and run.recipe.format is None:
         raise too_deep(run.form)
     codes = _carried_codes(run, head)

@@ -11,8 +11,9 @@ from server.imaging.animation import composed
 from server.imaging.codecs import Format, decoding, encoding, open_image, too_deep, write_whole
 from server.imaging.formats import gif, png, tiff, vp8, webp
 from server.imaging.geometry import Rect, compose, swaps_axes, turned_rect, turned_size
+from server.imaging.jpeg.ending import whole_jpeg
 from server.imaging.jpeg.kernel import Impossible
-from server.imaging.jpeg.markers import Jpeg, check_decoded, kept_segments, read_jpeg
+from server.imaging.jpeg.markers import Jpeg, check_decoded, kept_segments
 from server.imaging.jpeg.mirror import Mirror
 from server.imaging.jpeg.pixels import check_complete, disown_adobe, encoder_settings, write_density
 from server.imaging.jpeg.transpose import Transposition
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 def _jpeg(run: Run) -> Result:
     """Turn a JPEG into a JPEG, encoded as the source was."""
     with decoding(Format.JPEG):
-        markers = read_jpeg(run.data, run.limits)
+        data, markers = whole_jpeg(run.data, run.limits)
+    run = replace(run, data=data)
     transpose = compose(markers.orientation, run.recipe.turn)
     if run.recipe.path != "pixels":
         try:

@@ -8,6 +8,7 @@ and only DC differences are encoded again, because each block has another predec
 In between, components whose edge is within a block are decoded (`unpack`), mixed (`mirror`) and encoded
 (`pack`).
 Where rows become columns, everything is decoded (`decode`) and encoded (`encode`).
+Where no marker tells the end of a scan, it is found by its last block (`measure`).
 
 Written in Cython's pure-Python mode and compiled by `setup.py`, with the checks of all indices kept: the
 input is untrusted.
@@ -1127,6 +1128,104 @@ def decode(
         if _left(cython.address(source), cython.address(reader)) > 7 or source.position < end:
             return _SURPLUS
     return 0
+
+
+@cython.ccall
+@cython.exceptval(check=True)
+def measure(
+    data: cython.const[cython.uchar][::1],
+    start: cython.Py_ssize_t,
+    end: cython.Py_ssize_t,
+    across: cython.Py_ssize_t,
+    down: cython.Py_ssize_t,
+    interval: cython.Py_ssize_t,
+    layout: cython.const[cython.int][::1],
+    short: cython.const[cython.ushort][::1],
+    limits: cython.const[cython.uint][::1],
+    symbols: cython.const[cython.uchar][::1],
+    words: cython.uint[::1],
+) -> cython.Py_ssize_t:
+    """Find where the last MCU of a scan ends, whatever follows it.
+
+    Args:
+        data, start, across, down, interval, layout, short, limits, symbols, words: as for `walk`.
+        end: where the data ends at the latest.
+
+    Returns:
+        The position behind the byte with its last bit, or what is wrong. The rest of that byte is ones, as
+        encoders fill it (F.1.2.3): after a cut, decoding would run on into bytes of another kind.
+    """
+    source: _Source
+    reader: _Reader
+    predicted: cython.int[4]
+    fault: cython.int
+    left: cython.Py_ssize_t
+    mcu: cython.Py_ssize_t
+    unit: cython.Py_ssize_t
+    units: cython.Py_ssize_t = layout.shape[0] // 3
+    component: cython.int
+    table: cython.Py_ssize_t
+    entry: cython.uint
+    size: cython.int
+    seen: cython.uint
+    position: cython.Py_ssize_t
+    with cython.nogil:
+        _begin(cython.address(source), predicted, data, start, end, interval, words)
+        source.restart = 0xD0
+        reader.reg = reader.held = reader.next = 0
+        for mcu in range(across * down):
+            if interval:
+                if source.until_restart == 0:
+                    left = _left(cython.address(source), cython.address(reader))
+                    fault = _restart(cython.address(source), predicted, left, data, end, interval, words)
+                    if fault:
+                        return fault
+                    reader.reg = reader.held = reader.next = 0
+                source.until_restart -= 1
+            for unit in range(units):
+                component = layout[3 * unit]
+                table = layout[3 * unit + 1]
+                seen = 0
+                if source.filled < reader.next + _WORDS_OF_A_BLOCK:
+                    _unstuff(cython.address(source), data, end, words, reader.next)
+                    reader.next = 0
+                while seen < 64:
+                    _fill(cython.address(reader), words)
+                    entry = short[(table << 11) + (reader.reg >> 53)]
+                    if entry == 0:
+                        entry = _long_code(cython.cast(cython.uint, reader.reg >> 48), limits, symbols, table)
+                        if entry == 0:
+                            return _UNKNOWN_CODE
+                    _skip(cython.address(reader), entry >> 8)
+                    size = entry & 15
+                    if seen == 0:
+                        if entry & 0xF0 or size > 11:
+                            return _OUT_OF_RANGE
+                        predicted[component] += _number(reader.reg, size)
+                        if predicted[component] > 32767 or predicted[component] < -32768:
+                            return _OUT_OF_RANGE
+                        table = layout[3 * unit + 2]
+                        seen = 1
+                    else:
+                        seen += _coefficients(entry & 255)
+                        if 64 < seen < 128:
+                            return _OUT_OF_RANGE
+                    _skip(cython.address(reader), size)
+            if _left(cython.address(source), cython.address(reader)) < 0:
+                return _ENDS_EARLY
+        _fill(cython.address(reader), words)
+        # Back from what is unstuffed, by the bytes that were not needed.
+        left = source.stop
+        if left == _FAR:
+            left = 32 * source.filled + source.carried
+        left -= cython.cast(cython.Py_ssize_t, 32 * reader.next - reader.held)
+        size = left & 7
+        if size and reader.reg >> (64 - size) != (1 << size) - 1:
+            return _SURPLUS
+        position = source.position
+        for mcu in range(left >> 3):
+            position -= 2 if position >= 2 and data[position - 1] == 0 and data[position - 2] == 0xFF else 1
+        return position
 
 
 @cython.ccall

@@ -21,7 +21,7 @@ SOF0, SOF1, DHT, SOS, DRI = 0xC0, 0xC1, 0xC4, 0xDA, 0xDD
 EOI, DQT, _COM = 0xD9, 0xDB, 0xFE
 _APP0, _APP1, _APP2 = 0xE0, 0xE1, 0xE2
 _APP13, _APP14, _APP15 = 0xED, 0xEE, 0xEF
-_RST0 = 0xD0
+_RST0, _SOI = 0xD0, 0xD8
 #: Markers that have no influence on the pixels: metadata, and the one that ends the file.
 METADATA = frozenset({*range(_APP0, _APP15 + 1), _COM, EOI})
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {DHT, 0xC8, 0xCC}  # ITU-T T.81, table B.1
@@ -33,8 +33,8 @@ _MAX_PADDING_BYTES = 1 << 20
 
 #: The first marker that is no stuffed byte, no fill byte and no restart marker ends a scan (B.1.1.5).
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-#: What starts a segment: no stuffed byte, fill byte, TEM, restart marker or SOI, which stand alone.
-_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")
+#: What starts a segment: no stuffed byte, fill byte, TEM or restart marker, which stand alone.
+_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 
 _JFIF, _ICC, _XMP, _MPF = b"JFIF\0", b"ICC_PROFILE\0", b"http://ns.adobe.com/xap/1.0/\0", b"MPF\0"
@@ -82,6 +82,7 @@ class Jpeg:
         has_own_huffman_tables: False when all are the typical ones of K.3.
         scans: how many it has.
         last_scan: where the entropy-coded data of the last scan ends: the position of its EOI.
+        is_closed: whether its EOI comes right behind the scan with which its pixels are complete.
         segments: all of them, in their order.
     """
 
@@ -95,6 +96,7 @@ class Jpeg:
     has_own_huffman_tables: bool
     scans: int
     last_scan: int
+    is_closed: bool
     segments: tuple[Segment, ...]
 
     @property
@@ -113,15 +115,23 @@ class Jpeg:
         return orientation_of(self.exif)
 
 
+class NoEndError(Exception):
+    """The segments do not lead to an EOI; the text says why, as a clause."""
+
+
 def _damage(what: str) -> Exception:
     return damaged(Format.JPEG, what)
 
 
-def _segments(data: Data) -> Iterator[Segment]:
+def segments_of(data: Data) -> Iterator[Segment]:
     """Yield all segments up to EOI, which comes as an empty one. Entropy-coded data is skipped at C speed.
 
     A decoder silently fills what is missing with gray, so the end is looked for here: a file that was cut
     off anywhere has no EOI after its last scan.
+
+    Raises:
+        NoEndError: there is none.
+        DamagedImage: there are too many parts.
     """
     position, size = 2, len(data)
     interval = scans = padding = 0
@@ -140,16 +150,16 @@ def _segments(data: Data) -> Iterator[Segment]:
         start = position + 4
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
         if position < start or position > size:
-            raise _damage("it is cut off")
+            raise NoEndError("it is cut off")
         end = position
         if marker == SOS:
             scans += 1
             if scans > _MAX_SCANS:
                 raise _damage(f"it has more than {_MAX_SCANS} scans")
             position = _end_of_scan(data, end)
-            if interval:
-                _check_restarts(data, end, position)
         yield Segment(marker, start, end, position)
+        if marker == SOS and interval:
+            _check_restarts(data, end, position)
         if marker == DRI:
             interval = int.from_bytes(data[start : start + 2], "big")
     raise _damage(f"it has more than {MAX_PARTS} segments")
@@ -159,22 +169,22 @@ def _next_marker(data: Data, start: int) -> int:
     """Find the next marker, after fill bytes (B.1.1.2) and after what libjpeg skips as extraneous."""
     found = _MARKER.search(data, start)
     if found is None:
-        raise _damage("it is cut off")
+        raise NoEndError("it is cut off")
+    if data[found.start() + 1] == _SOI:
+        raise NoEndError("another image begins before its end")
     return found.start()
 
 
 def _end_of_scan(data: Data, start: int) -> int:
     found = _END_OF_SCAN.search(data, start)
-    if found is None:
-        raise _damage("it is cut off")
-    return found.start()
+    return len(data) if found is None else found.start()
 
 
 def _check_restarts(data: Data, start: int, end: int) -> None:
     """Check that restart markers count from 0 to 7 and again from 0 (B.2.1); a gap means missing data."""
     for number, found in enumerate(_RESTART.finditer(data, start, end)):
         if data[found.start() + 1] != _RST0 | number & 7:
-            raise _damage("a part of its pixels is missing")
+            raise NoEndError("a part of its pixels is missing")
 
 
 def huffman_tables(dht: bytes) -> dict[int, bytes]:
@@ -194,7 +204,7 @@ def typical_huffman_tables() -> dict[int, bytes]:
     Image.new("RGB", (_CELL, _CELL)).save(plain, "JPEG")
     data = plain.getvalue()
     tables: dict[int, bytes] = {}
-    for marker, start, end, _ in _segments(data):
+    for marker, start, end, _ in segments_of(data):
         if marker == DHT:
             tables |= huffman_tables(data[start:end])
     return tables
@@ -224,14 +234,18 @@ class _Coverage:
     Args:
         frame: the parameters of the frame header.
         is_progressive: by its process; in the others a scan brings all of a component at once.
+
+    Attributes:
+        complete_at: where the scan ends with which nothing is missing; None before that.
     """
 
     def __init__(self, frame: bytes, *, is_progressive: bool) -> None:
         self._is_progressive = is_progressive
         self._missing = {component: set(_ALL) for component in frame[6 : 6 + 3 * frame[5] : 3]}
+        self.complete_at: int | None = None
 
-    def add(self, scan: bytes) -> None:
-        """Count what a scan brings, by the parameters of its header (B.2.3)."""
+    def add(self, scan: bytes, stop: int) -> None:
+        """Count what a scan brings, by the parameters of its header (B.2.3), and note where it ends."""
         count = scan[0]
         first, last, bits = scan[1 + 2 * count : 4 + 2 * count]
         if bits & 0x0F and self._is_progressive:
@@ -239,11 +253,8 @@ class _Coverage:
         for component in scan[1 : 1 + 2 * count : 2]:
             if component in self._missing:
                 self._missing[component] -= set(range(first, last + 1)) if self._is_progressive else _ALL
-
-    @property
-    def is_complete(self) -> bool:
-        """Tell whether nothing is missing."""
-        return not any(self._missing.values())
+        if self.complete_at is None and not any(self._missing.values()):
+            self.complete_at = stop
 
 
 def read_jpeg(data: Data, limits: Limits) -> Jpeg:
@@ -252,7 +263,8 @@ def read_jpeg(data: Data, limits: Limits) -> Jpeg:
     What follows the first EOI (other images of an MPO, a gain map) is not looked at.
 
     Raises:
-        DamagedImage: cut off, scans left out, or restart markers out of order.
+        NoEndError: cut off, or restart markers out of order.
+        DamagedImage: scans left out.
         TooManyPixels: above the limit even without decoding, which is reported before a missing end.
     """
     found: dict[int, bytes] = {}
@@ -261,7 +273,7 @@ def read_jpeg(data: Data, limits: Limits) -> Jpeg:
     tables: set[tuple[int, bytes]] = set()
     process, frame, size, scans, end = 0, b"", (0, 0), 0, 0
     coverage = _Coverage(bytes(6), is_progressive=False)
-    for segment in _segments(data):
+    for segment in segments_of(data):
         segments.append(segment)
         marker, start, stop, _ = segment
         if marker in _FRAME_HEADERS and not frame:
@@ -279,12 +291,12 @@ def read_jpeg(data: Data, limits: Limits) -> Jpeg:
             texts.append((marker, data[start:stop]))
         elif marker == SOS:
             scans += 1
-            coverage.add(data[start:stop])
+            coverage.add(data[start:stop], segment.stop)
         elif marker == EOI:
             end = start
     if not frame:
         raise _damage("it has no frame header")
-    if not coverage.is_complete:
+    if coverage.complete_at is None:
         raise _damage("some of its scans are missing")
     exif = next((text for marker, text in texts if marker == _APP1 and text.startswith(EXIF_PREFIX)), b"")
     icc = [text for marker, text in texts if marker == _APP2 and text.startswith(_ICC)]
@@ -299,6 +311,7 @@ def read_jpeg(data: Data, limits: Limits) -> Jpeg:
         has_own_huffman_tables=not tables <= typical_huffman_tables().items(),
         scans=scans,
         last_scan=end,
+        is_closed=end == coverage.complete_at,
         segments=tuple(segments),
     )
 

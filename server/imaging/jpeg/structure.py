@@ -21,7 +21,6 @@ from server.imaging.jpeg.markers import (
     SOF0,
     SOF1,
     SOS,
-    Jpeg,
     Segment,
     huffman_tables,
     typical_huffman_tables,
@@ -224,7 +223,7 @@ class Structure:
     quantization: Mapping[int, Sequence[int]]
 
 
-def read_structure(data: Data, markers: Jpeg) -> Structure:
+def read_structure(data: Data, segments: Iterable[Segment]) -> Structure:
     """Read the structure of a sequential Huffman JPEG of 8 bits.
 
     A file that decoders might refuse or read in different ways is left to the decoder.
@@ -237,7 +236,7 @@ def read_structure(data: Data, markers: Jpeg) -> Structure:
     quantization: dict[int, Sequence[int]] = {}
     interval = 0
     scans: list[Scan] = []
-    for segment, parameters in _segments(data, markers):
+    for segment, parameters in _segments(data, segments):
         if segment.marker in _FRAMES and frame is None:
             frame = Frame.read(parameters)
         elif segment.marker == DHT:
@@ -258,10 +257,10 @@ def read_structure(data: Data, markers: Jpeg) -> Structure:
     return Structure(frame, scans, quantization)
 
 
-def _segments(data: Data, markers: Jpeg) -> Iterator[tuple[Segment, bytes]]:
+def _segments(data: Data, segments: Iterable[Segment]) -> Iterator[tuple[Segment, bytes]]:
     """Yield all segments with their parameters, and check that nothing lies between them."""
     end = 2
-    for segment in markers.segments:
+    for segment in segments:
         if segment.marker == EOI:
             return
         if segment.start != end + 4:

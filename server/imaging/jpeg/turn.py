@@ -222,7 +222,7 @@ class CoefficientTurn(ABC):
     ) -> None:
         self._data = data
         self._markers = markers
-        self._structure = read_structure(data, markers)
+        self._structure = read_structure(data, markers.segments)
         self._axes = _axes_of(self._structure.frame, transpose, must_be_exact=must_be_exact)
         self.is_exact = all(axes.is_exact for axes in self._axes.values())
 

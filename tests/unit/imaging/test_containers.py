@@ -655,7 +655,7 @@ def test_no_cut_gives_half_an_image(name: str) -> None:
     whole = SAMPLES[name]()
     assert turned(whole)
     ends = {len(whole) * percent // 100 for percent in range(0, 100, 3)} | set(
-        range(len(whole) - 16, len(whole))
+        range(len(whole) - 16, len(whole) - 2 * (name == "jpeg"))  # whose pixels are there without an EOI
     )
     for end in sorted(ends):
         with pytest.raises((DamagedImage, UnsupportedImage)):

@@ -240,8 +240,8 @@ def test_the_middle_colour_of_cmyk_is_not_inverted() -> None:
 def test_a_truncated_jpeg_is_never_answered(options: dict[str, object]) -> None:
     data = with_exif(encoded(natural(SIZE), "JPEG", quality=90, **options), exif_block(6).data)
     cuts = {len(data) * percent // 100 for percent in range(0, 100, 2)} | {
-        len(data) - n for n in range(1, 17)
-    }
+        len(data) - n for n in range(3, 17)
+    }  # without the EOI alone every pixel is there
     for cut in sorted(cuts):
         for turn in ("flip", "transpose"):
             with pytest.raises((DamagedImage, UnsupportedImage)):
