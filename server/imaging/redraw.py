@@ -78,7 +78,6 @@ def _jpeg_head(run: Run) -> _Head:
 
 def _png_head(run: Run) -> _Head:
     stored = png.read_png(run.data, run.limits)
-    exif = stored.find(b"eXIf")
     drawn: Iterator[tuple[Image.Image, float]] | None = None
     if stored.frames:
         drawn = composed(stored.size, png.layers(stored))
@@ -87,11 +86,13 @@ def _png_head(run: Run) -> _Head:
     return _Head(
         size=stored.size,
         frames=max(1, len(stored.frames)),
-        orientation=orientation_of(exif),
-        exif=exif,
+        orientation=orientation_of(stored.find(b"eXIf")),
+        exif=stored.exif,
+        xmp=stored.xmp,
         plays=stored.plays,
         drawn=drawn,
         colours=png.colours(stored),
+        data=png.for_pillow(stored),
     )
 
 
@@ -191,6 +192,8 @@ def _drawn(run: Run, head: _Head, count: int) -> Iterator[Frame]:
                 pixels = tiff.loaded_page(image)
             else:
                 image.load()
+            if run.form is Format.PNG:
+                png.add_missing_colours(image)
             if head.markers is not None:
                 check_complete(head.markers, image, run.data)
             if head.stored_avif is not None:

@@ -2,7 +2,7 @@
 
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any, NamedTuple
@@ -11,13 +11,17 @@ from PIL import Image, ImageChops, PngImagePlugin
 from PIL.Image import Transpose
 from zlib_ng import zlib_ng
 
+from server.errors import UnsupportedImage
 from server.imaging.animation import Disposal, Layer
 from server.imaging.codecs import MAX_PARTS, Data, Effort, Format, Sink, damaged
+from server.imaging.formats import png_texts
+from server.imaging.formats.png_texts import Kind
 from server.imaging.geometry import Rect, swaps_axes, turned_rect, turned_size
 from server.imaging.limits import Limits
 from server.imaging.metadata.colour import Colours, from_codes, from_gamma
 from server.imaging.metadata.exif import upright_exif
 from server.imaging.metadata.icc import is_srgb
+from server.imaging.metadata.photoshop import without_thumbnails
 from server.imaging.metadata.xmp import upright_xmp
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -25,7 +29,9 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHUNK_OVERHEAD = 12  # length, type and checksum (PNG 3rd edition, 5.3)
 _MAX_PROFILE_BYTES = 1 << 24
 _OPAQUE = 255
-_XMP_KEYWORD = b"XML:com.adobe.xmp\0"
+
+# Pillow refuses a file for a colour profile of more than a megabyte. It gets no texts from us.
+PngImagePlugin.MAX_TEXT_CHUNK = _MAX_PROFILE_BYTES
 
 #: Depth and colour type to the Pillow mode and raw mode whose bits lie the same way. Samples pass through as
 #: numbers, so a palette index serves for 1 to 4 bits of gray, LA for 16 bits of gray, RGBA for 16 bits of LA.
@@ -85,12 +91,25 @@ _COLOUR_CHUNKS = frozenset(
         b"sPLT",
     },
 )
-_METADATA_CHUNKS = frozenset({b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"tIME", b"pHYs"})
+_METADATA_CHUNKS = png_texts.KINDS | {b"eXIf", b"tIME", b"pHYs"}
+#: Those without which an animation would be another one.
+_ANIMATION_CHUNKS = frozenset({b"acTL", b"fcTL", b"fdAT"})
+#: Those of which there may be one, and which must come before the pixels (5.6).
+_ONCE = (_COLOUR_CHUNKS - {b"sPLT"}) | {b"eXIf", b"tIME", b"pHYs"}
+_BEFORE_PIXELS = _COLOUR_CHUNKS | {b"pHYs"}
 
-#: Lengths that are fixed (11.3). Decoders refuse a file with any other, and we must not send one.
-_LENGTHS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9, b"tIME": 7}
+#: Lengths that are fixed (11.3).
+_LENGTHS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4, b"mDCV": 24, b"cLLI": 8, b"pHYs": 9, b"tIME": 7}
+#: Of a transparent colour, of a background, and of the significant bits, by colour type.
+_KEY_LENGTHS = {0: 2, 2: 6}
+_BACKGROUND_LENGTHS = {0: 2, 2: 6, 3: 1, 4: 2, 6: 6}
+_SIGNIFICANT_BITS_LENGTHS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 #: Chunks that name a compression method after their keyword; there is one method, 0 (11.3.2.3, 11.3.3.3).
 _COMPRESSED_CHUNKS = frozenset({b"iCCP", b"zTXt"})
+#: What Pillow needs to know of a file besides its pixels.
+_CHUNKS_FOR_PILLOW = _COLOUR_CHUNKS | {b"PLTE", b"pHYs"}
+#: How Apple's tools mark files for their devices, whose pixels are stored in another way.
+_APPLE = b"CgBI"
 
 
 class Chunk(NamedTuple):
@@ -144,12 +163,35 @@ class Png:
     @property
     def has_own_key(self) -> bool:
         """Tell whether there is a transparent colour that Pillow would compare at the wrong depth."""
-        needed = {0: 2, 2: 6}.get(self.colour_type, 0)
-        return self.depth in (2, 4, 16) and 0 < needed <= len(self.find(b"tRNS"))
+        return self.depth in (2, 4, 16) and self.colour_type in _KEY_LENGTHS and bool(self.find(b"tRNS"))
+
+    @property
+    def exif(self) -> bytes:
+        """Return the EXIF, from its chunk or else from a text; empty for none.
+
+        Viewers know the one in the chunk only: the orientation of the image is that of the `eXIf` chunk.
+        """
+        return self.find(b"eXIf") or self._metadata(Kind.EXIF)
+
+    @property
+    def xmp(self) -> bytes:
+        """Return the XMP packet, in UTF-8; empty for none."""
+        return self._metadata(Kind.XMP)
+
+    @property
+    def iptc(self) -> bytes:
+        """Return the Photoshop resources with IPTC in them; empty for none."""
+        return png_texts.photoshop_resources(self._metadata(Kind.IPTC))
 
     def find(self, kind: bytes) -> bytes:
         """Return the data of the first chunk of a kind; empty when there is none."""
         return next((chunk.data for chunk in self.before + self.after if chunk.kind == kind), b"")
+
+    def _metadata(self, kind: Kind) -> bytes:
+        """Return the first metadata of a kind that a text holds; empty for none."""
+        texts = (chunk for chunk in self.before + self.after if chunk.kind in png_texts.KINDS)
+        found = (png_texts.metadata_in(*chunk) for chunk in texts if kind in png_texts.kinds_in(chunk.data))
+        return next((one.content for one in found if one and one.kind is kind and one.content), b"")
 
 
 def _damage(what: str) -> Exception:
@@ -157,7 +199,11 @@ def _damage(what: str) -> Exception:
 
 
 def _chunks(data: Data) -> Iterator[Chunk]:
-    """Yield all chunks between the signature and IEND, and verify their checksums."""
+    """Yield all chunks between the signature and IEND, but those with a wrong checksum.
+
+    Decoders leave these out, if they are ancillary (13.2). Without the one that says how an animation runs
+    there would be another animation.
+    """
     position = len(SIGNATURE)
     for _ in range(MAX_PARTS):
         head = data[position : position + 8]
@@ -168,21 +214,19 @@ def _chunks(data: Data) -> Iterator[Chunk]:
         if end > len(data):
             raise _damage("its last chunk is cut off")
         body = data[position + 8 : end - 4]
-        if zlib.crc32(body, zlib.crc32(kind)) != int.from_bytes(data[end - 4 : end], "big"):
+        is_sound = zlib_ng.crc32(body, zlib_ng.crc32(kind)) == int.from_bytes(data[end - 4 : end], "big")
+        if not is_sound and not _can_be_left_out(kind):
             raise _damage("a chunk has a wrong checksum")
         if kind == b"IEND":
             return
-        yield Chunk(kind, body)
+        if is_sound:
+            yield Chunk(kind, body)
         position = end
     raise _damage(f"it has more than {MAX_PARTS} chunks")
 
 
-def _is_sound(chunk: Chunk) -> bool:
-    """Tell whether a chunk that is passed on has a form that every decoder accepts."""
-    if chunk.kind in _COMPRESSED_CHUNKS:
-        _keyword, end, rest = chunk.data.partition(b"\0")
-        return bool(end) and rest[:1] == b"\0"
-    return chunk.kind.isalpha() and len(chunk.data) == _LENGTHS.get(chunk.kind, len(chunk.data))
+def _can_be_left_out(kind: bytes) -> bool:
+    return kind.isalpha() and bool(kind[0] & 0x20) and kind not in _ANIMATION_CHUNKS
 
 
 class _Reader:
@@ -208,38 +252,93 @@ class _Reader:
         self._still: list[bytes] = []
         self._frames: list[tuple[Rect, bytes, list[bytes]]] = []
         self._has_pixels = False
-        self._unpacked: set[bytes] = set()
+        self._last = b""
+        self._colours = 0
+        self._seen: set[bytes] = set()
         self._animation: tuple[int, int] | None = None
         self._sequence = 0
 
     def add(self, chunk: Chunk) -> None:
-        """Take the next chunk."""
+        """Take the next chunk, or leave it out where decoders do."""
+        last, self._last = self._last, chunk.kind
         if chunk.kind == b"IDAT":
+            if not self._has_pixels or last == b"IDAT":  # they come one after the other (5.6)
+                (self._frames[0][2] if self._frames else self._still).append(chunk.data)
             self._has_pixels = True
-            (self._frames[0][2] if self._frames else self._still).append(chunk.data)
-        elif chunk.kind == b"acTL":
+        elif chunk.kind in _ANIMATION_CHUNKS:
+            self._add_to_animation(chunk)
+        elif chunk.kind == b"PLTE":
+            self._add_palette(chunk)
+        elif not chunk.kind.isalpha():
+            raise _damage("a chunk has a type that is no word")
+        elif not chunk.kind[0] & 0x20:
+            raise _damage("it has an unknown critical chunk")
+        elif self._is_sound(chunk) and not self._is_repeated(chunk):
+            if chunk.kind == b"tRNS" and self._colour_type != INDEXED:
+                chunk = self._masked(chunk)
+            (self._after if self._has_pixels else self._before).append(chunk)
+
+    def _add_to_animation(self, chunk: Chunk) -> None:
+        if chunk.kind == b"acTL":
             if self._animation is None and not self._has_pixels and len(chunk.data) == 8:  # noqa: PLR2004
                 self._animation = struct.unpack(">II", chunk.data)
-        elif chunk.kind in (b"fcTL", b"fdAT"):
-            if self._animation is not None:  # otherwise they belong to no animation and mean nothing
-                self._take_sequence(chunk.data)
-                (self._add_control if chunk.kind == b"fcTL" else self._add_frame_data)(chunk.data)
-        elif not _is_sound(chunk):
-            raise _damage("an ancillary chunk has a wrong form")
-        elif self._is_repeated(chunk):
-            pass  # decoders use the first; unpacking any number of them could take any time
-        elif chunk.kind[0] & 0x20 or chunk.kind == b"PLTE":
-            (self._after if self._has_pixels else self._before).append(chunk)
-        else:
-            raise _damage("it has an unknown critical chunk")
+        elif self._animation is not None:  # otherwise they belong to no animation and mean nothing
+            self._take_sequence(chunk.data)
+            (self._add_control if chunk.kind == b"fcTL" else self._add_frame_data)(chunk.data)
+
+    def _add_palette(self, chunk: Chunk) -> None:
+        """Take a palette, or a mere proposal of one (11.2.2)."""
+        if self._colours:
+            raise _damage("it has two palettes")
+        colours, rest = divmod(len(chunk.data), 3)
+        is_sound = not rest and 1 <= colours <= 256  # noqa: PLR2004
+        if self._colour_type in (0, 4) or self._has_pixels or not (is_sound or self._colour_type == INDEXED):
+            return
+        if not is_sound:
+            raise _damage("it has no palette")
+        self._colours = colours
+        self._before.append(chunk)
+
+    def _is_sound(self, chunk: Chunk) -> bool:
+        """Tell whether an ancillary chunk has the place and the form in which decoders accept it (11.3)."""
+        kind, size = chunk.kind, len(chunk.data)
+        if self._has_pixels and kind in _BEFORE_PIXELS:
+            return False
+        if kind in _COMPRESSED_CHUNKS:
+            _keyword, end, rest = chunk.data.partition(b"\0")
+            return bool(end) and rest[:1] == b"\0"
+        if kind == b"tRNS":
+            if self._colour_type == INDEXED:
+                return 0 < size <= self._colours
+            return size == _KEY_LENGTHS.get(self._colour_type)
+        if kind == b"hIST":
+            return size == 2 * self._colours > 0
+        needed = {
+            b"bKGD": _BACKGROUND_LENGTHS[self._colour_type],
+            b"sBIT": _SIGNIFICANT_BITS_LENGTHS[self._colour_type],
+        }.get(kind, _LENGTHS.get(kind, size))
+        return size == needed
 
     def _is_repeated(self, chunk: Chunk) -> bool:
-        """Tell whether it is a second profile (5.6) or a second XMP packet (XMP part 3, 1.1.5)."""
-        if chunk.kind != b"iCCP" and not (chunk.kind == b"iTXt" and chunk.data.startswith(_XMP_KEYWORD)):
-            return False
-        is_repeated = chunk.kind in self._unpacked
-        self._unpacked.add(chunk.kind)
+        """Tell whether it is a second one of what there may be one of (5.6; XMP part 3, 1.1.5).
+
+        Decoders use the first, and unpacking any number of them could take any time.
+        """
+        key = chunk.kind
+        if key in png_texts.KINDS:
+            key = png_texts.keyword_of(chunk.data) if png_texts.kinds_in(chunk.data) else b""
+        elif key not in _ONCE:
+            key = b""
+        is_repeated = key in self._seen
+        if key:
+            self._seen.add(key)
         return is_repeated
+
+    def _masked(self, chunk: Chunk) -> Chunk:
+        """Clear the bits of a transparent colour that its samples do not have (11.3.1.1)."""
+        samples = struct.unpack(f">{len(chunk.data) // 2}H", chunk.data)
+        mask = (1 << self._depth) - 1
+        return Chunk(chunk.kind, struct.pack(f">{len(samples)}H", *(sample & mask for sample in samples)))
 
     def _take_sequence(self, data: bytes) -> None:
         if data[:4] != self._sequence.to_bytes(4, "big"):
@@ -262,15 +361,6 @@ class _Reader:
             raise _damage("it has frame data without a frame header")
         self._frames[-1][2].append(data[4:])
 
-    def _check_palette(self) -> None:
-        """Check that there are 1 to 256 colours, and no more alphas than colours (PNG 3rd ed., 11.2.2)."""
-        lengths = {chunk.kind: len(chunk.data) for chunk in self._before}
-        colours, rest = divmod(lengths.get(b"PLTE", 0), 3)
-        if rest or not 1 <= colours <= 256:  # noqa: PLR2004
-            raise _damage("it has no palette")
-        if lengths.get(b"tRNS", 0) > colours:
-            raise _damage("its transparency does not fit its palette")
-
     def finish(self) -> Png:
         """Return the whole file after every chunk was added."""
         frames = tuple(PngFrame(rect, control, b"".join(parts)) for rect, control, parts in self._frames)
@@ -280,11 +370,8 @@ class _Reader:
             raise _damage("it has no pixels")
         if len(frames) != declared:
             raise _damage(f"it has {len(frames)} of its {declared} frames")
-        if self._colour_type == 3:  # noqa: PLR2004
-            self._check_palette()
-        needed = {0: 2, 2: 6}.get(self._colour_type, 0)
-        if any(len(chunk.data) < needed for chunk in self._before + self._after if chunk.kind == b"tRNS"):
-            raise _damage("its transparent colour is cut off")
+        if self._colour_type == INDEXED and not self._colours:
+            raise _damage("it has no palette")
         width, height = self._size
         self._limits.check_total(width * height * max(1, len(frames)))
         return Png(
@@ -309,6 +396,11 @@ def read_png(data: Data, limits: Limits) -> Png:
     """
     chunks = _chunks(data)
     first = next(chunks, Chunk(b"", b""))
+    if first.kind == _APPLE:
+        raise UnsupportedImage(
+            "This PNG was made for Apple's devices (CgBI), and its pixels are stored in another way. "
+            "Convert it with `pngcrush -revert-iphone-optimizations`, and send that.",
+        )
     if first.kind != b"IHDR":
         raise _damage("it does not begin with a header")
     reader = _Reader(first.data, limits)
@@ -389,33 +481,36 @@ def _samples(planes: list[Image.Image], raw_mode: str) -> bytes:
 
 
 def _turned_chunk(chunk: Chunk, transpose: Transpose | None) -> Chunk:
-    """Adapt a chunk to the turned pixels."""
+    """Adapt a chunk to the turned pixels; it becomes empty where that cannot be done."""
     if chunk.kind == b"pHYs" and swaps_axes(transpose):
         return Chunk(b"pHYs", chunk.data[4:8] + chunk.data[:4] + chunk.data[8:])  # 11.3.4.3
     if chunk.kind == b"eXIf":
         return Chunk(b"eXIf", upright_exif(chunk.data))
-    if chunk.kind == b"iTXt" and chunk.data.startswith(_XMP_KEYWORD):
-        return Chunk(b"iTXt", _upright_text(chunk.data))
+    if chunk.kind in png_texts.KINDS:
+        return _turned_text(chunk)
     return chunk
 
 
-def _upright_text(data: bytes) -> bytes:
-    """Reset the orientation in an XMP text chunk, compressed or not (11.3.3.4)."""
-    start = len(_XMP_KEYWORD)
-    if data[start : start + 1] != b"\1":
-        return upright_xmp(data)
-    inflater = zlib.decompressobj()
-    try:
-        language, keyword, text = data[start + 2 :].split(b"\0", 2)
-        xmp = inflater.decompress(text, _MAX_PROFILE_BYTES)
-    except (ValueError, zlib.error):
-        return data
-    if not inflater.eof:
-        return data
-    upright = upright_xmp(xmp)
-    if upright == xmp:
-        return data
-    return b"\0".join((data[: start + 2] + language, keyword, zlib.compress(upright)))
+_EDITS: dict[Kind, Callable[[bytes], bytes]] = {
+    Kind.XMP: upright_xmp,
+    Kind.EXIF: upright_exif,
+    Kind.IPTC: without_thumbnails,
+}
+
+
+def _turned_text(chunk: Chunk) -> Chunk:
+    """Adapt metadata in a text; it is left out as a whole where it cannot be read."""
+    if png_texts.is_of_the_old_axes(chunk.data):
+        return Chunk(chunk.kind, b"")
+    metadata = png_texts.metadata_in(*chunk)
+    if metadata is None:
+        return chunk
+    edited = _EDITS[metadata.kind](metadata.content)
+    if edited == metadata.content and edited:
+        return chunk
+    if not edited:
+        return Chunk(chunk.kind, b"")
+    return Chunk(chunk.kind, png_texts.with_metadata(*chunk, replace(metadata, content=edited)))
 
 
 def profile_in(data: bytes) -> bytes:
@@ -465,7 +560,7 @@ def turned(png: Png, transpose: Transpose | None, *, strip: bool) -> Png:
 
     def turn(chunks: tuple[Chunk, ...]) -> tuple[Chunk, ...]:
         fresh = (_turned_chunk(chunk, transpose) for chunk in chunks if _stays(chunk, strip=strip))
-        return tuple(chunk for chunk in fresh if chunk.kind != b"eXIf" or chunk.data)
+        return tuple(chunk for chunk in fresh if chunk.data or chunk.kind not in _METADATA_CHUNKS)
 
     return replace(
         png,
@@ -480,9 +575,9 @@ def turned(png: Png, transpose: Transpose | None, *, strip: bool) -> Png:
 
 
 def _write_chunk(sink: Sink, kind: bytes, *parts: bytes) -> None:
-    checksum = zlib.crc32(kind)
+    checksum = zlib_ng.crc32(kind)
     for part in parts:
-        checksum = zlib.crc32(part, checksum)
+        checksum = zlib_ng.crc32(part, checksum)
     sink.write(sum(map(len, parts)).to_bytes(4, "big") + kind)
     for part in parts:
         sink.write(part)
@@ -513,6 +608,32 @@ def write_png(sink: Sink, png: Png) -> None:
     for chunk in png.after:
         _write_chunk(sink, *chunk)
     _write_chunk(sink, b"IEND")
+
+
+def for_pillow(png: Png) -> bytes:
+    """Write a file for Pillow's reader: without animation, texts and whatever decoders leave out.
+
+    Pillow refuses a file for one wrong checksum or much text, and of chunks that are repeated or stand in the
+    wrong place it uses the wrong one. An animation has no pixels there, as we compose it.
+    """
+    file = BytesIO()
+    before = tuple(chunk for chunk in png.before if chunk.kind in _CHUNKS_FOR_PILLOW)
+    pixels = b"" if png.frames else png.still
+    write_png(file, replace(png, before=before, after=(), still=pixels, frames=()))
+    return file.getvalue()
+
+
+def add_missing_colours(image: Image.Image) -> None:
+    """Append black to a palette for indices that it does not have (11.2.2), as decoders show these.
+
+    Other formats would be left with indices that their readers take for another colour, or refuse.
+    """
+    if image.mode != "P":
+        return
+    palette = bytes(image.getpalette() or b"")
+    needed = 3 * (int(image.getextrema()[1]) + 1)  # type: ignore[arg-type]
+    if len(palette) < needed:
+        image.putpalette(palette.ljust(needed, b"\0"))
 
 
 def still(image: Image.Image, effort: Effort, settings: Mapping[str, Any]) -> Png:

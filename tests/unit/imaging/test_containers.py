@@ -229,9 +229,9 @@ def test_the_orientation_in_the_xmp_of_a_png_is_reset(is_compressed: bool) -> No
     text = b"\1\0\0\0" + zlib.compress(xmp) if is_compressed else b"\0\0\0\0" + xmp
     out = turned(data[:33] + chunk(b"iTXt", b"XML:com.adobe.xmp\0" + text) + data[33:])
     assert opened(out).info["xmp"] == b'<x tiff:Orientation="1"/>'
-    for end in range(len(text)):
+    for end in range(len(text)):  # what cannot be read is left out as a whole
         broken = chunk(b"iTXt", b"XML:com.adobe.xmp\0" + text[:end])
-        assert broken in turned(data[:33] + broken + data[33:]) or not is_compressed
+        assert b"adobe" not in turned(data[:33] + broken + data[33:]) or not is_compressed
 
 
 def test_an_unknown_critical_chunk_is_refused() -> None:

@@ -48,7 +48,7 @@ def png_with_palette(palette: bytes, transparency: bytes) -> bytes:
 @pytest.mark.parametrize("form", [None, *Format])
 @pytest.mark.parametrize(
     ("palette", "transparency"),
-    [(b"abc", bytes(2)), (b"abc" * 256, bytes(257)), (b"", b""), (b"abcd", b""), (b"abc" * 257, b"")],
+    [(b"", b""), (b"abcd", b""), (b"abc" * 257, b"")],
 )
 def test_a_palette_that_does_not_fit_is_damage_in_every_direction(
     palette: bytes, transparency: bytes, form: Format | None
@@ -57,9 +57,11 @@ def test_a_palette_that_does_not_fit_is_damage_in_every_direction(
         flip(png_with_palette(palette, transparency), form)
 
 
-def test_a_palette_that_fits_is_taken() -> None:
-    with Image.open(BytesIO(flip(png_with_palette(b"abc" * 256, bytes(256))))) as image:
+@pytest.mark.parametrize("alphas", [256, 257])
+def test_a_palette_that_fits_is_taken_with_the_transparency_that_fits(alphas: int) -> None:
+    with Image.open(BytesIO(flip(png_with_palette(b"abc" * 256, bytes(alphas))))) as image:
         assert image.mode == "P"
+        assert ("transparency" in image.info) == (alphas == 256)
 
 
 def directory(entries: list[tuple[int, int, int, int]], following: int = 0) -> bytes:
