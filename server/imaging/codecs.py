@@ -16,7 +16,7 @@ from typing import BinaryIO
 # load every decoder Pillow has.
 from PIL import (
     AvifImagePlugin,
-    BmpImagePlugin,
+    BmpImagePlugin,  # noqa: F401 - it writes them
     GifImagePlugin,
     Image,
     ImageFile,
@@ -30,6 +30,7 @@ from PIL import (
 
 from server.errors import DamagedImage, ServiceError, TooManyPixels, UnsupportedImage
 from server.imaging.foreign import name_of
+from server.imaging.formats.bmp_file import BmpFile
 
 # Nothing that Pillow logs about odd files is of use; without a handler Python would print it into our log.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -200,7 +201,7 @@ CODECS: dict[Format, Codec] = {
         TiffImagePlugin.TiffImageFile,
         ("RGBA", "RGB", "LA", "L", "CMYK", "P", "PA", "I;16", "I;16B", "I", "F", "1", "YCbCr", "LAB"),
     ),
-    Format.BMP: Codec("BMP", "BMP", "image/bmp", BmpImagePlugin.BmpImageFile, ("RGB", "L", "P", "1")),
+    Format.BMP: Codec("BMP", "BMP", "image/bmp", BmpFile, ("RGB", "L", "P", "1")),
     Format.AVIF: Codec(
         "AVIF", "AVIF", "image/avif", AvifImagePlugin.AvifImageFile, ("RGBA", "RGB", "L"), 16384
     ),

@@ -183,7 +183,7 @@ def _to_bmp(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
         target.limits.check_result(bmp.pixel_bytes(image))
         bmp.write_with_alpha(sink, image, dpi)
         return
-    image = fit(image, Format.BMP)
+    image = bmp.writable(fit(image, Format.BMP))
     target.limits.check_result(bmp.pixel_bytes(image))
     image.save(sink, "BMP", dpi=dpi)
 

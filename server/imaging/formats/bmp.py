@@ -1,4 +1,4 @@
-"""What Pillow's BMP reader and writer leave out: a check of the last row, and alpha."""
+"""What Pillow's BMP writer leaves out, alpha, and a check of the last row."""
 
 import struct
 
@@ -9,6 +9,7 @@ from server.imaging.codecs import Data, Format, Sink, damaged
 _BMP_HEADER = struct.Struct("<2sIHHI")
 _BMP_V4_INFO = struct.Struct("<IiiHHIIiiII4I4s36s3I")
 _BITFIELDS = 3
+_SAFE_COLOURS = 3
 
 
 def check_rows(image: ImageFile.ImageFile, data: Data) -> None:
@@ -28,6 +29,14 @@ def pixel_bytes(image: Image.Image) -> int:
     """Return how many bytes the rows of an image take as a BMP, each padded to a multiple of four."""
     bits = {"1": 1, "RGB": 24, "RGBA": 32}.get(image.mode, 8)
     return (image.width * bits + 31) // 32 * 4 * image.height
+
+
+def writable(image: Image.Image) -> Image.Image:
+    """Return the image with a palette that Pillow reads too: it takes indices to black and white for bits."""
+    palette = image.getpalette() if image.mode == "P" else None
+    if palette is not None and len(palette) < _SAFE_COLOURS * 3:
+        image.putpalette(palette + [0] * (_SAFE_COLOURS * 3 - len(palette)))
+    return image
 
 
 def write_with_alpha(sink: Sink, image: Image.Image, dpi: tuple[float, float]) -> None:

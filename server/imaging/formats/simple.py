@@ -9,6 +9,7 @@ from PIL import ImageFile
 from server.errors import TooManyPixels
 from server.imaging.codecs import CODECS, Data, Format, damaged
 from server.imaging.formats import bmp
+from server.imaging.formats.bmp_file import BmpFile, RunsDecoder
 
 _QOI_END = b"\0\0\0\0\0\0\0\1"
 _PLAIN = (b"P1", b"P2", b"P3")
@@ -82,7 +83,7 @@ def _steps(form: Format, image: ImageFile.ImageFile, data: Data) -> int:
         return _QOI_STEPS * min(pixels, len(data))  # a chunk takes a byte or more, and gives a pixel or more
     if form is Format.PPM and image.tile[0].codec_name in _PYTHON_PPM_DECODERS:
         return min(pixels * len(image.getbands()), len(data))
-    if form is Format.BMP and image.tile[0].codec_name == "bmp_rle":
+    if form is Format.BMP and image.tile[0].codec_name == RunsDecoder.name:
         return len(data) // 2  # a step may give nothing
     return 0
 
@@ -134,6 +135,8 @@ def check_rows(form: Format, image: ImageFile.ImageFile, data: Data) -> None:
 
 def is_deep(form: Format, image: ImageFile.ImageFile) -> bool:
     """Tell whether Pillow would silently decode more than 8 bits per channel to 8."""
+    if isinstance(image, BmpFile):
+        return image.channel_bits > 8  # noqa: PLR2004
     if form is Format.PPM:
         arguments = image.tile[0].args
         return image.mode == "RGB" and isinstance(arguments, tuple) and arguments[-1] > 255  # noqa: PLR2004
