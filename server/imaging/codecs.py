@@ -31,6 +31,7 @@ from PIL import (
 from server.errors import DamagedImage, ServiceError, TooManyPixels, UnsupportedImage
 from server.imaging.foreign import name_of
 from server.imaging.formats.bmp_file import BmpFile
+from server.imaging.formats.tiff_file import TiffFile
 
 # Nothing that Pillow logs about odd files is of use; without a handler Python would print it into our log.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -106,6 +107,10 @@ class DataFile:
     def tell(self) -> int:
         """Return the current position."""
         return self._position
+
+    def getvalue(self) -> Data:
+        """Return all of it, as Pillow asks for: libtiff then reads it where it is."""
+        return self._data
 
 
 def _whole(number: object) -> int:
@@ -198,7 +203,7 @@ CODECS: dict[Format, Codec] = {
         "TIFF",
         "TIFF",
         "image/tiff",
-        TiffImagePlugin.TiffImageFile,
+        TiffFile,
         ("RGBA", "RGB", "LA", "L", "CMYK", "P", "PA", "I;16", "I;16B", "I", "F", "1", "YCbCr", "LAB"),
     ),
     Format.BMP: Codec("BMP", "BMP", "image/bmp", BmpFile, ("RGB", "L", "P", "1")),

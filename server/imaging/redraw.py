@@ -38,7 +38,6 @@ class _Head:
         size: of the canvas as stored, or of the first page, in pixels.
         frames: how many frames can be drawn.
         orientation: of the stored pixels, 1 where Pillow or the container has dealt with it.
-        applied: the orientation that Pillow applies when it decodes; the resolution still needs it.
         exif, xmp: as stored.
         plays: how often an animation runs, 0 for ever; None to ask Pillow.
         drawn: its frames with their durations, where Pillow would compose them wrongly.
@@ -52,7 +51,6 @@ class _Head:
     size: tuple[int, int]
     frames: int = 1
     orientation: int = 1
-    applied: int = 1
     exif: bytes = b""
     xmp: bytes = b""
     plays: int | None = 0
@@ -119,7 +117,7 @@ def _webp_head(run: Run) -> _Head:
 
 def _tiff_head(run: Run) -> _Head:
     page = tiff.check_tiff(run.data, run.limits)[0]
-    return _Head(size=page.size, applied=page.orientation)
+    return _Head(size=page.size, orientation=page.orientation)
 
 
 def _avif_head(run: Run) -> _Head:
@@ -189,7 +187,7 @@ def _drawn(run: Run, head: _Head, count: int) -> Iterator[Frame]:
                 image.seek(index)
             pixels: Image.Image = image
             if isinstance(image, TiffImageFile):
-                pixels = tiff.loaded_page(image)
+                pixels = tiff.loaded_page(image, run.data)
             else:
                 image.load()
             if run.form is Format.PNG:
@@ -317,9 +315,8 @@ def _metadata(run: Run, head: _Head, image: Image.Image) -> Metadata:
     if run.form is Format.TIFF:
         with decoding(run.form):
             exif = ifd.exif_from(*tiff.descriptions(run.data))
-    stored = head.orientation if head.applied == 1 else head.applied
     dpi = _sound_dpi(image.info.get("dpi"))
-    if dpi is not None and swaps_axes(compose(stored, run.recipe.turn)):
+    if dpi is not None and swaps_axes(compose(head.orientation, run.recipe.turn)):
         dpi = (dpi[1], dpi[0])
     return Metadata(exif=upright_exif(exif), xmp=upright_xmp(without_companions(xmp)), dpi=dpi)
 

@@ -27,7 +27,8 @@ from server.imaging.transcode import TiffPage, check_side, write_pages
 
 if TYPE_CHECKING:
     from PIL.JpegImagePlugin import JpegImageFile
-    from PIL.TiffImagePlugin import TiffImageFile
+
+    from server.imaging.formats.tiff_file import TiffFile
 
 
 def _jpeg(run: Run) -> Result:
@@ -213,23 +214,24 @@ def _whole_webp_frames(
 def _tiff(run: Run) -> Result:
     """Turn a TIFF, page by page, each with its own orientation and compression."""
     pages: list[TiffPage] = []
-    transpose = compose(1, run.recipe.turn)  # Pillow has already turned each page upright
     with decoding(Format.TIFF):
         stored = tiff.check_tiff(run.data, run.limits)
-        image = cast("TiffImageFile", open_image(Format.TIFF, run.data))
+        image = cast("TiffFile", open_image(Format.TIFF, run.data))
         described = [()] * len(stored) if run.recipe.strip else tiff.descriptions(run.data, len(stored))
     for index, page in enumerate(stored):
         with decoding(Format.TIFF, page.size):
             image.seek(index)
-            pixels = tiff.loaded_page(image)
+            pixels = tiff.as_narrow(image, tiff.loaded_page(image, run.data))
             if tiff.is_deep(image) and run.recipe.format is None:
                 raise too_deep(Format.TIFF)
         run.lap("decode")
+        transpose = compose(page.orientation, run.recipe.turn)
         turned = run.turn(pixels, transpose)
         with decoding(Format.TIFF):
             settings = tiff.page_settings(image, turned, strip=run.recipe.strip, quality=run.recipe.quality)
-        fields = tiff.turned_fields(described[index], compose(page.orientation, run.recipe.turn))
-        pages.append(TiffPage(turned.copy() if turned is image else turned, settings, fields))
+            shorts = tiff.shorts_of(image, turned)
+        fields = tiff.turned_fields(described[index], transpose)
+        pages.append(TiffPage(turned.copy() if turned is image else turned, settings, fields, shorts))
     write_pages(run.sink, pages, run.limits)
     run.lap("encode")
     return run.result(pages[0].image.size, len(pages))

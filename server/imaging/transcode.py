@@ -289,7 +289,7 @@ def _to_tiff(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
         settings["icc_profile"] = _profile(image, strip=metadata.strip)
         if metadata.dpi:
             settings["dpi"] = metadata.dpi
-        pages.append(TiffPage(image, settings, fields))
+        pages.append(TiffPage(image, settings, fields, tiff.colour_map(image)))
     write_pages(sink, pages, target.limits)
 
 
@@ -301,11 +301,13 @@ class TiffPage:
         image: its pixels.
         settings: for `save`.
         fields: its metadata. Pillow cannot write all of it into a compressed page, so we do.
+        shorts: numbers to write over Pillow's, by the tags of their fields.
     """
 
     image: Image.Image
     settings: dict[str, Any]
     fields: tuple[ifd.Field, ...]
+    shorts: Mapping[int, tuple[int, ...]]
 
 
 def write_pages(sink: Sink, pages: list[TiffPage], limits: Limits) -> None:
@@ -323,7 +325,7 @@ def write_pages(sink: Sink, pages: list[TiffPage], limits: Limits) -> None:
             with encoding(Format.TIFF, page.image.size):
                 page.image.save(alone, "TIFF", **page.settings)
             tally.add(alone.getbuffer().nbytes)
-            writer.write(alone.getvalue())
+            writer.write(tiff.with_shorts(alone.getvalue(), page.shorts))
             writer.newFrame()
     sink.write(ifd.with_fields(whole.getvalue(), [page.fields for page in pages]))
 

@@ -168,8 +168,13 @@ class Reader:
         return found, end
 
     def entries(self, start: int) -> tuple[list[Entry], int]:
-        """Read the entries of the directory at `start`, and where the next directory is, 0 for nowhere."""
+        """Read the entries of the directory at `start`, and where the next directory is, 0 for nowhere.
+
+        The data may end right behind the last entry: some writers leave out the link to nowhere.
+        """
         found, link = self.directory(start)
+        if link == len(self.data):
+            return found, 0
         (following,) = self.numbers(self._word, link)
         return found, int(following)
 
@@ -249,6 +254,20 @@ def exif_from(fields: tuple[Field, ...]) -> bytes:
     if not fields:
         return b""
     return _HEADER + _laid_out(fields, len(_HEADER), is_big_endian=False, others={})
+
+
+def with_directory(tiff: Data, fields: Iterable[Field]) -> bytes:
+    """Return a TIFF whose only directory has these fields; their positions in the old one stay right.
+
+    Args:
+        tiff: a file of any kind, BigTIFF too.
+        fields: of the new directory.
+    """
+    is_big_endian = tiff[:2] == b"MM"
+    start = len(tiff) + len(tiff) % 2
+    head = struct.pack(">2sHL" if is_big_endian else "<2sHL", tiff[:2], 42, start)
+    directory = _laid_out(fields, start, is_big_endian=is_big_endian, others={})
+    return b"".join((head, tiff[len(head) :], bytes(len(tiff) % 2), directory))
 
 
 def with_fields(tiff: bytes, pages: list[tuple[Field, ...]]) -> bytearray:
