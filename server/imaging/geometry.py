@@ -125,3 +125,11 @@ def turned_rect(transpose: Transpose | None, rect: Rect, canvas: tuple[int, int]
     }
     a, b, c, d = _MATRIX_OF[transpose]
     return Rect(distance[a, b], distance[c, d], *turned_size(transpose, (rect.width, rect.height)))
+
+
+def enclosing(one: Rect, other: Rect) -> Rect:
+    """Return the smallest rectangle that contains both."""
+    x, y = min(one.x, other.x), min(one.y, other.y)
+    right = max(one.x + one.width, other.x + other.width)
+    bottom = max(one.y + one.height, other.y + other.height)
+    return Rect(x, y, right - x, bottom - y)

@@ -39,8 +39,9 @@ class _Head:
         frames: how many frames can be drawn.
         orientation: of the stored pixels, 1 where Pillow or the container has dealt with it.
         exif, xmp: as stored.
-        plays: how often an animation runs, 0 for ever; None to ask Pillow.
+        plays: how often an animation runs, 0 for ever.
         drawn: its frames with their durations, where Pillow would compose them wrongly.
+        icc: the colour profile of these frames; None to ask Pillow for it, and for the resolution.
         is_deep: whether decoding would halve the bits per channel.
         markers: of a JPEG.
         colours: where they are named without a profile.
@@ -53,8 +54,9 @@ class _Head:
     orientation: int = 1
     exif: bytes = b""
     xmp: bytes = b""
-    plays: int | None = 0
+    plays: int = 0
     drawn: Iterator[tuple[Image.Image, float]] | None = None
+    icc: bytes | None = None
     is_deep: bool = False
     markers: Jpeg | None = None
     colours: Colours | None = None
@@ -98,8 +100,14 @@ def _gif_head(run: Run) -> _Head:
     stored = gif.read_gif(run.data, run.limits)
     frames = len(stored.frames)
     is_plain = frames == 1 and stored.frames[0].rect == (0, 0, *stored.size)
-    drawn = None if is_plain else composed(stored.size, gif.layers(stored))
-    return _Head(size=stored.size, frames=frames, plays=None, drawn=drawn)
+    return _Head(
+        size=stored.size,
+        frames=frames,
+        xmp=gif.xmp_of(stored),
+        plays=gif.plays_of(stored),
+        drawn=gif.stills(stored) if is_plain else composed(stored.size, gif.layers(stored)),
+        icc=gif.icc_of(stored),
+    )
 
 
 def _webp_head(run: Run) -> _Head:
@@ -111,7 +119,8 @@ def _webp_head(run: Run) -> _Head:
         exif=stored.exif,
         xmp=stored.xmp,
         plays=stored.loops or 0,
-        drawn=None if stored.loops is None else composed(stored.size, webp.layers(stored)),
+        drawn=webp.stills(stored) if stored.loops is None else composed(stored.size, webp.layers(stored)),
+        icc=stored.icc,
     )
 
 
@@ -200,23 +209,20 @@ def _drawn(run: Run, head: _Head, count: int) -> Iterator[Frame]:
         yield Frame(pixels, float(image.info.get("duration") or 0))
 
 
-def shown(run: Run, frames: Iterator[tuple[Image.Image, float]], size: tuple[int, int]) -> Iterator[Frame]:
-    """Yield frames as we compose them, with profile, resolution, XMP and loop count from Pillow's reader.
-
-    Args:
-        run: what the frames belong to.
-        frames: drawn one by one, with their durations in milliseconds.
-        size: of the canvas as stored, in pixels.
-    """
-    with decoding(run.form, size):
-        info = open_image(run.form, run.data).info
+def _shown(run: Run, head: _Head, frames: Iterator[tuple[Image.Image, float]]) -> Iterator[Frame]:
+    """Yield frames as we compose them, with their profile and resolution."""
+    if head.icc is None:
+        with decoding(run.form, head.size):
+            info = open_image(run.form, run.data).info
+    else:
+        info = {"icc_profile": head.icc} if head.icc else {}
     while True:
-        with decoding(run.form, size):
+        with decoding(run.form, head.size):
             following = next(frames, None)
         if following is None:
             return
         image, duration_ms = following
-        image.info = {key: info[key] for key in ("icc_profile", "dpi", "xmp", "loop") if key in info}
+        image.info.update({key: info[key] for key in ("icc_profile", "dpi", "xmp") if key in info})
         run.lap("decode")
         yield Frame(image, duration_ms)
 
@@ -232,13 +238,12 @@ def redraw(run: Run) -> Result:
     codes = _carried_codes(run, head)
     transpose = compose(head.orientation, run.recipe.turn)
     count = head.frames if run.target in MANY_FRAMES else 1
-    drawn = _drawn(run, head, count) if head.drawn is None else shown(run, head.drawn, head.size)
+    drawn = _drawn(run, head, count) if head.drawn is None else _shown(run, head, head.drawn)
     first = next(drawn)
     size = turned_size(transpose, first.image.size)
     check_side(run.target, size)
-    plays = _plays(first.image, head)
     if count > 1:
-        check_plays(run.target, plays)
+        check_plays(run.target, head.plays)
 
     def turned() -> Iterator[Frame]:
         for frame in islice(chain([first], drawn), count):
@@ -257,7 +262,7 @@ def redraw(run: Run) -> Result:
         source=run.form,
         limits=run.limits,
         frames=count,
-        plays=plays,
+        plays=head.plays,
         codes=codes,
         settings=simple.kept_settings(run.form, run.data) if run.target is run.form else {},
         stored_avif=head.stored_avif if run.target is run.form else None,
@@ -295,14 +300,6 @@ def _label(image: Image.Image, colours: Colours, target: Format) -> None:
     is_told = colours.codes is not None and target is Format.AVIF
     if not (is_told or colours.oddity or colours.is_srgb):
         image.info["icc_profile"] = colours.profile(is_gray=image.mode in GRAY_MODES)
-
-
-def _plays(image: Image.Image, head: _Head) -> int:
-    """Return how often an animation runs. A GIF counts repetitions, and without a loop block it runs once."""
-    if head.plays is not None:
-        return head.plays
-    repetitions = image.info.get("loop")
-    return 1 if repetitions is None else repetitions and repetitions + 1
 
 
 def _metadata(run: Run, head: _Head, image: Image.Image) -> Metadata:

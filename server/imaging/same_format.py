@@ -4,13 +4,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
+from PIL import Image
 from PIL.Image import Transpose
 
 from server.errors import NotLossless, UnsupportedImage
-from server.imaging.animation import composed
+from server.imaging.animation import Canvas, Disposal
 from server.imaging.codecs import Format, decoding, encoding, open_image, too_deep, write_whole
 from server.imaging.formats import gif, png, tiff, vp8, webp
-from server.imaging.geometry import Rect, compose, swaps_axes, turned_rect, turned_size
+from server.imaging.geometry import Rect, compose, enclosing, swaps_axes, turned_rect, turned_size
 from server.imaging.jpeg.ending import whole_jpeg
 from server.imaging.jpeg.kernel import Impossible
 from server.imaging.jpeg.markers import Jpeg, check_decoded, kept_segments
@@ -22,7 +23,6 @@ from server.imaging.metadata.exif import orientation_of, upright_exif
 from server.imaging.metadata.icc import kept_icc
 from server.imaging.metadata.xmp import upright_xmp
 from server.imaging.recipe import Result, Run
-from server.imaging.redraw import shown
 from server.imaging.transcode import TiffPage, check_side, write_pages
 
 if TYPE_CHECKING:
@@ -127,16 +127,15 @@ def _gif(run: Run) -> Result:
     tally = Tally(run.limits)
 
     def turn(frame: gif.GifFrame, place: gif.GifFrame) -> gif.GifFrame:
-        size = (frame.rect.width, frame.rect.height)
-        with decoding(Format.GIF, size):
+        with decoding(Format.GIF, frame.stored_size):
             indices = gif.unpack(frame)
         run.lap("decode")
         turned = run.turn(indices, transpose)
-        with encoding(Format.GIF, size):
+        with encoding(Format.GIF, turned.size):
             code_size, lzw = gif.pack(turned, is_interlaced=frame.is_interlaced, code_size=frame.code_size)
         tally.add(len(lzw))
         run.lap("encode")
-        return replace(place, code_size=code_size, lzw=lzw)
+        return replace(place, code_size=code_size, lzw=lzw, beyond=(0, 0))
 
     result = gif.turned(stored, transpose, strip=run.recipe.strip)
     fresh = iter([turn(old, new) for old, new in zip(stored.frames, result.frames, strict=True)])
@@ -154,7 +153,7 @@ def _webp(run: Run) -> Result:
     tally = Tally(run.limits)
     rects = [turned_rect(transpose, frame.rect, stored.size) for frame in stored.frames]
     if any(rect.x % 2 or rect.y % 2 for rect in rects):
-        frames = _whole_webp_frames(run, stored, transpose, tally)
+        frames = _grown_webp_frames(run, stored, rects, transpose, tally)
     else:
         frames = webp.turned_frames(
             stored, rects, [_turned_bitstream(run, frame.pixels, transpose, tally) for frame in stored.frames]
@@ -183,31 +182,63 @@ def _webp_quality(run: Run, pixels: webp.Bitstream) -> int | None:
 def _turned_bitstream(
     run: Run, pixels: webp.Bitstream, transpose: Transpose | None, tally: Tally
 ) -> webp.Bitstream:
+    image = _turned_image(run, pixels, transpose)
+    return _packed(run, image, pixels, tally)
+
+
+def _turned_image(run: Run, pixels: webp.Bitstream, transpose: Transpose | None) -> Image.Image:
     with decoding(Format.WEBP, pixels.size):
         image = webp.unpack(pixels)
     run.lap("decode")
-    turned = run.turn(image, transpose)
-    with encoding(Format.WEBP, turned.size):
-        packed = webp.pack(turned, run.recipe.effort, quality=_webp_quality(run, pixels))
+    return run.turn(image, transpose)
+
+
+def _packed(run: Run, image: Image.Image, source: webp.Bitstream, tally: Tally) -> webp.Bitstream:
+    with encoding(Format.WEBP, image.size):
+        packed = webp.pack(image, run.recipe.effort, quality=_webp_quality(run, source))
     tally.add(len(packed.data) + len(packed.alpha))
     run.lap("encode")
     return packed
 
 
-def _whole_webp_frames(
-    run: Run, stored: webp.Webp, transpose: Transpose | None, tally: Tally
+def _grown_webp_frames(
+    run: Run, stored: webp.Webp, rects: list[Rect], transpose: Transpose | None, tally: Tally
 ) -> tuple[webp.WebpFrame, ...]:
-    """Draw frames on whole canvases: a mirrored offset can be odd, which the format cannot express."""
-    check_side(Format.WEBP, stored.size)
+    """Turn frames of which a mirrored offset is odd, which the format cannot express.
+
+    Their rectangles grow by a column to the left or a row to the top, which changes nothing that is seen: the
+    added pixels are transparent, and the frame is laid over what is there. Where it replaces that, or would
+    take it along when it is cleared away, the frame is stored as it is seen, with what is under it.
+
+    Args:
+        run: what the frames belong to.
+        stored: the animation before the turn.
+        rects: where the frames lie after it.
+        transpose: the turn.
+        tally: of the result.
+    """
+    canvas = Canvas(turned_size(transpose, stored.size))
     frames: list[webp.WebpFrame] = []
-    drawn_frames = shown(run, composed(stored.size, webp.layers(stored)), stored.size)
-    for frame, drawn in zip(stored.frames, drawn_frames, strict=True):
-        turned = run.turn(drawn.image, transpose)
-        with encoding(Format.WEBP, turned.size):
-            bits = webp.pack(turned, run.recipe.effort, quality=_webp_quality(run, frame.pixels))
-        tally.add(len(bits.data) + len(bits.alpha))
-        frames.append(webp.WebpFrame(Rect(0, 0, *turned.size), frame.duration_ms, webp.NO_BLEND, bits))
-        run.lap("encode")
+    uncleared: Rect | None = None  # what has been cleared, and is still on the canvas of a viewer
+    for frame, rect in zip(stored.frames, rects, strict=True):
+        image = _turned_image(run, frame.pixels, transpose)
+        layer = webp.layer(frame, image, rect)
+        wide, flags = webp.grown(rect), frame.flags
+        is_bare = canvas.is_bare_around(rect, wide)
+        canvas.show(layer)
+        if uncleared is None and is_bare:
+            image = webp.padded(image, rect, wide)
+        elif uncleared is None and (layer.is_laid_over or webp.is_opaque(image)):
+            image, flags = webp.padded(image, rect, wide), webp.BLEND
+        else:
+            wide, flags = webp.grown(enclosing(rect, uncleared or rect)), webp.NO_BLEND
+            image = canvas.cut(wide)
+        is_cleared = layer.disposal is not Disposal.CLEAR or flags == frame.flags
+        uncleared = None if is_cleared else rect
+        canvas.dispose(layer)
+        check_side(Format.WEBP, image.size)
+        bits = _packed(run, image, frame.pixels, tally)
+        frames.append(webp.WebpFrame(wide, frame.duration_ms, flags, bits))
     return tuple(frames)
 
 

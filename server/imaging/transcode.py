@@ -1,9 +1,11 @@
 """Turned frames written in another format: one image, or every frame with its duration."""
 
+import math
 import struct
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from io import BytesIO
 from typing import Any
 
@@ -12,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from PIL.TiffImagePlugin import AppendingTiffWriter
 
 from server.errors import UnsupportedImage
+from server.imaging.animation import Clock
 from server.imaging.codecs import CODECS, Effort, Format, Sink, encoding, write_whole
 from server.imaging.formats import avif, bmp, gif, png, tiff, webp
 from server.imaging.geometry import Rect
@@ -38,7 +41,7 @@ _MOST_PLAYS = 1 << 16
 #: Modes that hold drawings rather than photos: lossless WebP makes small files of these.
 _DRAWN_MODES = frozenset({"1", "P"})
 
-_16_BITS = 0xFFFF
+_16_BITS, _24_BITS, _32_BITS = 0xFFFF, 0xFFFFFF, 0xFFFFFFFF
 _ICC_SPACES = {
     b"GRAY": tuple(GRAY_MODES),
     b"CMYK": ("CMYK",),
@@ -193,7 +196,16 @@ def _to_png(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
         _to_apng(sink, frames, target)
         return
     image = fit(next(frames).image, Format.PNG)
-    metadata = target.metadata
+    still = png.still(image, target.effort, _png_settings(image, target.metadata))
+    png.write_png(sink, replace(still, before=_with_codes(still, target)))
+
+
+def _with_codes(still: png.Png, target: Target) -> tuple[png.Chunk, ...]:
+    """Return the chunks before the pixels, with the codes of the colours."""
+    return still.before if target.codes is None else (png.codes_chunk(*target.codes), *still.before)
+
+
+def _png_settings(image: Image.Image, metadata: Metadata) -> dict[str, Any]:
     text = PngInfo()
     if metadata.xmp:
         text.add_itxt("XML:com.adobe.xmp", metadata.xmp)
@@ -202,41 +214,42 @@ def _to_png(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
         settings["exif"] = metadata.exif
     if metadata.dpi:
         settings["dpi"] = metadata.dpi
-    still = png.still(image, target.effort, settings)
-    if target.codes is not None:
-        still = replace(still, before=(png.codes_chunk(*target.codes), *still.before))
-    png.write_png(sink, still)
+    return settings
 
 
 def _to_apng(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
     """Write whole canvases that replace each other. Pillow's writer would merge equal ones."""
     done: list[png.PngFrame] = []
     tally = Tally(target.limits)
-    size = (1, 1)
+    size, settings = (1, 1), {}
     for frame in frames:
         size = frame.image.size
-        pixels = fit(frame.image, Format.PNG)
-        stream = png.pack(png.RGBA_PATTERN, (pixels.convert("RGBA"),), target.effort)
+        pixels = fit(frame.image, Format.PNG).convert("RGBA")
+        settings = _png_settings(pixels, target.metadata)
+        stream = png.pack(png.RGBA_PATTERN, (pixels,), target.effort)
         tally.add(len(stream))
         done.append(png.PngFrame(Rect(0, 0, *size), _apng_control(frame.duration_ms), stream))
-    before = [png.codes_chunk(*target.codes)] if target.codes else []
-    if target.metadata.exif:
-        before.append(png.Chunk(b"eXIf", target.metadata.exif))
-    png.write_png(sink, png.animation(size, tuple(before), tuple(done), target.plays))
+    about = _with_codes(png.still(Image.new("RGBA", (1, 1)), target.effort, settings), target)
+    png.write_png(sink, png.animation(size, about, tuple(done), target.plays))
 
 
 def _apng_control(duration_ms: float) -> bytes:
-    """Encode the delay, and that the frame replaces what is there (PNG 3rd edition, 11.3.6.2)."""
-    for ticks_per_second in (1000, 100, 10, 1):
-        delay = min(_16_BITS, round(duration_ms * ticks_per_second / 1000))
-        if delay < _16_BITS:
-            break
+    """Encode the delay, and that the frame replaces what is there (PNG 3rd edition, 11.3.6.2).
+
+    It is a fraction of two numbers of 16 bits: of a thousand, where that is exact, and otherwise the nearest.
+    """
+    delay, ticks_per_second = round(duration_ms), 1000
+    if delay != duration_ms or delay > _16_BITS:
+        seconds = min(Fraction(_16_BITS), Fraction(duration_ms) / 1000)
+        nearest = seconds.limit_denominator(_16_BITS // max(1, math.ceil(seconds)))
+        delay, ticks_per_second = nearest.numerator or 1, nearest.denominator
     return struct.pack(">HHBB", delay, ticks_per_second, 0, 0)
 
 
 def _to_webp(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
     done: list[webp.WebpFrame] = []
     tally = Tally(target.limits)
+    clock = Clock(1, _24_BITS)
     icc, size = b"", (1, 1)
     for frame in frames:
         size = frame.image.size
@@ -246,9 +259,9 @@ def _to_webp(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
         quality = target.quality or (None if is_drawn else _QUALITY[Format.WEBP])
         bits = webp.pack(pixels, target.effort, quality=quality)
         tally.add(len(bits.data) + len(bits.alpha))
-        duration = min(0xFFFFFF, round(frame.duration_ms))
-        done.append(webp.WebpFrame(Rect(0, 0, *size), duration, webp.NO_BLEND, bits))
-    loops = min(0xFFFF, target.plays) if target.frames > 1 else None
+        duration_ms = clock.ticks(frame.duration_ms)
+        done.append(webp.WebpFrame(Rect(0, 0, *size), duration_ms, webp.NO_BLEND, bits))
+    loops = min(_16_BITS, target.plays) if target.frames > 1 else None
     metadata = target.metadata
     webp.write_webp(
         sink,
@@ -257,23 +270,34 @@ def _to_webp(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
 
 
 def _to_gif(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
-    blocks: list[gif.GifFrame | bytes] = []
-    tally = Tally(target.limits)
-    if target.frames > 1 and target.plays != 1:
-        blocks.append(gif.loop(max(0, target.plays - 1)))  # it counts the repetitions
-    size = (1, 1)
+    """Write whole canvases, each cleared away if the next one, which is laid over it, is not opaque."""
+    drawn: list[gif.GifFrame] = []
+    delays: list[int] = []
+    transparent: list[int | None] = []
+    tally, clock = Tally(target.limits), Clock(10, _16_BITS)
+    size, icc = (1, 1), b""
     for frame in frames:
         size = frame.image.size
         image = fit(frame.image, Format.GIF)
-        indices, palette, transparent = indexed(image)
-        if target.frames > 1 or transparent is not None:
-            disposal = 2 if transparent is not None else 1  # the last frame must not show through
-            blocks.append(
-                gif.control(duration_ms=frame.duration_ms, disposal=disposal, transparent=transparent)
-            )
-        drawn = gif.whole_frame(indices, palette)
-        tally.add(len(drawn.lzw))
-        blocks.append(drawn)
+        icc = _profile(image, strip=target.metadata.strip)
+        indices, palette, index = indexed(image)
+        drawn.append(gif.whole_frame(indices, palette))
+        delays.append(clock.ticks(frame.duration_ms))
+        transparent.append(index)
+        tally.add(len(drawn[-1].lzw))
+    blocks: list[gif.GifFrame | bytes] = []
+    if target.frames > 1 and target.plays != 1:
+        blocks.append(gif.loop(max(0, target.plays - 1)))  # it counts the repetitions
+    if icc:
+        blocks.append(gif.profile(icc))
+    following = [*transparent[1:], transparent[0]]  # not all viewers clear the canvas between repetitions
+    for stored, delay, index, next_index in zip(drawn, delays, transparent, following, strict=True):
+        if target.frames > 1 or index is not None:
+            disposal = 1 if next_index is None else 2
+            blocks.append(gif.control(delay=delay, disposal=disposal, transparent=index))
+        blocks.append(stored)
+    if xmp := gif.packet(target.metadata.xmp):
+        blocks.append(xmp)
     gif.write_gif(sink, gif.Gif(b"GIF89a", size, 0x70, 0, 0, b"", tuple(blocks)))
 
 
@@ -333,9 +357,10 @@ def write_pages(sink: Sink, pages: list[TiffPage], limits: Limits) -> None:
 def _to_avif(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
     images: list[Image.Image] = []
     durations: list[int] = []
+    clock = Clock(1, _32_BITS)
     for frame in frames:
         images.append(fit(frame.image, Format.AVIF))
-        durations.append(round(frame.duration_ms))
+        durations.append(clock.ticks(frame.duration_ms))
     if len({image.mode for image in images}) > 1:  # one sequence has alpha throughout or not at all
         mode = "RGBA" if any(image.mode == "RGBA" for image in images) else "RGB"
         images = [image.convert(mode) for image in images]

@@ -261,8 +261,8 @@ def _png(found: Header, look: _Look, head: bytes) -> None:
 
 _IMAGE, _EXTENSION, _TRAILER = 0x2C, 0x21, 0x3B
 
-#: An image descriptor, whose last byte are flags, and the graphic control extension that most have.
-_DESCRIPTOR = re.compile(rb"(?:!\xf9\x04.{4}\x00)?,.{8}(.)", re.DOTALL)
+#: An image descriptor, and the graphic control extension that most have.
+_DESCRIPTOR = re.compile(rb"(?:!\xf9\x04.{4}\x00)?,(.{9})", re.DOTALL)
 _DESCRIPTOR_BYTES = 18
 
 #: Of how much at once the lengths of sub-blocks are looked at, in bytes, and how long those must be.
@@ -275,19 +275,24 @@ def _gif(found: Header, look: _Look, _head: bytes) -> None:
     width, height, flags = look.numbers("<HHB", 6)
     found.measure(width, height)
     frames, at = 0, 13 + _table_bytes(flags)
-    while True:
+    while not frames or at < look.body_bytes:  # many have no trailer
         piece, begin = look.piece(at, max(1, min(_DESCRIPTOR_BYTES, look.body_bytes - at)))
         kind = piece[begin]
         if descriptor := _DESCRIPTOR.match(piece, begin):
+            x, y, frame_width, frame_height, flags = struct.unpack("<4HB", descriptor[1])
+            if not frames:  # the canvas is enlarged by it
+                found.measure(max(width, x + frame_width), max(height, y + frame_height))
+            elif frame_width * frame_height > found.pixels:  # of which only a part is seen
+                found.measure(frame_width, frame_height)
             frames += 1
             found.frames = frames
-            table_bytes = _table_bytes(descriptor[1][0])
+            table_bytes = _table_bytes(flags)
             at = _after_sub_blocks(look, at + len(descriptor[0]) + table_bytes + 1)
         elif kind == _EXTENSION:
             at = _after_sub_blocks(look, at + 2)
         elif kind == 0:
             at += 1
-        elif kind == _TRAILER:
+        elif kind == _TRAILER or frames:
             return
         else:
             raise _Refused
@@ -299,7 +304,7 @@ def _table_bytes(flags: int) -> int:
 
 def _after_sub_blocks(look: _Look, at: int) -> int:
     """Skip a chain of sub-blocks; nearly all are equally long, and skipped together (section 15)."""
-    while True:
+    while at != look.body_bytes:  # the engine's decoder tells whether pixels are missing
         piece, begin = look.piece(at)
         size, count = piece[begin], 1
         if not size:
@@ -311,6 +316,7 @@ def _after_sub_blocks(look: _Look, at: int) -> int:
         at += end - begin
         if end < len(piece) and not piece[end]:
             return at + 1
+    return at
 
 
 def _webp(found: Header, look: _Look, head: bytes) -> None:

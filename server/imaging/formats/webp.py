@@ -14,10 +14,14 @@ from server.imaging.limits import Limits
 
 _HAS_ICC, _HAS_ALPHA, _HAS_EXIF, _HAS_XMP, _IS_ANIMATED = 0x20, 0x10, 0x08, 0x04, 0x02
 
-#: The flag of a frame that replaces what is under it.
-NO_BLEND = 0x02
+#: The flags of a frame that is laid over what is there, and of one that replaces it; both stay afterwards.
+BLEND, NO_BLEND = 0x00, 0x02
 _CLEAR_AFTER = 0x01
 _LOSSY, _LOSSLESS = b"VP8 ", b"VP8L"
+_OPAQUE = 255
+
+#: Of a VP8X chunk; libwebp accepts no other.
+_HEADER_BYTES = 10
 
 #: Methods of libwebp, and for lossless also how deep each looks: 0 to 6 and 0 to 100. Chosen with
 #: `python -m benchmarks.cost.encoders` (ADR 14).
@@ -149,6 +153,8 @@ def _read_frame(data: Data, start: int, end: int, canvas: tuple[int, int]) -> We
 def _read_extended(data: Data, end: int, limits: Limits) -> Webp:
     """Read a file that begins with a VP8X chunk."""
     head = data[20:30]
+    if int.from_bytes(data[16:20], "little") != _HEADER_BYTES or end < 20 + _HEADER_BYTES:
+        raise _damage("its header has a wrong length")
     size = (_uint24(head, 4) + 1, _uint24(head, 7) + 1)
     limits.check_size(*size)
     is_animated = bool(head[0] & _IS_ANIMATED)
@@ -174,7 +180,7 @@ def _read_extended(data: Data, end: int, limits: Limits) -> Webp:
         frames=tuple(frames),
         loops=int.from_bytes(animation[4:6], "little") if is_animated else None,
         background=animation[:4],
-        icc=found.get(b"ICCP", b""),
+        icc=found.get(b"ICCP", b"") if head[0] & _HAS_ICC else b"",  # browsers go by the flag
         exif=found.get(b"EXIF", b""),
         xmp=found.get(b"XMP ", b""),
     )
@@ -188,8 +194,9 @@ def read_webp(data: Data, limits: Limits) -> Webp:
         TooManyPixels, TooManyFrames: outside the limits.
     """
     end = 8 + int.from_bytes(data[4:8], "little")
-    if end > len(data) or end < 30:  # noqa: PLR2004 - no image is shorter
+    if end > len(data) + 1:  # the last chunk may lack its padding, which libwebp does not miss either
         raise _damage("it is cut off")
+    end = min(end, len(data))
     if data[12:16] == b"VP8X":
         return _read_extended(data, end, limits)
     pixels = _read_bitstream(data, 12, end)
@@ -282,12 +289,50 @@ def turned_frames(webp: Webp, rects: list[Rect], pixels: list[Bitstream]) -> tup
 
 
 def layers(webp: Webp) -> Iterator[Layer]:
-    """Yield the frames with their places and times (RFC 9649, 2.7.1.1); call it inside `decoding`."""
+    """Yield the frames with their places and times; call it inside `decoding`."""
     for frame in webp.frames:
-        yield Layer(
-            unpack(frame.pixels).convert("RGBA"),
-            frame.rect[:2],
-            frame.duration_ms,
-            is_laid_over=not frame.flags & NO_BLEND,
-            disposal=Disposal.CLEAR if frame.flags & _CLEAR_AFTER else Disposal.KEEP,
-        )
+        yield layer(frame, unpack(frame.pixels), frame.rect)
+
+
+def stills(webp: Webp) -> Iterator[tuple[Image.Image, float]]:
+    """Yield the only image; call it inside `decoding`.
+
+    Pillow drops alpha that is there without a flag in the header, which libwebp's own decoder shows.
+    """
+    yield unpack(webp.frames[0].pixels), 0
+
+
+def layer(frame: WebpFrame, image: Image.Image, rect: Rect) -> Layer:
+    """Tell what a frame means (RFC 9649, 2.7.1.1).
+
+    Args:
+        frame: its times and flags.
+        image: its pixels, turned or not.
+        rect: where these lie.
+    """
+    return Layer(
+        image.convert("RGBA"),
+        rect[:2],
+        frame.duration_ms,
+        is_laid_over=not frame.flags & NO_BLEND,
+        disposal=Disposal.CLEAR if frame.flags & _CLEAR_AFTER else Disposal.KEEP,
+    )
+
+
+def grown(rect: Rect) -> Rect:
+    """Add a column to the left and a row to the top, where needed: offsets are even."""
+    x, y, width, height = rect
+    return Rect(x - x % 2, y - y % 2, width + x % 2, height + y % 2)
+
+
+def padded(image: Image.Image, rect: Rect, wide: Rect) -> Image.Image:
+    """Add transparent pixels around an image in `rect`, so that it fills `wide`."""
+    if rect == wide:
+        return image
+    x, y = wide.x - rect.x, wide.y - rect.y
+    return image.convert("RGBA").crop((x, y, x + wide.width, y + wide.height))
+
+
+def is_opaque(image: Image.Image) -> bool:
+    """Tell whether no pixel of an image is transparent."""
+    return image.mode == "RGB" or image.getchannel("A").getextrema() == (_OPAQUE, _OPAQUE)

