@@ -188,6 +188,7 @@ def _drawn(run: Run, head: _Head, count: int) -> Iterator[Frame]:
     with decoding(run.form, head.size):
         data = run.data if head.stored_avif is None else avif.without_exif(run.data)
         image = open_image(run.form, data)
+    durations = iter(()) if head.stored_avif is None else head.stored_avif.durations_ms()
     for index in range(count):
         with decoding(run.form, head.size):
             if head.stored_avif is not None:
@@ -206,7 +207,7 @@ def _drawn(run: Run, head: _Head, count: int) -> Iterator[Frame]:
             if head.stored_avif is not None:
                 pixels = avif.cropped(head.stored_avif, image)
         run.lap("decode")
-        yield Frame(pixels, float(image.info.get("duration") or 0))
+        yield Frame(pixels, next(durations, float(image.info.get("duration") or 0)))
 
 
 def _shown(run: Run, head: _Head, frames: Iterator[tuple[Image.Image, float]]) -> Iterator[Frame]:

@@ -41,7 +41,9 @@ _MOST_PLAYS = 1 << 16
 #: Modes that hold drawings rather than photos: lossless WebP makes small files of these.
 _DRAWN_MODES = frozenset({"1", "P"})
 
-_16_BITS, _24_BITS, _32_BITS = 0xFFFF, 0xFFFFFF, 0xFFFFFFFF
+_16_BITS, _24_BITS = 0xFFFF, 0xFFFFFF
+#: Twelve days; Pillow's encoder of AVIF counts in 32 bits, and wraps around.
+_MOST_AVIF_MS = 1 << 30
 _ICC_SPACES = {
     b"GRAY": tuple(GRAY_MODES),
     b"CMYK": ("CMYK",),
@@ -357,7 +359,7 @@ def write_pages(sink: Sink, pages: list[TiffPage], limits: Limits) -> None:
 def _to_avif(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
     images: list[Image.Image] = []
     durations: list[int] = []
-    clock = Clock(1, _32_BITS)
+    clock = Clock(1, _MOST_AVIF_MS)
     for frame in frames:
         images.append(fit(frame.image, Format.AVIF))
         durations.append(clock.ticks(frame.duration_ms))

@@ -5,6 +5,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import repeat
 from typing import Any
 
 from PIL import Image, _avif
@@ -136,6 +137,8 @@ class Avif:
         is_lossless: whether its samples are red, green and blue, or gray, without loss.
         exif: without the offset before it; empty for none.
         plays: how often a sequence runs, 0 for ever.
+        ticks_per_second: of its time.
+        runs: of frames that show equally long: how many, and how many ticks, one after the other.
     """
 
     size: tuple[int, int]
@@ -148,6 +151,13 @@ class Avif:
     is_lossless: bool
     exif: bytes
     plays: int
+    ticks_per_second: int
+    runs: tuple[int, ...]
+
+    def durations_ms(self) -> Iterator[float]:
+        """Yield how long each frame shows; Pillow rounds that to milliseconds."""
+        for count, ticks in zip(self.runs[::2], self.runs[1::2], strict=True):
+            yield from repeat(1000 * ticks / self.ticks_per_second, count)
 
     @property
     def codes_of_colours(self) -> tuple[int, int] | None:
@@ -184,6 +194,8 @@ def read_avif(data: Data) -> Avif:
         is_lossless=is_exact,
         exif=_bare_exif(picture.exif),
         plays=picture.plays,
+        ticks_per_second=picture.ticks_per_second,
+        runs=picture.runs,
     )
 
 
@@ -208,7 +220,7 @@ def _coding(data: Data, picture: Picture) -> tuple[av1.Sequence, int | None]:
 def _check_scale(data: Data, picture: Picture, sequence: av1.Sequence) -> None:
     """Refuse a still whose coded image has another size, to which libavif would stretch it.
 
-    So wrote libheif up to 1.16 what is rotated by a quarter: with width and height in each other's place.
+    An older libheif wrote so what is rotated by a quarter: with width and height in each other's place.
 
     Raises:
         DamagedImage: it has.
@@ -419,4 +431,5 @@ def with_plays(file: bytearray, plays: int) -> None:
 
 def _write_duration(file: bytearray, box: Box, duration: int) -> None:
     place = bmff.times(file, box)
-    file[place.at : place.at + place.nbytes] = duration.to_bytes(place.nbytes, "big")
+    most = (1 << 8 * place.nbytes) - 1  # for ever, which this is
+    file[place.at : place.at + place.nbytes] = min(duration, most).to_bytes(place.nbytes, "big")

@@ -164,6 +164,8 @@ class Picture:
         exif: the item with its EXIF, with the offset before it; empty for none.
         is_sequence: whether it comes from a track.
         plays: how often a sequence runs, 0 for ever; 1 for a still.
+        ticks_per_second: of its time.
+        runs: of frames that show equally long: how many, and how many ticks, one after the other.
     """
 
     size: tuple[int, int]
@@ -173,6 +175,8 @@ class Picture:
     exif: bytes = b""
     is_sequence: bool = False
     plays: int = 1
+    ticks_per_second: int = 1
+    runs: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -414,7 +418,29 @@ def _track(data: Data, trak: Box, table: Box) -> Picture:
         exif=b"" if meta is None else _exif(data, _items(data, meta)),
         is_sequence=True,
         plays=_plays(data, trak),
+        ticks_per_second=_ticks_per_second(data, trak),
+        runs=_runs(data, inside(data, table, b"stts")),
     )
+
+
+def _ticks_per_second(data: Data, trak: Box) -> int:
+    """Read the time scale of a track (ISO/IEC 14496-12, 8.4.2)."""
+    fields = Fields(data, inside(data, trak, b"mdia", b"mdhd"))
+    version, _ = fields.version_and_flags()
+    fields.skip(16 if version == 1 else 8)
+    if ticks := fields.number(4):
+        return ticks
+    raise ValueError("time has no scale")
+
+
+def _runs(data: Data, box: Box) -> tuple[int, ...]:
+    """Read how long the frames of a track show (ISO/IEC 14496-12, 8.6.1.2)."""
+    fields = Fields(data, box)
+    fields.version_and_flags()
+    count = fields.number(4)
+    if 8 * count > _MAX_LIST_BYTES:
+        raise ValueError("a list of durations is too long")
+    return fields.numbers(2 * count, 4)
 
 
 def sample_properties(data: Data, trak: Box) -> tuple[Box, ...]:

@@ -582,6 +582,27 @@ def test_a_sequence_without_edit_list_runs_for_ever() -> None:
     assert plays(processed(data, "flip").data) == {0}
 
 
+def ticks(data: bytes) -> list[int]:
+    """Return how long each frame shows, from the boxes of the first track."""
+    at, _ = span(data, b"stts")
+    runs = struct.unpack_from(f">{2 * struct.unpack_from('>I', data, at + 12)[0]}I", data, at + 16)
+    return [delta for count, delta in zip(runs[::2], runs[1::2], strict=True) for _ in range(count)]
+
+
+def test_a_sequence_does_not_run_faster_by_rounding(tmp_path: Path) -> None:
+    data = made(tmp_path, "--fps", "30", images=tuple(frames(count=6)))
+    assert ticks(data) == [1] * 6
+    assert ticks(processed(data, "flip").data) == [33, 34, 33, 33, 34, 33]
+
+
+def test_a_frame_that_shows_for_ever_does_not_overflow() -> None:
+    data = bytearray(sequence())
+    at, _ = span(bytes(data), b"stts")
+    struct.pack_into(">I", data, at + 20, 2**32 - 1)
+    again = processed(repeated(bytes(data), 2**31 - 1), "flip").data
+    assert all(delta >= 2**30 for delta in ticks(again))
+
+
 # --- Colours --------------------------------------------------------------------------------------
 
 
