@@ -31,6 +31,8 @@ _QUALITIES = (
     *(33, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 4, 2),
 )
 _WORST_STEP = 63
+
+#: How much finer than the others the first frame of a sequence is, about, in the same steps.
 _FINER_STEPS = 3
 
 #: Properties of an image that is coded in layers (AV1 Image File Format, 2.3.2).
