@@ -16,7 +16,7 @@ from PIL.TiffImagePlugin import AppendingTiffWriter
 from server.errors import UnsupportedImage
 from server.imaging.animation import Clock
 from server.imaging.codecs import CODECS, Effort, Format, Sink, encoding, write_whole
-from server.imaging.formats import avif, bmp, gif, png, tiff, webp
+from server.imaging.formats import avif, bmp, gif, png, simple, tiff, webp
 from server.imaging.geometry import Rect
 from server.imaging.jpeg.markers import segments_for
 from server.imaging.limits import Limits, Tally
@@ -422,6 +422,9 @@ def _as_it_is(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
         settings["comment"] = comment
     if len(image.getbands()) < 3:  # noqa: PLR2004 - no colours to transform
         settings.pop("mct", None)
+    if image.mode == "F":
+        simple.write_pfm(sink, image)
+        return
     image.save(sink, CODECS[target.form].pillow, **settings)
 
 

@@ -4,10 +4,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from PIL import ImageFile
+from PIL import Image, ImageFile
 
 from server.errors import TooManyPixels
-from server.imaging.codecs import CODECS, Data, Format, damaged
+from server.imaging.codecs import CODECS, Data, Format, Sink, damaged
 from server.imaging.formats import bmp
 from server.imaging.formats.bmp_file import BmpFile, RunsDecoder
 
@@ -121,6 +121,13 @@ def kept_settings(form: Format, data: Data) -> dict[str, Any]:
     if form is Format.QOI:
         return {"colorspace": "sRGB"} if data[13] == 0 else {}  # the only name the writer knows
     return {}
+
+
+def write_pfm(sink: Sink, image: Image.Image) -> None:
+    """Write a PFM with the scale that it had, by which readers multiply; Pillow would leave it out."""
+    scale = image.info.get("scale", 1.0)
+    sink.write(b"Pf\n%d %d\n-%s\n" % (*image.size, repr(scale).encode()))  # negative for little-endian
+    sink.write(image.tobytes("raw", ("F;32F", 0, -1)))
 
 
 def check_rows(form: Format, image: ImageFile.ImageFile, data: Data) -> None:

@@ -73,6 +73,9 @@ _PLACES = frozenset({_STRIP_OFFSETS, _STRIP_COUNTS, _TILE_OFFSETS, _TILE_COUNTS}
 #: Modes of which Pillow puts planes into the wrong channels.
 _MISREAD_PLANES = frozenset({"LA", "La", "PA", "RGBA", "LAB"})
 _PREMULTIPLIED = 1
+
+#: Compressions that libtiff may have been built without, as in Pillow's wheels.
+_OFTEN_LEFT_OUT = frozenset({"webp", "lzma", "zstd"})
 _WITHOUT_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 _OLD_JPEG = 6
 _SHORT = 3
@@ -207,12 +210,22 @@ def loaded_page(image: TiffImageFile, data: Data) -> Image.Image:
     Args:
         image: at this page.
         data: the file.
+
+    Raises:
+        UnsupportedImage: its compression or its samples cannot be decoded.
     """
     if image.tag_v2.get(_PLANES) == _SEPARATE and (
         image.mode in _MISREAD_PLANES or _EXTRA_SAMPLES in image.tag_v2
     ):
         return _merged_planes(image, data)
-    image.load()
+    try:
+        image.load()
+    except OSError as error:
+        if image.info.get("compression") in _OFTEN_LEFT_OUT:
+            raise UnsupportedImage(
+                "This TIFF is compressed in a way that cannot be decoded. Compress it with LZW or deflate.",
+            ) from error
+        raise
     return as_meant(image, image.tag_v2)
 
 

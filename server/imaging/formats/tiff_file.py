@@ -3,9 +3,9 @@
 from PIL import ImageFile, ImagePalette, TiffImagePlugin
 from PIL.TiffImagePlugin import II, MM, OPEN_INFO, TiffImageFile
 
-_BITS, _PLANES, _COLOUR_MAP, _EXTRA_SAMPLES = 258, 284, 320, 338
+_BITS, _COMPRESSION, _FILL_ORDER, _PLANES, _COLOUR_MAP, _EXTRA_SAMPLES = 258, 259, 266, 284, 320, 338
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE = 0, 1, 2, 3
-_SEPARATE, _UNASSOCIATED = 2, 2
+_HIGHEST_BIT_FIRST, _SEPARATE, _UNASSOCIATED = 1, 2, 2
 _WITH_PALETTE = frozenset({"P", "PA"})
 
 _HIGHEST_OF_8_BITS = 255
@@ -58,10 +58,14 @@ class TiffFile(TiffImageFile):
 
     def _setup(self) -> None:
         """Choose mode, palette and decoder of the current page."""
+        compression = self.tag_v2.get(_COMPRESSION, 1)
+        if compression not in TiffImagePlugin.COMPRESSION_INFO:
+            raise OSError(f"unsupported compression {compression}")
         self.extra = self.tag_v2.get(_EXTRA_SAMPLES, ())
         if self.tag_v2.get(_PLANES) == _SEPARATE and self.extra and not any(self.extra):
             # Pillow would drop these, too, but only if they are in planes of their own.
             self.tag_v2[_EXTRA_SAMPLES] = (_UNASSOCIATED, *self.extra[1:])
+        self.tag_v2[_FILL_ORDER] = _HIGHEST_BIT_FIRST  # libtiff sees to that; Pillow knows few other layouts
         super()._setup()
         self._size = self._tile_size
         if self.mode in _WITH_PALETTE:

@@ -13,6 +13,7 @@ from PIL import Image
 from support import specimens
 from support.mapped import mapped
 from support.oracle import TURNS, expected, grid_of, psnr, seen_frames
+from support.programs import pixels
 from support.specimens import GENEROUS, encoded, natural, noise_image, processed
 
 from server.errors import ImageError, UnsupportedImage
@@ -350,3 +351,11 @@ def test_a_gif_has_every_colour_of_an_image_of_few_colours(mode: str) -> None:
         stored.putpixel((3, 2), (0, 0, 0, 0))
     ours = processed(encoded(stored, "PNG"), output=Format.GIF).image.convert(mode)
     assert grid_of(ours) == grid_of(stored)
+
+
+@pytest.mark.parametrize("scale", [b"-1.0", b"1.0", b"-2.0", b"0.5", b"-255"])
+def test_a_pfm_keeps_its_scale(scale: bytes) -> None:
+    order = "<" if scale.startswith(b"-") else ">"
+    data = b"Pf\n8 4\n%s\n" % scale + struct.pack(order + "32f", *(sample / 256 for sample in range(32)))
+    ours = processed(data, "flip").data
+    assert pixels(ours, "pfm") == pixels(data, "pfm", "-flip")

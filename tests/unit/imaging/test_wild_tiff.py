@@ -43,6 +43,7 @@ def test_a_pointer_past_the_end_does_no_harm(compression: str, target: int) -> N
 # --- TIFFs that Pillow would not write --------------------------------------------------------------
 
 WIDTH, HEIGHT = 8, 6
+REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _FORMS = {1: "B", 2: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 16: "Q", 17: "q"}
 #: A field: tag, type, values, and how many it says there are if that is not their number.
 Field = tuple[int, int, tuple[int, ...]] | tuple[int, int, tuple[int, ...], int]
@@ -56,6 +57,7 @@ def tiff(  # noqa: PLR0913  each is a field of the file
     channels: int = 1,
     compression: int = 1,
     strip_rows: int = HEIGHT,
+    fill_order: int = 1,
     order: str = "<",
     is_big: bool = False,
     more: tuple[Field, ...] = (),
@@ -74,7 +76,8 @@ def tiff(  # noqa: PLR0913  each is a field of the file
                 8: zlib.compress(b"".join(chosen)),
                 32773: b"".join(bytes((len(row) - 1,)) + row for row in chosen),
             }
-            strips.append(packed[compression])
+            strip = packed[compression]
+            strips.append(strip if fill_order == 1 else strip.translate(REVERSED))
     places = [start + sum(map(len, strips[:index])) for index in range(len(strips))]
     fields: list[Field] = [
         (256, 4, (WIDTH,)),
@@ -86,13 +89,14 @@ def tiff(  # noqa: PLR0913  each is a field of the file
         (277, 3, (channels,)),
         (278, 4, (strip_rows,)),
         (279, 16 if is_big else 4, tuple(map(len, strips))),
+        (266, 3, (fill_order,)),
         (284, 3, (2 if len(planes) > 1 else 1,)),
-        *more,
     ]
+    fields = [*(field for field in fields if field[0] not in without), *more]
     body = b"".join(strips)
     area_at = start + len(body)
     area, entries = b"", []
-    for tag, kind, values, *count in sorted(field for field in fields if field[0] not in without):
+    for tag, kind, values, *count in sorted(fields):
         data = struct.pack(f"{order}{len(values)}{_FORMS[kind]}", *values)
         if len(data) > word:
             data, area = struct.pack(order + ("Q" if is_big else "I"), area_at + len(area)), area + data
@@ -392,3 +396,58 @@ def test_a_link_that_is_cut_in_two_is_damage() -> None:
 def test_a_big_endian_big_tiff_is_refused_as_such() -> None:
     with pytest.raises(UnsupportedImage, match="little-endian"):
         processed(tiff([plane("gray")], 1, order=">", is_big=True))
+
+
+@pytest.mark.parametrize("rows", [(), (2**32 - 1,), (HEIGHT,)])
+@pytest.mark.parametrize("counts", [(), (0,)])
+@COMPRESSIONS
+def test_strips_need_not_be_measured(
+    rows: tuple[int, ...], counts: tuple[int, ...], compression: int
+) -> None:
+    stored = plane("gray")
+    more = tuple((tag, 4, values) for tag, values in ((278, rows), (279, counts)) if values)
+    data = tiff([stored], 1, compression=compression, without=(278, 279), more=more)
+    assert pixels(data, "tiff") == gray(stored)
+    assert_shows(data, gray(stored))
+
+
+@pytest.mark.parametrize(
+    ("photometric", "channels", "bits"),
+    [(1, 1, 1), (0, 1, 8), (1, 1, 16), (3, 1, 1), (3, 1, 2), (3, 1, 4), (2, 3, 8), (2, 4, 8)],
+)
+@COMPRESSIONS
+def test_bits_may_be_in_reverse_order(photometric: int, channels: int, bits: int, compression: int) -> None:
+    rows = plane("bits", WIDTH * channels * bits // 8)
+    more: tuple[Field, ...] = ()
+    if photometric == 3:
+        more = (colour_map(bits, 257)[0],)
+    elif channels == 4:
+        more = ((338, 3, (2,)),)
+    data, reverse = (
+        tiff(
+            [rows], photometric, bits, channels=channels, compression=compression, more=more, fill_order=order
+        )
+        for order in (1, 2)
+    )
+    assert pixels(reverse, "tiff") == pixels(data, "tiff")
+    for output in (None, Format.PNG):
+        assert answer(reverse, output) == pixels(data, "tiff", "-flip"), output
+
+
+@pytest.mark.parametrize("compression", [34661, 34712, 34887, 50002])
+def test_a_compression_that_pillow_does_not_know_is_named(compression: int) -> None:
+    data = tiff([plane("gray")], 1, without=(259,), more=((259, 3, (compression,)),))
+    with pytest.raises(UnsupportedImage, match="compression"):
+        processed(data)
+
+
+def test_predicted_floats_are_floats_in_either_order() -> None:
+    """TIFF Technical Note 3: the bytes of a row by their significance, each as its difference to the last."""
+    rows = []
+    for y in range(HEIGHT):
+        numbers = [struct.pack(">f", x * y / 40) for x in range(WIDTH)]
+        row = [number[place] for place in range(4) for number in numbers]
+        rows.append(bytes((after - before) % 256 for before, after in zip([0, *row], row, strict=False)))
+    for order in "<>":
+        data = tiff([rows], 1, 32, compression=8, order=order, more=((317, 3, (3,)), (339, 3, (3,))))
+        assert answer(data) == pixels(data, "tiff", "-flip")
