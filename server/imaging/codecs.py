@@ -23,7 +23,6 @@ from PIL import (
     JpegImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
-    QoiImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
 )
@@ -31,6 +30,7 @@ from PIL import (
 from server.errors import DamagedImage, ServiceError, TooManyPixels, UnsupportedImage
 from server.imaging.foreign import name_of
 from server.imaging.formats.bmp_file import BmpFile
+from server.imaging.formats.qoi_file import QoiFile
 from server.imaging.formats.tiff_file import TiffFile
 
 # Nothing that Pillow logs about odd files is of use; without a handler Python would print it into our log.
@@ -217,7 +217,7 @@ CODECS: dict[Format, Codec] = {
         PpmImagePlugin.PpmImageFile,
         ("RGB", "L", "I;16", "I", "F", "1"),
     ),
-    Format.QOI: Codec("QOI", "QOI", "image/qoi", QoiImagePlugin.QoiImageFile, ("RGBA", "RGB")),
+    Format.QOI: Codec("QOI", "QOI", "image/qoi", QoiFile, ("RGBA", "RGB")),
 }
 
 _SIGNATURES: tuple[tuple[bytes, Format], ...] = (
