@@ -311,7 +311,7 @@ def shorts_of(image: TiffFile, turned: Image.Image) -> dict[int, tuple[int, ...]
     if turned.mode in _WITH_ALPHA and not any(image.extra[:1]):
         shorts[_EXTRA_SAMPLES] = (0,)  # not described
     if turned.mode == "I":
-        shorts[_SAMPLE_FORMAT] = image.tag_v2.get(_SAMPLE_FORMAT, (1,))[:1]
+        shorts[_SAMPLE_FORMAT] = (int(image.tag_v2.get(_SAMPLE_FORMAT, (1,))[0]),)
     return shorts
 
 

@@ -1,6 +1,6 @@
 """Our reader of a TIFF's pages: Pillow's, without what it takes for something else (ADR 26)."""
 
-from PIL import ImageFile, ImagePalette, TiffImagePlugin
+from PIL import ImageFile, ImagePalette, TiffImagePlugin, TiffTags
 from PIL.TiffImagePlugin import II, MM, OPEN_INFO, TiffImageFile
 
 _BITS, _COMPRESSION, _FILL_ORDER, _PLANES, _COLOUR_MAP, _EXTRA_SAMPLES = 258, 259, 266, 284, 320, 338
@@ -9,6 +9,7 @@ _HIGHEST_BIT_FIRST, _SEPARATE, _UNASSOCIATED = 1, 2, 2
 _WITH_PALETTE = frozenset({"P", "PA"})
 
 _HIGHEST_OF_8_BITS = 255
+_WHOLE_NUMBERS = (TiffTags.BYTE, TiffTags.SHORT)
 
 #: How Pillow calls samples, and what it should call them when they come from libtiff, which gives them in the
 #: byte order of the machine. It knows that of unsigned samples itself.
@@ -80,10 +81,12 @@ class TiffFile(TiffImageFile):
         """Return the colour map of the current page in 16 bits: all red levels, all green and all blue ones.
 
         Raises:
-            SyntaxError: it has not one colour for each number that a pixel may have.
+            SyntaxError: it has not one colour for each number that a pixel may have, or is of another type.
         """
         levels = self.tag_v2[_COLOUR_MAP]
-        if len(levels) != 3 << self.tag_v2[_BITS][0]:
+        if self.tag_v2.tagtype[_COLOUR_MAP] not in _WHOLE_NUMBERS:
+            raise SyntaxError("the colour map has another type")
+        if len(levels) != 3 << int(self.tag_v2[_BITS][0]):
             raise SyntaxError("the colour map has another length")
         # One of 8 bits, as some scanners write it (libtiff's tif_getimage.c, checkcmap).
         unit = 257 if max(levels) <= _HIGHEST_OF_8_BITS else 1

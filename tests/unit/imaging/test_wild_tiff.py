@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from contextlib import suppress
 from itertools import chain
 
 import pytest
@@ -11,7 +12,7 @@ from support.oracle import Grid, expected
 from support.programs import pixels, tags
 from support.specimens import encoded, natural, noise, processed
 
-from server.errors import DamagedImage, UnsupportedImage
+from server.errors import DamagedImage, ImageError, UnsupportedImage
 from server.imaging.codecs import Format
 
 
@@ -450,3 +451,34 @@ def test_predicted_floats_are_floats_in_either_order() -> None:
     for order in "<>":
         data = tiff([rows], 1, 32, compression=8, order=order, more=((317, 3, (3,)), (339, 3, (3,))))
         assert answer(data) == pixels(data, "tiff", "-flip")
+
+
+def odd_types() -> dict[str, bytes]:
+    planes = [plane(channel) for channel in range(4)]
+    more = ((338, 3, (2,)), (339, 3, (1,)))
+    return {
+        "palette": tiff([plane("indices", WIDTH // 4)], 3, 2, more=(colour_map(2, 257)[0],)),
+        "palette of one bit": tiff([plane("indices", 1)], 3, 1, more=((320, 3, (0,) * 6),)),
+        "palette and alpha": tiff(
+            [interleaved(planes[:2])], 3, channels=2, more=(*more, colour_map(8, 1)[0])
+        ),
+        "planes": tiff(planes[:2], 1, channels=2, more=more),
+        "planes of RGB": tiff(planes, 2, channels=4, more=more),
+        "numbers": tiff([plane("numbers", 4 * WIDTH)], 1, 32, more=((339, 3, (2,)),)),
+        "short numbers": tiff([plane("numbers", 2 * WIDTH)], 1, 16, more=((339, 3, (2,)), (274, 3, (6,)))),
+    }
+
+
+@pytest.mark.parametrize("name", odd_types())
+@pytest.mark.parametrize("kind", [1, 2, 4, 5, 7, 8, 9, 11, 12, 13, 16])
+def test_a_field_of_any_type_gives_an_image_or_a_refusal(name: str, kind: int) -> None:
+    data = bytearray(odd_types()[name])
+    (first,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, first)
+    for entry in range(first + 2, first + 2 + 12 * count, 12):
+        (stored,) = struct.unpack_from("<H", data, entry + 2)
+        struct.pack_into("<H", data, entry + 2, kind)
+        for output in (None, Format.PNG):
+            with suppress(ImageError):
+                processed(bytes(data), "rotate-90", output=output)
+        struct.pack_into("<H", data, entry + 2, stored)
