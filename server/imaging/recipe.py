@@ -10,6 +10,7 @@ from PIL.Image import Transpose
 from server.imaging.codecs import CODECS, Data, Effort, Format, Sink
 from server.imaging.geometry import Turn
 from server.imaging.limits import Limits
+from server.imaging.metadata.policy import Policy, Strip
 
 #: How the result is made: "pixels" are decoded and encoded again; the coefficients of a JPEG only change
 #: places ("lossless"), or some of them are mixed and quantized again ("coefficients").
@@ -29,8 +30,8 @@ class Recipe:
         format: of the result; None for the source's own.
         quality: 1 to 100; None keeps a JPEG's own tables and a WebP's or AVIF's estimated quality, and
             elsewhere means a good default.
-        strip: drop EXIF, XMP, texts, comments and resolution. The colour profile goes too if it is sRGB;
-            any other one stays, because without it the colours would change.
+        strip: which metadata to leave out: EXIF, XMP, IPTC, texts, comments and resolution. A colour profile
+            goes only with all of it, and only if it is sRGB: without any other the colours would change.
         path: None for lossless where that is possible, and pixels otherwise.
         effort: how long to look for a smaller file, where the encoder has a choice: PNG, WebP and AVIF.
     """
@@ -38,7 +39,7 @@ class Recipe:
     turn: Turn
     format: Format | None = None
     quality: int | None = None
-    strip: bool = False
+    strip: Strip = Strip.NOTHING
     path: ImagePath | None = None
     effort: Effort = Effort.NORMAL
 
@@ -82,6 +83,15 @@ class Run:
     def result(self, size: tuple[int, int], frames: int = 1, path: ImagePath = "pixels") -> Result:
         """Describe what was written."""
         return Result(self.target, CODECS[self.target].media_type, *size, frames, path)
+
+    def policy(self, transpose: Transpose | None, size: tuple[int, int]) -> Policy:
+        """Return how to adapt metadata.
+
+        Args:
+            transpose: the turn from the stored pixels to the result.
+            size: of the stored pixels.
+        """
+        return Policy(transpose, size, self.recipe.strip)
 
     def turn(self, image: Image.Image, transpose: Transpose | None) -> Image.Image:
         """Turn an image, and end the stage."""

@@ -1,7 +1,7 @@
 """The route of any format to any other, and of simple ones to themselves: decode frames, turn, encode."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 
 from PIL import Image
@@ -12,19 +12,25 @@ from server.errors import UnsupportedImage
 from server.imaging.animation import composed
 from server.imaging.codecs import CODECS, Data, Format, decoding, encoding, open_image, too_deep
 from server.imaging.formats import avif, gif, png, simple, tiff, webp
-from server.imaging.geometry import compose, swaps_axes, turned_size
+from server.imaging.geometry import compose, turned_size
 from server.imaging.jpeg.ending import whole_jpeg
 from server.imaging.jpeg.markers import Jpeg, check_decoded
 from server.imaging.jpeg.pixels import check_complete
 from server.imaging.metadata import ifd
 from server.imaging.metadata.colour import Colours, from_codes
-from server.imaging.metadata.exif import orientation_of, upright_exif
-from server.imaging.metadata.xmp import upright_xmp, without_companions
+from server.imaging.metadata.exif import kept_exif, orientation_of, resolution_of
+from server.imaging.metadata.photoshop import iptc_in, kept_iptc
+from server.imaging.metadata.policy import Strip
+from server.imaging.metadata.xmp import kept_xmp, without_companions
 from server.imaging.modes import GRAY_MODES
 from server.imaging.recipe import Result, Run
 from server.imaging.transcode import MANY_FRAMES, Frame, Metadata, Target, check_plays, check_side, encode
 
 _MAX_DPI = 65535
+#: Characters of a comment, so that it fits into a segment of a JPEG.
+_MAX_COMMENT = 16_000
+#: Fields of EXIF that texts of a PNG become, and their type (EXIF 2.32, 4.6.4).
+_DESCRIPTION, _SOFTWARE, _ARTIST, _COPYRIGHT, _ASCII = 0x010E, 0x0131, 0x013B, 0x8298, 2
 
 #: Formats that name colours by their codes.
 _WITH_CODES = frozenset({Format.PNG, Format.AVIF})
@@ -38,7 +44,8 @@ class _Head:
         size: of the canvas as stored, or of the first page, in pixels.
         frames: how many frames can be drawn.
         orientation: of the stored pixels, 1 where Pillow or the container has dealt with it.
-        exif, xmp: as stored.
+        exif, xmp, iptc, comment: as stored.
+        texts: of a PNG, by keyword.
         plays: how often an animation runs, 0 for ever.
         drawn: its frames with their durations, where Pillow would compose them wrongly.
         icc: the colour profile of these frames; None to ask Pillow for it, and for the resolution.
@@ -54,6 +61,9 @@ class _Head:
     orientation: int = 1
     exif: bytes = b""
     xmp: bytes = b""
+    iptc: bytes = b""
+    comment: bytes = b""
+    texts: Mapping[str, str] = field(default_factory=dict)
     plays: int = 0
     drawn: Iterator[tuple[Image.Image, float]] | None = None
     icc: bytes | None = None
@@ -71,6 +81,8 @@ def _jpeg_head(run: Run) -> _Head:
         size=markers.size,
         orientation=markers.orientation,
         exif=markers.exif,
+        iptc=iptc_in(markers.photoshop),
+        comment=markers.comment,
         markers=markers,
         data=data,
     )
@@ -78,6 +90,7 @@ def _jpeg_head(run: Run) -> _Head:
 
 def _png_head(run: Run) -> _Head:
     stored = png.read_png(run.data, run.limits)
+    texts = png.texts_in(stored)
     drawn: Iterator[tuple[Image.Image, float]] | None = None
     if stored.frames:
         drawn = composed(stored.size, png.layers(stored))
@@ -89,6 +102,9 @@ def _png_head(run: Run) -> _Head:
         orientation=orientation_of(stored.find(b"eXIf")),
         exif=stored.exif,
         xmp=stored.xmp,
+        iptc=iptc_in(stored.iptc),
+        comment=texts.get("Comment", "").encode(),
+        texts=texts,
         plays=stored.plays,
         drawn=drawn,
         colours=png.colours(stored),
@@ -104,6 +120,7 @@ def _gif_head(run: Run) -> _Head:
         size=stored.size,
         frames=frames,
         xmp=gif.xmp_of(stored),
+        comment=gif.comment_in(stored),
         plays=gif.plays_of(stored),
         drawn=gif.stills(stored) if is_plain else composed(stored.size, gif.layers(stored)),
         icc=gif.icc_of(stored),
@@ -305,18 +322,53 @@ def _label(image: Image.Image, colours: Colours, target: Format) -> None:
 
 def _metadata(run: Run, head: _Head, image: Image.Image) -> Metadata:
     """Collect the metadata of the result."""
-    if run.recipe.strip:
-        return Metadata(strip=True)
-    exif, xmp = head.exif, head.xmp or image.info.get("xmp")
+    policy = run.policy(compose(head.orientation, run.recipe.turn), head.size)
+    exif, iptc, xmp = head.exif, head.iptc, head.xmp or image.info.get("xmp")
     if not isinstance(xmp, bytes):  # a TIFF may give it any type
         xmp = b""
     if run.form is Format.TIFF:
         with decoding(run.form):
-            exif = ifd.exif_from(*tiff.descriptions(run.data))
-    dpi = _sound_dpi(image.info.get("dpi"))
-    if dpi is not None and swaps_axes(compose(head.orientation, run.recipe.turn)):
-        dpi = (dpi[1], dpi[0])
-    return Metadata(exif=upright_exif(exif), xmp=upright_xmp(without_companions(xmp)), dpi=dpi)
+            (fields,) = tiff.descriptions(run.data)
+        iptc = tiff.iptc_in(fields)
+        exif = ifd.exif_from(tuple(field for field in fields if field.tag not in tiff.EMBEDDED))
+    exif = kept_exif(exif or _exif_of(head.texts), policy)
+    if not policy.has_resolution:
+        dpi = None
+    elif run.form is Format.JPEG and not image.info.get("jfif_unit"):
+        dpi = _sound_dpi(resolution_of(exif))  # Pillow takes the horizontal one for both
+    else:
+        dpi = _sound_dpi(image.info.get("dpi"))
+        dpi = (dpi[1], dpi[0]) if dpi is not None and policy.swaps_axes else dpi
+    return Metadata(
+        exif=exif,
+        xmp=kept_xmp(without_companions(xmp), policy),
+        iptc=kept_iptc(iptc, policy),
+        comment=_decoded(head.comment) if policy.strip in (Strip.NOTHING, Strip.LOCATION) else "",
+        dpi=dpi,
+        policy=policy,
+    )
+
+
+def _decoded(comment: bytes) -> str:
+    """Decode a comment, whose coding nobody tells."""
+    comment = comment.replace(b"\0", b"")
+    try:
+        text = comment.decode()
+    except UnicodeDecodeError:
+        text = comment.decode("latin-1")
+    return text[:_MAX_COMMENT]
+
+
+def _exif_of(texts: Mapping[str, str]) -> bytes:
+    """Make EXIF of the texts of a PNG that has none, for formats that have no texts; empty for none."""
+    named = {
+        _DESCRIPTION: texts.get("Description") or texts.get("Title"),
+        _SOFTWARE: texts.get("Software"),
+        _ARTIST: texts.get("Author"),
+        _COPYRIGHT: texts.get("Copyright"),
+    }
+    values = {tag: text.replace("\0", "").encode() + b"\0" for tag, text in named.items() if text}
+    return ifd.exif_from(tuple(ifd.Field(tag, _ASCII, len(data), data) for tag, data in values.items()))
 
 
 def _sound_dpi(dpi: object) -> tuple[float, float] | None:

@@ -19,9 +19,9 @@ from server.imaging.jpeg.mirror import Mirror
 from server.imaging.jpeg.pixels import check_complete, disown_adobe, encoder_settings, write_density
 from server.imaging.jpeg.transpose import Transposition
 from server.imaging.limits import Tally
-from server.imaging.metadata.exif import orientation_of, upright_exif
+from server.imaging.metadata.exif import kept_exif, orientation_of, turned_fields
 from server.imaging.metadata.icc import kept_icc
-from server.imaging.metadata.xmp import upright_xmp
+from server.imaging.metadata.xmp import kept_xmp
 from server.imaging.recipe import Result, Run
 from server.imaging.transcode import TiffPage, check_side, write_pages
 
@@ -52,7 +52,8 @@ def _jpeg(run: Run) -> Result:
                 "This JPEG is lossless, which cannot be written again. Ask for format=png, or for a quality.",
             )
         settings = encoder_settings(markers, image, transpose, run.recipe.quality)
-        kept = kept_segments(markers, strip=run.recipe.strip)
+        policy = run.policy(transpose, markers.size)
+        kept = kept_segments(markers, policy)
         image.load()
         check_complete(markers, image, run.data)
     run.lap("decode")
@@ -62,7 +63,7 @@ def _jpeg(run: Run) -> Result:
     if turned.mode == "CMYK":
         if markers.adobe_transform is None:
             disown_adobe(run.sink)
-    elif markers.jfif and not (run.recipe.strip or settings["keep_rgb"]):
+    elif markers.jfif and policy.has_resolution and not settings["keep_rgb"]:
         write_density(run.sink, markers.jfif, transpose)
     run.lap("encode")
     return run.result(turned.size)
@@ -81,7 +82,7 @@ def _moved_jpeg(run: Run, markers: Jpeg, transpose: Transpose | None) -> Result:
     turn = kind(run.data, markers, transpose, must_be_exact=run.recipe.path == "lossless")
     run.lap("decode")
     run.lap("transform")  # which is part of either
-    for piece in turn.pieces(strip=run.recipe.strip):
+    for piece in turn.pieces(run.policy(transpose, markers.size)):
         write_whole(run.sink, piece)
     run.lap("encode")
     return run.result(
@@ -108,7 +109,7 @@ def _png(run: Run) -> Result:
         run.lap("encode")
         return packed
 
-    result = png.turned(stored, transpose, strip=run.recipe.strip)
+    result = png.turned(stored, run.policy(transpose, stored.size))
     frames = tuple(
         replace(new, stream=turn(old.stream, (old.rect.width, old.rect.height)))
         for old, new in zip(stored.frames, result.frames, strict=True)
@@ -137,7 +138,7 @@ def _gif(run: Run) -> Result:
         run.lap("encode")
         return replace(place, code_size=code_size, lzw=lzw, beyond=(0, 0))
 
-    result = gif.turned(stored, transpose, strip=run.recipe.strip)
+    result = gif.turned(stored, run.policy(transpose, stored.size))
     fresh = iter([turn(old, new) for old, new in zip(stored.frames, result.frames, strict=True)])
     blocks = tuple(next(fresh) if isinstance(block, gif.GifFrame) else block for block in result.blocks)
     gif.write_gif(run.sink, replace(result, blocks=blocks))
@@ -158,15 +159,15 @@ def _webp(run: Run) -> Result:
         frames = webp.turned_frames(
             stored, rects, [_turned_bitstream(run, frame.pixels, transpose, tally) for frame in stored.frames]
         )
-    strip = run.recipe.strip
+    policy = run.policy(transpose, stored.size)
     size = turned_size(transpose, stored.size)
     result = replace(
         stored,
         size=size,
         frames=frames,
-        icc=kept_icc(stored.icc, strip=strip),
-        exif=b"" if strip else upright_exif(stored.exif),
-        xmp=b"" if strip else upright_xmp(stored.xmp),
+        icc=kept_icc(stored.icc, strip=policy.is_all_stripped),
+        exif=kept_exif(stored.exif, policy),
+        xmp=kept_xmp(stored.xmp, policy),
     )
     webp.write_webp(run.sink, result)
     run.lap("encode")
@@ -248,7 +249,7 @@ def _tiff(run: Run) -> Result:
     with decoding(Format.TIFF):
         stored = tiff.check_tiff(run.data, run.limits)
         image = cast("TiffFile", open_image(Format.TIFF, run.data))
-        described = [()] * len(stored) if run.recipe.strip else tiff.descriptions(run.data, len(stored))
+        described = tiff.descriptions(run.data, len(stored))
     for index, page in enumerate(stored):
         with decoding(Format.TIFF, page.size):
             image.seek(index)
@@ -259,9 +260,11 @@ def _tiff(run: Run) -> Result:
         transpose = compose(page.orientation, run.recipe.turn)
         turned = run.turn(pixels, transpose)
         with decoding(Format.TIFF):
-            settings = tiff.page_settings(image, turned, strip=run.recipe.strip, quality=run.recipe.quality)
+            policy = run.policy(transpose, page.size)
+            strip = policy.is_all_stripped
+            settings = tiff.page_settings(image, turned, strip=strip, quality=run.recipe.quality)
             shorts = tiff.shorts_of(image, turned)
-        fields = tiff.turned_fields(described[index], transpose)
+            fields = turned_fields(described[index], policy)
         pages.append(TiffPage(turned.copy() if turned is image else turned, settings, fields, shorts))
     write_pages(run.sink, pages, run.limits)
     run.lap("encode")

@@ -23,6 +23,7 @@ from server.imaging.limits import Limits, Tally
 from server.imaging.metadata import ifd
 from server.imaging.metadata.exif import without_orientation
 from server.imaging.metadata.icc import kept_icc
+from server.imaging.metadata.policy import Policy
 from server.imaging.modes import GRAY_MODES, fit, indexed
 
 #: The quality of the result when a format is asked for but no quality.
@@ -71,14 +72,23 @@ class Metadata:
     Args:
         exif: the TIFF structure, its orientation reset; empty for none.
         xmp: the packet, its orientation reset; empty for none.
+        iptc: datasets (IPTC IIM 4.2); empty for none.
+        comment: about the image; empty for none.
         dpi: horizontal and vertical, already turned; None for unknown.
-        strip: drop all of it, and the colour profile where that changes nothing.
+        policy: which has been followed; the colour profile is still to be dropped where that changes nothing.
     """
 
     exif: bytes = b""
     xmp: bytes = b""
+    iptc: bytes = b""
+    comment: str = ""
     dpi: tuple[float, float] | None = None
-    strip: bool = False
+    policy: Policy = field(default_factory=Policy)
+
+    @property
+    def strip(self) -> bool:
+        """Tell whether a colour profile goes that says what is assumed anyway."""
+        return self.policy.is_all_stripped
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +180,13 @@ def _to_jpeg(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
         quality=target.quality or _QUALITY[Format.JPEG],
         dpi=_rounded(metadata.dpi),
         comment=b"",
-        extra=segments_for(exif=metadata.exif, icc=icc, xmp=metadata.xmp),
+        extra=segments_for(
+            exif=metadata.exif,
+            icc=icc,
+            xmp=metadata.xmp,
+            iptc=metadata.iptc,
+            comment=metadata.comment.encode(),
+        ),
     )
 
 
@@ -209,14 +225,18 @@ def _with_codes(still: png.Png, target: Target) -> tuple[png.Chunk, ...]:
 
 def _png_settings(image: Image.Image, metadata: Metadata) -> dict[str, Any]:
     text = PngInfo()
-    if metadata.xmp:
-        text.add_itxt("XML:com.adobe.xmp", metadata.xmp)
+    for chunk in _text_chunks(metadata):
+        text.add(*chunk)
     settings: dict[str, Any] = {"pnginfo": text, "icc_profile": _profile(image, strip=metadata.strip)}
     if metadata.exif:
         settings["exif"] = metadata.exif
     if metadata.dpi:
         settings["dpi"] = metadata.dpi
     return settings
+
+
+def _text_chunks(metadata: Metadata) -> tuple[png.Chunk, ...]:
+    return png.text_chunks(xmp=metadata.xmp, iptc=metadata.iptc, comment=metadata.comment)
 
 
 def _to_apng(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
@@ -277,11 +297,10 @@ def _to_gif(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
     delays: list[int] = []
     transparent: list[int | None] = []
     tally, clock = Tally(target.limits), Clock(10, _16_BITS)
-    size, icc = (1, 1), b""
+    size = (1, 1)
     for frame in frames:
         size = frame.image.size
         image = fit(frame.image, Format.GIF)
-        icc = _profile(image, strip=target.metadata.strip)
         indices, palette, index = indexed(image)
         drawn.append(gif.whole_frame(indices, palette))
         delays.append(clock.ticks(frame.duration_ms))
@@ -290,8 +309,8 @@ def _to_gif(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
     blocks: list[gif.GifFrame | bytes] = []
     if target.frames > 1 and target.plays != 1:
         blocks.append(gif.loop(max(0, target.plays - 1)))  # it counts the repetitions
-    if icc:
-        blocks.append(gif.profile(icc))
+    if target.metadata.comment:
+        blocks.append(gif.comment_block(target.metadata.comment.encode()))
     following = [*transparent[1:], transparent[0]]  # not all viewers clear the canvas between repetitions
     for stored, delay, index, next_index in zip(drawn, delays, transparent, following, strict=True):
         if target.frames > 1 or index is not None:
@@ -308,6 +327,8 @@ def _to_tiff(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
     (fields,) = tiff.descriptions(metadata.exif)
     if metadata.xmp:
         fields = (*fields, tiff.xmp_field(metadata.xmp))
+    if metadata.iptc:
+        fields = (*fields, tiff.iptc_field(metadata.iptc))
     pages: list[TiffPage] = []
     for frame in frames:
         image = fit(frame.image, Format.TIFF)

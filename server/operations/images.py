@@ -19,6 +19,7 @@ from server.operations.registry import Expected, Operation, Outcome, Parameters,
 #: What a caller may ask for; turn_image translates it.
 OutputFormat = Literal["jpeg", "png", "webp", "gif", "tiff", "bmp", "avif"]
 Effort = Literal["low", "normal", "high"]
+Strip = Literal[True, False, "location", "private"]
 WantedPath = Literal["lossless", "pixels"]
 
 #: What comes out.
@@ -54,10 +55,12 @@ class ImageParameters(Parameters):
         ),
     ] = None
     strip: Annotated[
-        bool,
+        Strip,
         Field(
-            description="Whether to leave the metadata out. Without it, EXIF data and the colour profile "
-            "stay."
+            description="Which metadata to leave out: `location` GPS data and names of places, and with them "
+            "what may contain these and cannot be read, such as the notes of a camera's maker; `private` all "
+            "but copyright, authors, credit and colours; `true` all but the colours. Texts and comments stay "
+            "with `location`. Without it, all metadata stays."
         ),
     ] = False
     path: Annotated[

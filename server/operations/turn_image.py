@@ -16,10 +16,13 @@ from server.imaging.codecs import Effort, Format
 from server.imaging.geometry import Turn
 from server.imaging.jpeg.kernel import Impossible, kernel
 from server.imaging.limits import Limits
+from server.imaging.metadata.policy import Strip
 from server.imaging.pipeline import process
 from server.imaging.recipe import Recipe
 from server.imaging.rehearsal import rehearse
 
+#: How much metadata to leave out, by the value of the parameter.
+STRIPS = {False: Strip.NOTHING, True: Strip.ALL, "location": Strip.LOCATION, "private": Strip.PRIVATE}
 _QUARTERS = {90: Turn.ROTATE_90, 180: Turn.ROTATE_180, 270: Turn.ROTATE_270}
 
 
@@ -43,7 +46,7 @@ def _turn(  # noqa: PLR0913, PLR0917 a run's five and what to do
         turn=turn,
         format=None if form is None else Format(form),
         quality=parameters["quality"],
-        strip=parameters["strip"],
+        strip=STRIPS[parameters["strip"]],
         path=parameters["path"],
         effort=Effort(parameters["effort"]),
     )

@@ -123,7 +123,9 @@ def _given(schema: Mapping[str, Any]) -> dict[str, Any]:
 def _choices(schema: Mapping[str, Any]) -> dict[str, object]:
     """Return the values of a parameter by how they are written."""
     if "enum" in schema:
-        return {str(value): value for value in schema["enum"]}
+        return {
+            str(value).lower() if isinstance(value, bool) else str(value): value for value in schema["enum"]
+        }
     if schema["type"] == "boolean":
         return {"true": True, "false": False}
     return {str(number): number for number in range(schema["minimum"], schema["maximum"] + 1)}

@@ -118,7 +118,7 @@ class Campaign:
             "angle": random.choice((90, 180, 270)) if path == "/rotate" else None,
             "format": random.choice((None,) * 8 + ("jpeg", "png", "webp", "gif", "tiff", "bmp", "avif")),
             "quality": random.choice((None, None, 1, 50, 100)),
-            "strip": random.choice((None, None, "true")),
+            "strip": random.choice((None, None, "true", "location", "private")),
             "path": random.choice((None, None, None, "lossless", "pixels")),
         }
         target = f"{path}?{urlencode({name: value for name, value in query.items() if value is not None})}"

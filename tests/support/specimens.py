@@ -14,6 +14,7 @@ from PIL import Image
 from server.imaging.codecs import Effort
 from server.imaging.geometry import Turn
 from server.imaging.limits import Limits
+from server.imaging.metadata.policy import Strip
 from server.imaging.pipeline import process
 from server.imaging.recipe import Recipe, Result
 from support.mapped import mapped
@@ -52,7 +53,7 @@ def processed(  # noqa: PLR0913  each is a field of the recipe
     *,
     output: Format | None = None,
     quality: int | None = None,
-    strip: bool = False,
+    strip: Strip | bool = Strip.NOTHING,
     path: ImagePath | None = None,
     effort: Effort = Effort.NORMAL,
     limits: Limits = GENEROUS,
@@ -60,6 +61,8 @@ def processed(  # noqa: PLR0913  each is a field of the recipe
 ) -> Outcome:
     """Send a file through the package, from memory to memory, over what the memory held."""
     sink = io.BytesIO(held)
+    if isinstance(strip, bool):
+        strip = Strip.ALL if strip else Strip.NOTHING
     recipe = Recipe(turn=Turn(turn), format=output, quality=quality, strip=strip, path=path, effort=effort)
     result = process(mapped(data), sink, recipe, limits)
     return Outcome(result, sink.getvalue())
@@ -155,7 +158,7 @@ class Exif:
 def exif_block(orientation: int, *, order: str = "<", thumbnail_first: bool = False) -> Exif:
     """Lay out a main directory, an EXIF directory with a maker note, and a thumbnail before or after it."""
     make, resolution = b"Imaginary\0", struct.pack(order + "II", 300, 1)
-    main_at, entries = 8, 4
+    main_at, entries = 8, 5
     link_at = main_at + 2 + 12 * entries
     make_at = link_at + 4
     resolution_at = make_at + len(make)
@@ -179,6 +182,7 @@ def exif_block(orientation: int, *, order: str = "<", thumbnail_first: bool = Fa
         + entry(0x010F, 2, len(make), long(make_at))
         + entry(0x0112, 3, 1, short(orientation))
         + entry(0x011A, 5, 1, long(resolution_at))
+        + entry(0x011B, 5, 1, long(resolution_at))
         + entry(0x8769, 4, 1, long(exif_at))
         + long(small_at)
     )

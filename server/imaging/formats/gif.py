@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from PIL import Image
-from PIL.Image import Transpose
 
 from server.imaging.animation import Disposal, Layer
 from server.imaging.codecs import MAX_PARTS, Data, Format, Sink, damaged
-from server.imaging.geometry import Rect, swaps_axes, turned_rect, turned_size
+from server.imaging.geometry import Rect, turned_rect
 from server.imaging.limits import Limits
+from server.imaging.metadata.policy import Policy, Strip
+from server.imaging.metadata.xmp import kept_xmp
 
 _IMAGE, _EXTENSION, _TRAILER = 0x2C, 0x21, 0x3B
 _COMMENT, _APPLICATION = 0xFE, 0xFF
@@ -275,11 +276,35 @@ def pack(indices: Image.Image, *, is_interlaced: bool, code_size: int = 8) -> tu
     return code_size, indices.tobytes("gif", ("P", code_size, int(is_interlaced))) + b"\0"
 
 
-def _stays(block: GifFrame | bytes) -> bool:
-    """Tell whether a block stays when metadata is dropped."""
-    if isinstance(block, GifFrame) or block[1] not in (_COMMENT, _APPLICATION):
-        return True
-    return block[_NAME] in _VISIBLE_APPLICATIONS
+def _kept_block(block: GifFrame | bytes, policy: Policy) -> GifFrame | bytes:
+    """Adapt a block to the result; empty when it is left out."""
+    if isinstance(block, GifFrame):
+        return block
+    if xmp := _xmp_in(block):
+        kept = kept_xmp(xmp, policy)
+        return packet(kept) if kept else b""
+    is_kept = policy.strip is Strip.NOTHING or block[1] not in (_COMMENT, _APPLICATION)
+    is_kept |= block[1] == _COMMENT and policy.strip is Strip.LOCATION
+    return block if is_kept or block[_NAME] in _VISIBLE_APPLICATIONS else b""
+
+
+def comment_in(gif: Gif) -> bytes:
+    """Return its comments, one on each line (section 24); empty for none."""
+    comments: list[bytes] = []
+    for block in gif.blocks:
+        if isinstance(block, bytes) and block[1] == _COMMENT:
+            text, at = b"", 2
+            while block[at]:
+                text += block[at + 1 : at + 1 + block[at]]
+                at += 1 + block[at]
+            comments.append(text)
+    return b"\n".join(comments)
+
+
+def comment_block(comment: bytes) -> bytes:
+    """Encode a comment."""
+    pieces = (comment[start : start + 255] for start in range(0, len(comment), 255))
+    return bytes([_EXTENSION, _COMMENT]) + b"".join(bytes([len(one)]) + one for one in pieces) + b"\0"
 
 
 def _turned_aspect(aspect: int) -> int:
@@ -287,18 +312,19 @@ def _turned_aspect(aspect: int) -> int:
     return min(255, max(1, round(64 * 64 / (aspect + 15)) - 15)) if aspect else 0
 
 
-def turned(gif: Gif, transpose: Transpose | None, *, strip: bool) -> Gif:
+def turned(gif: Gif, policy: Policy) -> Gif:
     """Make the structure for the turned canvas; its pixels are still the old ones."""
+    kept = (_kept_block(block, policy) for block in gif.blocks)
     return replace(
         gif,
-        size=turned_size(transpose, gif.size),
-        aspect=_turned_aspect(gif.aspect) if swaps_axes(transpose) else gif.aspect,
+        size=policy.result_size,
+        aspect=_turned_aspect(gif.aspect) if policy.swaps_axes else gif.aspect,
         blocks=tuple(
-            replace(block, rect=turned_rect(transpose, block.rect, gif.size))
+            replace(block, rect=turned_rect(policy.transpose, block.rect, gif.size))
             if isinstance(block, GifFrame)
             else block
-            for block in gif.blocks
-            if not strip or _stays(block)
+            for block in kept
+            if block
         ),
     )
 
@@ -330,15 +356,15 @@ def _application(name: bytes) -> bytes:
     return bytes([_EXTENSION, _APPLICATION, len(name)]) + name
 
 
-def profile(icc: bytes) -> bytes:
-    """Encode the application extension for a colour profile (ICC.1:2022, B.6)."""
-    parts = (icc[start : start + 255] for start in range(0, len(icc), 255))
-    return _application(_ICC) + b"".join(bytes([len(part)]) + part for part in parts) + b"\0"
-
-
 def packet(xmp: bytes) -> bytes:
     """Encode the application extension for XMP (XMP part 3, 1.1.2); empty for what it cannot hold."""
     return b"" if b"\0" in xmp else _application(_XMP) + xmp + _XMP_TRAILER
+
+
+def _xmp_in(block: bytes) -> bytes:
+    """Return the XMP packet of an extension; empty for none (XMP part 3, 1.1.2)."""
+    is_xmp = block[1] == _APPLICATION and block[_NAME] == _XMP and block.endswith(_XMP_TRAILER)
+    return block[_NAME.stop : -len(_XMP_TRAILER)] if is_xmp else b""
 
 
 def _application_blocks(gif: Gif, *names: bytes) -> Iterator[bytes]:
@@ -360,10 +386,7 @@ def icc_of(gif: Gif) -> bytes:
 
 def xmp_of(gif: Gif) -> bytes:
     """Return the XMP packet, empty for none."""
-    for block in _application_blocks(gif, _XMP):
-        if block.endswith(_XMP_TRAILER):
-            return block[_NAME.stop : -len(_XMP_TRAILER)]
-    return b""
+    return next(filter(None, map(_xmp_in, _application_blocks(gif, _XMP))), b"")
 
 
 def plays_of(gif: Gif) -> int:

@@ -1,5 +1,6 @@
 """PNG and APNG as stored: all chunks are kept; only pixels and what depends on the axes are replaced."""
 
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -8,7 +9,6 @@ from io import BytesIO
 from typing import Any, NamedTuple
 
 from PIL import Image, ImageChops, PngImagePlugin
-from PIL.Image import Transpose
 from zlib_ng import zlib_ng
 
 from server.errors import UnsupportedImage
@@ -16,13 +16,14 @@ from server.imaging.animation import Disposal, Layer
 from server.imaging.codecs import MAX_PARTS, Data, Effort, Format, Sink, damaged
 from server.imaging.formats import png_texts
 from server.imaging.formats.png_texts import Kind
-from server.imaging.geometry import Rect, swaps_axes, turned_rect, turned_size
+from server.imaging.geometry import Rect, turned_rect
 from server.imaging.limits import Limits
 from server.imaging.metadata.colour import Colours, from_codes, from_gamma
-from server.imaging.metadata.exif import upright_exif
+from server.imaging.metadata.exif import kept_exif
 from server.imaging.metadata.icc import is_srgb
-from server.imaging.metadata.photoshop import without_thumbnails
-from server.imaging.metadata.xmp import upright_xmp
+from server.imaging.metadata.photoshop import kept_iptc, kept_photoshop, photoshop_with
+from server.imaging.metadata.policy import Policy, Strip
+from server.imaging.metadata.xmp import kept_xmp
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -97,6 +98,16 @@ _ANIMATION_CHUNKS = frozenset({b"acTL", b"fcTL", b"fdAT"})
 #: Those of which there may be one, and which must come before the pixels (5.6).
 _ONCE = (_COLOUR_CHUNKS - {b"sPLT"}) | {b"eXIf", b"tIME", b"pHYs"}
 _BEFORE_PIXELS = _COLOUR_CHUNKS | {b"pHYs"}
+#: Texts that other formats have a place for (11.3.3.2), and how much of one is read.
+_KEYWORDS = frozenset({b"Title", b"Author", b"Description", b"Copyright", b"Software", b"Comment"})
+_MAX_TEXT_BYTES = 1 << 16
+
+#: Keywords of texts that say where, or that contain metadata of another kind.
+_PRIVATE_KEYWORD = re.compile(
+    rb"(?i)^raw profile type|gps|latitude|longitude|altitude|location|place|\b(?:geo|city|country|state)"
+)
+#: Keywords of texts that say who made the image and who has the rights (11.3.3.2).
+_PUBLIC_KEYWORD = re.compile(rb"(?i)^(?:author|artist|creator|copyright|credit)$")
 
 #: Lengths that are fixed (11.3).
 _LENGTHS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4, b"mDCV": 24, b"cLLI": 8, b"pHYs": 9, b"tIME": 7}
@@ -480,32 +491,37 @@ def _samples(planes: list[Image.Image], raw_mode: str) -> bytes:
     return bytes(samples)
 
 
-def _turned_chunk(chunk: Chunk, transpose: Transpose | None) -> Chunk:
-    """Adapt a chunk to the turned pixels; it becomes empty where that cannot be done."""
-    if chunk.kind == b"pHYs" and swaps_axes(transpose):
+def _turned_chunk(chunk: Chunk, policy: Policy) -> Chunk:
+    """Adapt a chunk to the result; it becomes empty where that cannot be done, or nothing is left of it."""
+    if chunk.kind == b"pHYs" and policy.swaps_axes:
         return Chunk(b"pHYs", chunk.data[4:8] + chunk.data[:4] + chunk.data[8:])  # 11.3.4.3
     if chunk.kind == b"eXIf":
-        return Chunk(b"eXIf", upright_exif(chunk.data))
+        return Chunk(b"eXIf", kept_exif(chunk.data, policy))
     if chunk.kind in png_texts.KINDS:
-        return _turned_text(chunk)
+        return _turned_text(chunk, policy)
     return chunk
 
 
-_EDITS: dict[Kind, Callable[[bytes], bytes]] = {
-    Kind.XMP: upright_xmp,
-    Kind.EXIF: upright_exif,
-    Kind.IPTC: without_thumbnails,
+def _kept_profile(content: bytes, policy: Policy) -> bytes:
+    """Adapt Photoshop's resources, or IPTC data alone, to the result."""
+    return (kept_photoshop if content.startswith(b"8BIM") else kept_iptc)(content, policy)
+
+
+_EDITS: dict[Kind, Callable[[bytes, Policy], bytes]] = {
+    Kind.XMP: kept_xmp,
+    Kind.EXIF: kept_exif,
+    Kind.IPTC: _kept_profile,
 }
 
 
-def _turned_text(chunk: Chunk) -> Chunk:
+def _turned_text(chunk: Chunk, policy: Policy) -> Chunk:
     """Adapt metadata in a text; it is left out as a whole where it cannot be read."""
     if png_texts.is_of_the_old_axes(chunk.data):
         return Chunk(chunk.kind, b"")
     metadata = png_texts.metadata_in(*chunk)
     if metadata is None:
         return chunk
-    edited = _EDITS[metadata.kind](metadata.content)
+    edited = _EDITS[metadata.kind](metadata.content, policy)
     if edited == metadata.content and edited:
         return chunk
     if not edited:
@@ -544,32 +560,71 @@ def codes_chunk(primaries: int, transfer: int) -> Chunk:
     return Chunk(b"cICP", bytes([primaries, transfer, 0, 1]))
 
 
-def _stays(chunk: Chunk, *, strip: bool) -> bool:
+def texts_in(png: Png) -> dict[str, str]:
+    """Return the texts with the keywords of the specification, the first of each (11.3.3)."""
+    found: dict[str, str] = {}
+    for kind, data in png.before + png.after:
+        keyword = data.partition(b"\0")[0]
+        if kind not in png_texts.KINDS or keyword not in _KEYWORDS or keyword.decode() in found:
+            continue
+        coding = "utf-8" if kind == b"iTXt" else "latin-1"
+        found[keyword.decode()] = png_texts.text_of(kind, data)[:_MAX_TEXT_BYTES].decode(coding, "replace")
+    return found
+
+
+def text_chunks(*, xmp: bytes, iptc: bytes, comment: str) -> tuple[Chunk, ...]:
+    """Make chunks for metadata from another format; empty for none.
+
+    There is no chunk for IPTC data. It gets a text of hexadecimal digits, as ImageMagick writes it and other
+    programs read it.
+    """
+    chunks: list[Chunk] = []
+    if xmp:
+        chunks.append(Chunk(b"iTXt", b"XML:com.adobe.xmp" + bytes(5) + xmp))
+    if iptc:
+        chunks.append(Chunk(b"zTXt", png_texts.raw_profile("iptc", photoshop_with(iptc))))
+    try:
+        plain = comment.encode("latin-1")
+        chunks += [Chunk(b"tEXt", b"Comment\0" + plain)] if plain else []
+    except UnicodeEncodeError:
+        chunks.append(Chunk(b"iTXt", b"Comment" + bytes(5) + comment.encode()))
+    return tuple(chunks)
+
+
+def _stays(chunk: Chunk, strip: Strip) -> bool:
     """Tell whether a chunk goes into the result.
 
-    A chunk that we do not know stays when its name marks it as safe to copy (14.2).
+    A chunk that we do not know stays when its name marks it as safe to copy (14.2), unless something is to be
+    left out, which it may contain.
     """
     if chunk.kind == b"PLTE" or chunk.kind in _COLOUR_CHUNKS:
-        return not (strip and chunk.kind == b"iCCP" and is_srgb(profile_in(chunk.data)))
-    is_safe = chunk.kind in _METADATA_CHUNKS or bool(chunk.kind[3] & 0x20)
-    return is_safe and not strip
+        return not (strip is Strip.ALL and chunk.kind == b"iCCP" and is_srgb(profile_in(chunk.data)))
+    if strip is Strip.NOTHING:
+        return chunk.kind in _METADATA_CHUNKS or bool(chunk.kind[3] & 0x20)
+    is_wanted = chunk.kind in _METADATA_CHUNKS and strip is not Strip.ALL
+    if is_wanted and chunk.kind in png_texts.KINDS:
+        if png_texts.kinds_in(chunk.data):
+            return True  # it is edited
+        found = _PRIVATE_KEYWORD if strip is Strip.LOCATION else _PUBLIC_KEYWORD
+        return bool(found.search(chunk.data.partition(b"\0")[0])) is (strip is Strip.PRIVATE)
+    return is_wanted and (strip is Strip.LOCATION or chunk.kind == b"eXIf")
 
 
-def turned(png: Png, transpose: Transpose | None, *, strip: bool) -> Png:
+def turned(png: Png, policy: Policy) -> Png:
     """The structure for the turned canvas; its pixel streams are still the old ones."""
 
     def turn(chunks: tuple[Chunk, ...]) -> tuple[Chunk, ...]:
-        fresh = (_turned_chunk(chunk, transpose) for chunk in chunks if _stays(chunk, strip=strip))
+        fresh = (_turned_chunk(chunk, policy) for chunk in chunks if _stays(chunk, policy.strip))
         return tuple(chunk for chunk in fresh if chunk.data or chunk.kind not in _METADATA_CHUNKS)
 
     return replace(
         png,
-        size=turned_size(transpose, png.size),
+        size=policy.result_size,
         is_interlaced=False,
         before=turn(png.before),
         after=turn(png.after),
         frames=tuple(
-            replace(frame, rect=turned_rect(transpose, frame.rect, png.size)) for frame in png.frames
+            replace(frame, rect=turned_rect(policy.transpose, frame.rect, png.size)) for frame in png.frames
         ),
     )
 

@@ -100,8 +100,8 @@ def metadata_in(kind: bytes, data: bytes) -> Metadata | None:
     if not kinds:
         return None
     if keyword_of(data) == _XMP_KEYWORD:
-        return Metadata(Kind.XMP, b"", _in_utf8(_text(kind, data)))
-    raw = _raw_profile(_text(kind, data))
+        return Metadata(Kind.XMP, b"", _in_utf8(text_of(kind, data)))
+    raw = _raw_profile(text_of(kind, data))
     found = next((kind for kind in kinds if raw.startswith(_PREFIXES[kind])), None)
     if found is None:
         return Metadata(kinds[0], b"", raw if len(kinds) == 1 else b"")
@@ -119,7 +119,7 @@ def with_metadata(kind: bytes, data: bytes, metadata: Metadata) -> bytes:
     """
     content = metadata.prefix + metadata.content
     if keyword_of(data) != _XMP_KEYWORD:
-        found = _RAW.match(_text(kind, data))
+        found = _RAW.match(text_of(kind, data))
         assert found is not None  # noqa: S101 - it could be read
         content = _in_digits(found[1], content)
     start, is_compressed = _body(kind, data)
@@ -183,7 +183,7 @@ def _body(kind: bytes, data: bytes) -> tuple[int, bool]:
     return data.index(b"\0", language_end + 1) + 1, flags[:1] == b"\1"  # behind the translated keyword
 
 
-def _text(kind: bytes, data: bytes) -> bytes:
+def text_of(kind: bytes, data: bytes) -> bytes:
     """Return the text of a chunk, inflated; empty when it cannot be read or is too long."""
     inflater = zlib.decompressobj()
     try:

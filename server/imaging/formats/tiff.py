@@ -7,19 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
-from PIL.Image import Transpose
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from server.errors import UnsupportedImage
 from server.imaging.codecs import Data, DataFile, Format, damaged
 from server.imaging.formats.tiff_file import TiffFile
-from server.imaging.geometry import swaps_axes
 from server.imaging.jpeg.pixels import estimated_quality
 from server.imaging.limits import Limits
 from server.imaging.metadata import ifd
 from server.imaging.metadata.icc import kept_icc
-from server.imaging.metadata.photoshop import without_thumbnails
-from server.imaging.metadata.xmp import upright_xmp
+from server.imaging.metadata.photoshop import iptc_in as iptc_of
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _FILL_ORDER = 266
@@ -32,17 +29,21 @@ _WHITE_IS_ZERO, _BLACK_IS_ZERO = 0, 1
 _SAMPLES, _PLANES, _SEPARATE = 277, 284, 2
 _EXTRA_SAMPLES, _SAMPLE_FORMAT, _COLOUR_MAP = 338, 339, 320
 _SIGNED = 2
-_PREDICTOR, _JPEG_TABLES, _XMP, _PHOTOSHOP = 317, 347, 700, 34377
+_PREDICTOR, _JPEG_TABLES = 317, 347
+XMP, IPTC, PHOTOSHOP = 700, 33723, 34377
 
 #: Fields that describe the image and not how it is stored (TIFF 6.0, section 8; EXIF 2.32, 4.6.4):
 #: type, names, description, make, model, page number, software, date, artist, host, copyright, rating,
 #: IPTC and Photoshop resources, XMP, EXIF and GPS.
 _DESCRIPTIVE = frozenset(
     {
-        *(254, 269, 270, 271, 272, 285, 297, 305, 306, 315, 316, 18246, 18249, 33432, 33723),
-        *(_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _PHOTOSHOP, _XMP, ifd.EXIF, ifd.GPS),
+        *(254, 269, 270, 271, 272, 285, 297, 305, 306, 315, 316, 18246, 18249, 33432, IPTC),
+        *(_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, PHOTOSHOP, XMP, ifd.EXIF, ifd.GPS),
     },
 )
+
+#: Fields that contain metadata of another kind.
+EMBEDDED = frozenset({XMP, IPTC, PHOTOSHOP})
 
 #: What libtiff writes for a compression that Pillow only reads.
 _WRITTEN_AS = {"tiff_deflate": "tiff_adobe_deflate", "tiff_jpeg": "jpeg", "webp": "tiff_adobe_deflate"}
@@ -78,8 +79,9 @@ _PREMULTIPLIED = 1
 _OFTEN_LEFT_OUT = frozenset({"webp", "lzma", "zstd"})
 _WITHOUT_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 _OLD_JPEG = 6
-_SHORT = 3
-_BYTES = 7
+_SHORT, _LONG, _BYTES = 3, 4, 7
+#: What each dataset of IPTC data begins with (IPTC IIM 4.2, 1.5).
+_DATASET = b"\x1c"
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,34 +404,32 @@ def descriptions(structure: Data, pages: int = 1) -> list[tuple[ifd.Field, ...]]
         reader = ifd.Reader(structure)
         position = reader.first
         while len(found) < pages:
-            found.append(tuple(_as_turned(field) for field in reader.fields(position, _DESCRIPTIVE)))
+            found.append(tuple(map(_as_bytes, reader.fields(position, _DESCRIPTIVE))))
             _, position = reader.entries(position)
     return found + [()] * (pages - len(found))
 
 
-def turned_fields(fields: tuple[ifd.Field, ...], transpose: Transpose | None) -> tuple[ifd.Field, ...]:
-    """Adapt fields to the turned page: the two resolutions change places when the axes do.
-
-    Args:
-        fields: of the page as stored.
-        transpose: the turn from the stored pixels to the result.
-    """
-    if not swaps_axes(transpose):
-        return fields
-    other = {_X_RESOLUTION: _Y_RESOLUTION, _Y_RESOLUTION: _X_RESOLUTION}
-    return tuple(replace(field, tag=other.get(field.tag, field.tag)) for field in fields)
+def _as_bytes(field: ifd.Field) -> ifd.Field:
+    """Make bytes of IPTC data, which many writers declare as LONG (TIFF/EP, 5.2.2; XMP part 3, 3.3.3)."""
+    if field.tag != IPTC or field.kind != _LONG:
+        return field
+    data = field.data
+    if data[:1] != _DATASET:  # the reader has taken them for numbers in another byte order
+        data = b"".join(data[start : start + 4][::-1] for start in range(0, len(data), 4))
+    return ifd.Field(IPTC, _BYTES, len(data), data)
 
 
-def _as_turned(field: ifd.Field) -> ifd.Field:
-    """Adapt a field to turned pixels, whichever way they are turned."""
-    if field.tag == _XMP:
-        return replace(field, data=upright_xmp(field.data))
-    if field.tag == _PHOTOSHOP:
-        data = without_thumbnails(field.data)
-        return ifd.Field(_PHOTOSHOP, _BYTES, len(data), data)
-    return field
+def iptc_in(fields: tuple[ifd.Field, ...]) -> bytes:
+    """Return the IPTC data in the fields of a page, from the field of its own or from Photoshop's."""
+    found = {field.tag: field.data for field in fields}
+    return found.get(IPTC) or iptc_of(found.get(PHOTOSHOP, b""))
+
+
+def iptc_field(iptc: bytes) -> ifd.Field:
+    """Make the field that holds IPTC data (XMP part 3, 3.3.3)."""
+    return ifd.Field(IPTC, _BYTES, len(iptc), iptc)
 
 
 def xmp_field(xmp: bytes) -> ifd.Field:
     """Make the field that holds an XMP packet (XMP part 3, 3.3.3)."""
-    return ifd.Field(_XMP, _BYTES, len(xmp), xmp)
+    return ifd.Field(XMP, _BYTES, len(xmp), xmp)

@@ -12,10 +12,11 @@ from PIL import Image
 
 from server.imaging.codecs import MAX_PARTS, Data, Format, damaged
 from server.imaging.limits import Limits
-from server.imaging.metadata.exif import EXIF_PREFIX, orientation_of, upright_exif
+from server.imaging.metadata.exif import EXIF_PREFIX, kept_exif, orientation_of
 from server.imaging.metadata.icc import kept_icc
-from server.imaging.metadata.photoshop import without_thumbnails
-from server.imaging.metadata.xmp import refers_to_companion, upright_xmp, without_companions
+from server.imaging.metadata.photoshop import kept_photoshop, photoshop_with
+from server.imaging.metadata.policy import Policy, Strip
+from server.imaging.metadata.xmp import is_changed, kept_xmp, refers_to_companion, without_companions
 
 SOF0, SOF1, DHT, SOS, DRI = 0xC0, 0xC1, 0xC4, 0xDA, 0xDD
 EOI, DQT, _COM = 0xD9, 0xDB, 0xFE
@@ -42,6 +43,8 @@ _XMP_EXTENSION = b"http://ns.adobe.com/xmp/extension/\0"
 #: Each part has a digest, the length of the whole and its own offset in front (XMP part 3, 1.1.3.1).
 _XMP_EXTENSION_HEADER_BYTES = len(_XMP_EXTENSION) + 40
 _PHOTOSHOP = b"Photoshop 3.0\0"
+#: How segments begin whose content is adapted, by marker.
+_EDITED = {_APP1: (EXIF_PREFIX, _XMP), _APP13: (_PHOTOSHOP,)}
 #: How segments begin that refer to other images in the file: the index of CIPA DC-007, a gain map's version.
 _OF_OTHER_IMAGES = (_MPF, b"urn:iso:std:iso:ts:21496:-1\0")
 
@@ -113,6 +116,20 @@ class Jpeg:
     def orientation(self) -> int:
         """Return the EXIF orientation, 1 to 8."""
         return orientation_of(self.exif)
+
+    @property
+    def comment(self) -> bytes:
+        """Return its comments, one on each line; empty for none."""
+        return b"\n".join(text for marker, text in self.texts if marker == _COM)
+
+    @property
+    def photoshop(self) -> bytes:
+        """Return Photoshop's resources, which may be spread over segments; empty for none."""
+        return b"".join(
+            text[len(_PHOTOSHOP) :]
+            for marker, text in self.texts
+            if marker == _APP13 and text.startswith(_PHOTOSHOP)
+        )
 
 
 class NoEndError(Exception):
@@ -332,7 +349,7 @@ def written_segment(marker: int, parameters: bytes) -> bytes:
     return bytes([0xFF, marker]) + (len(parameters) + 2).to_bytes(2, "big") + parameters
 
 
-def _left_out(jpeg: Jpeg) -> tuple[bytes, ...]:
+def _left_out(jpeg: Jpeg, policy: Policy) -> tuple[bytes, ...]:
     """Return how the APP1 and APP2 segments begin that refer to other images and cannot be edited.
 
     An XMP extension contains a digest of itself, so it stays or goes as a whole.
@@ -342,75 +359,108 @@ def _left_out(jpeg: Jpeg) -> tuple[bytes, ...]:
         for marker, text in jpeg.texts
         if marker == _APP1 and text.startswith(_XMP_EXTENSION)
     )
-    return (*_OF_OTHER_IMAGES, *([_XMP_EXTENSION] if refers_to_companion(extension) else []))
+    is_wrong = refers_to_companion(extension) or kept_xmp(extension, policy) != extension
+    return (*_OF_OTHER_IMAGES, *([_XMP_EXTENSION] if is_wrong else []))
 
 
-def _kept_xmp(text: bytes, *, is_first: bool, is_alone: bool) -> bytes:
+def _kept_packet(text: bytes, policy: Policy, *, is_first: bool, is_alone: bool) -> bytes:
     """Encode the segment of an XMP packet for the result; empty when nothing is left of it.
 
     There may be only one (XMP part 3, 1.1.3). Of several, the first is edited; the others stay or go as a
     whole, because editing any number of them could take any time.
     """
     xmp = text[len(_XMP) :]
-    if not is_first and refers_to_companion(xmp):
+    if not is_first and (refers_to_companion(xmp) or is_changed(xmp, policy)):
         return b""
     xmp = without_companions(xmp, is_alone=is_alone and is_first)
-    return written_segment(_APP1, _XMP + upright_xmp(xmp)) if xmp else b""
+    return _fitting_segment(_APP1, _XMP, kept_xmp(xmp, policy))
 
 
-def kept_segments(jpeg: Jpeg, *, strip: bool) -> bytes:
+def _fitting_segment(marker: int, prefix: bytes, content: bytes) -> bytes:
+    """Encode a segment; empty when it would be, or would be too long."""
+    is_fitting = content and len(prefix + content) <= _MAX_SEGMENT_BYTES
+    return written_segment(marker, prefix + content) if is_fitting else b""
+
+
+def _photoshop_segments(photoshop: bytes) -> bytes:
+    """Encode Photoshop's resources, which may run on from one segment to the next."""
+    room = _MAX_SEGMENT_BYTES - len(_PHOTOSHOP)
+    return b"".join(
+        written_segment(_APP13, _PHOTOSHOP + photoshop[start : start + room])
+        for start in range(0, len(photoshop), room)
+    )
+
+
+def kept_segments(jpeg: Jpeg, policy: Policy) -> bytes:
     """Encode those of the source's segments that the result keeps, EXIF first as its specification demands.
 
-    Segments that refer to other images or a video in the file are left out, as these are; under `strip` only
-    a colour profile may be kept.
+    Segments that refer to other images or a video in the file are left out, as these are. Where something is
+    to be left out, segments of kinds that we do not know go too.
     """
-    if strip:
+    if policy.is_all_stripped:
         if not kept_icc(jpeg.icc, strip=True):
             return b""
         return b"".join(written_segment(marker, text) for marker, text in jpeg.texts if text.startswith(_ICC))
-    left_out = _left_out(jpeg)
+    left_out = _left_out(jpeg, policy)
     kept: list[bytes] = []
-    has_exif = has_xmp = False
+    seen: set[bytes] = set()
     for marker, text in jpeg.texts:
-        if marker == _APP1 and text.startswith(EXIF_PREFIX):
-            exif = text if has_exif else EXIF_PREFIX + upright_exif(text)
-            if exif != EXIF_PREFIX:
-                kept.insert(0 if not has_exif else len(kept), written_segment(marker, exif))
-            has_exif = True
-        elif marker == _APP1 and text.startswith(_XMP):
-            kept.append(_kept_xmp(text, is_first=not has_xmp, is_alone=_XMP_EXTENSION in left_out))
-            has_xmp = True
-        elif marker == _APP13 and text.startswith(_PHOTOSHOP):
-            kept.append(written_segment(marker, _PHOTOSHOP + without_thumbnails(text[len(_PHOTOSHOP) :])))
-        elif not (marker in (_APP1, _APP2) and text.startswith(left_out)):
+        prefix = next((one for one in _EDITED.get(marker, ()) if text.startswith(one)), b"")
+        is_first = prefix not in seen
+        seen.add(prefix)
+        if prefix == EXIF_PREFIX:
+            kept.insert(0 if is_first else len(kept), _kept_exif_segment(text, policy, is_first=is_first))
+        elif prefix == _XMP:
+            is_alone = _XMP_EXTENSION in left_out
+            kept.append(_kept_packet(text, policy, is_first=is_first, is_alone=is_alone))
+        elif prefix == _PHOTOSHOP:
+            kept.append(_photoshop_segments(kept_photoshop(jpeg.photoshop, policy)) if is_first else b"")
+        elif not (marker in (_APP1, _APP2) and text.startswith(left_out)) and _stays(marker, text, policy):
             kept.append(written_segment(marker, text))
     return b"".join(kept)
 
 
-def kept_headers(jpeg: Jpeg, *, strip: bool, is_turned: bool) -> bytes:
+def _kept_exif_segment(text: bytes, policy: Policy, *, is_first: bool) -> bytes:
+    """Encode an EXIF segment for the result. There may be only one; a second is not edited (4.5.4)."""
+    if is_first:
+        return _fitting_segment(_APP1, EXIF_PREFIX, kept_exif(text, policy))
+    is_kept = not policy.is_turned and policy.strip is Strip.NOTHING
+    return written_segment(_APP1, text) if is_kept else b""
+
+
+def _stays(marker: int, text: bytes, policy: Policy) -> bool:
+    """Tell whether a segment without a rule of its own stays."""
+    if policy.strip is Strip.NOTHING or (marker == _APP2 and text.startswith(_ICC)):
+        return True
+    is_known = marker == _COM or (marker == _APP1 and text.startswith(_XMP_EXTENSION))
+    return is_known and policy.strip is Strip.LOCATION
+
+
+def kept_headers(jpeg: Jpeg, policy: Policy) -> bytes:
     """Encode the segments that go along with the source's coefficients: kept ones, JFIF and Adobe.
 
-    JFIF and Adobe say what the samples mean. The thumbnail that a JFIF segment may hold is left out; `strip`
-    removes the densities.
+    JFIF and Adobe say what the samples mean. The thumbnail that a JFIF segment may hold is left out, and
+    where the resolution does not stay, the densities.
     """
     jfif = jpeg.jfif
     if jfif:
         unit, horizontal, vertical = jfif[7:8], jfif[8:10], jfif[10:12]
-        density = unit + (vertical + horizontal if is_turned else horizontal + vertical)
-        if strip:
+        density = unit + (vertical + horizontal if policy.swaps_axes else horizontal + vertical)
+        if not policy.has_resolution:
             density = _NO_DENSITY
         jfif = written_segment(_APP0, jfif[:7] + density + b"\0\0")
     adobe = written_segment(_APP14, jpeg.adobe) if jpeg.adobe else b""
-    return jfif + kept_segments(jpeg, strip=strip) + adobe
+    return jfif + kept_segments(jpeg, policy) + adobe
 
 
-def segments_for(*, exif: bytes, icc: bytes, xmp: bytes) -> bytes:
+def segments_for(*, exif: bytes, icc: bytes, xmp: bytes, iptc: bytes = b"", comment: bytes = b"") -> bytes:
     """Encode segments for metadata from another format. What does not fit into segments is left out."""
-    parts: list[bytes] = []
-    if exif and len(EXIF_PREFIX + exif) <= _MAX_SEGMENT_BYTES:
-        parts.append(written_segment(_APP1, EXIF_PREFIX + exif))
-    if xmp and len(_XMP + xmp) <= _MAX_SEGMENT_BYTES:
-        parts.append(written_segment(_APP1, _XMP + xmp))
+    parts = [
+        _fitting_segment(_APP1, EXIF_PREFIX, exif),
+        _fitting_segment(_APP1, _XMP, xmp),
+        _photoshop_segments(photoshop_with(iptc)) if iptc else b"",
+        _fitting_segment(_COM, b"", comment),
+    ]
     room = _MAX_SEGMENT_BYTES - len(_ICC) - 2
     pieces = [icc[start : start + room] for start in range(0, len(icc), room)]
     if len(pieces) <= 255:  # noqa: PLR2004 - the number is one byte

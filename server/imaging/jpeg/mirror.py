@@ -26,6 +26,7 @@ from server.imaging.jpeg.markers import (
 )
 from server.imaging.jpeg.structure import CELL, ZIGZAG, Component, Scan, Table, check_blocks, joined
 from server.imaging.jpeg.turn import CoefficientTurn, NoCodeError, Plane, check_result, coded, planes_of
+from server.imaging.metadata.policy import Policy
 
 #: The kernel sees the end of the data only at the end of an MCU: ten blocks of 63 codes of 16 bits, with 15
 #: more each, are 62 words a block.
@@ -188,9 +189,9 @@ class Mirror(CoefficientTurn):
             raise Impossible("its colours need a code that there is not")
         walked.tables[number] = complete
 
-    def pieces(self, *, strip: bool) -> Iterator[bytes | memoryview]:
+    def pieces(self, policy: Policy) -> Iterator[bytes | memoryview]:
         """Yield all segments in their order, with the scans turned."""
-        yield b"\xff\xd8" + kept_headers(self._markers, strip=strip, is_turned=False)
+        yield b"\xff\xd8" + kept_headers(self._markers, policy)
         walked = iter(self._walked)
         defined: dict[int, bytes] = {}
         for segment in self._markers.segments:

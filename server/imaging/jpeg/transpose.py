@@ -16,6 +16,7 @@ from server.imaging.jpeg.kernel import Impossible, kernel
 from server.imaging.jpeg.markers import DHT, DQT, DRI, SOF0, SOF1, SOS, Jpeg, kept_headers, written_segment
 from server.imaging.jpeg.structure import CELL, ZIGZAG, Table, check_blocks, joined
 from server.imaging.jpeg.turn import CoefficientTurn, NoCodeError, Plane, check_result, coded, planes_of
+from server.imaging.metadata.policy import Policy
 
 _SIGN = 64
 
@@ -76,9 +77,9 @@ class Transposition(CoefficientTurn):
         )  # fmt: skip
         return [bytes(piece) for piece in pieces]
 
-    def pieces(self, *, strip: bool) -> Iterator[bytes | memoryview]:
+    def pieces(self, policy: Policy) -> Iterator[bytes | memoryview]:
         """Yield all segments: the frame header and the tables transposed, and the scan."""
-        yield b"\xff\xd8" + kept_headers(self._markers, strip=strip, is_turned=True)
+        yield b"\xff\xd8" + kept_headers(self._markers, policy)
         for number, steps in self._structure.quantization.items():
             yield _quantization_segment(number, _transposed(steps))
         for segment in self._markers.segments:

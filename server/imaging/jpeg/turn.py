@@ -19,6 +19,7 @@ from server.imaging.geometry import mirrored_axes
 from server.imaging.jpeg.kernel import Impossible, kernel
 from server.imaging.jpeg.markers import Jpeg
 from server.imaging.jpeg.structure import BLOCK, CELL, Component, Frame, Scan, read_structure
+from server.imaging.metadata.policy import Policy
 
 #: How much is coded at once, in bytes.
 _ROOM_BYTES = 1 << 18
@@ -227,7 +228,7 @@ class CoefficientTurn(ABC):
         self.is_exact = all(axes.is_exact for axes in self._axes.values())
 
     @abstractmethod
-    def pieces(self, *, strip: bool) -> Iterator[bytes | memoryview]:
+    def pieces(self, policy: Policy) -> Iterator[bytes | memoryview]:
         """Yield the file of the turned image.
 
         Each piece is valid until the next one is asked for.

@@ -12,7 +12,7 @@ EXIF, GPS, INTEROPERABILITY = 0x8769, 0x8825, 0xA005
 #: Fields whose value is the place of another directory (EXIF 2.32, 4.6.3).
 _POINTERS = frozenset({EXIF, GPS, INTEROPERABILITY})
 
-#: Bytes of one value, by type (TIFF 6.0, section 2; BigTIFF).
+#: Bytes of one value, by type (TIFF 6.0, section 2; BigTIFF; EXIF 3.0, 4.6.2).
 SIZES = {
     1: 1,
     2: 1,
@@ -30,6 +30,7 @@ SIZES = {
     16: 8,
     17: 8,
     18: 8,
+    129: 1,
 }
 
 #: Bytes that change places between the byte orders: a rational is two numbers.
@@ -45,7 +46,7 @@ _ENTRIES = {
     (True, False): struct.Struct(">HHLL"),
     (True, True): struct.Struct(">HHQQ"),
 }
-_HEADER = b"II*\0\x08\0\0\0"
+_HEADERS = {False: b"II*\0\x08\0\0\0", True: b"MM\0*\0\0\0\x08"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,11 +250,18 @@ def _laid_out(
     return struct.pack(order + "H", len(entries)) + body + struct.pack(order + "L", following) + bytes(area)
 
 
-def exif_from(fields: tuple[Field, ...]) -> bytes:
-    """Make an EXIF structure of these fields; empty when there are none."""
+def exif_from(fields: tuple[Field, ...], *, is_big_endian: bool = False) -> bytes:
+    """Make an EXIF structure of these fields; empty when there are none.
+
+    Args:
+        fields: of the first directory.
+        is_big_endian: the byte order. Some fields of type UNDEFINED contain numbers in the order of the
+            structure that they come from.
+    """
     if not fields:
         return b""
-    return _HEADER + _laid_out(fields, len(_HEADER), is_big_endian=False, others={})
+    header = _HEADERS[is_big_endian]
+    return header + _laid_out(fields, len(header), is_big_endian=is_big_endian, others={})
 
 
 def with_directory(tiff: Data, fields: Iterable[Field]) -> bytes:

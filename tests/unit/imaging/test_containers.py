@@ -20,6 +20,7 @@ from server.imaging.geometry import Rect, Turn, compose, turned_rect, turned_siz
 from server.imaging.jpeg.markers import read_jpeg
 from server.imaging.jpeg.pixels import encoder_settings
 from server.imaging.limits import Limits
+from server.imaging.metadata.policy import Strip
 from server.imaging.pipeline import process
 from server.imaging.recipe import Recipe, Result
 
@@ -217,7 +218,7 @@ def test_chunks_stay_if_they_are_safe_to_copy() -> None:
     assert b"gAMA" in out
     assert b"saFe" in out
     assert b"unSF" not in out
-    stripped = run(data[:33] + extra + data[33:], Recipe(Turn.FLIP, strip=True))[1]
+    stripped = run(data[:33] + extra + data[33:], Recipe(Turn.FLIP, strip=Strip.ALL))[1]
     assert b"gAMA" in stripped
     assert b"saFe" not in stripped
 
@@ -297,7 +298,7 @@ def test_stripping_a_gif_leaves_its_loop_and_takes_its_comment() -> None:
     data = encoded(
         frames[0], "GIF", save_all=True, append_images=frames[1:], duration=70, loop=3, comment=b"hi"
     )
-    out = run(data, Recipe(Turn.FLIP, strip=True))[1]
+    out = run(data, Recipe(Turn.FLIP, strip=Strip.ALL))[1]
     assert opened(out).info["loop"] == 3
     assert b"\x21\xfe" not in out
 
@@ -510,7 +511,7 @@ def test_the_index_of_other_images_goes_and_other_segments_stay() -> None:
     assert b"MPF\0" not in out
     assert private in out
     assert opened(out).info["comment"] == b"note"
-    stripped = run(data[:20] + index + private + data[20:], Recipe(Turn.FLIP, strip=True))[1]
+    stripped = run(data[:20] + index + private + data[20:], Recipe(Turn.FLIP, strip=Strip.ALL))[1]
     assert private not in stripped
 
 

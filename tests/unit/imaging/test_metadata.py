@@ -6,13 +6,15 @@ from itertools import pairwise
 import pytest
 from PIL import Image, ImageCms
 
-from server.imaging.metadata.exif import EXIF_PREFIX, orientation_of, upright_exif, without_orientation
+from server.imaging.metadata.exif import EXIF_PREFIX, kept_exif, orientation_of, without_orientation
 from server.imaging.metadata.icc import is_srgb, kept_icc
 from server.imaging.metadata.ifd import Entry, Reader, exif_from
-from server.imaging.metadata.photoshop import without_thumbnails
-from server.imaging.metadata.xmp import upright_xmp, without_companions
+from server.imaging.metadata.photoshop import kept_photoshop
+from server.imaging.metadata.policy import Policy
+from server.imaging.metadata.xmp import kept_xmp, without_companions
 
 SHORT, LONG = 3, 4
+SAME = Policy()
 MAKE, ORIENTATION = 0x010F, 0x0112
 THUMBNAIL = b"\xff\xd8thumbnail\xff\xd9"
 
@@ -46,13 +48,13 @@ def test_the_orientation_is_found_and_reset_in_both_byte_orders(order: str, orie
     before = exif(order, orientation)
     assert orientation_of(before) == orientation
     assert orientation_of(EXIF_PREFIX + before) == orientation
-    assert orientation_of(upright_exif(before)) == 1
+    assert orientation_of(kept_exif(before, SAME)) == 1
 
 
 @ORDERS
 def test_every_byte_but_orientation_thumbnail_and_the_link_to_it_stays(order: str) -> None:
     before = exif(order, 6, tail=b"maker note")
-    after = upright_exif(before)
+    after = kept_exif(before, SAME)
     assert len(after) == len(before)
     changed = {index for index, (a, b) in enumerate(zip(before, after, strict=True)) if a != b}
     assert changed <= {30, 31, 34, 35, 36, 37, *range(100, 100 + len(THUMBNAIL))}
@@ -62,12 +64,12 @@ def test_every_byte_but_orientation_thumbnail_and_the_link_to_it_stays(order: st
 
 @ORDERS
 def test_a_thumbnail_at_the_end_is_cut_off(order: str) -> None:
-    assert upright_exif(exif(order, 6)) == upright_exif(exif(order, 6, tail=b"."))[:100]
+    assert kept_exif(exif(order, 6), SAME) == kept_exif(exif(order, 6, tail=b"."), SAME)[:100]
 
 
 def test_pillow_sees_no_thumbnail_afterwards() -> None:
     seen = Image.Exif()
-    seen.load(upright_exif(exif("<", 6)))
+    seen.load(kept_exif(exif("<", 6), SAME))
     assert seen[MAKE] == "Canon"
     assert seen.get_ifd(1) == {}
 
@@ -76,13 +78,13 @@ def test_an_orientation_outside_its_range_counts_as_upright() -> None:
     for value in (0, 9, 65535):
         before = exif(">", value)
         assert orientation_of(before) == 1
-        assert orientation_of(upright_exif(before)) == 1
+        assert orientation_of(kept_exif(before, SAME)) == 1
 
 
 def test_a_thumbnail_that_claims_to_lie_in_the_directory_destroys_nothing() -> None:
     before = bytearray(exif("<", 6))
     before[62 + 8 : 62 + 12] = struct.pack("<L", 8)
-    after = upright_exif(bytes(before))
+    after = kept_exif(bytes(before), SAME)
     assert after[:8] == before[:8]
     assert orientation_of(after) == 1
     assert after[50:56] == b"Canon\0"
@@ -98,7 +100,7 @@ def test_malformed_exif_is_dropped_whatever_is_wrong_with_it() -> None:
         whole[:20],
         b"II*\0\xff\xff\xff\xff" + whole[8:],
     ):
-        assert upright_exif(broken) == b""
+        assert kept_exif(broken, SAME) == b""
         assert without_orientation(broken) == b""
         assert orientation_of(broken) == 1
 
@@ -106,12 +108,12 @@ def test_malformed_exif_is_dropped_whatever_is_wrong_with_it() -> None:
 def test_exif_survives_every_cut_and_every_byte() -> None:
     whole = exif("<", 6)
     for end in range(len(whole)):
-        upright_exif(whole[:end])
+        kept_exif(whole[:end], SAME)
         without_orientation(whole[:end])
     for index in range(len(whole)):
         for value in (0, 1, 255):
             broken = whole[:index] + bytes([value]) + whole[index + 1 :]
-            assert len(upright_exif(broken)) <= len(whole)
+            assert len(kept_exif(broken, SAME)) <= len(whole)
             without_orientation(broken)
 
 
@@ -119,8 +121,8 @@ def test_exif_survives_every_cut_and_every_byte() -> None:
 def test_exif_may_end_right_behind_its_entries(order: str) -> None:
     before = exif(order, 6)[:34]
     assert orientation_of(before) == 6
-    assert orientation_of(upright_exif(before)) == 1
-    assert len(upright_exif(before)) == len(without_orientation(before)) == len(before)
+    assert orientation_of(kept_exif(before, SAME)) == 1
+    assert len(kept_exif(before, SAME)) == len(without_orientation(before)) == len(before)
     entries, following = Reader(before).entries(8)
     assert len(entries) == 2
     assert following == 0
@@ -130,14 +132,14 @@ def test_exif_may_end_right_behind_its_entries(order: str) -> None:
 def test_a_second_directory_that_is_the_first_is_unlinked(order: str) -> None:
     before = exif(order, 6)
     before = before[:34] + struct.pack(order + "L", 8) + before[38:]
-    after = upright_exif(before)
+    after = kept_exif(before, SAME)
     assert orientation_of(after) == 1
     assert after[34:] == bytes(4) + before[38:]
 
 
 @ORDERS
 def test_an_orientation_can_be_taken_out(order: str) -> None:
-    before = upright_exif(exif(order, 6))
+    before = kept_exif(exif(order, 6), SAME)
     after = without_orientation(before)
     assert len(after) == len(before)
     seen = Image.Exif()
@@ -156,7 +158,7 @@ def test_an_orientation_can_be_taken_out(order: str) -> None:
     ],
 )
 def test_xmp_says_upright_and_is_as_long_as_before(before: bytes, after: bytes) -> None:
-    assert upright_xmp(before) == after
+    assert kept_xmp(before, SAME) == after
 
 
 HDRGM = b"xmlns:h='http://ns.adobe.com/hdr-gain-map/1.0/'"
@@ -218,9 +220,9 @@ def resource(number: int, name: bytes, data: bytes) -> bytes:
 def test_photoshop_loses_its_thumbnails_and_nothing_else() -> None:
     caption, paths = resource(0x0404, b"", b"caption"), resource(0x07D0, b"path", b"12345678")
     thumbnails = [resource(0x040C, b"", THUMBNAIL), resource(0x0409, b"old", b"odd")]
-    assert without_thumbnails(caption + thumbnails[0] + paths + thumbnails[1]) == caption + paths
+    assert kept_photoshop(caption + thumbnails[0] + paths + thumbnails[1], SAME) == caption + paths
     for whole in (caption + paths, b"", b"8BIM", b"something else", caption + b"8BIM\x04"):
-        assert without_thumbnails(whole) == whole
+        assert kept_photoshop(whole, SAME) == whole
 
 
 def srgb() -> bytes:

@@ -508,12 +508,13 @@ def test_profile_and_xmp_of_an_animation_come_along(source: str, output: Format,
         ours.data, f".{output}", "-XMP:City", "-ICC_Profile:ProfileCMMType", "-ICC_Profile:ColorSpaceData"
     )
     assert found["XMP-photoshop:City"] == "Ulm"
-    assert found["ICC-header:ColorSpaceData"].strip() == "RGB"
+    has_profile = output is not Format.GIF  # whose colours are converted: viewers do not look at its profile
+    assert ("ICC-header:ColorSpaceData" in found) is has_profile
     back = processed(ours.data, "flip", output=Format.WEBP).data
-    assert PROFILE in back
+    assert (PROFILE in back) is has_profile
     assert XMP in back
     stripped = processed(processed(data, output=output, strip=True).data, output=Format.WEBP).data
-    assert PROFILE in stripped
+    assert (PROFILE in stripped) is has_profile
     assert XMP not in stripped
 
 

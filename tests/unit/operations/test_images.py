@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from server.cluster.memory_files import memory_file
 from server.errors import NotLossless, TooManyPixels
 from server.imaging import codecs
+from server.imaging.metadata.policy import Strip
 from server.imaging.recipe import PATHS
-from server.operations import images
+from server.operations import images, turn_image
 from server.operations.images import OPERATIONS, TurnedImage
 
 LIMITS = {"max_pixels": 1000, "max_frames": 10, "max_total_pixels": 10_000}
@@ -68,6 +69,8 @@ def test_the_choices_are_those_of_imaging() -> None:
     assert set(get_args(images.MediaType)) == {codec.media_type for codec in codecs.CODECS.values()}
     assert set(get_args(images.ImagePath)) == set(PATHS)
     assert set(get_args(images.WantedPath)) < set(PATHS)
+    assert set(get_args(images.Strip)) == turn_image.STRIPS.keys()
+    assert set(turn_image.STRIPS.values()) == set(Strip)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

@@ -632,6 +632,8 @@ def test_a_format_that_is_asked_for_comes_back(ask: Ask, form: str) -> None:
         *({"effort": word} for word in DOCUMENT["components"]["parameters"]["effort"]["schema"]["enum"]),
         {"strip": "true"},
         {"strip": "false"},
+        {"strip": "location"},
+        {"strip": "private"},
         *({"angle": str(angle)} for angle in DOCUMENT["components"]["parameters"]["angle"]["schema"]["enum"]),
     ],
 )
