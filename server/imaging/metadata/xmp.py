@@ -1,6 +1,7 @@
 """XMP, kept byte for byte except where turning the image, or leaving something out, makes it wrong."""
 
 import re
+from codecs import utf_16_be_decode, utf_16_le_decode
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -275,11 +276,14 @@ def _quoted(text: str) -> str:
 
 
 def _decoded(xmp: bytes) -> str:
-    """Decode a packet, whose encoding shows in its first character (XMP part 1, 7.3.2)."""
+    """Decode a packet, whose encoding shows in its first character (XMP part 1, 7.3.2).
+
+    By functions: `decode` would import a module for the encoding, which a jailed engine cannot.
+    """
     if xmp.startswith((b"\xfe\xff", b"\0<")):
-        text = xmp.decode("utf-16-be")
+        text, _ = utf_16_be_decode(xmp, "strict", True)  # noqa: FBT003 - takes no keywords
     elif xmp.startswith((b"\xff\xfe", b"<\0")):
-        text = xmp.decode("utf-16-le")
+        text, _ = utf_16_le_decode(xmp, "strict", True)  # noqa: FBT003 - takes no keywords
     else:
         text = xmp.decode("utf-8")
     return text.strip("\ufeff\0 \t\r\n")
