@@ -27,9 +27,8 @@ class Policy:
 
     Args:
         transpose: the turn from the stored pixels to those of the result, None for the same pixels.
-        size: width and height of the stored pixels. Coordinates in EXIF and XMP are about these, whatever
-            the orientation (EXIF 2.32, 4.6.4 and 4.6.5; MWG Guidelines 2.0, chapter 5, as digiKam and
-            Lightroom write it).
+        size: width and height of the stored pixels. Coordinates in EXIF are about these, whatever the
+            orientation (EXIF 2.32, 4.6.5), and so are the face regions that digiKam and Lightroom write.
         strip: what to leave out.
     """
 
