@@ -12,7 +12,7 @@ DEV := .venv/.dev-$(VERSION)
 COMPILED := .venv/.compiled-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: again help install serve test fuzz lint check format benchmark ratios peers machines methods queues chaos attacks chaos-jobs soak soak-jobs lock clean
+.PHONY: again help install serve test fuzz lint check format benchmark ratios peers machines methods queues corpus chaos attacks chaos-jobs soak soak-jobs lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -97,6 +97,11 @@ methods: install peers ## compare ways to flip a JPEG on one core, with libvips 
 
 queues: install $(PYTHON_PEERS) ## compare our job queue with RQ, Celery, BullMQ, beanstalkd, gearmand and a table in MariaDB (about 20 minutes)
 	$(BIN)/python -m benchmarks.queues $(if $(INTO),--into $(INTO))
+
+CORPUS = $(BIN)/python -m benchmarks.corpus
+corpus: install ## judge the answers to every file of DIR=DIRECTORY by programs that are not ours (OPTIONS="--every 10")
+	@test -n "$(DIR)" || { echo "make corpus DIR=DIRECTORY; it needs: apt-get install $$($(CORPUS) --packages)"; echo "$(CORPUS).matrix DIRECTORY makes files with all encoders that are installed; for all of them: apt-get install $$($(CORPUS).matrix --packages)"; exit 2; }
+	$(CORPUS) $(DIR) $(OPTIONS)
 
 chaos: install ## check the promises under kills, overload and slow clients (about 20 minutes)
 	$(BIN)/python -m benchmarks.survival.chaos

@@ -50,8 +50,8 @@ _BLENDED_DB = 40.0
 _OTHER_MODELS = frozenset({5, 6, 8, 9})
 _OTHER_MODELS_DB = 28.0
 
-#: Half a hundredth of a second for a frame that a GIF rounds, with what floating point adds.
-_DELAY_MS = 5.01
+#: Half a hundredth of a second, which a GIF rounds, and half a millisecond, which other formats do.
+_DELAY_MS = 5.51
 
 _MOST_FRAMES_COMPARED = 60
 _MOST_GIF_COLOURS = 255
