@@ -22,7 +22,7 @@ from benchmarks.corpus.canvases import (
 from benchmarks.corpus.decoders import Unreadable
 from benchmarks.corpus.labels import Label, in_srgb, is_kept, label_of
 from benchmarks.corpus.metadata import Tags
-from benchmarks.corpus.programs import Failed, run
+from benchmarks.corpus.programs import Failed, Missing, run
 
 #: What a lossy encoder keeps at its default quality; below, it is compared with another encoder.
 LOSSY_DB = 32.0
@@ -55,6 +55,15 @@ _DELAY_MS = 5.51
 
 _MOST_FRAMES_COMPARED = 60
 _MOST_GIF_COLOURS = 255
+
+#: What the best 255 colours keep of a photo.
+_GIF_DB = 25.0
+
+#: Red, green and blue as they are (ITU-T H.273, table 4), which is how AVIF is lossless.
+_IDENTITY = 0
+
+#: Of the size of a lossless file: one that is smaller has lost something.
+_LOSSLESS_SIZE = 0.8
 
 _FLAT = frozenset({"jpeg", "bmp"})
 _ONE_FRAME = frozenset({"jpeg", "bmp", "pnm", "qoi"})
@@ -143,6 +152,20 @@ class Source:
         """Whether two decoders may show different pixels."""
         assert self.form is not None
         return is_lossy(self.file, self.form, self.tags)
+
+    @cached_property
+    def is_lossless_avif(self) -> bool:
+        """Whether it was coded without loss: no program tells that, but its size does."""
+        if self.tags.get("QuickTime:MatrixCoefficients") != _IDENTITY:
+            return False
+        with TemporaryDirectory() as directory:
+            png, lossless = Path(directory, "image.png"), Path(directory, "image.avif")
+            try:
+                run("avifdec", self.file, png)
+                run("avifenc", "--lossless", "--speed", "8", png, lossless)
+            except (Failed, Missing):
+                return False
+            return len(self.data) > _LOSSLESS_SIZE * lossless.stat().st_size
 
     @property
     def is_of_another_model(self) -> bool:
@@ -364,12 +387,12 @@ def _inks_in_srgb(source: Source, answer: Answer, depth: int) -> Canvas:
 def _needs_db(source: Source, answer: Answer, right: Canvas) -> Iterator[tuple[float, str]]:
     """Yield how near the pixels must be, and why; the first one holds."""
     assert source.form is not None
-    if source.form == answer.form == "avif" and source.tags.get("QuickTime:MatrixCoefficients") == 0:
+    if source.form == answer.form == "avif" and source.is_lossless_avif:
         yield ROUNDED_DB, "the source is lossless"
     if is_lossy(answer.file, answer.form, answer.tags):
         yield LOSSY_DB, "lossy"
     if answer.form == "gif" and colours(right) > _MOST_GIF_COLOURS:
-        yield LOSSY_DB, "more than 255 colours"
+        yield _GIF_DB, "more than 255 colours"
     if source.is_of_another_model:
         yield _OTHER_MODELS_DB, "converted from another colour model"
     if source.is_lossy:
