@@ -1,6 +1,7 @@
 """Whether an answer is the image that was sent, turned: pixels, animation, colours, metadata, structure."""
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,6 +62,9 @@ _GIF_DB = 25.0
 
 #: Red, green and blue as they are (ITU-T H.273, table 4), which is how AVIF is lossless.
 _IDENTITY = 0
+
+#: Bits per pixel of a BMP whose samples have 5 or 6.
+_HIGH_COLOUR = 16
 
 #: Of the size of a lossless file: one that is smaller has lost something.
 _LOSSLESS_SIZE = 0.8
@@ -131,9 +135,9 @@ class Source:
 
     @cached_property
     def complaint(self) -> str | None:
-        """What a strict decoder has against it."""
+        """What a strict decoder has against it; the one for BMP knows too few kinds."""
         assert self.form is not None
-        return decoders.complaint(self.file, self.form)
+        return None if self.form == "bmp" else decoders.complaint(self.file, self.form)
 
     @cached_property
     def label(self) -> Label:
@@ -168,9 +172,23 @@ class Source:
             return len(self.data) > _LOSSLESS_SIZE * lossless.stat().st_size
 
     @property
+    def is_scaled(self) -> bool:
+        """Whether samples have another highest value than 1, 255 or 65535, so that decoders scale them."""
+        if self.form == "bmp":
+            return int.from_bytes(self.data[28:30], "little") == _HIGH_COLOUR
+        head = re.sub(rb"#[^\n]*\n", b"\n", self.data[:4096])
+        found = re.match(rb"P[2356]\s+\d+\s+\d+\s+(\d+)\s", head)
+        return bool(found and int(found[1]) not in (255, 65535))
+
+    @property
     def is_of_another_model(self) -> bool:
         """Whether its samples are not red, green and blue, so that two decoders convert them differently."""
         return self.tags.get("IFD0:PhotometricInterpretation") in _OTHER_MODELS
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether two decoders may show different numbers."""
+        return self.is_lossy or self.is_of_another_model or self.is_scaled
 
     def seen(self, depth: int, reader: str) -> tuple[Canvas, ...]:
         """Return its frames or pages, upright.
@@ -397,7 +415,7 @@ def _needs_db(source: Source, answer: Answer, right: Canvas) -> Iterator[tuple[f
         yield _OTHER_MODELS_DB, "converted from another colour model"
     if source.is_lossy:
         yield _DECODERS_DB.get(source.form, _DECODERS_DB["jpeg"]), "lossy source"
-    if source.depth > right.depth or (answer.form in _FLAT and source.form not in _FLAT):
+    if source.is_scaled or source.depth > right.depth or (answer.form in _FLAT and source.form not in _FLAT):
         yield ROUNDED_DB, "rounded"
     if source.form == "webp" and decoders.is_animated_webp(source.data) and not right.is_opaque:
         yield _BLENDED_DB, "blended"
