@@ -198,11 +198,21 @@ def over_white(canvas: Canvas) -> Canvas:
     return replace(canvas, rgba=done.output)
 
 
-def with_hard_edges(canvas: Canvas) -> Canvas:
-    """Return it with no partial transparency, as a GIF holds it: half of alpha and less is transparent."""
+def with_hard_edges(canvas: Canvas, undecided: Canvas | None = None) -> Canvas:
+    """Return it with no partial transparency, as a GIF holds it: half of alpha and less is transparent.
+
+    Args:
+        canvas: of 8 bits per sample.
+        undecided: what decides for pixels at the limit, where the alpha of `canvas` was rounded.
+    """
     assert canvas.depth == 8  # noqa: PLR2004 as every GIF
+    alpha = canvas.rgba[3::4]
+    hard = int.from_bytes(alpha.translate(bytes(128) + bytes([255]) * 128))
+    if undecided is not None:
+        limit = int.from_bytes(alpha.translate(bytes(127) + bytes([255, 255]) + bytes(127)))
+        hard = hard & ~limit | int.from_bytes(undecided.rgba[3::4]) & limit
     samples = bytearray(canvas.rgba)
-    samples[3::4] = canvas.rgba[3::4].translate(bytes(128) + bytes([255]) * 128)
+    samples[3::4] = hard.to_bytes(len(alpha))
     return replace(canvas, rgba=bytes(samples))
 
 

@@ -338,7 +338,11 @@ def _fault_of(source: Source, answer: Answer, seen: Sequence[Canvas], found: Seq
         if canvas.size != right.size:
             sizes = "{} x {} instead of {} x {}".format(*canvas.size, *right.size)
             return f"size: {where}{sizes}"
-        if fault := _difference(source, answer, right, canvas):
+        wanted = right
+        if answer.form == "gif":
+            is_rounded = source.depth > right.depth or source.is_rounded
+            wanted = with_hard_edges(right, canvas if is_rounded else None)
+        if fault := _difference(source, answer, wanted, canvas):
             return f"{fault[0]}: {where}{fault[1]}"
     return None
 
@@ -348,8 +352,6 @@ def _expected(source: Source, answer: Answer, seen: Sequence[Canvas]) -> list[Ca
     turned = [TURNS[answer.order.turn](canvas) for canvas in wanted]
     if answer.form == "jpeg" or (answer.form == "bmp" and source.form != "bmp"):
         return [canvas if canvas.is_opaque else over_white(canvas) for canvas in turned]
-    if answer.form == "gif":
-        return [with_hard_edges(canvas) for canvas in turned]
     return turned
 
 

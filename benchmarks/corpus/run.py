@@ -235,9 +235,7 @@ class _File:
                 is_exact = (
                     path == "lossless" and source.orientation == 1
                     if source.form == "jpeg"
-                    else not (
-                        source.is_lossy or source.is_of_another_model or is_lossy(file, source.form, {})
-                    )
+                    else not (source.is_rounded or is_lossy(file, source.form, {}))
                 )
                 return self._flipped_back(source, file, path) if is_exact else None
         return None
