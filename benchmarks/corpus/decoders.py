@@ -41,7 +41,10 @@ FORM_OF = {
 #: What an animation is compared by, at most: a long one would take minutes.
 MOST_FRAMES = 60
 
-_RGB, _RGBA = 3, 4
+#: An AVIF without an edit list does not tell how often it runs.
+UNTOLD = -1
+
+_RGBA = 4
 
 
 class Unreadable(Exception):
@@ -175,6 +178,16 @@ def _split(raw: bytes, sides: Sequence[str], depth: int) -> tuple[Canvas, ...]:
     return tuple(canvases)
 
 
+def _by_libtiff(file: Path, form: str, depth: int, directory: Path) -> Decoded:
+    """Read with ImageMagick, but with libtiff's own program what ImageMagick garbles: subsampled YCbCr."""
+    told = run("tiffinfo", file, tolerated=(0, 1)).output.decode(errors="replace")
+    if "YCbCr Subsampling" not in told or "JPEG" in told:
+        return _by_convert(file, form, depth, directory)
+    plain = directory / "plain.tif"
+    run("tiff2rgba", "-c", "none", file, plain)
+    return _by_convert(plain, form, depth, directory)
+
+
 def _by_ffmpeg(file: Path, form: str, depth: int, directory: Path) -> Decoded:
     del form
     fields = ("-show_entries", "stream=width,height", "-of", "csv=p=0", "-select_streams", "v:0")
@@ -284,7 +297,7 @@ _READERS: dict[str, dict[str, Reader]] = {
     "png": {"convert": _by_convert, "vips": _by_vips, "ffmpeg": _by_ffmpeg},
     "webp": {"dwebp": _by_dwebp, "vips": _by_vips},
     "gif": {"convert": _by_convert_frames, "vips": _by_vips_frames, "ffmpeg": _by_ffmpeg},
-    "tiff": {"convert": _by_convert, "vips": _by_vips, "ffmpeg": _by_ffmpeg},
+    "tiff": {"convert": _by_libtiff, "vips": _by_vips, "ffmpeg": _by_ffmpeg},
     "bmp": {"convert": _by_convert, "ffmpeg": _by_ffmpeg, "bmptopnm": _by_bmptopnm},
     "avif": {"avifdec": _by_avifdec, "heif-convert": _by_heif_convert},
     "pnm": {"convert": _by_convert, "vips": _by_vips, "ffmpeg": _by_ffmpeg},
@@ -301,7 +314,7 @@ class Timing:
 
     Attributes:
         delays_ms: of every frame.
-        plays: how often it runs, 0 for ever.
+        plays: how often it runs, 0 for ever, `UNTOLD` where the file leaves it to the viewer.
     """
 
     delays_ms: tuple[float, ...]
@@ -381,7 +394,7 @@ def _avif_timing(file: Path, data: bytes) -> Timing:
 def _avif_plays(data: bytes) -> int:
     start = data.find(b"elst")
     if start < 0:
-        return 1
+        return UNTOLD
     version = data[start + 4]
     if not data[start + 7] & 1:
         return 1

@@ -428,7 +428,7 @@ def _is_as_good_as_others(
     answer: Answer, source: Source, right: Canvas, seen_db: float, needed_db: float
 ) -> bool:
     """Tell whether another encoder does not keep more of this image: noise and small icons lose much."""
-    if needed_db > LOSSY_DB:
+    if needed_db > LOSSY_DB or not (answer.form == "gif" or is_lossy(answer.file, answer.form, answer.tags)):
         return False
     with TemporaryDirectory() as directory:
         raw, other = Path(directory, "raw"), Path(directory, f"other.{answer.form}")
@@ -521,7 +521,7 @@ def _timing_faults(source: Source, answer: Answer) -> Iterator[str]:
     if len(after.delays_ms) != len(before.delays_ms):
         yield f"animation: {len(after.delays_ms)} frames instead of {len(before.delays_ms)}"
         return
-    if after.plays != before.plays:
+    if after.plays != before.plays and before.plays != decoders.UNTOLD:
         yield f"animation: plays {after.plays or 'for ever'} instead of {before.plays or 'for ever'}"
     shown_ms, wanted_ms = 0.0, 0.0
     for number, (delay_ms, right_ms) in enumerate(zip(after.delays_ms, before.delays_ms, strict=True)):

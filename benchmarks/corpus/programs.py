@@ -43,7 +43,7 @@ JUDGES = {
     **_of("libheif-examples", "heif-convert"),
     **_of("libvips-tools", "vips", "vipsheader"),
     **_of("ffmpeg", "ffmpeg", "ffprobe"),
-    **_of("libtiff-tools", "tiffinfo"),
+    **_of("libtiff-tools", "tiff2rgba", "tiffinfo"),
     **_of("pngcheck", "pngcheck"),
     **_of("netpbm", "bmptopnm"),
 }

@@ -16,7 +16,7 @@ from benchmarks.corpus.labels import Label, in_srgb
 from benchmarks.corpus.programs import JUDGES, missing, run
 
 #: The others are asked when the first one and the service disagree, and may be missing.
-NEEDED = JUDGES.keys() - {"ffmpeg", "ffprobe", "heif-convert", "tiffinfo"}
+NEEDED = JUDGES.keys() - {"ffmpeg", "ffprobe", "heif-convert", "tiff2rgba", "tiffinfo"}
 
 
 @pytest.fixture(autouse=True)
