@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.corpus.canvases import TURNS
 from benchmarks.corpus.programs import JUDGES, missing, packages
-from benchmarks.corpus.run import Row, Run, Verdict
+from benchmarks.corpus.run import FILE_S, Row, Run, Verdict
 from benchmarks.harness.server import ROOT, LiveServer
 
 _MOST_EXAMPLES = 3
@@ -32,6 +32,7 @@ def main() -> None:
     options.add_argument("--turns", nargs="+", default=(), choices=TURNS, help="operations, default all")
     options.add_argument("--formats", nargs="*", default=(), help="formats to ask for, default all")
     options.add_argument("--at-once", type=int, default=2, help="files at the same time")
+    options.add_argument("--file-s", type=float, default=FILE_S, help="how long one may take, in seconds")
     options.add_argument("--packages", action="store_true", help="print the packages that it needs, and end")
     given = options.parse_args()
     if given.packages:
@@ -51,7 +52,7 @@ def main() -> None:
 
 def _judged(given: argparse.Namespace, url: str, into: Path) -> list[Row]:
     """Judge all files; print each, and write its rows."""
-    run = Run(url, given.directory.resolve(), into, given.turns, given.formats, given.at_once)
+    run = Run(url, given.directory.resolve(), into, given.turns, given.formats, given.at_once, given.file_s)
     files = run.files()[:: given.every]
     rows: list[Row] = []
     with (into / "report.jsonl").open("w") as report:

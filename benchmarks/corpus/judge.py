@@ -521,7 +521,7 @@ def _timing_faults(source: Source, answer: Answer) -> Iterator[str]:
     if len(after.delays_ms) != len(before.delays_ms):
         yield f"animation: {len(after.delays_ms)} frames instead of {len(before.delays_ms)}"
         return
-    if after.plays != before.plays and before.plays != decoders.UNTOLD:
+    if before.plays not in (after.plays, decoders.UNTOLD):
         yield f"animation: plays {after.plays or 'for ever'} instead of {before.plays or 'for ever'}"
     shown_ms, wanted_ms = 0.0, 0.0
     for number, (delay_ms, right_ms) in enumerate(zip(after.delays_ms, before.delays_ms, strict=True)):

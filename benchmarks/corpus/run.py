@@ -32,7 +32,7 @@ _TURN_TO = {
 
 _LOSSLESS = frozenset({"png", "gif", "tiff", "bmp", "pnm", "qoi", "webp", "jpeg"})
 
-#: How long one file may take, in seconds; what is left of its orders is not judged.
+#: How long one file may take by default, in seconds; what is left of its orders is not judged.
 FILE_S = 240.0
 
 _ANSWER_S = 120.0
@@ -87,6 +87,9 @@ class Run:
         root: the directory.
         into: where what is wrong is kept.
         turns, formats: a choice of operations and formats; all of them if empty.
+        at_once: how many files at the same time.
+        file_s: how long one may take, in seconds.
+        known: digests of what was sent.
     """
 
     url: str
@@ -95,6 +98,7 @@ class Run:
     turns: Sequence[str] = ()
     formats: Sequence[str] = ()
     at_once: int = 2
+    file_s: float = FILE_S
     known: set[str] = field(default_factory=set)
 
     def files(self) -> list[Path]:
@@ -146,7 +150,7 @@ class _File:
         self._name = name
         self._file = file
         self._client = client
-        self._ends_s = time.monotonic() + FILE_S
+        self._ends_s = time.monotonic() + run.file_s
         self._opened_by: tuple[str, ...] | None = None
 
     def rows(self) -> Iterator[Row]:
