@@ -178,6 +178,12 @@ def _split(raw: bytes, sides: Sequence[str], depth: int) -> tuple[Canvas, ...]:
     return tuple(canvases)
 
 
+def _by_convert_bmp(file: Path, form: str, depth: int, directory: Path) -> Decoded:
+    """Read with ImageMagick, but without the alpha that it sees in the unused bytes of BI_RGB."""
+    is_plain = file.read_bytes()[30:34] == bytes(4)
+    return _by_convert(file, form, depth, directory, *(("-alpha", "off") if is_plain else ()))
+
+
 def _by_libtiff(file: Path, form: str, depth: int, directory: Path) -> Decoded:
     """Read with ImageMagick, but with libtiff's own program what ImageMagick garbles: subsampled YCbCr."""
     told = run("tiffinfo", file, tolerated=(0, 1)).output.decode(errors="replace")
@@ -298,7 +304,7 @@ _READERS: dict[str, dict[str, Reader]] = {
     "webp": {"dwebp": _by_dwebp, "vips": _by_vips},
     "gif": {"convert": _by_convert_frames, "vips": _by_vips_frames, "ffmpeg": _by_ffmpeg},
     "tiff": {"convert": _by_libtiff, "vips": _by_vips, "ffmpeg": _by_ffmpeg},
-    "bmp": {"convert": _by_convert, "ffmpeg": _by_ffmpeg, "bmptopnm": _by_bmptopnm},
+    "bmp": {"convert": _by_convert_bmp, "ffmpeg": _by_ffmpeg, "bmptopnm": _by_bmptopnm},
     "avif": {"avifdec": _by_avifdec, "heif-convert": _by_heif_convert},
     "pnm": {"convert": _by_convert, "vips": _by_vips, "ffmpeg": _by_ffmpeg},
     "qoi": {"ffmpeg": _by_ffmpeg},

@@ -312,12 +312,16 @@ def _pixel_faults(
     """
     said: list[str] = []
     reason = ""
+    is_opaque = True
     for reader in source.readers:
         try:
             seen = source.seen(depth, reader)
         except Unreadable as error:
             reason = reason or f"no decoder opens the source ({str(error)[:120]})"
             continue
+        if said and all(canvas.is_opaque for canvas in seen) and not is_opaque:
+            continue  # it is blind to transparency
+        is_opaque = all(canvas.is_opaque for canvas in seen)
         fault = _fault_of(source, answer, seen, found)
         said.append(fault or "")
         if not fault:
