@@ -162,7 +162,7 @@ def _by_convert(file: Path, form: str, depth: int, directory: Path, *operators: 
 
 
 def _by_convert_frames(file: Path, form: str, depth: int, directory: Path) -> Decoded:
-    return _by_convert(file, form, depth, directory, "-coalesce")
+    return _by_convert(file, form, depth, directory, "-alpha", "set", "-coalesce")  # clear where no frame is
 
 
 def _split(raw: bytes, sides: Sequence[str], depth: int) -> tuple[Canvas, ...]:
