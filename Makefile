@@ -12,7 +12,7 @@ DEV := .venv/.dev-$(VERSION)
 COMPILED := .venv/.compiled-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: again help install serve test fuzz lint check format benchmark ratios peers machines methods queues corpus chaos attacks chaos-jobs soak soak-jobs lock clean
+.PHONY: again help install serve test jailed fuzz lint check format benchmark ratios peers machines methods queues corpus chaos attacks chaos-jobs soak soak-jobs lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -52,6 +52,9 @@ serve: $(SERVE) $(COMPILED) ## start the cluster on 127.0.0.1:8000
 # One process more than cores, because live tests mostly wait; these come first, so that no long file is last.
 test: install ## run the tests
 	$(BIN)/pytest -n $$(($$(nproc) + 1)) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+jailed: install ## run the tests of images with each in the jail of an engine
+	FLIP_TESTS_JAILED=1 $(BIN)/pytest -n $$(nproc) tests/unit/imaging
 
 fuzz: install ## send odd images and requests for about 20 minutes (IMAGES=100000 JPEGS=100000 SEED=7)
 	FUZZ_IMAGES=$(IMAGES) FUZZ_JPEGS=$(JPEGS) FUZZ_SEED=$(SEED) $(BIN)/pytest tests/fuzz -o log_cli=true --log-cli-level=INFO --log-disable=httpx

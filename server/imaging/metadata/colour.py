@@ -166,8 +166,9 @@ def _fixed(*numbers: float) -> bytes:
 
 
 def _text(text: str) -> bytes:
-    """Encode text in one language (ICC.1:2022, 10.15)."""
-    encoded = text.encode("utf-16-be")
+    """Encode ASCII in one language (ICC.1:2022, 10.15)."""
+    # UTF-16 by hand: its codec is a module, which an engine in the jail cannot load.
+    encoded = bytes(half for code in text.encode("ascii") for half in (0, code))
     return b"mluc" + struct.pack(">4xII4sII", 1, 12, b"enUS", len(encoded), 28) + encoded
 
 
