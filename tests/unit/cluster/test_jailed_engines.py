@@ -15,7 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 from support.escapes import ESCAPES
 from support.mapped import mapped
-from support.specimens import encoded, natural
+from support.specimens import encoded, natural, with_chunk
 
 from server.cluster.dispatch import Dispatcher, EngineBug
 from server.cluster.engine import EngineConfig
@@ -358,13 +358,14 @@ def test_a_bug_that_ends_an_engine_is_logged_by_its_worker() -> None:
 
 
 def test_all_formats_work_in_the_jail_as_they_do_outside() -> None:
-    sources = {form: encoded(natural((24, 16)), CODECS[form].pillow) for form in Format}
+    sources = [encoded(natural((24, 16)), CODECS[form].pillow) for form in Format]
+    sources.append(with_chunk(sources[list(Format).index(Format.PNG)], b"gAMA", (10**5).to_bytes(4, "big")))
     settings = Settings()
 
     async def test() -> None:
         async with jailed(engine_config(settings, is_background=False)) as cluster:
             limits = Limits(settings.max_pixels, settings.max_frames, settings.max_total_pixels)
-            for source in sources.values():
+            for source in sources:
                 for target in (None, *sorted(OUTPUT_FORMATS)):
                     outside = BytesIO()
                     process(mapped(source), outside, Recipe(Turn.FLIP, target), limits)
