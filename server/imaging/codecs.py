@@ -204,7 +204,7 @@ CODECS: dict[Format, Codec] = {
         "TIFF",
         "image/tiff",
         TiffFile,
-        ("RGBA", "RGB", "LA", "L", "CMYK", "P", "PA", "I;16", "I;16B", "I", "F", "1", "YCbCr", "LAB"),
+        ("RGBA", "RGB", "LA", "L", "CMYK", "P", "PA", "I;16", "I;16B", "F", "1", "YCbCr", "LAB"),
     ),
     Format.BMP: Codec("BMP", "BMP", "image/bmp", BmpFile, ("RGB", "L", "P", "1")),
     Format.AVIF: Codec(

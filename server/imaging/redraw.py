@@ -300,7 +300,7 @@ def _carried_codes(run: Run, head: _Head) -> tuple[int, int] | None:
     if run.target is run.form:
         return None if head.stored_avif is None else head.stored_avif.codes_of_colours
     colours = head.colours
-    if colours is None:
+    if colours is None or colours.is_srgb:
         return None
     if run.target in _WITH_CODES and colours.codes is not None:
         return colours.codes

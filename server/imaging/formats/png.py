@@ -564,7 +564,7 @@ def texts_in(png: Png) -> dict[str, str]:
     """Return the texts with the keywords of the specification, the first of each (11.3.3)."""
     found: dict[str, str] = {}
     for kind, data in png.before + png.after:
-        keyword = data.partition(b"\0")[0]
+        keyword = data.partition(b"\0")[0].capitalize()  # ImageMagick writes `comment`
         if kind not in png_texts.KINDS or keyword not in _KEYWORDS or keyword.decode() in found:
             continue
         coding = "utf-8" if kind == b"iTXt" else "latin-1"

@@ -31,15 +31,14 @@ _PRIMARIES: dict[int, Primaries] = {
 }
 
 #: How light follows from a signal, by the code of the transfer function (H.273, table 3): the numbers of a
-#: parametric curve (ICC.1:2022, 10.18), one or five.
-_BT709 = (1 / 0.45, 1 / 1.099, 0.099 / 1.099, 1 / 4.5, 0.081)
+#: parametric curve (ICC.1:2022, 10.18), one or five. Those of video (BT.709) tell how a camera made the
+#: signal, and stills with them are shown like sRGB.
 _SRGB = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 _CURVES: dict[int, tuple[float, ...]] = {
-    **dict.fromkeys((1, 6, 14, 15), _BT709),
+    **dict.fromkeys((1, 6, 13, 14, 15), _SRGB),
     4: (2.2,),
     5: (2.8,),
     8: (1.0,),
-    13: _SRGB,
 }
 #: Transfer functions that no matrix profile describes: logarithmic, of wide gamuts, of film, and of HDR.
 _OTHER_CURVES = {

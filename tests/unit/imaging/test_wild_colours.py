@@ -169,6 +169,7 @@ def test_primaries_go_with_a_gamma() -> None:
         [(b"sRGB", b"\0"), (b"gAMA", LINEAR)],
         [(b"cICP", bytes([1, 13, 0, 1])), (b"gAMA", LINEAR)],
         [(b"cICP", bytes([2, 2, 0, 1]))],
+        [(b"cICP", bytes([1, 1, 0, 1]))],
     ],
 )  # fmt: skip
 def test_srgb_needs_no_profile(labels: list[tuple[bytes, bytes]]) -> None:

@@ -484,3 +484,16 @@ def test_a_field_of_any_type_gives_an_image_or_a_refusal(name: str, kind: int) -
             with suppress(ImageError):
                 processed(bytes(data), "rotate-90", output=output)
         struct.pack_into("<H", data, entry + 2, stored)
+
+
+@pytest.mark.parametrize("highest", [65535, 1023])
+def test_a_deep_graymap_becomes_a_page_of_16_bits(highest: int) -> None:
+    """Pillow opens it with 32 bits a sample, and would write these signed."""
+    levels = [at * highest // 63 for at in range(64)]
+    data = b"P5 8 8 %d\n" % highest + struct.pack(">64H", *levels)
+    ours = processed(data, "flip", output=Format.TIFF).data
+    found = tags(ours, ".tif", "-BitsPerSample", "-SampleFormat")
+    assert found["IFD0:BitsPerSample"] == "16"
+    assert found.get("IFD0:SampleFormat", "1") == "1"
+    assert pixels(ours, "tiff").at(7, 0) == (255, 255, 255, 255) or highest != 65535
+    assert pixels(ours, "tiff", "-flip") == pixels(data, "pgm")
