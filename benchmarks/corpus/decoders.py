@@ -179,8 +179,18 @@ def _split(raw: bytes, sides: Sequence[str], depth: int) -> tuple[Canvas, ...]:
 
 
 def _by_convert_bmp(file: Path, form: str, depth: int, directory: Path) -> Decoded:
-    """Read with ImageMagick, but without the alpha that it sees in the unused bytes of BI_RGB."""
-    is_plain = file.read_bytes()[30:34] == bytes(4)
+    """Read with ImageMagick, but without the alpha that it sees in the unused bytes of BI_RGB.
+
+    Raises:
+        Unreadable: samples of 4 bits, which it leaves too dark: the highest becomes 240.
+    """
+    data = file.read_bytes()
+    is_plain = data[30:34] == bytes(4)
+    if data[30:34] == b"\3\0\0\0" and any(
+        mask.bit_count() == 4  # noqa: PLR2004
+        for mask in struct.unpack_from("<4I", data, 54)
+    ):
+        raise Unreadable("convert leaves samples of 4 bits too dark")
     return _by_convert(file, form, depth, directory, *(("-alpha", "off") if is_plain else ()))
 
 
@@ -471,7 +481,9 @@ def complaint(file: Path, form: str) -> str | None:
     if command is None:
         return None
     try:
-        done = run(*(str(file) if word == "{}" else word for word in command))
+        with TemporaryDirectory() as directory:
+            known = _without_new_chunks(file, Path(directory)) if form == "png" else file
+            done = run(*(str(known) if word == "{}" else word for word in command))
     except Failed as error:
         return str(error).replace(str(file), "the file")
     lines = (
@@ -486,6 +498,20 @@ def complaint(file: Path, form: str) -> str | None:
     return None
 
 
+def _without_new_chunks(file: Path, directory: Path) -> Path:
+    """Copy a PNG without the chunks of its third edition, which pngcheck does not know and refuses."""
+    data = file.read_bytes()
+    kept, at = data[:8], 8
+    while at + 12 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        kept += data[at : at + 12 + length] if data[at + 4 : at + 8] not in _NEW_CHUNKS else b""
+        at += 12 + length
+    copy = directory / "known.png"
+    copy.write_bytes(kept + data[at:])
+    return copy
+
+
+_NEW_CHUNKS = (b"cICP", b"mDCV", b"cLLI")
 _STRICT = {
     "jpeg": ("djpeg", "-strict", "-outfile", "/dev/null", "{}"),
     "png": ("pngcheck", "-q", "{}"),

@@ -43,6 +43,8 @@ _CONVERTED_DB = 32.0
 
 #: How much an encoder with loss adds to that.
 _LOSSY_TOO_DB = 6.0
+#: And where the numbers are light itself: the steps of an encoder are coarse in the dark.
+_LINEAR_TOO_DB = 3.0
 
 #: Partial transparency over partial transparency is rounded differently.
 _BLENDED_DB = 40.0
@@ -394,7 +396,9 @@ def _converted_fault(
     except (Failed, Unreadable) as error:
         return str(error)[:100]
     seen_db = difference_db(expected, shown)
-    least_db = _CONVERTED_DB - (_LOSSY_TOO_DB if answer.form in ("gif", "jpeg", "webp", "avif") else 0)
+    least_db = _CONVERTED_DB
+    if answer.form in ("gif", "jpeg", "webp", "avif"):
+        least_db -= _LOSSY_TOO_DB + (_LINEAR_TOO_DB if source.label.is_linear else 0)
     return None if seen_db >= least_db else f"{seen_db:.1f} dB in sRGB"
 
 

@@ -71,6 +71,11 @@ class Label:
         return is_usual and (2.0 <= self.gamma <= 2.4 if self.gamma else self.transfer in _LIKE_SRGB)  # noqa: PLR2004
 
     @property
+    def is_linear(self) -> bool:
+        """Whether its numbers are those of light."""
+        return not self.space and self.gamma == 1
+
+    @property
     def is_hdr(self) -> bool:
         """Whether its numbers are PQ or HLG, which nothing here converts."""
         return not self.space and self.transfer in _HDR
