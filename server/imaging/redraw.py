@@ -186,8 +186,14 @@ def _other_head(run: Run) -> _Head:
     simple.check_steps(run.form, run.target, image, run.data)
     exif = image.info.get("exif", b"")
     simple.check_rows(run.form, image, run.data)
-    is_deep = simple.is_deep(run.form, image)
-    return _Head(size=image.size, frames=frames, orientation=orientation_of(exif), exif=exif, is_deep=is_deep)
+    return _Head(
+        size=image.size,
+        frames=frames,
+        orientation=orientation_of(exif),
+        exif=exif,
+        comment=simple.comment_in(run.data) if run.form is Format.PPM else b"",
+        is_deep=simple.is_deep(run.form, image),
+    )
 
 
 _HEADS: dict[Format, Callable[[Run], _Head]] = {

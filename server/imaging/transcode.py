@@ -437,16 +437,13 @@ def _exif_for_avif(exif: bytes) -> bytes:
 def _as_it_is(sink: Sink, frames: Iterator[Frame], target: Target) -> None:
     """Write a format that is output only for itself."""
     image = fit(next(frames).image, target.form)
-    settings = dict(target.settings)
-    comment = image.info.get("comment")
-    if comment and not target.metadata.strip:
-        settings["comment"] = comment
-    if len(image.getbands()) < 3:  # noqa: PLR2004 - no colours to transform
-        settings.pop("mct", None)
     if image.mode == "F":
         simple.write_pfm(sink, image)
         return
-    image.save(sink, CODECS[target.form].pillow, **settings)
+    comment = target.metadata.comment
+    is_commented = target.form is Format.PPM and bool(comment)
+    file = simple.Commented(sink, comment) if is_commented else sink
+    image.save(file, CODECS[target.form].pillow, **target.settings)  # type: ignore[arg-type]  # it only writes
 
 
 _WRITERS = {

@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image, ImageFile
 
 from server.errors import TooManyPixels
-from server.imaging.codecs import CODECS, Data, Format, Sink, damaged
+from server.imaging.codecs import CODECS, Data, Format, Sink, damaged, write_whole
 from server.imaging.formats import bmp
 from server.imaging.formats.bmp_file import BmpFile, RunsDecoder
 
@@ -22,6 +22,9 @@ _QOI_STEPS = 2
 #: In the header of a PPM, and in the pixels of a plain one.
 _MAX_HEAD_BYTES = 1 << 16
 _MAX_COMMENTS = 1000
+
+#: A comment or a number in the header of a PPM.
+_HEADER_PART = re.compile(rb"\s*(?:#([^\r\n]*)[\r\n]|[-+.\d]+)")
 
 _PYTHON_PPM_DECODERS = frozenset({"ppm", "ppm_plain"})
 
@@ -49,6 +52,38 @@ def check_head(form: Format, data: Data) -> None:
             if at < 0:
                 return
         raise damaged(Format.PPM, f"it has more than {_MAX_COMMENTS} comments")
+
+
+def comment_in(data: Data) -> bytes:
+    """Return the comments in the header of a PPM, one on each line; empty for none (netpbm's ppm(5))."""
+    head = bytes(data[:_MAX_HEAD_BYTES])
+    at, numbers, comments = 2, 2 if head[:2] in (b"P1", b"P4") else 3, []
+    while numbers and (found := _HEADER_PART.match(head, at)):
+        at = found.end()
+        if found[1] is None:
+            numbers -= 1
+        else:
+            comments.append(found[1].strip())
+    return b"\n".join(filter(None, comments))
+
+
+class Commented:
+    """A file into which Pillow writes a PPM, and which puts a comment behind the signature.
+
+    Args:
+        sink: the file.
+        comment: one or more lines.
+    """
+
+    def __init__(self, sink: Sink, comment: str) -> None:
+        self._sink = sink
+        self._comment = b"".join(b"# %s\n" % line.encode() for line in comment.splitlines())
+
+    def write(self, piece: bytes) -> int:
+        """Write a piece, and the comment in the first one."""
+        comment, self._comment = self._comment, b""
+        write_whole(self._sink, piece[:3] + comment + piece[3:] if comment else piece)
+        return len(piece)
 
 
 def check_steps(form: Format, target: Format, image: ImageFile.ImageFile, data: Data) -> None:

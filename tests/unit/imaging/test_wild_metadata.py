@@ -7,7 +7,7 @@ from itertools import permutations, product
 import pytest
 from PIL.Image import Transpose
 from support.oracle import Grid, expected
-from support.programs import run_on, tags
+from support.programs import run, run_on, tags
 from support.specimens import (
     MAKER_NOTE,
     XMP,
@@ -801,3 +801,18 @@ def test_no_resources_or_datasets_cost_more_than_their_length() -> None:
     assert kept_photoshop(empty, Policy(None, SIZE, Strip.LOCATION)) == b""
     assert len(kept_photoshop(empty, Policy(Transpose.ROTATE_90, SIZE))) == len(empty)
     assert kept_iptc(b"\x1c\2\x50\0\0" * 200_000, Policy(None, SIZE, Strip.PRIVATE)) == b""
+
+
+@pytest.mark.parametrize("kind", [b"P2", b"P3", b"P5", b"P6"])
+def test_comments_of_a_ppm_go_along(kind: bytes) -> None:
+    count = 12 if kind in (b"P3", b"P6") else 4
+    samples = b"7 " * count if kind in (b"P2", b"P3") else b"7" * count
+    data = kind + b"\n# by hand\n2 # and #\n2\n#\n255\n" + samples + b"\n" * (kind in (b"P2", b"P3"))
+    raw = b"P5" if kind in (b"P2", b"P5") else b"P6"
+    again = processed(data, "flip").data
+    assert again.startswith(raw + b"\n# by hand\n# and #\n2 2\n255\n")
+    assert run("convert", "pnm:-", "gray:-", given=again) == run("convert", "pnm:-", "gray:-", given=data)
+    for output in (Format.JPEG, Format.GIF, Format.PNG):
+        named = tags(processed(data, "flip", output=output).data, f".{output}", "-Comment")
+        assert [value.replace("..", ".") for value in named.values()] == ["by hand.and #"], output
+    assert b"hand" not in processed(data, "flip", strip=True).data
