@@ -148,6 +148,8 @@ def _readers(form: str, data: bytes) -> dict[str, Reader]:
         return {"ffmpeg": _by_ffmpeg}
     if form == "webp" and is_animated_webp(data):
         return {"vips": _by_vips_frames, "convert": _by_convert_frames}
+    if form == "bmp" and data[30:34] == b"\3\0\0\0" and _has_narrow_fields(data):
+        return {"convert": _by_convert_bmp}  # which refuses it: the others garble it
     return _READERS[form]
 
 
@@ -178,19 +180,24 @@ def _split(raw: bytes, sides: Sequence[str], depth: int) -> tuple[Canvas, ...]:
     return tuple(canvases)
 
 
+def _has_narrow_fields(data: bytes) -> bool:
+    masks = struct.unpack_from("<4I", data, 54)
+    return any(mask.bit_count() in (1, 4) for mask in masks[: 4 if data[14] > _BMP_INFO_BYTES else 3])
+
+
+_BMP_INFO_BYTES = 40
+
+
 def _by_convert_bmp(file: Path, form: str, depth: int, directory: Path) -> Decoded:
     """Read with ImageMagick, but without the alpha that it sees in the unused bytes of BI_RGB.
 
     Raises:
-        Unreadable: samples of 4 bits, which it leaves too dark: the highest becomes 240.
+        Unreadable: samples of 1 or 4 bits, which it leaves too dark: their highest becomes 128 or 240.
     """
     data = file.read_bytes()
     is_plain = data[30:34] == bytes(4)
-    if data[30:34] == b"\3\0\0\0" and any(
-        mask.bit_count() == 4  # noqa: PLR2004
-        for mask in struct.unpack_from("<4I", data, 54)
-    ):
-        raise Unreadable("convert leaves samples of 4 bits too dark")
+    if data[30:34] == b"\3\0\0\0" and _has_narrow_fields(data):
+        raise Unreadable("convert leaves samples of 1 or 4 bits too dark")
     return _by_convert(file, form, depth, directory, *(("-alpha", "off") if is_plain else ()))
 
 

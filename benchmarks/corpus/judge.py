@@ -42,9 +42,11 @@ _DECODERS_DB = {"jpeg": 38.0, "webp": 38.0, "avif": 34.0}
 _CONVERTED_DB = 32.0
 
 #: How much an encoder with loss adds to that.
-_LOSSY_TOO_DB = 6.0
+_LOSSY_TOO_DB = 8.0
 #: And where the numbers are light itself: the steps of an encoder are coarse in the dark.
 _LINEAR_TOO_DB = 3.0
+#: And where transparency may have been laid on white, by one in light and by the other after the conversion.
+_FLATTENED_TOO_DB = 9.0
 
 #: Partial transparency over partial transparency is rounded differently.
 _BLENDED_DB = 40.0
@@ -399,6 +401,8 @@ def _converted_fault(
     least_db = _CONVERTED_DB
     if answer.form in ("gif", "jpeg", "webp", "avif"):
         least_db -= _LOSSY_TOO_DB + (_LINEAR_TOO_DB if source.label.is_linear else 0)
+    if source.label.is_linear and answer.form in _FLAT:
+        least_db -= _FLATTENED_TOO_DB
     return None if seen_db >= least_db else f"{seen_db:.1f} dB in sRGB"
 
 
@@ -450,7 +454,8 @@ def _is_as_good_as_others(
         elif answer.form == "webp":
             run("cwebp", "-quiet", "-q", "10" if source.form == "webp" else "90", png, "-o", other)
         elif answer.form == "avif":
-            run("avifenc", "-y", "420", "--min", "20", "--max", "24", "-s", "8", png, other)
+            levels = ("50", "56") if source.form == "avif" else ("20", "24")
+            run("avifenc", "-y", "420", "--min", levels[0], "--max", levels[1], "-s", "8", png, other)
         else:
             run("convert", png, "+dither", "-colors", "255", f"gif:{other}")
         others = decoders.decode(other, answer.form, right.depth).canvases[0]
