@@ -187,8 +187,8 @@ class Settings(BaseModel):
         Field(
             gt=0,
             description="Most pixels in one frame, read from the header before decoding; more are "
-            "answered 422, except by `FLIP_MAX_LOSSLESS_PIXELS`. An engine needs 8 bytes of memory per "
-            "pixel; in all, about 21 to write WebP and 33 to write GIF, 45 to write either with "
+            "answered 422, except as `FLIP_MAX_LOSSLESS_PIXELS` allows. An engine needs 8 bytes of memory "
+            "per pixel; in all, about 21 to write WebP and 33 to write GIF, 45 to write either with "
             "transparency, 30 to 65 to write lossless WebP, and 46 to write AVIF (65 for an AVIF with "
             "4:4:4).",
         ),
@@ -198,8 +198,8 @@ class Settings(BaseModel):
         Field(
             ge=0,
             description="Most pixels of a JPEG that is turned without being decoded, where that is more than "
-            "`FLIP_MAX_PIXELS`; 0 for the same. An engine needs less than 1 byte of memory per pixel where "
-            "rows stay rows, and up to 9 where they become columns.",
+            "`FLIP_MAX_PIXELS`; 0 for no more than that. An engine needs less than 1 byte of memory per "
+            "pixel where rows stay rows, and up to 9 where they become columns.",
         ),
     ] = 250_000_000
     max_frames: Annotated[

@@ -15,7 +15,6 @@ from server.imaging.metadata.policy import Policy, Strip
 #: How the result is made: "pixels" are decoded and encoded again; the coefficients of a JPEG only change
 #: places ("lossless"), or some of them are mixed and quantized again ("coefficients").
 ImagePath = Literal["lossless", "coefficients", "pixels"]
-PATHS: tuple[ImagePath, ...] = ("lossless", "coefficients", "pixels")
 
 #: What `lap` is called with: the stage that has just ended.
 Stage = Literal["decode", "transform", "encode"]

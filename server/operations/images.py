@@ -59,8 +59,8 @@ class ImageParameters(Parameters):
         Field(
             description="Which metadata to leave out: `location` GPS data and names of places, and with them "
             "what may contain these and cannot be read, such as the notes of a camera's maker; `private` all "
-            "but copyright, authors, credit and colours; `true` all but the colours. Texts and comments stay "
-            "with `location`. Without it, all metadata stays."
+            "but copyright, usage terms, authors, credit and colours; `true` all but the colours. Texts and "
+            "comments stay with `location`. Without it, all metadata stays."
         ),
     ] = False
     path: Annotated[

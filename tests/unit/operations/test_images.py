@@ -13,9 +13,8 @@ from pydantic import ValidationError
 
 from server.cluster.memory_files import memory_file
 from server.errors import NotLossless, TooManyPixels
-from server.imaging import codecs
+from server.imaging import codecs, recipe
 from server.imaging.metadata.policy import Strip
-from server.imaging.recipe import PATHS
 from server.operations import images, turn_image
 from server.operations.images import OPERATIONS, TurnedImage
 
@@ -67,8 +66,8 @@ def test_the_choices_are_those_of_imaging() -> None:
     assert set(get_args(images.OutputFormat)) == codecs.OUTPUT_FORMATS
     assert set(get_args(images.Effort)) == set(codecs.Effort)
     assert set(get_args(images.MediaType)) == {codec.media_type for codec in codecs.CODECS.values()}
-    assert set(get_args(images.ImagePath)) == set(PATHS)
-    assert set(get_args(images.WantedPath)) < set(PATHS)
+    assert set(get_args(images.ImagePath)) == set(get_args(recipe.ImagePath))
+    assert set(get_args(images.WantedPath)) < set(get_args(recipe.ImagePath))
     assert set(get_args(images.Strip)) == turn_image.STRIPS.keys()
     assert set(turn_image.STRIPS.values()) == set(Strip)
 
