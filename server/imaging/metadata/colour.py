@@ -100,7 +100,7 @@ def from_codes(primaries: int, transfer: int, *, is_full_range: bool = True) -> 
 
 
 def from_gamma(gamma: int, primaries: Primaries | None) -> Colours | None:
-    """Return what a PNG says with a gamma and primaries; None for sRGB.
+    """Return what a PNG says with a gamma and primaries; None for sRGB, and for what no profile can express.
 
     Primaries without a gamma mean nothing, as in browsers.
 
@@ -116,7 +116,12 @@ def from_gamma(gamma: int, primaries: Primaries | None) -> Colours | None:
     is_near = all(abs(a - b) <= _PRIMARY_TOLERANCE for a, b in zip(where, _PRIMARIES[1], strict=True))
     if is_near and abs(gamma - _SRGB_GAMMA) <= _GAMMA_TOLERANCE:
         return None
-    return Colours(where, (100_000 / gamma,))
+    colours = Colours(where, (100_000 / gamma,))
+    try:
+        colours.profile(is_gray=False)
+    except (struct.error, ArithmeticError):  # a number that a profile cannot hold, or a division by 0
+        return None
+    return colours
 
 
 def _area(primaries: Primaries) -> float:

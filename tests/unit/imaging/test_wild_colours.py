@@ -232,3 +232,22 @@ def test_an_hdr_avif_is_carried_or_refused(tmp_path: Path, transfer: int) -> Non
     with pytest.raises(UnsupportedImage, match="HDR"):
         processed(source, output=Format.JPEG)
     assert chunk(b"cICP", bytes([9, transfer, 0, 1])) in processed(source, output=Format.PNG).data
+
+
+@pytest.mark.parametrize(
+    ("gamma", "primaries"),
+    [
+        (1, ()),
+        (45_455, (0, 1, 0, 60_000, 15_000, 60_000, 2_000_000_000, 6_000)),
+    ],
+    ids=["steep", "far-primaries"],
+)
+@pytest.mark.parametrize("output", [Format.JPEG, Format.BMP])
+def test_a_gamma_that_no_profile_can_express_is_ignored(
+    gamma: int, primaries: tuple[int, ...], output: Format
+) -> None:
+    chunks = [(b"gAMA", struct.pack(">I", gamma))]
+    if primaries:
+        chunks.append((b"cHRM", struct.pack(">8I", *primaries)))
+    answer = processed(named_png(bytes(ORANGE), *chunks), "flip", output=output).data
+    assert is_near(pixels(answer, output).pixels[0], ORANGE, 3)
