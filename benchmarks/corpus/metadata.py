@@ -23,6 +23,8 @@ _HOLDS_COMMENT = frozenset({"jpeg", "png", "gif"})
 #: What must go when everything is to go.
 _PERSONAL_GROUPS = ("ExifIFD", "GPS", "IPTC", "XMP-", "MakerNotes")
 _GEOMETRY = frozenset({"Orientation", "XMPToolkit"})
+#: What states the real sides afterwards, whatever it said.
+_SIDES = frozenset({"ExifImageWidth", "ExifImageHeight", "ImageWidth", "ImageHeight"})
 
 
 def read(files: Sequence[Path]) -> list[Tags]:
@@ -96,7 +98,7 @@ def _missing(kind: str, wanted: Mapping[str, str], answer: Tags) -> Iterator[str
     for name, value in wanted.items():
         if name not in kept:
             yield f"{kind} lost: {name}"
-        elif kept[name] != value and not _is_close(kept[name], value):
+        elif kept[name] != value and name not in _SIDES and not _is_close(kept[name], value):
             yield f"{kind} changed: {name} from {value[:40]!r} to {kept[name][:40]!r}"
 
 

@@ -30,7 +30,7 @@ _MAX_DPI = 65535
 #: Characters of a comment, so that it fits into a segment of a JPEG.
 _MAX_COMMENT = 16_000
 #: Fields of EXIF that texts of a PNG become, and their type (EXIF 2.32, 4.6.4).
-_DESCRIPTION, _SOFTWARE, _ARTIST, _COPYRIGHT, _ASCII = 0x010E, 0x0131, 0x013B, 0x8298, 2
+_NAME, _DESCRIPTION, _SOFTWARE, _ARTIST, _COPYRIGHT, _ASCII = 0x010D, 0x010E, 0x0131, 0x013B, 0x8298, 2
 
 #: Formats that name colours by their codes.
 _WITH_CODES = frozenset({Format.PNG, Format.AVIF})
@@ -368,6 +368,7 @@ def _decoded(comment: bytes) -> str:
 def _exif_of(texts: Mapping[str, str]) -> bytes:
     """Make EXIF of the texts of a PNG that has none, for formats that have no texts; empty for none."""
     named = {
+        _NAME: texts.get("Title"),  # of TIFF 6.0, section 12; EXIF has no title
         _DESCRIPTION: texts.get("Description") or texts.get("Title"),
         _SOFTWARE: texts.get("Software"),
         _ARTIST: texts.get("Author"),

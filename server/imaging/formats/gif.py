@@ -289,7 +289,7 @@ def _kept_block(block: GifFrame | bytes, policy: Policy) -> GifFrame | bytes:
 
 
 def comment_in(gif: Gif) -> bytes:
-    """Return its comments, one on each line (section 24); empty for none."""
+    """Return its comments, one on each line and each once (section 24); empty for none."""
     comments: list[bytes] = []
     for block in gif.blocks:
         if isinstance(block, bytes) and block[1] == _COMMENT:
@@ -298,7 +298,7 @@ def comment_in(gif: Gif) -> bytes:
                 text += block[at + 1 : at + 1 + block[at]]
                 at += 1 + block[at]
             comments.append(text)
-    return b"\n".join(comments)
+    return b"\n".join(dict.fromkeys(comments))
 
 
 def comment_block(comment: bytes) -> bytes:

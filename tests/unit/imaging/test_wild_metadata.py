@@ -714,7 +714,7 @@ def test_texts_of_a_png_become_exif_where_there_is_none(target: str) -> None:
     form, suffix = Format(target.lower()), FORMATS[target]
     wanted = {
         "IFD0:ImageDescription": "Γάτα", "IFD0:Artist": "Ada", "IFD0:Copyright": "(c) Ada",
-        "IFD0:Software": "Some",
+        "IFD0:Software": "Some", "IFD0:DocumentName": "Cats",
     }  # fmt: skip
     sought = [f"-{name}" for name in wanted]
     assert tags(processed(data, "flip", output=form).data, suffix, *sought) == wanted
@@ -816,3 +816,13 @@ def test_comments_of_a_ppm_go_along(kind: bytes) -> None:
         named = tags(processed(data, "flip", output=output).data, f".{output}", "-Comment")
         assert [value.replace("..", ".") for value in named.values()] == ["by hand.and #"], output
     assert b"hand" not in processed(data, "flip", strip=True).data
+
+
+def test_a_comment_of_every_frame_of_a_gif_is_one() -> None:
+    frames = [natural(SIZE, "L").point(lambda level, at=at: level // at) for at in (1, 2, 3)]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=50)
+    control = b"!\xf9\x04"
+    assert data.count(control) == 3
+    data = data.replace(control, b"!\xfe\x05A cat\0" + control)
+    assert comment_of(processed(data, "flip", output=Format.PNG).data, ".png") == "A cat"
+    assert processed(data, "flip").data.count(b"A cat") == 3
