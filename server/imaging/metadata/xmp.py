@@ -91,6 +91,8 @@ _PUBLIC = re.compile(
 
 #: No sound packet has more elements, or deeper ones; each costs a step in Python.
 _MAX_ELEMENTS, _MAX_DEPTH = 100_000, 50
+#: Nor more namespaces, which some steps compare with each other or with all elements. Few have more than 30.
+_MAX_NAMESPACES = 128
 #: What cannot stand in an attribute as it is.
 _SPECIAL = re.compile("[&<>\"'\n\t\r]")
 #: Characters of a name with its namespace.
@@ -202,8 +204,10 @@ class _Packet:
     def _namespace(self, prefix: str | None, name: str | None) -> None:
         if len(name or "") > _MAX_NAMESPACE:
             raise _OddXmpError
-        taken = set(self._prefixes.values())
         if name and name not in self._prefixes:
+            if len(self._prefixes) >= _MAX_NAMESPACES:
+                raise _OddXmpError
+            taken = set(self._prefixes.values())
             free = (f"ns{number}" for number in count(1))
             self._prefixes[name] = (
                 prefix if prefix and prefix not in taken else next(one for one in free if one not in taken)
@@ -359,15 +363,18 @@ def _turn(description: _Element, policy: Policy) -> None:
     for one, other in _PAIRS if policy.swaps_axes else ():
         description.rename({one: other, other: one})
     description.drop(_is_unturnable)
-    for element in description.elements:
+    kept: list[_Element | str] = []
+    for one in description.content:
         try:
-            if element.name in _AREAS:
-                _turn_numbers(element, policy, is_about_these=is_about_these)
-            else:
-                _turn_regions(element, policy)
+            if isinstance(one, _Element) and one.name in _AREAS:
+                _turn_numbers(one, policy, is_about_these=is_about_these)
+            elif isinstance(one, _Element):
+                _turn_regions(one, policy)
         except ValueError:
-            description.content.remove(element)
             description.is_edited = True
+        else:
+            kept.append(one)
+    description.content = kept
 
 
 def _turn_numbers(element: _Element, policy: Policy, *, is_about_these: bool) -> None:

@@ -279,6 +279,9 @@ def test_a_region_that_cannot_be_turned_goes_with_its_siblings(area: str) -> Non
         packet(REGION_SYNTAXES["attributes"]).encode("utf-32"),
         packet(REGION_SYNTAXES["attributes"], "<!DOCTYPE r:RDF [<!ENTITY a 'b'>]>").encode(),
         packet("<m:Area>" * 60 + "</m:Area>" * 60).encode(),
+        packet(
+            "".join(f"<n:b xmlns:n='http://example.org/{number}/sType/Area#'/>" for number in range(200))
+        ).encode(),
     ],
 )
 def test_a_packet_that_cannot_be_read_does_not_stay_with_its_regions(text: bytes) -> None:
