@@ -185,6 +185,7 @@ class _Items:
 
     Args:
         left: how many bytes its lists may still have.
+        has_properties: whether the box of the properties was read.
         exif_kinds: where the types of EXIF items stand.
     """
 
@@ -192,6 +193,7 @@ class _Items:
     primary: int = 0
     kinds: dict[int, bytes] = field(default_factory=dict)
     references: dict[tuple[bytes, int], tuple[int, ...]] = field(default_factory=dict)
+    has_properties: bool = False
     properties: tuple[Box, ...] = ()
     associations: dict[int, tuple[int, ...]] = field(default_factory=dict)
     places: Box | None = None
@@ -309,7 +311,14 @@ def _iref(items: _Items, data: Data, box: Box) -> None:
 
 
 def _iprp(items: _Items, data: Data, box: Box) -> None:
-    """Read the properties, and to which items they belong (ISO/IEC 23008-12, 9.3)."""
+    """Read the properties, and to which items they belong (ISO/IEC 23008-12, 9.3).
+
+    Raises:
+        ValueError: there are several such boxes, which libavif refuses too; many would take long to walk.
+    """
+    if items.has_properties:
+        raise ValueError("properties are listed twice")
+    items.has_properties = True
     for part in boxes(data, box.start, box.end):
         if part.kind == b"ipco" and not items.properties:
             items.properties = tuple(boxes(data, part.start, part.end))

@@ -16,7 +16,7 @@ from support.specimens import MAKER_NOTE, encoded, exif_block, natural, processe
 
 from server.errors import DamagedImage, UnsupportedImage
 from server.imaging.codecs import Effort, Format
-from server.imaging.formats import avif
+from server.imaging.formats import avif, bmff
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -755,3 +755,9 @@ def test_an_image_is_worth_more_than_its_exif(junk: bytes, output: Format | None
     at = exif_item(data)
     data[at : at + len(BLOCK)] = junk.ljust(len(BLOCK), b"\xff")
     assert processed(bytes(data), "flip", output=output).result.width == SIZE[0]
+
+
+def test_a_second_list_of_properties_is_damage() -> None:
+    properties = box(b"iprp", box(b"ipco"))
+    with pytest.raises(ValueError, match="twice"):
+        bmff.still(box(b"meta", bytes(4), properties, properties))
