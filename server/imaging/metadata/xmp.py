@@ -364,16 +364,16 @@ def _turn(description: _Element, policy: Policy) -> None:
         description.rename({one: other, other: one})
     description.drop(_is_unturnable)
     kept: list[_Element | str] = []
-    for one in description.content:
+    for part in description.content:
         try:
-            if isinstance(one, _Element) and one.name in _AREAS:
-                _turn_numbers(one, policy, is_about_these=is_about_these)
-            elif isinstance(one, _Element):
-                _turn_regions(one, policy)
+            if isinstance(part, _Element) and part.name in _AREAS:
+                _turn_numbers(part, policy, is_about_these=is_about_these)
+            elif isinstance(part, _Element):
+                _turn_regions(part, policy)
         except ValueError:
             description.is_edited = True
         else:
-            kept.append(one)
+            kept.append(part)
     description.content = kept
 
 
