@@ -162,7 +162,7 @@ def test_the_check_passes_what_starts_and_disturbs_no_service(server: LiveServer
     ("arguments", "environ", "says"),
     [
         ([], {"FLIP_MAX_PIXELS": "many"}, "flipcluster: FLIP_MAX_PIXELS"),
-        ([], {"FLIP_MAX_PIXELS": "1000000"}, "the limit is 1000000"),
+        ([], {"FLIP_MAX_PIXELS": "9", "FLIP_MAX_LOSSLESS_PIXELS": "1000000"}, "the limit is 1000000"),
         ([], {"GUNICORN_CMD_ARGS": "-w 0"}, "WEB_CONCURRENCY"),
         (["-k", "asgi"], {}, "-k"),
         (["-c", "nowhere.py"], {}, "nowhere.py"),

@@ -225,9 +225,9 @@ def test_a_qoi_that_would_be_encoded_in_python_for_long_is_refused() -> None:
 @pytest.mark.parametrize("line_end", [b"\n", b"\r"])
 def test_a_comment_in_the_header_of_a_ppm_may_be_long_but_not_endless(line_end: bytes) -> None:
     rest = b"2 2 255\n" + bytes(range(12))
-    flipped = flip(b"P6\n" + rest)
-    assert flip(b"P6\n#" + b"#" * 65_000 + line_end + rest) == flipped
-    assert flip(b"P6\n#" + b"#" * 65_000 + line_end + rest + bytes(10_000)) == flipped
+    flipped = flip(b"P6\n" + rest).removeprefix(b"P6\n")
+    assert flip(b"P6\n#" + b"#" * 65_000 + line_end + rest).endswith(b"#\n" + flipped)
+    assert flip(b"P6\n#" + b"#" * 65_000 + line_end + rest + bytes(10_000)).endswith(b"#\n" + flipped)
     with pytest.raises(DamagedImage, match="header does not end"):
         flip(b"P6\n#" + b"#" * 66_000 + line_end + rest)
     with pytest.raises(DamagedImage, match="header does not end"):
