@@ -150,7 +150,8 @@ def pixels(data: bytes) -> tuple[tuple[int, int], bytes]:
 
 def ended(data: bytes) -> bytes:
     """Return a file whose last scan is followed by an EOI and nothing else, as Pillow wants it."""
-    end = END_OF_SCAN.search(data, data.rfind(b"\xff\xda") + 2)
+    start = data.rfind(b"\xff\xda") + 2
+    end = END_OF_SCAN.search(data, start + int.from_bytes(data[start : start + 2], "big"))
     return data[: end.start() if end else len(data)] + b"\xff\xd9"
 
 
